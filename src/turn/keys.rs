@@ -1,0 +1,156 @@
+//! Identifiers, and what a client may choose as one.
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
+        #[serde(transparent)]
+        pub struct $name(pub Uuid);
+
+        impl $name {
+            /// A new one, ordered by time (UUID v7).
+            #[expect(clippy::new_without_default, reason = "a fresh identifier is no default")]
+            pub fn new() -> Self {
+                $name(Uuid::now_v7())
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = uuid::Error;
+            fn from_str(s: &str) -> Result<Self, uuid::Error> {
+                Uuid::parse_str(s).map($name)
+            }
+        }
+    };
+}
+
+id!(
+    /// Names a turn.
+    TurnId
+);
+id!(
+    /// Names a conversation inside the store; clients know it by organization and name.
+    ConversationId
+);
+id!(
+    /// One life of a worker process. Another life of the same container is another incarnation.
+    Incarnation
+);
+id!(
+    /// One start of a worker by a runtime: what its credential is bound to.
+    StartId
+);
+id!(
+    /// One life of a gateway replica.
+    GatewayId
+);
+id!(
+    /// One client's SSE connection.
+    SessionId
+);
+
+/// The longest conversation name, message id, user or platform, in bytes.
+pub const MAX_NAME_BYTES: usize = 256;
+
+/// What is wrong with a name that a client chose.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    #[error("{0} is empty")]
+    Empty(&'static str),
+    #[error("{0} is longer than {MAX_NAME_BYTES} bytes")]
+    TooLong(&'static str),
+    #[error("{0} holds a control character")]
+    Control(&'static str),
+}
+
+/// Checks a name that a client chose: 1 to [`MAX_NAME_BYTES`] bytes, no control characters (so it can stand in a log
+/// line, a header and an SSE frame). `what` names it in the error.
+pub fn check_name(what: &'static str, name: &str) -> Result<(), NameError> {
+    if name.is_empty() {
+        Err(NameError::Empty(what))
+    } else if name.len() > MAX_NAME_BYTES {
+        Err(NameError::TooLong(what))
+    } else if name.chars().any(char::is_control) {
+        Err(NameError::Control(what))
+    } else {
+        Ok(())
+    }
+}
+
+/// How an Agent's turns are grouped onto workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Grouping {
+    /// A deployment a conversation.
+    PerConversation,
+    /// One deployment for the whole Agent.
+    PerAgent,
+}
+
+/// The deployment that a turn is routed to: `agent`, or `agent-` and 10 hex digits of the conversation's hash. Both are
+/// DNS labels when the agent's name is one of at most 52 characters.
+pub fn deployment(agent: &str, grouping: Grouping, conversation: &str) -> String {
+    match grouping {
+        Grouping::PerAgent => agent.to_string(),
+        Grouping::PerConversation => {
+            let hash = Sha256::digest(conversation.as_bytes());
+            format!("{agent}-{}", &hex(&hash)[..10])
+        }
+    }
+}
+
+/// What must be equal for a repeated messageId to mean the same turn: everything that a client chose.
+pub fn content_hash(agent: &str, user: &str, platform: &str, message: &str, metadata: &serde_json::Value) -> Vec<u8> {
+    let mut hash = Sha256::new();
+    for part in [agent, user, platform, message, &metadata.to_string()] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    hash.finalize().to_vec()
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut s, b| {
+        let _ = write!(s, "{b:02x}");
+        s
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        assert_eq!(check_name("conversation", "c-1 \u{e4}"), Ok(()));
+        assert_eq!(check_name("conversation", ""), Err(NameError::Empty("conversation")));
+        assert_eq!(check_name("user", &"x".repeat(257)), Err(NameError::TooLong("user")));
+        assert_eq!(check_name("user", "a\nb"), Err(NameError::Control("user")));
+    }
+
+    #[test]
+    fn a_deployment_per_conversation_or_per_agent() {
+        assert_eq!(deployment("bc", Grouping::PerAgent, "c"), "bc");
+        let (a, b) = (deployment("bc", Grouping::PerConversation, "a"), deployment("bc", Grouping::PerConversation, "b"));
+        assert_ne!(a, b);
+        assert_eq!(a, deployment("bc", Grouping::PerConversation, "a"));
+        assert_eq!(a.len(), "bc-".len() + 10);
+    }
+
+    #[test]
+    fn content_is_compared_part_by_part() {
+        let null = serde_json::Value::Null;
+        assert_ne!(content_hash("a", "bc", "api", "m", &null), content_hash("ab", "c", "api", "m", &null));
+    }
+}
