@@ -1,3 +1,4 @@
 //! Lastword.
+pub mod store;
 pub mod turn;
 pub mod wire;

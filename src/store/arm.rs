@@ -1,0 +1,284 @@
+//! Arm: the turn and its marker, in one transaction. Nothing is dispatched before it committed.
+
+use serde_json::Value;
+use sqlx::{PgConnection, Row};
+
+use super::batch::Verb as BatchVerb;
+use super::{Notice, Store, StoreError};
+use crate::turn::keys::{ConversationId, GatewayId, TurnId};
+
+/// A turn to arm.
+#[derive(Debug, Clone)]
+pub struct Arm {
+    pub turn_id: TurnId,
+    pub organization: String,
+    pub conversation: String,
+    pub message_id: String,
+    pub agent: String,
+    pub deployment: String,
+    pub user: String,
+    /// [`crate::turn::routing::Routing`] as JSON.
+    pub routing: Value,
+    pub input: String,
+    pub content_hash: Vec<u8>,
+    pub traceparent: Option<String>,
+    /// The hard deadline, from arm.
+    pub turn_seconds: u32,
+    /// The Agent's lease: what verdicts of silence wait for after an outage.
+    pub lease_seconds: u32,
+    /// Who guards the turn, and for how long, before it may be claimed.
+    pub guard: Option<(GatewayId, u32)>,
+}
+
+/// What arming came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Armed {
+    pub turn_id: TurnId,
+    pub conversation_id: ConversationId,
+    /// The turn's place in its conversation.
+    pub number: i64,
+    /// Whether this call armed it; otherwise an earlier one with the same messageId and content did.
+    pub fresh: bool,
+}
+
+/// Why no turn was armed, though the database answered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ArmError {
+    /// The conversation is somebody else's; to the caller it does not exist.
+    #[error("no such conversation")]
+    NotYours,
+    #[error("the conversation belongs to the agent {0:?}; start another conversation")]
+    OtherAgent(String),
+    #[error("this messageId was used before, with other content")]
+    OtherContent,
+}
+
+impl Store {
+    /// Arms a turn; armed means: exactly one terminal will follow.
+    pub async fn arm(&self, arm: Arm) -> Result<Result<Armed, ArmError>, StoreError> {
+        let deployment = (arm.organization.clone(), arm.deployment.clone());
+        let claimable = arm.guard.is_none();
+        let answer = self.arm.call(arm).await?;
+        if let Ok(armed) = &answer
+            && armed.fresh
+        {
+            self.notices.send(Notice::Conversation(armed.conversation_id));
+            if claimable {
+                self.notices.send(Notice::Deployment(deployment.0, deployment.1));
+            }
+        }
+        Ok(answer)
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct Verb;
+
+/// A conversation as the batch found or made it, locked until the commit.
+struct Place {
+    id: ConversationId,
+    owner: String,
+    agent: Option<String>,
+}
+
+impl BatchVerb for Verb {
+    type Item = Arm;
+    type Answer = Result<Armed, ArmError>;
+
+    async fn run(&self, tx: &mut PgConnection, items: &[Arm]) -> Result<Vec<Self::Answer>, StoreError> {
+        let places = open_conversations(tx, items).await?;
+        let mut allowed: Vec<usize> = Vec::with_capacity(items.len());
+        let mut answers: Vec<Option<Self::Answer>> = Vec::with_capacity(items.len());
+        for (i, (arm, place)) in items.iter().zip(&places).enumerate() {
+            answers.push(if place.owner != arm.user {
+                Some(Err(ArmError::NotYours))
+            } else {
+                match &place.agent {
+                    Some(agent) if *agent != arm.agent => Some(Err(ArmError::OtherAgent(agent.clone()))),
+                    _ => {
+                        allowed.push(i);
+                        None
+                    }
+                }
+            });
+        }
+        insert(tx, items, &places, &allowed).await?;
+        // A second statement sees both what this batch inserted and what was there: one truth for fresh and repeat.
+        let found = find(tx, items, &allowed).await?;
+        for (&i, found) in allowed.iter().zip(found) {
+            answers[i] = Some(if found.content_hash == items[i].content_hash {
+                Ok(Armed {
+                    turn_id: found.turn_id,
+                    conversation_id: places[i].id,
+                    number: found.number,
+                    fresh: found.turn_id == items[i].turn_id,
+                })
+            } else {
+                Err(ArmError::OtherContent)
+            });
+        }
+        Ok(answers.into_iter().flatten().collect())
+    }
+}
+
+/// Finds or makes each item's conversation and locks it, in key order. The lock orders the numbers of concurrent arms as
+/// their commits, so that "arm order" means the same to everybody.
+async fn open_conversations(tx: &mut PgConnection, items: &[Arm]) -> Result<Vec<Place>, StoreError> {
+    let ids: Vec<uuid::Uuid> = items.iter().map(|_| ConversationId::new().0).collect();
+    let organizations: Vec<&str> = items.iter().map(|a| a.organization.as_str()).collect();
+    let names: Vec<&str> = items.iter().map(|a| a.conversation.as_str()).collect();
+    let owners: Vec<&str> = items.iter().map(|a| a.user.as_str()).collect();
+    sqlx::query(
+        "INSERT INTO conversation (id, organization, name, owner)
+         SELECT DISTINCT ON (organization, name) id, organization, name, owner
+         FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) WITH ORDINALITY
+              AS c(id, organization, name, owner, position)
+         ORDER BY organization, name, position
+         ON CONFLICT (organization, name) DO NOTHING",
+    )
+    .bind(&ids)
+    .bind(&organizations)
+    .bind(&names)
+    .bind(&owners)
+    .execute(&mut *tx)
+    .await?;
+    let rows = sqlx::query(
+        "SELECT id, organization, name, owner, agent FROM conversation
+         WHERE (organization, name) IN (SELECT * FROM unnest($1::text[], $2::text[]))
+         ORDER BY organization, name FOR UPDATE",
+    )
+    .bind(&organizations)
+    .bind(&names)
+    .fetch_all(&mut *tx)
+    .await?;
+    let mut by_key = std::collections::HashMap::with_capacity(rows.len());
+    for row in &rows {
+        let key: (String, String) = (row.try_get("organization")?, row.try_get("name")?);
+        let place: (uuid::Uuid, String, Option<String>) =
+            (row.try_get("id")?, row.try_get("owner")?, row.try_get("agent")?);
+        by_key.insert(key, place);
+    }
+    // The first item of a batch decides the agent of a conversation that has none.
+    let mut places = Vec::with_capacity(items.len());
+    for arm in items {
+        let Some((id, owner, agent)) = by_key.get_mut(&(arm.organization.clone(), arm.conversation.clone())) else {
+            return Err(StoreError::Raced("a conversation was erased meanwhile".into()));
+        };
+        places.push(Place { id: ConversationId(*id), owner: owner.clone(), agent: agent.clone() });
+        if *owner == arm.user {
+            agent.get_or_insert_with(|| arm.agent.clone());
+        }
+    }
+    Ok(places)
+}
+
+/// Numbers the allowed items behind their conversations' last turns, and inserts turns and markers.
+async fn insert(
+    tx: &mut PgConnection,
+    items: &[Arm],
+    places: &[Place],
+    allowed: &[usize],
+) -> Result<(), StoreError> {
+    if allowed.is_empty() {
+        return Ok(());
+    }
+    let pick = |f: fn(&Arm) -> String| -> Vec<String> { allowed.iter().map(|&i| f(&items[i])).collect() };
+    let ids: Vec<uuid::Uuid> = allowed.iter().map(|&i| items[i].turn_id.0).collect();
+    let conversations: Vec<uuid::Uuid> = allowed.iter().map(|&i| places[i].id.0).collect();
+    let guards: Vec<Option<uuid::Uuid>> = allowed.iter().map(|&i| items[i].guard.map(|g| g.0.0)).collect();
+    let guard_seconds: Vec<Option<i32>> =
+        allowed.iter().map(|&i| items[i].guard.map(|g| g.1 as i32)).collect();
+    let routings: Vec<Value> = allowed.iter().map(|&i| items[i].routing.clone()).collect();
+    let hashes: Vec<&[u8]> = allowed.iter().map(|&i| items[i].content_hash.as_slice()).collect();
+    let traces: Vec<Option<&str>> = allowed.iter().map(|&i| items[i].traceparent.as_deref()).collect();
+    let turn_seconds: Vec<i32> = allowed.iter().map(|&i| items[i].turn_seconds as i32).collect();
+    let lease_seconds: Vec<i32> = allowed.iter().map(|&i| items[i].lease_seconds as i32).collect();
+    sqlx::query(
+        r#"WITH item AS (
+             SELECT i.*, c.last_number + row_number() OVER (PARTITION BY i.conversation_id ORDER BY position) AS number,
+                    clock_timestamp() AS armed_at
+             FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+                         $9::jsonb[], $10::text[], $11::bytea[], $12::text[], $13::int[], $14::int[], $15::uuid[], $16::int[])
+                  WITH ORDINALITY
+                  AS i(id, conversation_id, organization, conversation, message_id, agent, deployment, "user",
+                       routing, input, content_hash, traceparent, turn_seconds, lease_seconds, guard, guard_seconds, position)
+             JOIN conversation c ON c.id = i.conversation_id
+           ), turns AS (
+             INSERT INTO turn (id, conversation_id, number, organization, conversation, message_id, agent, deployment,
+                               "user", routing, input, content_hash, traceparent, armed_at)
+             SELECT id, conversation_id, number, organization, conversation, message_id, agent, deployment,
+                    "user", routing, input, content_hash, traceparent, armed_at
+             FROM item ORDER BY position
+             ON CONFLICT (organization, conversation, message_id) DO NOTHING
+             RETURNING id, number
+           ), markers AS (
+             INSERT INTO marker (turn_id, conversation_id, number, organization, agent, deployment, phase,
+                                 guard, guard_until, lease_seconds, armed_at, deadline_at)
+             SELECT i.id, i.conversation_id, i.number, i.organization, i.agent, i.deployment,
+                    CASE WHEN i.guard IS NULL THEN 'waiting' ELSE 'guarding' END,
+                    i.guard, i.armed_at + make_interval(secs => i.guard_seconds), i.lease_seconds,
+                    i.armed_at, i.armed_at + make_interval(secs => i.turn_seconds)
+             FROM item i JOIN turns USING (id)
+           )
+           UPDATE conversation c SET last_number = new.last, agent = coalesce(c.agent, new.agent)
+           FROM (SELECT i.conversation_id, max(t.number) AS last, min(i.agent) AS agent
+                 FROM turns t JOIN item i USING (id) GROUP BY i.conversation_id) new
+           WHERE c.id = new.conversation_id"#,
+    )
+    .bind(&ids)
+    .bind(&conversations)
+    .bind(pick(|a| a.organization.clone()))
+    .bind(pick(|a| a.conversation.clone()))
+    .bind(pick(|a| a.message_id.clone()))
+    .bind(pick(|a| a.agent.clone()))
+    .bind(pick(|a| a.deployment.clone()))
+    .bind(pick(|a| a.user.clone()))
+    .bind(&routings)
+    .bind(pick(|a| a.input.clone()))
+    .bind(&hashes)
+    .bind(&traces)
+    .bind(&turn_seconds)
+    .bind(&lease_seconds)
+    .bind(&guards)
+    .bind(&guard_seconds)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+struct Found {
+    turn_id: TurnId,
+    number: i64,
+    content_hash: Vec<u8>,
+}
+
+/// Reads what stands under each allowed item's messageId now.
+async fn find(tx: &mut PgConnection, items: &[Arm], allowed: &[usize]) -> Result<Vec<Found>, StoreError> {
+    if allowed.is_empty() {
+        return Ok(Vec::new());
+    }
+    let pick = |f: fn(&Arm) -> &str| -> Vec<&str> { allowed.iter().map(|&i| f(&items[i])).collect() };
+    let rows = sqlx::query(
+        "SELECT t.id, t.number, t.content_hash
+         FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS i(organization, conversation, message_id, position)
+         JOIN turn t USING (organization, conversation, message_id)
+         ORDER BY position",
+    )
+    .bind(pick(|a| &a.organization))
+    .bind(pick(|a| &a.conversation))
+    .bind(pick(|a| &a.message_id))
+    .fetch_all(tx)
+    .await?;
+    if rows.len() != allowed.len() {
+        return Err(StoreError::Raced("a turn was pruned meanwhile".into()));
+    }
+    rows.iter()
+        .map(|row| {
+            Ok(Found {
+                turn_id: TurnId(row.try_get("id")?),
+                number: row.try_get("number")?,
+                content_hash: row.try_get("content_hash")?,
+            })
+        })
+        .collect()
+}

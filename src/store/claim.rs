@@ -1,0 +1,279 @@
+//! Claim: a worker takes turns, in arm order within a conversation. It commits before anything is pushed.
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use super::batch::Verb as BatchVerb;
+use super::{Store, StoreError};
+use crate::turn::keys::{ConversationId, Incarnation, TurnId};
+use crate::turn::routing::Routing;
+
+/// The most turns of one conversation that are claimed together.
+const MAX_TOGETHER: i64 = 32;
+
+/// A worker with room.
+#[derive(Debug, Clone)]
+pub struct ClaimFor {
+    pub incarnation: Incarnation,
+    /// Turns that it can take now; with `together`, conversations.
+    pub room: u32,
+    /// Take all turns of a conversation that wait together.
+    pub together: bool,
+}
+
+/// A claimed turn, with what a worker needs to run it.
+#[derive(Debug, Clone)]
+pub struct Claimed {
+    pub turn_id: TurnId,
+    pub conversation_id: ConversationId,
+    pub number: i64,
+    pub organization: String,
+    pub conversation: String,
+    pub message_id: String,
+    pub agent: String,
+    pub deployment: String,
+    pub user: String,
+    pub routing: Routing,
+    pub input: String,
+    pub traceparent: Option<String>,
+    /// Length of the durable log: more than 0 when the turn was pushed before.
+    pub log_end: u64,
+}
+
+impl Store {
+    /// Claims for one worker; an empty answer also when its lease is not live.
+    pub async fn claim(&self, claim: ClaimFor) -> Result<Vec<Claimed>, StoreError> {
+        self.claim.call(claim).await
+    }
+
+    /// The turns that these incarnations hold now, by incarnation.
+    pub async fn held(&self, turns: &[TurnId], by: Incarnation) -> Result<Vec<Claimed>, StoreError> {
+        let mut connection = self.general.acquire().await?;
+        let ids: Vec<Uuid> = turns.iter().map(|t| t.0).collect();
+        let held: Vec<Uuid> =
+            sqlx::query_scalar("SELECT turn_id FROM marker WHERE turn_id = ANY($1) AND incarnation = $2")
+                .bind(&ids)
+                .bind(by.0)
+                .fetch_all(&mut *connection)
+                .await?;
+        read(&mut connection, &held).await
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct Verb;
+
+impl BatchVerb for Verb {
+    type Item = ClaimFor;
+    type Answer = Vec<Claimed>;
+
+    async fn run(&self, tx: &mut PgConnection, items: &[ClaimFor]) -> Result<Vec<Vec<Claimed>>, StoreError> {
+        let incarnations: Vec<Uuid> = items.iter().map(|c| c.incarnation.0).collect();
+        // Whoever ends or drains a lease locks it FOR UPDATE first: it waits for this claim, or this claim sees it.
+        let live: HashMap<Uuid, (String, String, bool)> = sqlx::query(
+            "SELECT incarnation, organization, deployment, claimed FROM lease
+             WHERE incarnation = ANY($1) AND phase = 'live' ORDER BY incarnation FOR KEY SHARE",
+        )
+        .bind(&incarnations)
+        .fetch_all(&mut *tx)
+        .await?
+        .iter()
+        .map(|r| Ok((r.try_get(0)?, (r.try_get(1)?, r.try_get(2)?, r.try_get(3)?))))
+        .collect::<Result<_, sqlx::Error>>()?;
+
+        let heads = lock_heads(tx, items, &live).await?;
+        let mut taken = assign(items, &live, heads);
+        add_followers(tx, items, &mut taken).await?;
+        mark(tx, items, &taken, &live).await?;
+
+        let ids: Vec<Uuid> = taken.iter().map(|t| t.turn_id).collect();
+        let mut by_turn: HashMap<TurnId, Claimed> =
+            read(tx, &ids).await?.into_iter().map(|c| (c.turn_id, c)).collect();
+        let mut answers: Vec<Vec<Claimed>> = items.iter().map(|_| Vec::new()).collect();
+        for t in taken {
+            answers[t.item].extend(by_turn.remove(&TurnId(t.turn_id)));
+        }
+        for answer in &mut answers {
+            answer.sort_by_key(|c| (c.conversation_id, c.number));
+        }
+        Ok(answers)
+    }
+}
+
+/// A turn that can be claimed: the first of its conversation that has no terminal.
+struct Head {
+    turn_id: Uuid,
+    conversation_id: Uuid,
+}
+
+/// A turn and the item (worker) of the batch that takes it.
+struct Taken {
+    item: usize,
+    turn_id: Uuid,
+    conversation_id: Uuid,
+}
+
+type Live = HashMap<Uuid, (String, String, bool)>;
+type Place = (String, String);
+
+/// Locks as many claimable turns a deployment as its workers in this batch have room for. Rows that another transaction
+/// has locked are passed over; every condition stands inside the locking SELECT, so it holds for the locked version.
+async fn lock_heads(
+    tx: &mut PgConnection,
+    items: &[ClaimFor],
+    live: &Live,
+) -> Result<HashMap<Place, Vec<Head>>, StoreError> {
+    let mut room: HashMap<Place, i64> = HashMap::new();
+    for item in items {
+        if let Some((organization, deployment, _)) = live.get(&item.incarnation.0) {
+            *room.entry((organization.clone(), deployment.clone())).or_default() += i64::from(item.room);
+        }
+    }
+    let mut places: Vec<(Place, i64)> = room.into_iter().filter(|(_, n)| *n > 0).collect();
+    if places.is_empty() {
+        return Ok(HashMap::new());
+    }
+    places.sort();
+    let organizations: Vec<&str> = places.iter().map(|p| p.0.0.as_str()).collect();
+    let deployments: Vec<&str> = places.iter().map(|p| p.0.1.as_str()).collect();
+    let rooms: Vec<i64> = places.iter().map(|p| p.1).collect();
+    let rows = sqlx::query(
+        "SELECT d.organization, d.deployment, m.turn_id, m.conversation_id
+         FROM unnest($1::text[], $2::text[], $3::bigint[]) AS d(organization, deployment, room)
+         CROSS JOIN LATERAL (
+           SELECT turn_id, conversation_id FROM marker m
+           WHERE m.organization = d.organization AND m.deployment = d.deployment
+             AND m.incarnation IS NULL AND m.phase = 'waiting'
+             AND NOT EXISTS (SELECT FROM marker e WHERE e.conversation_id = m.conversation_id AND e.number < m.number)
+           ORDER BY m.armed_at LIMIT d.room FOR UPDATE OF m SKIP LOCKED
+         ) m",
+    )
+    .bind(&organizations)
+    .bind(&deployments)
+    .bind(&rooms)
+    .fetch_all(tx)
+    .await?;
+    let mut heads: HashMap<Place, Vec<Head>> = HashMap::new();
+    for row in rows.iter().rev() {
+        let place = (row.try_get(0)?, row.try_get(1)?);
+        heads.entry(place).or_default().push(Head { turn_id: row.try_get(2)?, conversation_id: row.try_get(3)? });
+    }
+    Ok(heads)
+}
+
+/// Deals the heads out, one a worker in turn, so that the workers of a deployment fill evenly.
+fn assign(items: &[ClaimFor], live: &Live, mut heads: HashMap<Place, Vec<Head>>) -> Vec<Taken> {
+    let mut taken = Vec::new();
+    let mut room: Vec<u32> = items.iter().map(|i| i.room).collect();
+    let mut dealt = true;
+    while dealt {
+        dealt = false;
+        for (i, item) in items.iter().enumerate() {
+            let Some((organization, deployment, _)) = live.get(&item.incarnation.0) else { continue };
+            let place = (organization.clone(), deployment.clone());
+            if room[i] > 0
+                && let Some(head) = heads.get_mut(&place).and_then(Vec::pop)
+            {
+                room[i] -= 1;
+                dealt = true;
+                taken.push(Taken { item: i, turn_id: head.turn_id, conversation_id: head.conversation_id });
+            }
+        }
+    }
+    taken
+}
+
+/// For workers that take a conversation's waiting turns together: the turns right behind their heads.
+async fn add_followers(tx: &mut PgConnection, items: &[ClaimFor], taken: &mut Vec<Taken>) -> Result<(), StoreError> {
+    let together: HashMap<Uuid, usize> =
+        taken.iter().filter(|t| items[t.item].together).map(|t| (t.conversation_id, t.item)).collect();
+    if together.is_empty() {
+        return Ok(());
+    }
+    let conversations: Vec<Uuid> = together.keys().copied().collect();
+    let rows: Vec<(Uuid, Uuid)> = sqlx::query_as(
+        "SELECT f.turn_id, f.conversation_id FROM unnest($1::uuid[]) AS c(id)
+         CROSS JOIN LATERAL (
+           SELECT turn_id, conversation_id FROM marker m
+           WHERE m.conversation_id = c.id AND m.phase = 'waiting'
+             AND NOT EXISTS (SELECT FROM marker e WHERE e.conversation_id = m.conversation_id
+                             AND e.number < m.number AND e.phase <> 'waiting')
+           ORDER BY m.number LIMIT $2 FOR UPDATE OF m SKIP LOCKED
+         ) f",
+    )
+    .bind(&conversations)
+    .bind(MAX_TOGETHER)
+    .fetch_all(tx)
+    .await?;
+    for (turn_id, conversation_id) in rows {
+        if !taken.iter().any(|t| t.turn_id == turn_id) {
+            taken.push(Taken { item: together[&conversation_id], turn_id, conversation_id });
+        }
+    }
+    Ok(())
+}
+
+/// Writes the claims.
+async fn mark(tx: &mut PgConnection, items: &[ClaimFor], taken: &[Taken], live: &Live) -> Result<(), StoreError> {
+    if taken.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<Uuid> = taken.iter().map(|t| t.turn_id).collect();
+    let holders: Vec<Uuid> = taken.iter().map(|t| items[t.item].incarnation.0).collect();
+    sqlx::query(
+        "UPDATE marker m SET phase = 'claimed', incarnation = c.incarnation, claimed_at = clock_timestamp(), guard = NULL
+         FROM unnest($1::uuid[], $2::uuid[]) AS c(turn_id, incarnation) WHERE m.turn_id = c.turn_id",
+    )
+    .bind(&ids)
+    .bind(&holders)
+    .execute(&mut *tx)
+    .await?;
+    let mut first: Vec<Uuid> = holders.into_iter().filter(|h| live.get(h).is_some_and(|l| !l.2)).collect();
+    if !first.is_empty() {
+        first.sort();
+        sqlx::query("UPDATE lease SET claimed = true, idle_since = NULL WHERE incarnation = ANY($1)")
+            .bind(&first)
+            .execute(tx)
+            .await?;
+    }
+    Ok(())
+}
+
+async fn read(tx: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Claimed>, StoreError> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = sqlx::query(
+        r#"SELECT t.id, t.conversation_id, t.number, t.organization, t.conversation, t.message_id, t.agent, t.deployment,
+                  t."user", t.routing, t.input, t.traceparent,
+                  (SELECT max(end_at) FROM output o WHERE o.turn_id = t.id) AS log_end
+           FROM turn t WHERE t.id = ANY($1)"#,
+    )
+    .bind(ids)
+    .fetch_all(tx)
+    .await?;
+    rows.iter()
+        .map(|r| {
+            let routing: Value = r.try_get("routing")?;
+            Ok(Claimed {
+                turn_id: TurnId(r.try_get("id")?),
+                conversation_id: ConversationId(r.try_get("conversation_id")?),
+                number: r.try_get("number")?,
+                organization: r.try_get("organization")?,
+                conversation: r.try_get("conversation")?,
+                message_id: r.try_get("message_id")?,
+                agent: r.try_get("agent")?,
+                deployment: r.try_get("deployment")?,
+                user: r.try_get("user")?,
+                // Unreadable routing does not keep a turn from being run; its ending deals with it.
+                routing: Routing::read(Some(&routing)).unwrap_or_default(),
+                input: r.try_get("input")?,
+                traceparent: r.try_get("traceparent")?,
+                log_end: r.try_get::<Option<i64>, _>("log_end")?.unwrap_or(0) as u64,
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,103 @@
+//! Deliveries: a row says "shown to nobody yet" on its platform. Renderers take due rows and remove what they showed.
+
+use sqlx::Row;
+use uuid::Uuid;
+
+use super::{Notice, Store, StoreError};
+use crate::turn::keys::{ConversationId, GatewayId, TurnId};
+
+/// Looks by a replica without a session, before a row is parked whatever the registry says: sessions poll anyway.
+const MAX_LOOKS: i32 = 20;
+
+/// A row that this renderer has taken for the length of its claim.
+#[derive(Debug, Clone)]
+pub struct DueDelivery {
+    pub turn_id: TurnId,
+    pub conversation_id: ConversationId,
+    pub organization: String,
+    pub attempts: u32,
+}
+
+impl Store {
+    /// Takes due rows of a platform for `seconds`, which must exceed the renderer's own timeout.
+    pub async fn take_deliveries(
+        &self,
+        platform: &str,
+        by: GatewayId,
+        seconds: u32,
+        limit: u32,
+    ) -> Result<Vec<DueDelivery>, StoreError> {
+        let rows = sqlx::query(
+            "WITH due AS MATERIALIZED (
+               SELECT turn_id, platform FROM delivery
+               WHERE platform = $1 AND state = 'ready' AND due_at < statement_timestamp()
+               ORDER BY due_at LIMIT $4 FOR UPDATE SKIP LOCKED)
+             UPDATE delivery d SET due_at = clock_timestamp() + make_interval(secs => $3), claimed_by = $2,
+                    attempts = d.attempts + 1
+             FROM due WHERE d.turn_id = due.turn_id AND d.platform = due.platform
+             RETURNING d.turn_id, d.conversation_id, d.organization, d.attempts",
+        )
+        .bind(platform)
+        .bind(by.0)
+        .bind(f64::from(seconds))
+        .bind(i64::from(limit))
+        .fetch_all(&self.general)
+        .await?;
+        rows.iter()
+            .map(|r| {
+                Ok(DueDelivery {
+                    turn_id: TurnId(r.try_get("turn_id")?),
+                    conversation_id: ConversationId(r.try_get("conversation_id")?),
+                    organization: r.try_get("organization")?,
+                    attempts: r.try_get::<i32, _>("attempts")? as u32,
+                })
+            })
+            .collect()
+    }
+
+    /// Removes what was shown; parked rows too.
+    pub async fn delivered(&self, platform: &str, turns: &[TurnId]) -> Result<(), StoreError> {
+        if turns.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<Uuid> = turns.iter().map(|t| t.0).collect();
+        sqlx::query(
+            "WITH shown AS MATERIALIZED (SELECT turn_id FROM delivery WHERE turn_id = ANY($1) AND platform = $2
+                                         ORDER BY turn_id FOR UPDATE)
+             DELETE FROM delivery d USING shown s WHERE d.turn_id = s.turn_id AND d.platform = $2",
+        )
+        .bind(&ids)
+        .bind(platform)
+        .execute(&self.general)
+        .await?;
+        Ok(())
+    }
+
+    /// Puts back `api` rows for which this replica holds no session: to the replicas that the registry names, which are
+    /// woken; or, where it names none, aside for the retention. A session that registers meanwhile reads past its
+    /// cursor, whatever the row's state.
+    pub async fn put_back(&self, rows: &[DueDelivery]) -> Result<(), StoreError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<Uuid> = rows.iter().map(|r| r.turn_id.0).collect();
+        let known: Vec<Option<Uuid>> = sqlx::query_scalar(
+            "WITH mine AS MATERIALIZED (SELECT turn_id FROM delivery WHERE turn_id = ANY($1) AND platform = 'api'
+                                        ORDER BY turn_id FOR UPDATE)
+             UPDATE delivery d SET claimed_by = NULL, due_at = clock_timestamp() + interval '2 seconds',
+                    state = CASE WHEN d.attempts < $2 AND EXISTS (
+                      SELECT FROM session s JOIN gateway g ON g.id = s.gateway AND g.expires_at > statement_timestamp()
+                      WHERE s.conversation_id = d.conversation_id) THEN 'ready' ELSE 'parked' END
+             FROM mine WHERE d.turn_id = mine.turn_id AND d.platform = 'api'
+             RETURNING CASE d.state WHEN 'ready' THEN d.conversation_id END",
+        )
+        .bind(&ids)
+        .bind(MAX_LOOKS)
+        .fetch_all(&self.general)
+        .await?;
+        for conversation in known.into_iter().flatten() {
+            self.notices.send(Notice::Conversation(ConversationId(conversation)));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,235 @@
+//! Failures with proof: a worker is dead, a start failed, one turn is to end now.
+
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use super::batch::retry_races;
+use super::elect::{self, Ended};
+use super::{Store, StoreError};
+use crate::turn::keys::{Incarnation, TurnId};
+use crate::turn::reason::Reason;
+use crate::turn::terminal::Failure;
+
+/// What the death of a worker came to.
+#[derive(Debug, Clone, Default)]
+pub struct FailedWorker {
+    /// Whether this call was the one that ended the lease.
+    pub died_now: bool,
+    /// Whether it had never claimed anything and was not told to stop: a failed start.
+    pub failed_start: bool,
+    pub ended: Vec<TurnId>,
+}
+
+/// When a worker may be failed; read again under the lease's lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Only {
+    /// Proof is at hand.
+    Always,
+    /// By silence: only if no heartbeat came meanwhile, and the settling gate is open.
+    IfLapsed,
+    /// Only if its time to drain is over.
+    IfDrained,
+}
+
+impl Store {
+    /// Ends a worker's lease and every turn that its marker names. A start that failed also ends the turns that have
+    /// waited through `startAttempts` failed starts, unless another worker is live or starting.
+    ///
+    /// Keyed by incarnation: a late notice of an old death touches nothing that a successor claimed.
+    pub async fn fail_worker(&self, incarnation: Incarnation, failure: &Failure) -> Result<FailedWorker, StoreError> {
+        self.end_lease(incarnation, failure, Only::Always).await
+    }
+
+    pub(super) async fn end_lease(
+        &self,
+        incarnation: Incarnation,
+        failure: &Failure,
+        only: Only,
+    ) -> Result<FailedWorker, StoreError> {
+        let (failed, ended) = retry_races(|| async {
+            let mut tx = self.vital().begin().await?;
+            let done = end_lease(&mut tx, incarnation, failure, only).await?;
+            tx.commit().await?;
+            Ok(done)
+        })
+        .await?;
+        self.announce(&ended);
+        if failed.died_now {
+            self.notices.send(super::Notice::Worker(incarnation));
+        }
+        Ok(failed)
+    }
+
+    /// Ends one turn, whoever holds it; `None` when it had its last word.
+    pub async fn fail_turn(&self, turn: TurnId, failure: &Failure) -> Result<Option<Ended>, StoreError> {
+        let ended = retry_races(|| async {
+            let mut tx = self.vital().begin().await?;
+            let ended = elect::fail_open(&mut tx, &[turn], None, failure).await?;
+            tx.commit().await?;
+            Ok(ended)
+        })
+        .await?;
+        self.announce(&ended);
+        Ok(ended.into_iter().next())
+    }
+
+    /// Ends the newest waiting turns of an agent that are beyond its queue's limit; at most 500 a call.
+    pub async fn shed(&self, organization: &str, agent: &str, max_queued: u32) -> Result<u32, StoreError> {
+        let failure = Failure::new(Reason::QuotaExceeded);
+        let ended = retry_races(|| async {
+            let mut tx = self.vital().begin().await?;
+            let over: Vec<Uuid> = sqlx::query_scalar(
+                "SELECT turn_id FROM marker WHERE organization = $1 AND agent = $2 AND incarnation IS NULL AND phase = 'waiting'
+                 ORDER BY armed_at OFFSET $3 LIMIT 500",
+            )
+            .bind(organization)
+            .bind(agent)
+            .bind(i64::from(max_queued))
+            .fetch_all(&mut *tx)
+            .await?;
+            let over: Vec<TurnId> = over.into_iter().map(TurnId).collect();
+            let ended = elect::fail_open(&mut tx, &over, None, &failure).await?;
+            tx.commit().await?;
+            Ok(ended)
+        })
+        .await?;
+        self.announce(&ended);
+        Ok(ended.len() as u32)
+    }
+
+    /// Ends every open turn of an agent that no longer exists and is not in a worker's hand; at most 500 a call.
+    pub async fn orphan(&self, organization: &str, agent: &str) -> Result<u32, StoreError> {
+        let failure = Failure::new(Reason::AgentNotFound);
+        let ended = retry_races(|| async {
+            let mut tx = self.vital().begin().await?;
+            let waiting: Vec<Uuid> = sqlx::query_scalar(
+                "SELECT turn_id FROM marker WHERE organization = $1 AND agent = $2 AND incarnation IS NULL LIMIT 500",
+            )
+            .bind(organization)
+            .bind(agent)
+            .fetch_all(&mut *tx)
+            .await?;
+            let waiting: Vec<TurnId> = waiting.into_iter().map(TurnId).collect();
+            let ended = elect::fail_open(&mut tx, &waiting, None, &failure).await?;
+            tx.commit().await?;
+            Ok(ended)
+        })
+        .await?;
+        self.announce(&ended);
+        Ok(ended.len() as u32)
+    }
+}
+
+/// The lease as the one who ends it finds it.
+pub(super) struct Ending {
+    pub organization: String,
+    pub deployment: String,
+    pub phase: String,
+    pub claimed: bool,
+    pub start_attempts: i32,
+    pub stop_reason: Option<String>,
+    pub lapsed: bool,
+    pub drained: bool,
+}
+
+/// Locks a lease FOR UPDATE: no claim holds it, and none will before this transaction ends.
+pub(super) async fn lock_lease(tx: &mut PgConnection, incarnation: Incarnation) -> Result<Option<Ending>, StoreError> {
+    let row = sqlx::query(
+        "SELECT organization, deployment, phase, claimed, start_attempts, stop_reason,
+                expires_at < clock_timestamp() AS lapsed,
+                phase = 'draining' AND drain_until < clock_timestamp() AS drained
+         FROM lease WHERE incarnation = $1 FOR UPDATE",
+    )
+    .bind(incarnation.0)
+    .fetch_optional(tx)
+    .await?;
+    row.map(|r| {
+        Ok(Ending {
+            organization: r.try_get("organization")?,
+            deployment: r.try_get("deployment")?,
+            phase: r.try_get("phase")?,
+            claimed: r.try_get("claimed")?,
+            start_attempts: r.try_get("start_attempts")?,
+            stop_reason: r.try_get("stop_reason")?,
+            lapsed: r.try_get("lapsed")?,
+            drained: r.try_get("drained")?,
+        })
+    })
+    .transpose()
+}
+
+async fn end_lease(
+    tx: &mut PgConnection,
+    incarnation: Incarnation,
+    failure: &Failure,
+    only: Only,
+) -> Result<(FailedWorker, Vec<Ended>), StoreError> {
+    let Some(lease) = lock_lease(tx, incarnation).await? else {
+        return Ok(Default::default());
+    };
+    let may = match only {
+        Only::Always => true,
+        Only::IfLapsed => lease.lapsed,
+        Only::IfDrained => lease.drained,
+    };
+    if !may {
+        return Ok(Default::default());
+    }
+    // What a worker leaves behind after it was told to stop carries the reason of the stop.
+    let stopped: Option<Reason> = lease.stop_reason.as_deref().and_then(|r| r.parse().ok());
+    let failure = match stopped {
+        Some(reason) => Failure { detail: failure.detail.clone(), ..Failure::new(reason) },
+        None => failure.clone(),
+    }
+    .storable();
+    let died_now = lease.phase != "dead";
+    if died_now {
+        bury(tx, incarnation, &failure).await?;
+    }
+    let held: Vec<Uuid> = sqlx::query_scalar("SELECT turn_id FROM marker WHERE incarnation = $1")
+        .bind(incarnation.0)
+        .fetch_all(&mut *tx)
+        .await?;
+    let held: Vec<TurnId> = held.into_iter().map(TurnId).collect();
+    let mut ended = elect::fail_open(tx, &held, Some(incarnation), &failure).await?;
+    let failed_start = died_now && !lease.claimed && stopped.is_none();
+    if failed_start {
+        ended.extend(fail_waiting(tx, &lease, &failure).await?);
+    }
+    Ok((FailedWorker { died_now, failed_start, ended: ended.iter().map(|e| e.turn_id).collect() }, ended))
+}
+
+/// Writes the tombstone.
+pub(super) async fn bury(tx: &mut PgConnection, incarnation: Incarnation, failure: &Failure) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE lease SET phase = 'dead', died_at = clock_timestamp(), death_reason = $2, death_detail = $3
+         WHERE incarnation = $1",
+    )
+    .bind(incarnation.0)
+    .bind(failure.reason.as_str())
+    .bind(&failure.detail)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Ends the turns that have now waited through as many failed starts as their Agent allows, if no worker is there or
+/// coming.
+async fn fail_waiting(tx: &mut PgConnection, lease: &Ending, failure: &Failure) -> Result<Vec<Ended>, StoreError> {
+    let waiting: Vec<Uuid> = sqlx::query_scalar(
+        "SELECT m.turn_id FROM marker m
+         WHERE m.organization = $1 AND m.deployment = $2 AND m.incarnation IS NULL AND m.phase = 'waiting'
+           AND NOT EXISTS (SELECT FROM lease l WHERE l.organization = $1 AND l.deployment = $2
+                           AND l.phase IN ('starting', 'live'))
+           AND (SELECT count(*) FROM lease l WHERE l.phase = 'dead' AND l.died_at >= m.armed_at
+                AND l.organization = $1 AND l.deployment = $2 AND NOT l.claimed AND l.stop_reason IS NULL) >= $3
+         LIMIT 5000",
+    )
+    .bind(&lease.organization)
+    .bind(&lease.deployment)
+    .bind(i64::from(lease.start_attempts))
+    .fetch_all(&mut *tx)
+    .await?;
+    let waiting: Vec<TurnId> = waiting.into_iter().map(TurnId).collect();
+    elect::fail_open(tx, &waiting, None, failure).await
+}

@@ -1,0 +1,91 @@
+//! Guarding: a turn is checked under a short lease before it may be claimed.
+
+use serde_json::Value;
+use sqlx::Row;
+use uuid::Uuid;
+
+use super::{Notice, Store, StoreError};
+use crate::turn::keys::{GatewayId, TurnId};
+use crate::turn::routing::Routing;
+
+/// A turn to guard.
+#[derive(Debug, Clone)]
+pub struct GuardedTurn {
+    pub turn_id: TurnId,
+    pub organization: String,
+    pub conversation: String,
+    pub user: String,
+    pub agent: String,
+    pub deployment: String,
+    pub message_id: String,
+    pub routing: Routing,
+    pub input: String,
+}
+
+impl Store {
+    /// Takes over turns whose guard let its lease run out, for `seconds`; at most 50 a call.
+    pub async fn take_unguarded(&self, guard: GatewayId, seconds: u32) -> Result<Vec<GuardedTurn>, StoreError> {
+        let rows = sqlx::query(
+            r#"WITH lapsed AS MATERIALIZED (
+                 SELECT turn_id FROM marker WHERE phase = 'guarding' AND guard_until < statement_timestamp()
+                 ORDER BY guard_until LIMIT 50 FOR UPDATE SKIP LOCKED
+               ), taken AS (
+                 UPDATE marker m SET guard = $1, guard_until = clock_timestamp() + make_interval(secs => $2)
+                 FROM lapsed WHERE m.turn_id = lapsed.turn_id RETURNING m.turn_id)
+               SELECT t.id, t.organization, t.conversation, t."user", t.agent, t.deployment, t.message_id, t.routing, t.input
+               FROM taken JOIN turn t ON t.id = taken.turn_id"#,
+        )
+        .bind(guard.0)
+        .bind(f64::from(seconds))
+        .fetch_all(&self.general)
+        .await?;
+        rows.iter()
+            .map(|r| {
+                let routing: Value = r.try_get("routing")?;
+                Ok(GuardedTurn {
+                    turn_id: TurnId(r.try_get("id")?),
+                    organization: r.try_get("organization")?,
+                    conversation: r.try_get("conversation")?,
+                    user: r.try_get("user")?,
+                    agent: r.try_get("agent")?,
+                    deployment: r.try_get("deployment")?,
+                    message_id: r.try_get("message_id")?,
+                    routing: Routing::read(Some(&routing)).unwrap_or_default(),
+                    input: r.try_get("input")?,
+                })
+            })
+            .collect()
+    }
+
+    /// Keeps a guard's lease on a turn for another `seconds`; false when it is not this guard's any more.
+    pub async fn keep_guarding(&self, turn: TurnId, guard: GatewayId, seconds: u32) -> Result<bool, StoreError> {
+        let done = sqlx::query(
+            "UPDATE marker SET guard_until = clock_timestamp() + make_interval(secs => $3)
+             WHERE turn_id = $1 AND phase = 'guarding' AND guard = $2",
+        )
+        .bind(turn.0)
+        .bind(guard.0)
+        .bind(f64::from(seconds))
+        .execute(&self.general)
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// The turn passed: it may be claimed. False when it is no longer this guard's to pass.
+    pub async fn pass_guard(&self, turn: TurnId, guard: GatewayId) -> Result<bool, StoreError> {
+        let place: Option<(String, String, Uuid)> = sqlx::query_as(
+            "UPDATE marker SET phase = 'waiting', guard = NULL, guard_until = NULL
+             WHERE turn_id = $1 AND phase = 'guarding' AND guard = $2
+             RETURNING organization, deployment, conversation_id",
+        )
+        .bind(turn.0)
+        .bind(guard.0)
+        .fetch_optional(&self.general)
+        .await?;
+        if let Some((organization, deployment, _)) = place {
+            self.notices.send(Notice::Deployment(organization, deployment));
+            return Ok(true);
+        }
+        Ok(false)
+    }
+}

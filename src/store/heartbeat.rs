@@ -1,0 +1,92 @@
+//! Heartbeats, batched over all workers of a gateway on one tick; the same transaction is the gateway's own sign of life.
+
+use std::collections::HashMap;
+
+use sqlx::Row;
+use uuid::Uuid;
+
+use super::batch::retry_races;
+use super::{Store, StoreError, gate};
+use crate::turn::keys::{GatewayId, Incarnation, TurnId};
+
+/// A worker's sign of life.
+#[derive(Debug, Clone)]
+pub struct Beat {
+    pub incarnation: Incarnation,
+    /// Whether it holds turns.
+    pub busy: bool,
+}
+
+/// What the database says of a worker that gave a sign of life. No answer: its lease is dead, it must stop.
+#[derive(Debug, Clone, Default)]
+pub struct BeatAnswer {
+    /// Turns whose markers name it.
+    pub held: Vec<TurnId>,
+    /// Seconds left to drain, if it is to.
+    pub drain: Option<u32>,
+}
+
+impl Store {
+    /// One tick of a gateway: its own life, the settling gate, and its workers' leases. One small HOT update a worker.
+    pub async fn heartbeat(
+        &self,
+        gateway: GatewayId,
+        url: &str,
+        expires_seconds: u32,
+        beats: &[Beat],
+    ) -> Result<HashMap<Incarnation, BeatAnswer>, StoreError> {
+        retry_races(|| async {
+            let mut tx = self.vital().begin().await?;
+            let mut answers = HashMap::new();
+            if !beats.is_empty() {
+                let ids: Vec<Uuid> = beats.iter().map(|b| b.incarnation.0).collect();
+                let busy: Vec<bool> = beats.iter().map(|b| b.busy).collect();
+                let rows = sqlx::query(
+                    "WITH beat AS (
+                       SELECT l.incarnation, b.busy FROM unnest($1::uuid[], $2::bool[]) AS b(incarnation, busy)
+                       JOIN lease l USING (incarnation)
+                       WHERE l.phase IN ('live', 'draining') ORDER BY l.incarnation FOR NO KEY UPDATE OF l)
+                     UPDATE lease l SET
+                       expires_at = clock_timestamp() + make_interval(secs => l.lease_seconds),
+                       idle_since = CASE WHEN busy THEN NULL ELSE coalesce(l.idle_since, clock_timestamp()) END
+                     FROM beat WHERE l.incarnation = beat.incarnation
+                     RETURNING l.incarnation,
+                       CASE l.phase WHEN 'draining'
+                         THEN greatest(0, extract(epoch FROM l.drain_until - clock_timestamp()))::int END AS drain",
+                )
+                .bind(&ids)
+                .bind(&busy)
+                .fetch_all(&mut *tx)
+                .await?;
+                for row in rows {
+                    let drain: Option<i32> = row.try_get("drain")?;
+                    let answer = BeatAnswer { held: Vec::new(), drain: drain.map(|s| s as u32) };
+                    answers.insert(Incarnation(row.try_get("incarnation")?), answer);
+                }
+                let held: Vec<(Uuid, Uuid)> =
+                    sqlx::query_as("SELECT incarnation, turn_id FROM marker WHERE incarnation = ANY($1)")
+                        .bind(&ids)
+                        .fetch_all(&mut *tx)
+                        .await?;
+                for (incarnation, turn) in held {
+                    if let Some(answer) = answers.get_mut(&Incarnation(incarnation)) {
+                        answer.held.push(TurnId(turn));
+                    }
+                }
+            }
+            sqlx::query(
+                "INSERT INTO gateway (id, url, expires_at) VALUES ($1, $2, clock_timestamp() + make_interval(secs => $3))
+                 ON CONFLICT (id) DO UPDATE SET url = excluded.url, expires_at = excluded.expires_at",
+            )
+            .bind(gateway.0)
+            .bind(url)
+            .bind(f64::from(expires_seconds))
+            .execute(&mut *tx)
+            .await?;
+            gate::tick(&mut tx).await?;
+            tx.commit().await?;
+            Ok(answers)
+        })
+        .await
+    }
+}

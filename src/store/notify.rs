@@ -1,0 +1,129 @@
+//! Wake-ups between replicas: NOTIFY after commit, coalesced, from one task a replica.
+//!
+//! A notice is a hint. Whoever waits for one also polls, and a listener that lost its connection is told so
+//! ([`Notices::next`] yields `None`), because what came meanwhile is lost.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sqlx::PgPool;
+use sqlx::postgres::PgListener;
+use tokio::sync::mpsc;
+
+use super::{Store, StoreError};
+use crate::turn::keys::{ConversationId, Incarnation};
+
+const CHANNEL: &str = "lastword";
+/// Notices gather this long; NOTIFY takes a global lock at commit, so one for many is what keeps it cheap.
+const COALESCE: Duration = Duration::from_millis(10);
+/// Postgres' limit for a payload is 8,000 bytes.
+const MAX_PAYLOAD: usize = 7_500;
+
+/// What may have changed.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Notice {
+    /// A conversation has a new turn or a new terminal.
+    #[serde(rename = "c")]
+    Conversation(ConversationId),
+    /// A deployment (organization, name) has something to claim.
+    #[serde(rename = "d")]
+    Deployment(String, String),
+    /// A worker is to be looked at, drained, or was failed; or one of its turns was ended by another.
+    #[serde(rename = "w")]
+    Worker(Incarnation),
+    /// An agent's spec changed.
+    #[serde(rename = "a")]
+    Agents,
+    /// An API key was revoked.
+    #[serde(rename = "k")]
+    Keys,
+}
+
+#[derive(Clone)]
+pub(super) struct Sender {
+    queue: mpsc::UnboundedSender<Notice>,
+}
+
+impl Sender {
+    pub fn start(pool: PgPool) -> Self {
+        let (queue, waiting) = mpsc::unbounded_channel();
+        tokio::spawn(send(pool, waiting));
+        Sender { queue }
+    }
+
+    /// Sends a notice soon, at most once for all that are equal.
+    pub fn send(&self, notice: Notice) {
+        // The queue is bounded by what is committed within one round trip.
+        let _ = self.queue.send(notice);
+    }
+}
+
+async fn send(pool: PgPool, mut waiting: mpsc::UnboundedReceiver<Notice>) {
+    let mut batch = Vec::new();
+    while waiting.recv_many(&mut batch, 4096).await > 0 {
+        let notices: HashSet<Notice> = batch.drain(..).collect();
+        let payloads = pack(notices.into_iter());
+        if let Err(error) =
+            sqlx::query("SELECT pg_notify($1, p) FROM unnest($2::text[]) AS p").bind(CHANNEL).bind(&payloads).execute(&pool).await
+        {
+            tracing::debug!(%error, "notices were lost; polling finds what they told of");
+        }
+        tokio::time::sleep(COALESCE).await;
+    }
+}
+
+fn pack(notices: impl Iterator<Item = Notice>) -> Vec<String> {
+    let mut payloads = Vec::new();
+    let mut lines = String::new();
+    for notice in notices {
+        let Ok(line) = serde_json::to_string(&notice) else { continue };
+        if lines.len() + line.len() + 1 > MAX_PAYLOAD {
+            payloads.push(std::mem::take(&mut lines));
+        }
+        lines.push_str(&line);
+        lines.push('\n');
+    }
+    payloads.push(lines);
+    payloads
+}
+
+/// A replica's ear.
+pub struct Notices {
+    listener: PgListener,
+}
+
+impl Store {
+    /// Starts to listen, on a connection of its own.
+    pub async fn listen(&self) -> Result<Notices, StoreError> {
+        let pool = super::pool(1).connect_lazy_with((*self.listen).clone());
+        let mut listener = PgListener::connect_with(&pool).await?;
+        listener.listen(CHANNEL).await?;
+        Ok(Notices { listener })
+    }
+}
+
+impl Notices {
+    /// The next notices; `None` when the connection was lost and with it, perhaps, some: look at everything now.
+    pub async fn next(&mut self) -> Result<Option<Vec<Notice>>, StoreError> {
+        match self.listener.try_recv().await? {
+            Some(notification) => Ok(Some(
+                notification.payload().lines().filter_map(|line| serde_json::from_str(line).ok()).collect(),
+            )),
+            None => Ok(None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn payloads_stay_below_the_limit() {
+        let notices = (0..500).map(|_| Notice::Conversation(ConversationId::new()));
+        let payloads = pack(notices);
+        assert!(payloads.len() > 1 && payloads.iter().all(|p| p.len() <= MAX_PAYLOAD));
+        assert_eq!(payloads.iter().flat_map(|p| p.lines()).count(), 500);
+    }
+}

@@ -1,0 +1,176 @@
+//! Output: the turn's log, appended in pieces, fenced by marker and incarnation.
+
+use std::collections::HashMap;
+
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use super::batch::Verb as BatchVerb;
+use super::{Store, StoreError};
+use crate::turn::frame::{Frame, Span};
+use crate::turn::keys::{Incarnation, TurnId};
+
+/// A piece of a turn's log to make durable.
+#[derive(Debug, Clone)]
+pub struct Append {
+    pub turn_id: TurnId,
+    pub incarnation: Incarnation,
+    /// May overlap what is durable; the overlap is cut off.
+    pub span: Span,
+}
+
+/// Why a piece was not appended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    /// The turn is not (any more) in this worker's hand.
+    #[error("the turn is not held by this worker")]
+    NotHeld,
+    /// Something between here and the piece is missing.
+    #[error("the log is durable up to {0} only")]
+    Gap(u64),
+}
+
+/// A piece to insert; the caller holds the marker's lock and knows that it fits.
+pub(super) struct Piece {
+    pub turn_id: TurnId,
+    pub span: Span,
+}
+
+impl Store {
+    /// Appends to a turn's log and answers with the log's durable end.
+    pub async fn append(&self, append: Append) -> Result<Result<u64, AppendError>, StoreError> {
+        self.output.call(append).await
+    }
+
+    /// Where the durable logs of these turns end; turns without output are absent.
+    pub async fn log_ends(&self, turns: &[TurnId]) -> Result<HashMap<TurnId, u64>, StoreError> {
+        let ids: Vec<Uuid> = turns.iter().map(|t| t.0).collect();
+        let rows = sqlx::query("SELECT turn_id, max(end_at) AS log_end FROM output WHERE turn_id = ANY($1) GROUP BY turn_id")
+            .bind(&ids)
+            .fetch_all(&self.general)
+            .await?;
+        rows.iter()
+            .map(|row| Ok((TurnId(row.try_get("turn_id")?), row.try_get::<i64, _>("log_end")? as u64)))
+            .collect()
+    }
+
+    /// Reads a turn's log from `offset` on, at most about `max_rows` stored pieces of it.
+    pub async fn read_log(&self, turn: TurnId, offset: u64, max_rows: u32) -> Result<Span, StoreError> {
+        let rows = sqlx::query(
+            "SELECT start_at, frames FROM output
+             WHERE turn_id = $1 AND start_at >= coalesce(
+                     (SELECT max(start_at) FROM output WHERE turn_id = $1 AND start_at <= $2), 0)
+             ORDER BY start_at LIMIT $3",
+        )
+        .bind(turn.0)
+        .bind(offset as i64)
+        .bind(i64::from(max_rows))
+        .fetch_all(&self.general)
+        .await?;
+        let mut span = Span::new(offset, Vec::new());
+        for (i, row) in rows.iter().enumerate() {
+            if i == 0 {
+                span.start = row.try_get::<i64, _>("start_at")? as u64;
+            }
+            span.frames.extend(decode(row.try_get("frames")?)?);
+        }
+        Ok(span.from(offset))
+    }
+}
+
+pub(super) fn decode(frames: &str) -> Result<Vec<Frame>, StoreError> {
+    serde_json::from_str(frames).map_err(|e| StoreError::Refused(format!("a stored piece of a log is unreadable: {e}").into()))
+}
+
+#[derive(Clone)]
+pub(super) struct Verb;
+
+impl BatchVerb for Verb {
+    type Item = Append;
+    type Answer = Result<u64, AppendError>;
+
+    async fn run(&self, tx: &mut PgConnection, items: &[Append]) -> Result<Vec<Self::Answer>, StoreError> {
+        let ids: Vec<Uuid> = items.iter().map(|a| a.turn_id.0).collect();
+        let held: HashMap<Uuid, Option<Uuid>> = sqlx::query_as(
+            "SELECT turn_id, incarnation FROM marker WHERE turn_id = ANY($1) ORDER BY turn_id FOR NO KEY UPDATE",
+        )
+        .bind(&ids)
+        .fetch_all(&mut *tx)
+        .await?
+        .into_iter()
+        .collect();
+        let ends: HashMap<Uuid, i64> = sqlx::query_as(
+            "SELECT turn_id, max(end_at) FROM output WHERE turn_id = ANY($1) GROUP BY turn_id",
+        )
+        .bind(&ids)
+        .fetch_all(&mut *tx)
+        .await?
+        .into_iter()
+        .collect();
+        let mut ends: HashMap<TurnId, u64> = ends.into_iter().map(|(id, end)| (TurnId(id), end as u64)).collect();
+        let mut pieces = Vec::new();
+        let mut answers = Vec::with_capacity(items.len());
+        for append in items {
+            if held.get(&append.turn_id.0).copied().flatten() != Some(append.incarnation.0) {
+                answers.push(Err(AppendError::NotHeld));
+                continue;
+            }
+            let end = ends.entry(append.turn_id).or_default();
+            let span = append.span.clone().from(*end).coalesced();
+            answers.push(if span.is_empty() {
+                Ok(*end)
+            } else if span.start != *end {
+                Err(AppendError::Gap(*end))
+            } else {
+                *end = span.end();
+                pieces.push(Piece { turn_id: append.turn_id, span });
+                Ok(*end)
+            });
+        }
+        insert(tx, &pieces).await?;
+        Ok(answers)
+    }
+}
+
+/// Inserts pieces whose place the caller has checked under the marker's lock.
+pub(super) async fn insert(tx: &mut PgConnection, pieces: &[Piece]) -> Result<(), StoreError> {
+    if pieces.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<Uuid> = pieces.iter().map(|p| p.turn_id.0).collect();
+    let starts: Vec<i64> = pieces.iter().map(|p| p.span.start as i64).collect();
+    let ends: Vec<i64> = pieces.iter().map(|p| p.span.end() as i64).collect();
+    let frames: Vec<String> = pieces
+        .iter()
+        .map(|p| serde_json::to_string(&p.span.frames))
+        .collect::<Result<_, _>>()
+        .map_err(|e| StoreError::Refused(format!("frames: {e}").into()))?;
+    sqlx::query(
+        "INSERT INTO output (turn_id, start_at, end_at, frames)
+         SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[])",
+    )
+    .bind(&ids)
+    .bind(&starts)
+    .bind(&ends)
+    .bind(&frames)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Copies whole logs from one turn to another, replacing what the other had.
+pub(super) async fn copy(tx: &mut PgConnection, from_to: &[(TurnId, TurnId)]) -> Result<(), StoreError> {
+    let from: Vec<Uuid> = from_to.iter().map(|p| p.0.0).collect();
+    let to: Vec<Uuid> = from_to.iter().map(|p| p.1.0).collect();
+    sqlx::query("DELETE FROM output WHERE turn_id = ANY($1)").bind(&to).execute(&mut *tx).await?;
+    sqlx::query(
+        "INSERT INTO output (turn_id, start_at, end_at, frames)
+         SELECT c.target, o.start_at, o.end_at, o.frames
+         FROM unnest($1::uuid[], $2::uuid[]) AS c(source, target) JOIN output o ON o.turn_id = c.source",
+    )
+    .bind(&from)
+    .bind(&to)
+    .execute(tx)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! Retention: what is old and done goes, in batches with limits of their own.
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::batch::retry_races;
+use super::{Store, StoreError};
+
+/// How long things are kept, and how much one pass removes.
+#[derive(Debug, Clone, Copy)]
+pub struct Retention {
+    /// Seconds after its terminal that a turn is kept. Cursors before it answer 410 afterwards.
+    pub turn_seconds: u64,
+    /// Seconds that a dead worker's tombstone is kept; at least two leases.
+    pub lease_seconds: u64,
+    /// Turns of one pass.
+    pub batch: u32,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Retention { turn_seconds: 30 * 24 * 3600, lease_seconds: 3600, batch: 500 }
+    }
+}
+
+impl Store {
+    /// One pass; answers how many turns were removed. Waits for deliveries that are still owed on other platforms than
+    /// `api` (whose parked rows end with the retention).
+    pub async fn prune(&self, retention: &Retention) -> Result<u64, StoreError> {
+        self.prune_leases(retention).await?;
+        retry_races(|| async {
+            let mut tx = self.general.begin().await?;
+            let old: Vec<Uuid> = sqlx::query_scalar(
+                "SELECT turn_id FROM terminal t WHERE ended_at < statement_timestamp() - make_interval(secs => $1)
+                   AND NOT EXISTS (SELECT FROM delivery d WHERE d.turn_id = t.turn_id AND d.platform <> 'api')
+                 ORDER BY ended_at LIMIT $2",
+            )
+            .bind(retention.turn_seconds as f64)
+            .bind(i64::from(retention.batch))
+            .fetch_all(&mut *tx)
+            .await?;
+            if old.is_empty() {
+                return Ok(0);
+            }
+            sqlx::query(
+                "WITH gone AS (SELECT conversation_id, max(number) AS number FROM turn WHERE id = ANY($1) GROUP BY 1),
+                      locked AS MATERIALIZED (
+                        SELECT id FROM conversation WHERE id IN (SELECT conversation_id FROM gone)
+                        ORDER BY organization, name FOR UPDATE)
+                 UPDATE conversation c SET pruned_through = greatest(c.pruned_through, gone.number)
+                 FROM gone JOIN locked ON locked.id = gone.conversation_id WHERE c.id = gone.conversation_id",
+            )
+            .bind(&old)
+            .execute(&mut *tx)
+            .await?;
+            delete_turns(&mut tx, &old).await?;
+            tx.commit().await?;
+            Ok(old.len() as u64)
+        })
+        .await
+    }
+
+    async fn prune_leases(&self, retention: &Retention) -> Result<(), StoreError> {
+        sqlx::query(
+            "DELETE FROM lease WHERE incarnation IN (
+               SELECT incarnation FROM lease l WHERE phase = 'dead'
+                 AND died_at < statement_timestamp() - greatest(make_interval(secs => $1), 2 * make_interval(secs => lease_seconds))
+                 AND NOT EXISTS (SELECT FROM marker m WHERE m.incarnation = l.incarnation)
+               ORDER BY died_at LIMIT 1000)",
+        )
+        .bind(retention.lease_seconds as f64)
+        .execute(&self.general)
+        .await?;
+        Ok(())
+    }
+}
+
+/// Deletes ended turns with all that belongs to them.
+pub(super) async fn delete_turns(tx: &mut PgConnection, ids: &[Uuid]) -> Result<(), StoreError> {
+    for statement in [
+        "DELETE FROM output WHERE turn_id = ANY($1)",
+        "DELETE FROM delivery WHERE turn_id = ANY($1)",
+        "DELETE FROM superseded WHERE turn_id = ANY($1)",
+        "DELETE FROM terminal WHERE turn_id = ANY($1)",
+        "DELETE FROM turn WHERE id = ANY($1)",
+    ] {
+        sqlx::query(statement).bind(ids).execute(&mut *tx).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! The registry of sessions: which replica holds a client's stream on a conversation.
+
+use uuid::Uuid;
+
+use super::{Store, StoreError};
+use crate::turn::keys::{ConversationId, GatewayId, SessionId};
+
+/// A session somewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OtherSession {
+    pub gateway: GatewayId,
+    pub owner: bool,
+}
+
+impl Store {
+    /// Registers a session; committed before the session reads anything.
+    pub async fn register_session(
+        &self,
+        session: SessionId,
+        gateway: GatewayId,
+        organization: &str,
+        conversation: ConversationId,
+        owner: bool,
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO session (id, gateway, organization, conversation_id, owner) VALUES ($1, $2, $3, $4, $5)
+             ON CONFLICT (id) DO NOTHING",
+        )
+        .bind(session.0)
+        .bind(gateway.0)
+        .bind(organization)
+        .bind(conversation.0)
+        .bind(owner)
+        .execute(&self.general)
+        .await?;
+        Ok(())
+    }
+
+    /// Forgets sessions that ended.
+    pub async fn forget_sessions(&self, sessions: &[SessionId]) -> Result<(), StoreError> {
+        let ids: Vec<Uuid> = sessions.iter().map(|s| s.0).collect();
+        sqlx::query("DELETE FROM session WHERE id = ANY($1)").bind(&ids).execute(&self.general).await?;
+        Ok(())
+    }
+
+    /// Forgets gateways that have not ticked for a minute past their expiry, and their sessions.
+    pub async fn forget_gateways(&self) -> Result<u64, StoreError> {
+        let done = sqlx::query(
+            "WITH gone AS (DELETE FROM gateway WHERE expires_at < statement_timestamp() - interval '1 minute' RETURNING id)
+             DELETE FROM session s WHERE s.gateway IN (SELECT id FROM gone)
+                OR (s.registered_at < statement_timestamp() - interval '1 hour'
+                    AND NOT EXISTS (SELECT FROM gateway g WHERE g.id = s.gateway))",
+        )
+        .execute(&self.general)
+        .await?;
+        Ok(done.rows_affected())
+    }
+
+    /// Where the sessions on a conversation are, owners first.
+    pub async fn sessions_on(&self, conversation: ConversationId) -> Result<Vec<OtherSession>, StoreError> {
+        let rows: Vec<(Uuid, bool)> = sqlx::query_as(
+            "SELECT gateway, owner FROM session WHERE conversation_id = $1 ORDER BY owner DESC LIMIT 1000",
+        )
+        .bind(conversation.0)
+        .fetch_all(&self.general)
+        .await?;
+        Ok(rows.into_iter().map(|(gateway, owner)| OtherSession { gateway: GatewayId(gateway), owner }).collect())
+    }
+}

@@ -1,0 +1,110 @@
+//! The sweep: ends what has lapsed. Its cost follows what has lapsed, not what is armed.
+
+use sqlx::AssertSqlSafe;
+use uuid::Uuid;
+
+use super::batch::retry_races;
+use super::elect::{self, Ended};
+use super::fail::Only;
+use super::gate::SETTLED;
+use super::{Store, StoreError};
+use crate::turn::keys::{Incarnation, TurnId};
+use crate::turn::reason::Reason;
+use crate::turn::terminal::Failure;
+
+/// Workers and turns of one pass at the most; the next pass takes the rest.
+const MAX_WORKERS: i64 = 100;
+const MAX_TURNS: i64 = 500;
+
+/// What a pass ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Swept {
+    pub workers: u32,
+    pub turns: u32,
+    /// Whether there may be more to do at once.
+    pub more: bool,
+}
+
+impl Store {
+    /// One pass. Every verdict of silence is made under the settling gate, and again under the lease's own lock, so that a
+    /// heartbeat that commits meanwhile spares its worker.
+    pub async fn sweep(&self) -> Result<Swept, StoreError> {
+        let mut swept = Swept::default();
+        let silent: Vec<(Uuid, String)> = sqlx::query_as(AssertSqlSafe(format!(
+            "SELECT incarnation, phase FROM lease, gate g
+             WHERE phase <> 'dead' AND expires_at < statement_timestamp() AND {SETTLED} LIMIT {MAX_WORKERS}"
+        )))
+        .fetch_all(self.vital())
+        .await?;
+        for (incarnation, phase) in &silent {
+            let failure = match phase.as_str() {
+                "starting" => Failure::detailed(Reason::StartFailed, "no worker connected within startSeconds"),
+                _ => Failure::detailed(Reason::LeaseLapsed, "no heartbeat for a whole lease"),
+            };
+            let done = self.end_lease(Incarnation(*incarnation), &failure, Only::IfLapsed).await?;
+            swept.workers += u32::from(done.died_now);
+            swept.turns += done.ended.len() as u32;
+        }
+        let drained: Vec<Uuid> = sqlx::query_scalar(AssertSqlSafe(format!(
+            "SELECT incarnation FROM lease, gate g
+             WHERE phase = 'draining' AND drain_until < statement_timestamp() AND {SETTLED} LIMIT {MAX_WORKERS}"
+        )))
+        .fetch_all(self.vital())
+        .await?;
+        for incarnation in &drained {
+            let failure = Failure::detailed(Reason::Deleted, "not finished within drainSeconds");
+            let done = self.end_lease(Incarnation(*incarnation), &failure, Only::IfDrained).await?;
+            swept.workers += u32::from(done.died_now);
+            swept.turns += done.ended.len() as u32;
+        }
+        let late = self.sweep_deadlines().await?;
+        let left = self.sweep_dead().await?;
+        swept.turns += late + left;
+        swept.more = [silent.len(), drained.len()].iter().any(|n| *n as i64 == MAX_WORKERS)
+            || i64::from(late.max(left)) == MAX_TURNS;
+        Ok(swept)
+    }
+
+    async fn sweep_deadlines(&self) -> Result<u32, StoreError> {
+        let failure = Failure::new(Reason::DeadlineExceeded);
+        self.sweep_turns(
+            format!(
+                "SELECT turn_id FROM marker, gate g
+                 WHERE deadline_at < statement_timestamp() AND {SETTLED} ORDER BY deadline_at LIMIT {MAX_TURNS}"
+            ),
+            &failure,
+        )
+        .await
+    }
+
+    /// Markers that name a lease that died lately: none, unless a claim slipped past a death.
+    async fn sweep_dead(&self) -> Result<u32, StoreError> {
+        let failure = Failure::new(Reason::WorkerExited);
+        self.sweep_turns(
+            format!(
+                "SELECT m.turn_id FROM lease l JOIN marker m ON m.incarnation = l.incarnation
+                 WHERE l.phase = 'dead' AND l.died_at > statement_timestamp() - 2 * make_interval(secs => l.lease_seconds)
+                 LIMIT {MAX_TURNS}"
+            ),
+            &failure,
+        )
+        .await
+    }
+
+    async fn sweep_turns(&self, query: String, failure: &Failure) -> Result<u32, StoreError> {
+        let lapsed: Vec<Uuid> = sqlx::query_scalar(AssertSqlSafe(query)).fetch_all(self.vital()).await?;
+        if lapsed.is_empty() {
+            return Ok(0);
+        }
+        let lapsed: Vec<TurnId> = lapsed.into_iter().map(TurnId).collect();
+        let ended: Vec<Ended> = retry_races(|| async {
+            let mut tx = self.vital().begin().await?;
+            let ended = elect::fail_open(&mut tx, &lapsed, None, failure).await?;
+            tx.commit().await?;
+            Ok(ended)
+        })
+        .await?;
+        self.announce(&ended);
+        Ok(ended.len() as u32)
+    }
+}
