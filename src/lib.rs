@@ -1,3 +1,5 @@
 //! Lastword.
 
+pub mod crd;
+pub mod guard;
 pub mod turn;
