@@ -62,7 +62,11 @@ impl Expression {
                 ("conversation", input.conversation.to_owned()),
                 ("platform", input.platform.to_owned()),
             ],
-            metadata: input.platform_metadata.clone(),
+            // So that `has(metadata.x)` is false, not an error, where a client told nothing.
+            metadata: match input.platform_metadata {
+                serde_json::Value::Null => serde_json::json!({}),
+                told => told.clone(),
+            },
         };
         let program = self.program.clone();
         let evaluation = async {

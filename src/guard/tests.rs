@@ -231,6 +231,8 @@ async fn a_webhook_that_does_not_decide_is_broken() {
         message: "hi",
         platform_metadata: &metadata,
     };
+    let absent = guards(json!([{"cel": "!has(metadata.channel)"}]));
+    assert_eq!(absent.check(&follows, input).await, Verdict::Allow, "no metadata is empty metadata");
     let rails = guards(webhook(&format!("http://{address}/moved"), "Fail"));
     let (_, detail) = rejection(rails.check(&follows, input).await);
     assert!(detail.contains("it redirected"), "{detail}");
