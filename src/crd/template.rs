@@ -1,0 +1,155 @@
+//! The pod template: the few fields that Lastword itself reads are typed, all others are kept as raw JSON.
+//!
+//! A fully typed PodTemplateSpec would make the CRD larger than `kubectl apply` can handle, and would lose the fields
+//! of newer Kubernetes versions.
+
+use std::collections::BTreeMap;
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// A pod template, merged into the pods of the agent.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodTemplate {
+    /// Labels and annotations of the pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<PodMetadata>,
+    /// A PodSpec; fields besides those below are kept as they are.
+    pub spec: PodSpec,
+}
+
+/// Labels and annotations of the pods.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodMetadata {
+    /// Labels; those of Lastword win.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Annotations.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// A PodSpec.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodSpec {
+    /// Only Never: a worker that ended is a fact to report, and a turn that was begun is never run twice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart_policy: Option<RestartPolicy>,
+    /// The containers by name; agent is the program.
+    #[serde(default)]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub containers: Vec<Container>,
+    #[serde(flatten)]
+    pub rest: BTreeMap<String, Value>,
+}
+
+/// The only restart policy of a worker's pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RestartPolicy {
+    /// A container that ended stays ended.
+    Never,
+}
+
+/// A container.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Container {
+    /// The container's name; agent is the program.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// The image; not used on one machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub image: Option<String>,
+    /// The program and its first arguments; no shell.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub command: Vec<String>,
+    /// Further arguments.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub args: Vec<String>,
+    /// Environment variables.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub env: Vec<EnvVar>,
+    /// The working directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 4096))]
+    pub working_dir: Option<String>,
+    #[serde(flatten)]
+    pub rest: BTreeMap<String, Value>,
+}
+
+/// An environment variable.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EnvVar {
+    /// The variable's name.
+    #[schemars(length(min = 1, max = 1024))]
+    pub name: String,
+    /// Its value. Other sources (valueFrom) work in Kubernetes alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    #[serde(flatten)]
+    pub rest: BTreeMap<String, Value>,
+}
+
+/// A text that is no Kubernetes quantity, or one that no byte count can be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0} is not a quantity of bytes (e.g. 512Mi, 2G, 1073741824)")]
+pub struct NotAQuantity(pub String);
+
+impl Container {
+    /// `resources.limits.memory` in bytes, if it is set.
+    ///
+    /// # Errors
+    /// If it is set but is no quantity.
+    pub fn memory_limit_bytes(&self) -> Result<Option<u64>, NotAQuantity> {
+        let limit = self.rest.get("resources").and_then(|r| r.get("limits")?.get("memory"));
+        match limit {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => quantity_bytes(text).map(Some),
+            Some(other) => quantity_bytes(&other.to_string()).map(Some),
+        }
+    }
+}
+
+/// A Kubernetes quantity as bytes, rounded up; binary (`Ki`…`Ei`), decimal (`k`…`E`, `m`) and exponent (`1e9`) forms.
+///
+/// # Errors
+/// If `text` is no quantity, is negative, or exceeds 64 bits.
+pub fn quantity_bytes(text: &str) -> Result<u64, NotAQuantity> {
+    let bad = || NotAQuantity(text.to_owned());
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, suffix) = text.split_at(split);
+    let number: f64 = number.parse().map_err(|_| bad())?;
+    let factor = match suffix {
+        "" => 1.0,
+        "m" => 1e-3,
+        "k" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        "T" => 1e12,
+        "P" => 1e15,
+        "E" => 1e18,
+        "Ki" => 2f64.powi(10),
+        "Mi" => 2f64.powi(20),
+        "Gi" => 2f64.powi(30),
+        "Ti" => 2f64.powi(40),
+        "Pi" => 2f64.powi(50),
+        "Ei" => 2f64.powi(60),
+        exponent => {
+            let power = exponent.strip_prefix(['e', 'E']).ok_or_else(bad)?;
+            10f64.powi(power.parse().map_err(|_| bad())?)
+        }
+    };
+    let bytes = (number * factor).ceil();
+    // 2^64 is exact as f64; beyond 2^53 a float rounds, which no memory limit will notice.
+    if bytes < 18_446_744_073_709_551_616.0 { Ok(bytes as u64) } else { Err(bad()) }
+}

@@ -1,0 +1,99 @@
+//! Agents of one machine, from a YAML file.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use super::check::{FieldError, InvalidAgent, check_spec};
+use super::{Agent, GROUP, VERSION};
+
+/// Why a file of Agents was refused. Documents count from 1.
+#[derive(Debug, thiserror::Error)]
+pub enum YamlError {
+    /// The text is no YAML (message with line and column), or has a duplicate key.
+    #[error("{0}")]
+    Syntax(#[source] Box<serde_saphyr::Error>),
+    /// A document is not an Agent of our version.
+    #[error("document {document}: expected apiVersion lastword.dev/v1alpha1 and kind Agent, found {found}")]
+    Kind {
+        /// Which document.
+        document: usize,
+        /// Its apiVersion and kind.
+        found: String,
+    },
+    /// An Agent does not validate.
+    #[error("document {document}, agent {name:?}: {source}")]
+    Invalid {
+        /// Which document.
+        document: usize,
+        /// Its metadata.name, or an empty text.
+        name: String,
+        /// All that is wrong with it.
+        source: InvalidAgent,
+    },
+    /// Two documents describe the same Agent.
+    #[error("document {document}: agent {name} is there twice")]
+    Duplicate {
+        /// The second of the two.
+        document: usize,
+        /// Namespace and name.
+        name: String,
+    },
+}
+
+/// Reads the Agents of a multi-document YAML text and validates each; empty documents are skipped.
+/// `metadata.namespace` defaults to `default`.
+///
+/// # Errors
+/// The first document that is refused, with all of its problems. Unknown fields are refused wherever the CRD does not
+/// preserve them (the API server would drop them silently).
+pub fn agents_from_yaml(text: &str) -> Result<Vec<Agent>, YamlError> {
+    let documents: Vec<Value> =
+        serde_saphyr::from_multiple(text).map_err(|error| YamlError::Syntax(Box::new(error)))?;
+    let mut agents = Vec::with_capacity(documents.len());
+    let mut seen = BTreeSet::new();
+    for (index, document) in documents.into_iter().enumerate() {
+        let document_number = index + 1;
+        let agent = agent_from(document_number, document)?;
+        let name = format!("{}/{}", agent.metadata.namespace.as_deref().unwrap_or_default(), name_of(&agent));
+        if !seen.insert(name.clone()) {
+            return Err(YamlError::Duplicate { document: document_number, name });
+        }
+        agents.push(agent);
+    }
+    Ok(agents)
+}
+
+fn name_of(agent: &Agent) -> &str {
+    agent.metadata.name.as_deref().unwrap_or_default()
+}
+
+fn agent_from(document: usize, value: Value) -> Result<Agent, YamlError> {
+    let (api_version, kind) = (value["apiVersion"].as_str(), value["kind"].as_str());
+    if api_version != Some(&format!("{GROUP}/{VERSION}")) || kind != Some("Agent") {
+        let found = format!("{} {}", api_version.unwrap_or("no apiVersion"), kind.unwrap_or("no kind"));
+        return Err(YamlError::Kind { document, found });
+    }
+    let name = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let invalid = |errors| YamlError::Invalid { document, name: name.clone(), source: InvalidAgent(errors) };
+
+    let mut errors = Vec::new();
+    for field in value.as_object().into_iter().flat_map(|object| object.keys()) {
+        if !["apiVersion", "kind", "metadata", "spec", "status"].contains(&field.as_str()) {
+            errors.push(FieldError { path: field.clone(), problem: "unknown field".into() });
+        }
+    }
+    match value.get("spec") {
+        Some(spec) => errors.extend(check_spec(spec)),
+        None => errors.push(FieldError { path: "spec".into(), problem: "is required".into() }),
+    }
+    if !errors.is_empty() {
+        return Err(invalid(errors));
+    }
+    let mut agent: Agent = serde_json::from_value(value)
+        .map_err(|error| invalid(vec![FieldError { path: "document".into(), problem: error.to_string() }]))?;
+    agent.metadata.namespace.get_or_insert_with(|| "default".into());
+    agent.status = None;
+    agent.validate().map_err(|source| YamlError::Invalid { document, name: name.clone(), source })?;
+    Ok(agent)
+}

@@ -1,0 +1,252 @@
+//! Rails against a real HTTP server on loopback.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Redirect;
+use axum::routing::post;
+use serde_json::{Value, json};
+
+use super::*;
+
+fn client() -> reqwest::Client {
+    rustls::crypto::ring::default_provider().install_default().ok();
+    http_client().unwrap()
+}
+
+fn guards(rails: Value) -> Guards {
+    Guards::compile(&serde_json::from_value(json!({ "input": rails })).unwrap()).unwrap()
+}
+
+async fn verdict(rails: Value, message: &str) -> Verdict {
+    let metadata = json!({"channel": "C1", "tags": ["a", "b"], "n": 3});
+    let input = Input {
+        organization: "default",
+        conversation: "c",
+        user: "ada",
+        agent: "helper",
+        platform: "api",
+        message_id: "m-1",
+        turn_id: "t-1",
+        message,
+        platform_metadata: &metadata,
+    };
+    guards(rails).check(&client(), input).await
+}
+
+fn rejection(verdict: Verdict) -> (String, String) {
+    match verdict {
+        Verdict::Reject { message, detail } => (message, detail),
+        Verdict::Allow => panic!("allowed"),
+    }
+}
+
+async fn serve(router: Router) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    address
+}
+
+fn webhook(url: &str, policy: &str) -> Value {
+    json!([{"webhook": {"url": url, "timeoutSeconds": 1}, "failurePolicy": policy}])
+}
+
+/// Broken under both policies: Fail rejects with the fixed sentence and the given cause, Ignore allows.
+async fn assert_broken(url: &str, cause: &str) {
+    let (message, detail) = rejection(verdict(webhook(url, "Fail"), "hi").await);
+    assert_eq!(message, NOT_CHECKED);
+    assert!(detail.contains(cause), "{detail}");
+    assert!(!detail.contains("127.0.0.1"), "the URL may be a secret: {detail}");
+    assert_eq!(verdict(webhook(url, "Ignore"), "hi").await, Verdict::Allow);
+}
+
+#[tokio::test]
+async fn cel_sees_its_variables() {
+    for allows in [
+        "message == 'hi' && size == 2 && size(message) == 2",
+        "user == 'ada' && conversation == 'c' && platform == 'api'",
+        "metadata.channel == 'C1' && metadata.tags.exists(t, t == 'b') && metadata.n == 3",
+        "!has(metadata.absent)",
+        "!message.matches('(?i)password')",
+        "[1, 2].map(x, x * 2)[1] == 4",
+        // As deep as is allowed, on the thread that evaluates.
+        &format!("{} == 60", vec!["1"; 60].join(" + ")),
+    ] {
+        assert_eq!(verdict(json!([{ "cel": allows }]), "hi").await, Verdict::Allow, "{allows}");
+    }
+}
+
+#[tokio::test]
+async fn the_first_rejection_wins() {
+    let rails = json!([
+        {"cel": "size < 100"},
+        {"cel": "!message.contains('x')", "message": "No x, please."},
+        {"cel": "false", "message": "never reached"},
+    ]);
+    let (message, detail) = rejection(verdict(rails, "axb").await);
+    assert_eq!(message, "No x, please.");
+    assert_eq!(detail, "rejected by guardrail 1 (cel)");
+    let (message, _) = rejection(verdict(json!([{"cel": "false"}]), "a").await);
+    assert_eq!(message, Reason::GuardrailRejected.client_message());
+}
+
+#[tokio::test]
+async fn a_broken_expression_follows_its_policy() {
+    for broken in ["metadata.absent == 1", "size", "1 / (size - 2) == 1", "nosuch(message)"] {
+        let (message, detail) = rejection(verdict(json!([{ "cel": broken }]), "hi").await);
+        assert_eq!(message, NOT_CHECKED);
+        assert!(detail.contains("guardrail 0 (cel) could not decide"), "{detail}");
+        let ignored = json!([{"cel": broken, "failurePolicy": "Ignore"}, {"cel": "message == 'hi'"}]);
+        assert_eq!(verdict(ignored.clone(), "hi").await, Verdict::Allow);
+        rejection(verdict(ignored, "ho").await);
+    }
+}
+
+#[tokio::test]
+async fn an_endless_expression_is_broken_in_time() {
+    // 400² evaluations of a regular expression take far longer than the limit, yet end.
+    let list = format!("[{}]", vec!["1"; 400].join(","));
+    let slow = format!("{list}.all(a, {list}.all(b, message.matches('x{{900}}')  || a == b))");
+    let started = Instant::now();
+    let (message, detail) = rejection(verdict(json!([{ "cel": slow }]), &"x".repeat(899)).await);
+    assert_eq!(message, NOT_CHECKED);
+    assert!(detail.contains("no result within 1s"), "{detail}");
+    assert!(started.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn what_can_never_work_does_not_compile() {
+    let sum = vec!["1"; 1000].join("+");
+    let deep = format!("{}1{} == 1", "(".repeat(500), ")".repeat(500));
+    let long = format!("message == '{}'", "x".repeat(cel::MAX_SOURCE_BYTES));
+    for (source, problem) in [
+        ("message ==", "cel:"),
+        ("mesage == 'a'", "unknown variable mesage"),
+        ("metadata.tags.all(t, t == u)", "unknown variable u"),
+        (&format!("{sum} == 1"), "nested deeper"),
+        (&deep, "cel:"),
+        (&long, "longer than"),
+        ("[1].all(a, [1].all(b, [1].all(c, a + b + c == 3)))", "loops nested deeper"),
+    ] {
+        let rails = serde_json::from_value(json!({"input": [{"cel": "true"}, {"cel": source}]})).unwrap();
+        let error = Guards::compile(&rails).unwrap_err();
+        assert_eq!(error.index, 1);
+        assert!(error.to_string().contains(problem), "{source:.40}: {error}");
+    }
+    for (rail, problem) in [
+        (json!({}), Problem::Kind),
+        (json!({"webhook": {"url": "ftp://x"}}), Problem::Url),
+        (json!({"webhook": {}}), Problem::UrlSource),
+    ] {
+        let rails = serde_json::from_value(json!({ "input": [rail] })).unwrap();
+        assert_eq!(Guards::compile(&rails).unwrap_err().problem, problem);
+    }
+}
+
+#[tokio::test]
+async fn a_message_too_large_is_rejected_only_if_there_are_rails() {
+    let large = "x".repeat(MAX_MESSAGE_BYTES + 1);
+    rejection(verdict(json!([{"cel": "true", "failurePolicy": "Ignore"}]), &large).await);
+    assert_eq!(verdict(json!([{"cel": "true"}]), &large[1..]).await, Verdict::Allow);
+    assert_eq!(verdict(json!([]), &large).await, Verdict::Allow);
+}
+
+#[tokio::test]
+async fn a_webhook_is_asked_and_obeyed() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let record = seen.clone();
+    let decide = move |headers: HeaderMap, body: axum::Json<Value>| async move {
+        let allow = body["message"] != "bad";
+        record.lock().unwrap().push((headers["webhook-id"].to_str().unwrap().to_owned(), body.0));
+        axum::Json(json!({"allow": allow, "message": "Not\nthis.", "more": 1}))
+    };
+    let silent = || async { axum::Json(json!({"allow": false})) };
+    let address = serve(Router::new().route("/", post(decide)).route("/silent", post(silent))).await;
+
+    let rails = webhook(&format!("http://{address}/"), "Fail");
+    assert_eq!(verdict(rails.clone(), "good").await, Verdict::Allow);
+    let (message, detail) = rejection(verdict(rails, "bad").await);
+    assert_eq!((message.as_str(), detail.as_str()), ("Not this.", "rejected by guardrail 0 (webhook)"));
+
+    let mut rails = webhook(&format!("http://{address}/silent"), "Ignore");
+    rails[0]["message"] = json!("Said the author.");
+    assert_eq!(rejection(verdict(rails, "bad").await).0, "Said the author.");
+
+    let seen = seen.lock().unwrap();
+    let expected = json!({"turnId": "t-1", "messageId": "m-1", "conversation": "c", "user": "ada", "agent": "helper",
+        "organization": "default", "message": "good"});
+    assert_eq!(seen[0], ("t-1".to_owned(), expected));
+}
+
+#[tokio::test]
+async fn a_webhook_that_does_not_decide_is_broken() {
+    let elsewhere = Arc::new(Mutex::new(0));
+    let count = elsewhere.clone();
+    let giant = || async { format!("{{\"allow\": true, \"x\": \"{}\"}}", "x".repeat(1 << 20)) };
+    let router = Router::new()
+        .route("/slow", post(|| async { tokio::time::sleep(Duration::from_secs(20)).await }))
+        .route("/giant", post(giant))
+        .route("/garbage", post(|| async { "<html>" }))
+        .route("/text", post(|| async { r#"{"allow": "true"}"# }))
+        .route("/empty", post(|| async {}))
+        .route("/error", post(|| async { (StatusCode::BAD_GATEWAY, r#"{"allow": true}"#) }))
+        .route("/denied", post(|| async { (StatusCode::FORBIDDEN, r#"{"allow": true}"#) }))
+        .route("/moved", post(|| async { Redirect::temporary("/elsewhere") }))
+        .route(
+            "/elsewhere",
+            post(move || async move {
+                *count.lock().unwrap() += 1;
+                r#"{"allow": true}"#
+            }),
+        );
+    let address = serve(router).await;
+    for (path, cause) in [
+        ("slow", "no answer within 1s"),
+        ("giant", "larger than 65536"),
+        ("garbage", "its answer is not"),
+        ("text", "its answer is not"),
+        ("empty", "its answer is not"),
+        ("error", "it answered 502"),
+        ("denied", "it answered 403"),
+        ("moved", "it answered 307"),
+    ] {
+        assert_broken(&format!("http://{address}/{path}"), cause).await;
+    }
+    assert_eq!(*elsewhere.lock().unwrap(), 0, "a redirect is not followed");
+
+    let follows = reqwest::Client::new();
+    let metadata = Value::Null;
+    let input = Input {
+        organization: "o",
+        conversation: "c",
+        user: "u",
+        agent: "a",
+        platform: "api",
+        message_id: "m",
+        turn_id: "t",
+        message: "hi",
+        platform_metadata: &metadata,
+    };
+    let absent = guards(json!([{"cel": "!has(metadata.channel)"}]));
+    assert_eq!(absent.check(&follows, input).await, Verdict::Allow, "no metadata is empty metadata");
+    let rails = guards(webhook(&format!("http://{address}/moved"), "Fail"));
+    let (_, detail) = rejection(rails.check(&follows, input).await);
+    assert!(detail.contains("it redirected"), "{detail}");
+}
+
+#[tokio::test]
+async fn a_webhook_that_is_down_or_unknown_is_broken() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    assert_broken(&format!("http://{address}/"), "Connection refused").await;
+
+    let unknown = json!([{"webhook": {"urlSecretRef": {"name": "s", "key": "k"}}}]);
+    let (message, detail) = rejection(verdict(unknown, "hi").await);
+    assert_eq!(message, NOT_CHECKED);
+    assert!(detail.contains("its Secret is missing"), "{detail}");
+}
