@@ -9,7 +9,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use sqlx::postgres::PgListener;
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
+use uuid::Uuid;
 
 use super::{Store, StoreError};
 use crate::turn::keys::{ConversationId, Incarnation};
@@ -40,30 +41,38 @@ pub enum Notice {
     Keys,
 }
 
+/// Notices that a slow local listener may lag behind; it is told, and looks at everything.
+const LOCAL_BACKLOG: usize = 4096;
+
 #[derive(Clone)]
 pub(super) struct Sender {
     queue: mpsc::UnboundedSender<Notice>,
+    local: broadcast::Sender<Notice>,
+    /// Names this store's notices, so that it does not hear itself through the database.
+    id: Uuid,
 }
 
 impl Sender {
     pub fn start(pool: PgPool) -> Self {
         let (queue, waiting) = mpsc::unbounded_channel();
-        tokio::spawn(send(pool, waiting));
-        Sender { queue }
+        let id = Uuid::now_v7();
+        tokio::spawn(send(pool, waiting, id));
+        Sender { queue, local: broadcast::channel(LOCAL_BACKLOG).0, id }
     }
 
     /// Sends a notice soon, at most once for all that are equal.
     pub fn send(&self, notice: Notice) {
-        // The queue is bounded by what is committed within one round trip.
+        // Nobody may listen here; and the queue is bounded by what is committed within one round trip.
+        let _ = self.local.send(notice.clone());
         let _ = self.queue.send(notice);
     }
 }
 
-async fn send(pool: PgPool, mut waiting: mpsc::UnboundedReceiver<Notice>) {
+async fn send(pool: PgPool, mut waiting: mpsc::UnboundedReceiver<Notice>, id: Uuid) {
     let mut batch = Vec::new();
     while waiting.recv_many(&mut batch, 4096).await > 0 {
         let notices: HashSet<Notice> = batch.drain(..).collect();
-        let payloads = pack(notices.into_iter());
+        let payloads = pack(id, notices.into_iter());
         if let Err(error) =
             sqlx::query("SELECT pg_notify($1, p) FROM unnest($2::text[]) AS p").bind(CHANNEL).bind(&payloads).execute(&pool).await
         {
@@ -73,13 +82,15 @@ async fn send(pool: PgPool, mut waiting: mpsc::UnboundedReceiver<Notice>) {
     }
 }
 
-fn pack(notices: impl Iterator<Item = Notice>) -> Vec<String> {
+/// Payloads of one sender's id and a notice a line.
+fn pack(id: Uuid, notices: impl Iterator<Item = Notice>) -> Vec<String> {
     let mut payloads = Vec::new();
-    let mut lines = String::new();
+    let head = format!("{id}\n");
+    let mut lines = head.clone();
     for notice in notices {
         let Ok(line) = serde_json::to_string(&notice) else { continue };
         if lines.len() + line.len() + 1 > MAX_PAYLOAD {
-            payloads.push(std::mem::take(&mut lines));
+            payloads.push(std::mem::replace(&mut lines, head.clone()));
         }
         lines.push_str(&line);
         lines.push('\n');
@@ -91,15 +102,21 @@ fn pack(notices: impl Iterator<Item = Notice>) -> Vec<String> {
 /// A replica's ear.
 pub struct Notices {
     listener: PgListener,
+    own: Uuid,
 }
 
 impl Store {
-    /// Starts to listen, on a connection of its own.
+    /// What this process itself changed, at once and without the database.
+    pub fn local_notices(&self) -> broadcast::Receiver<Notice> {
+        self.notices.local.subscribe()
+    }
+
+    /// Starts to listen to the other replicas, on a connection of its own.
     pub async fn listen(&self) -> Result<Notices, StoreError> {
         let pool = super::pool(1).connect_lazy_with((*self.listen).clone());
         let mut listener = PgListener::connect_with(&pool).await?;
         listener.listen(CHANNEL).await?;
-        Ok(Notices { listener })
+        Ok(Notices { listener, own: self.notices.id })
     }
 }
 
@@ -107,9 +124,13 @@ impl Notices {
     /// The next notices; `None` when the connection was lost and with it, perhaps, some: look at everything now.
     pub async fn next(&mut self) -> Result<Option<Vec<Notice>>, StoreError> {
         match self.listener.try_recv().await? {
-            Some(notification) => Ok(Some(
-                notification.payload().lines().filter_map(|line| serde_json::from_str(line).ok()).collect(),
-            )),
+            Some(notification) => {
+                let mut lines = notification.payload().lines();
+                if lines.next().is_some_and(|id| id == self.own.to_string()) {
+                    return Ok(Some(Vec::new()));
+                }
+                Ok(Some(lines.filter_map(|line| serde_json::from_str(line).ok()).collect()))
+            }
             None => Ok(None),
         }
     }
@@ -122,8 +143,8 @@ mod tests {
     #[test]
     fn payloads_stay_below_the_limit() {
         let notices = (0..500).map(|_| Notice::Conversation(ConversationId::new()));
-        let payloads = pack(notices);
+        let payloads = pack(Uuid::nil(), notices);
         assert!(payloads.len() > 1 && payloads.iter().all(|p| p.len() <= MAX_PAYLOAD));
-        assert_eq!(payloads.iter().flat_map(|p| p.lines()).count(), 500);
+        assert_eq!(payloads.iter().flat_map(|p| p.lines().skip(1)).count(), 500);
     }
 }

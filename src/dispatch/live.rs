@@ -1,0 +1,247 @@
+//! Live logs: the output of turns whose worker this replica holds, ahead of the database.
+//!
+//! Frames are handed to sessions at once and become durable in batches, at most a row per turn per [`FLUSH_AFTER`]. A
+//! short turn never flushes: its whole output goes with its terminal. What is not durable is kept by the worker too, so
+//! this replica's death loses nothing.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::feeds::Feeds;
+use crate::store::{Append, AppendError, Store};
+use crate::turn::frame::Span;
+use crate::turn::keys::{ConversationId, Incarnation, TurnId};
+use crate::wire::{Acked, MAX_LOG_UNITS, Missing};
+
+/// How long output gathers before it is written; at most a row per turn in this time.
+pub const FLUSH_AFTER: Duration = Duration::from_millis(250);
+/// Of a turn's durable log this much stays in memory for sessions that lag, in log units.
+const KEPT_UNITS: u64 = 128 * 1024;
+/// What is not durable of one turn may weigh this much; more is refused until some was flushed.
+const MAX_PENDING_BYTES: usize = 8 * 1024 * 1024;
+
+struct Log {
+    conversation: ConversationId,
+    incarnation: Incarnation,
+    /// From some offset up to what was received.
+    span: Span,
+    end: u64,
+    durable: u64,
+    pending_bytes: usize,
+    dirty_since: Option<Instant>,
+}
+
+/// Why frames were not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// Something before them is missing.
+    Missing(Missing),
+    /// The log is full: the turn must end.
+    Full,
+    /// Too much is waiting to become durable: later.
+    Busy,
+}
+
+/// All live logs of this replica.
+#[derive(Clone)]
+pub struct LiveLogs {
+    logs: Arc<Mutex<HashMap<TurnId, Log>>>,
+    dirty: Arc<Notify>,
+    feeds: Feeds,
+}
+
+impl LiveLogs {
+    pub fn new(feeds: Feeds) -> Self {
+        LiveLogs { logs: Arc::default(), dirty: Arc::new(Notify::new()), feeds }
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut HashMap<TurnId, Log>) -> T) -> T {
+        f(&mut self.logs.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A turn is in hand here; its log is durable up to `durable`. Known turns stay as they are.
+    pub fn open(&self, turn: TurnId, conversation: ConversationId, incarnation: Incarnation, durable: u64) {
+        self.with(|logs| {
+            let log = logs.entry(turn).or_insert_with(|| Log {
+                conversation,
+                incarnation,
+                span: Span::new(durable, Vec::new()),
+                end: durable,
+                durable,
+                pending_bytes: 0,
+                dirty_since: None,
+            });
+            log.incarnation = incarnation;
+        });
+    }
+
+    /// Whether the turn is in hand here, for this incarnation.
+    pub fn is_open(&self, turn: TurnId, incarnation: Incarnation) -> bool {
+        self.with(|logs| logs.get(&turn).is_some_and(|l| l.incarnation == incarnation))
+    }
+
+    /// Whether the turn's output passes through this replica.
+    pub fn holds(&self, turn: TurnId) -> bool {
+        self.with(|logs| logs.contains_key(&turn))
+    }
+
+    /// Takes frames of an open turn: what is known already is passed over, the rest is shown at once.
+    pub fn accept(&self, turn: TurnId, span: Span) -> Option<Result<Acked, Refused>> {
+        let (answer, conversation) = self.with(|logs| {
+            let log = logs.get_mut(&turn)?;
+            let answer = log.accept(span);
+            Some((answer, log.conversation))
+        })?;
+        if answer.is_ok() {
+            self.feeds.frames_came(conversation);
+            self.dirty.notify_one();
+        }
+        Some(answer)
+    }
+
+    /// The live log from `offset` on; `None` when that part is not in memory here.
+    pub fn read(&self, turn: TurnId, offset: u64) -> Option<Span> {
+        self.with(|logs| {
+            let log = logs.get(&turn)?;
+            (offset >= log.span.start).then(|| {
+                if offset >= log.end { Span::new(offset, Vec::new()) } else { log.span.clone().from(offset) }
+            })
+        })
+    }
+
+    /// What is not known to be durable, for a finish.
+    pub fn tail(&self, turn: TurnId) -> Option<Span> {
+        self.with(|logs| logs.get(&turn).map(|log| log.span.clone().from(log.durable)))
+    }
+
+    /// The turn is over, or left this replica.
+    pub fn close(&self, turn: TurnId) {
+        self.with(|logs| logs.remove(&turn));
+    }
+
+    /// Flushes until `shutdown`, then once more.
+    pub async fn flush(self, store: Store, shutdown: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = self.dirty.notified() => {}
+                () = shutdown.cancelled() => {
+                    self.flush_due(&store, Duration::ZERO).await;
+                    return;
+                }
+            }
+            while self.with(|logs| logs.values().any(|l| l.dirty_since.is_some())) && !shutdown.is_cancelled() {
+                tokio::time::sleep(FLUSH_AFTER / 5).await;
+                self.flush_due(&store, FLUSH_AFTER).await;
+            }
+        }
+    }
+
+    async fn flush_due(&self, store: &Store, age: Duration) {
+        let due: Vec<Append> = self.with(|logs| {
+            logs.iter_mut()
+                .filter(|(_, l)| l.dirty_since.is_some_and(|since| since.elapsed() >= age))
+                .map(|(&turn_id, l)| {
+                    l.dirty_since = None;
+                    Append { turn_id, incarnation: l.incarnation, span: l.span.clone().from(l.durable) }
+                })
+                .collect()
+        });
+        let turns: Vec<TurnId> = due.iter().map(|a| a.turn_id).collect();
+        let answers = futures::future::join_all(due.into_iter().map(|append| store.append(append))).await;
+        for (turn, answer) in turns.into_iter().zip(answers) {
+            match answer {
+                Ok(Ok(durable)) => self.made_durable(turn, durable),
+                // The turn ended elsewhere; the worker learns it with its next word.
+                Ok(Err(AppendError::NotHeld)) => self.close(turn),
+                // Only possible when another replica wrote less than this one was told; the worker sends it again.
+                Ok(Err(AppendError::Gap(durable))) => self.rewind(turn, durable),
+                Err(error) => {
+                    tracing::warn!(%turn, %error, "output of turn {turn} was not flushed; trying again");
+                    self.with(|logs| {
+                        if let Some(log) = logs.get_mut(&turn) {
+                            log.dirty_since.get_or_insert_with(Instant::now);
+                        }
+                    });
+                }
+            }
+        }
+    }
+
+    fn made_durable(&self, turn: TurnId, durable: u64) {
+        self.with(|logs| {
+            let Some(log) = logs.get_mut(&turn) else { return };
+            log.durable = log.durable.max(durable);
+            let pending = log.span.clone().from(log.durable);
+            log.pending_bytes = pending.frames.iter().map(|f| f.weight()).sum();
+            if pending.is_empty() {
+                log.dirty_since = None;
+            } else {
+                log.dirty_since.get_or_insert_with(Instant::now);
+            }
+            let keep_from = log.end.saturating_sub(KEPT_UNITS).min(log.durable);
+            if keep_from > log.span.start + KEPT_UNITS / 4 {
+                log.span = std::mem::take(&mut log.span).from(keep_from);
+            }
+        });
+    }
+
+    fn rewind(&self, turn: TurnId, durable: u64) {
+        self.with(|logs| {
+            if let Some(log) = logs.get_mut(&turn) {
+                log.span = Span::new(durable, Vec::new());
+                (log.end, log.durable, log.pending_bytes, log.dirty_since) = (durable, durable, 0, None);
+            }
+        });
+    }
+}
+
+impl Log {
+    fn accept(&mut self, span: Span) -> Result<Acked, Refused> {
+        if span.start > self.end {
+            return Err(Refused::Missing(Missing { acked: self.end }));
+        }
+        if span.end() > MAX_LOG_UNITS {
+            return Err(Refused::Full);
+        }
+        if self.pending_bytes > MAX_PENDING_BYTES && !span.is_empty() {
+            return Err(Refused::Busy);
+        }
+        let new = span.from(self.end);
+        if !new.is_empty() {
+            if new.start != self.end {
+                return Err(Refused::Missing(Missing { acked: self.durable }));
+            }
+            self.pending_bytes += new.frames.iter().map(|f| f.weight()).sum::<usize>();
+            self.end = new.end();
+            new.frames.into_iter().for_each(|frame| self.span.push(frame));
+            self.dirty_since.get_or_insert_with(Instant::now);
+        }
+        Ok(Acked { acked: self.durable, received: self.end })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::turn::frame::Frame;
+
+    #[test]
+    fn frames_are_taken_once_and_in_order() {
+        let feeds = Feeds::default();
+        let logs = LiveLogs::new(feeds);
+        let turn = TurnId::new();
+        let text = |at, t: &str| Span::new(at, vec![Frame::text(t)]);
+        assert!(logs.accept(turn, text(0, "a")).is_none(), "not in hand");
+        logs.open(turn, ConversationId::new(), Incarnation::new(), 0);
+        assert_eq!(logs.accept(turn, text(0, "abc")), Some(Ok(Acked { acked: 0, received: 3 })));
+        assert_eq!(logs.accept(turn, text(1, "bcd")), Some(Ok(Acked { acked: 0, received: 4 })));
+        assert_eq!(logs.accept(turn, text(9, "x")), Some(Err(Refused::Missing(Missing { acked: 4 }))));
+        assert_eq!(logs.read(turn, 2).map(|s| s.text()), Some("cd".into()));
+        logs.made_durable(turn, 3);
+        assert_eq!(logs.tail(turn), Some(text(3, "d")));
+    }
+}
