@@ -1,1 +1,3 @@
 //! Lastword.
+
+pub mod local;
