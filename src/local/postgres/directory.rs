@@ -121,7 +121,7 @@ impl Claim {
         let cluster = self.cluster();
         let since = Instant::now();
         let mut logged = false;
-        while let Some(pid) = serving(&cluster) {
+        while let Some(pid) = serving(&cluster).or_else(|| self.ending()) {
             if !logged {
                 tracing::info!(pid, "waiting for the Postgres of an earlier run to shut down in {}", cluster.display());
                 logged = true;
@@ -139,25 +139,31 @@ impl Claim {
         remove_dir(&self.root.join("postgres.new"))
     }
 
+    /// The pid in the pid file, if it is a Postgres whose working directory does not show: one that is just
+    /// ending, or that another user runs.
+    fn ending(&self) -> Option<u32> {
+        let pid = self.recorded_pid()?;
+        matches!(look_at(pid), Holder::Unknown).then_some(pid)
+    }
+
+    fn recorded_pid(&self) -> Option<u32> {
+        let text = fs::read_to_string(self.cluster().join("postmaster.pid")).ok()?;
+        text.lines().next()?.trim().parse().ok()
+    }
+
     /// Nobody serves the cluster, so the pid in its file is dead, or meanwhile another program's. Postgres
     /// handles the first, but refuses to start for the second when that program is the same user's.
     fn remove_stale_pid_file(&self) -> Result<(), Error> {
         let path = self.cluster().join("postmaster.pid");
-        let Ok(text) = fs::read_to_string(&path) else {
-            return Ok(());
+        let Some(pid) = self.recorded_pid() else {
+            return Ok(()); // none, or a mangled one, for which Postgres has its own words
         };
-        let Some(pid) = text.lines().next().and_then(|line| line.trim().parse::<u32>().ok()) else {
-            return Ok(()); // Postgres has its own words for a mangled file
-        };
-        match fs::read_to_string(format!("/proc/{pid}/comm")) {
-            Ok(program) if is_postgres(&program) && fs::read_link(format!("/proc/{pid}/cwd")).is_err() => {
-                Ok(()) // a Postgres that we may not look into: let ours decide
-            }
-            Ok(program) => {
-                tracing::info!(pid, program = program.trim(), "removing a stale postmaster.pid");
+        match look_at(pid) {
+            Holder::Gone | Holder::Unknown => Ok(()), // Postgres decides
+            Holder::Foreign(program) => {
+                tracing::info!(pid, program, "removing a stale postmaster.pid");
                 remove_file(&path)
             }
-            Err(_) => Ok(()),
         }
     }
 }
@@ -233,6 +239,35 @@ fn serving(cluster: &Path) -> Option<u32> {
         let comm = || fs::read_to_string(entry.path().join("comm")).ok();
         (here && is_postgres(&comm()?)).then_some(pid)
     })
+}
+
+/// What a pid that was written down by an earlier run names now.
+enum Holder {
+    /// Nothing.
+    Gone,
+    /// Nothing that serves the cluster: another program, or a dead server that its new parent has not reaped.
+    Foreign(String),
+    /// A Postgres that we may not look into.
+    Unknown,
+}
+
+fn look_at(pid: u32) -> Holder {
+    let Ok(program) = fs::read_to_string(format!("/proc/{pid}/comm")) else {
+        return Holder::Gone;
+    };
+    let hidden = || fs::read_link(format!("/proc/{pid}/cwd")).is_err();
+    if is_postgres(&program) && !is_zombie(pid) && hidden() {
+        return Holder::Unknown;
+    }
+    Holder::Foreign(program.trim().to_owned())
+}
+
+/// A process that has ended, memory and files released, and waits to be reaped. `kill(pid, 0)`, which is what
+/// Postgres asks, still finds it.
+fn is_zombie(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state follows the name, which is in parentheses and may contain some.
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
 fn is_postgres(comm: &str) -> bool {
