@@ -165,6 +165,8 @@ async fn a_stale_pid_file_that_names_another_program_is_no_obstacle() {
     let path = directory.path().join("postgres/postmaster.pid");
     let pid_file = fs::read_to_string(&path).expect("a pid file");
     server.halt(Shutdown::Fast).await;
+    // Postgres itself refuses this file when it may signal the other program: seen as an ordinary user, while in
+    // root's user namespace it starts anyway.
     let mut other = Command::new("sleep").arg("60").spawn().expect("sleep starts");
     let (_, rest) = pid_file.split_once('\n').expect("lines");
     let stale = format!("{}\n{rest}", other.id());

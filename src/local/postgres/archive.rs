@@ -41,7 +41,7 @@ struct Pin {
     megabytes: u32,
 }
 
-/// Measured on what the registry served in July 2026; a version is never published twice with other content.
+/// Measured on what the registry serves; a version is never published twice with other content.
 const PINS: &[Pin] = &[
     Pin {
         major: 18,
