@@ -1,6 +1,8 @@
 //! Lastword.
 pub mod crd;
+pub mod dispatch;
 pub mod guard;
+pub mod local;
 pub mod store;
 pub mod turn;
 pub mod wire;
