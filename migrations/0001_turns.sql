@@ -92,6 +92,7 @@ CREATE TABLE terminal (
     incarnation     uuid,
     holder          uuid NOT NULL,                -- the turn whose log holds the reply: this one, or the first of several
     end_at          bigint NOT NULL CHECK (end_at >= 0),
+    answers         smallint NOT NULL DEFAULT 1,  -- how many turns share the reply
     ended_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
     CHECK ((outcome = 'error') = (reason IS NOT NULL)),
     CHECK ((outcome = 'error') = (message IS NOT NULL)),

@@ -188,3 +188,23 @@ impl Store {
         .await
     }
 }
+
+impl Store {
+    /// For each conversation a pair that changes whenever a turn of it is armed, claimed or ended.
+    pub async fn conversation_states(
+        &self,
+        conversations: &[ConversationId],
+    ) -> Result<Vec<(ConversationId, (i64, i64))>, StoreError> {
+        let ids: Vec<Uuid> = conversations.iter().map(|c| c.0).collect();
+        let rows: Vec<(Uuid, i64, i64)> = sqlx::query_as(
+            "SELECT c.id, c.last_number,
+                    (SELECT coalesce(sum(m.number * 2 + (m.incarnation IS NOT NULL)::int), 0)::bigint
+                     FROM marker m WHERE m.conversation_id = c.id)
+             FROM conversation c WHERE c.id = ANY($1)",
+        )
+        .bind(&ids)
+        .fetch_all(&self.general)
+        .await?;
+        Ok(rows.into_iter().map(|(id, last, open)| (ConversationId(id), (last, open))).collect())
+    }
+}

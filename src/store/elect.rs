@@ -41,6 +41,8 @@ pub(super) struct Ending {
     pub by: Option<(Incarnation, String)>,
     pub holder: TurnId,
     pub end: u64,
+    /// How many turns share the reply.
+    pub answers: usize,
     pub platform: String,
 }
 
@@ -104,6 +106,7 @@ impl Open {
             by: None,
             holder: turn_id,
             end: self.log_end,
+            answers: 1,
             platform: self.platform(),
         }
     }
@@ -130,22 +133,23 @@ pub(super) async fn write(tx: &mut PgConnection, endings: &[Ending]) -> Result<(
     let incarnations: Vec<Option<Uuid>> = endings.iter().map(|e| e.by.as_ref().map(|b| b.0.0)).collect();
     let holders: Vec<Uuid> = endings.iter().map(|e| e.holder.0).collect();
     let ends: Vec<i64> = endings.iter().map(|e| e.end as i64).collect();
+    let answers: Vec<i16> = endings.iter().map(|e| e.answers as i16).collect();
     let platforms: Vec<&str> = endings.iter().map(|e| e.platform.as_str()).collect();
     // An `api` row waits a second for the sessions that are woken at once; only what they leave is looked at again.
     sqlx::query(
         "WITH ending AS (
            SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::bool[], $6::text[], $7::text[],
-                                $8::uuid[], $9::uuid[], $10::bigint[], $11::text[])
+                                $8::uuid[], $9::uuid[], $10::bigint[], $11::text[], $12::smallint[])
                          AS e(turn_id, outcome, reason, message, retryable, detail, reply_id,
-                              incarnation, holder, end_at, platform)
+                              incarnation, holder, end_at, platform, answers)
          ), elected AS (
            DELETE FROM marker m USING ending e WHERE m.turn_id = e.turn_id
            RETURNING m.turn_id, m.conversation_id, m.number, m.organization
          ), written AS (
            INSERT INTO terminal (turn_id, conversation_id, number, organization, outcome, reason, message, retryable,
-                                 detail, reply_id, incarnation, holder, end_at)
+                                 detail, reply_id, incarnation, holder, end_at, answers)
            SELECT turn_id, conversation_id, number, organization, outcome, reason, message, retryable,
-                  detail, reply_id, incarnation, holder, end_at
+                  detail, reply_id, incarnation, holder, end_at, answers
            FROM elected JOIN ending USING (turn_id)
          )
          INSERT INTO delivery (turn_id, platform, organization, conversation_id, number, due_at)
@@ -164,6 +168,7 @@ pub(super) async fn write(tx: &mut PgConnection, endings: &[Ending]) -> Result<(
     .bind(&holders)
     .bind(&ends)
     .bind(&platforms)
+    .bind(&answers)
     .execute(tx)
     .await?;
     Ok(())

@@ -181,10 +181,11 @@ impl Batch {
         if reached > durable {
             self.plan.pieces.push(Piece { turn_id: holder, span: tail });
         }
-        Ok(won.iter().map(|&turn| self.end(turn, holder, end, word)).collect())
+        let answers = won.iter().filter(|t| self.open[t].routing.is_ok()).count();
+        Ok(won.iter().map(|&turn| self.end(turn, holder, end, answers, word)).collect())
     }
 
-    fn end(&mut self, turn: TurnId, holder: TurnId, end: u64, word: &WorkerWord) -> Ended {
+    fn end(&mut self, turn: TurnId, holder: TurnId, end: u64, answers: usize, word: &WorkerWord) -> Ended {
         // `won` holds turns of `open` alone; a turn that is named twice was removed by its first ending.
         let open = self.open.remove(&turn);
         let outcome = match &word.outcome {
@@ -202,6 +203,7 @@ impl Batch {
             by: Some((word.incarnation, word.reply_id.clone())),
             holder: if shared { holder } else { turn },
             end: if shared || holder == turn { end } else { own_end },
+            answers: if shared { answers } else { 1 },
             platform: open.as_ref().map_or_else(|| API.to_string(), Open::platform),
             outcome,
         });

@@ -90,3 +90,23 @@ impl Store {
         .await
     }
 }
+
+impl Store {
+    /// The same answer without a sign of life; `None` when the lease is dead.
+    pub async fn worker_state(&self, incarnation: Incarnation) -> Result<Option<BeatAnswer>, StoreError> {
+        let row = sqlx::query(
+            "SELECT CASE phase WHEN 'draining' THEN greatest(0, extract(epoch FROM drain_until - clock_timestamp()))::int END AS drain,
+                    ARRAY(SELECT turn_id FROM marker m WHERE m.incarnation = l.incarnation) AS held
+             FROM lease l WHERE incarnation = $1 AND phase <> 'dead'",
+        )
+        .bind(incarnation.0)
+        .fetch_optional(&self.general)
+        .await?;
+        row.map(|r| {
+            let held: Vec<Uuid> = r.try_get("held")?;
+            let drain: Option<i32> = r.try_get("drain")?;
+            Ok(BeatAnswer { held: held.into_iter().map(TurnId).collect(), drain: drain.map(|s| s as u32) })
+        })
+        .transpose()
+    }
+}

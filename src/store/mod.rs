@@ -53,6 +53,7 @@ pub use heartbeat::{Beat, BeatAnswer};
 pub use lease::{ConnectError, Connected, DeploymentDemand, Lease, LeasePhase, NewStart};
 pub use notify::{Notice, Notices};
 pub use output::{Append, AppendError};
+pub(crate) use read::MAX_VIEWED;
 pub use read::{ListFilter, Record, RecordedReply, Terminal, TurnView};
 pub use retention::Retention;
 pub use session::OtherSession;

@@ -17,7 +17,7 @@ use crate::turn::terminal::Failure;
 use crate::wire::Exchange;
 
 /// Turns of one conversation that one look returns at the most.
-const MAX_VIEWED: i64 = 200;
+pub(crate) const MAX_VIEWED: i64 = 200;
 /// Text of the pushed history at the most, in bytes.
 const MAX_HISTORY_BYTES: usize = 512 * 1024;
 
@@ -41,6 +41,8 @@ pub struct Terminal {
     /// The turn whose log holds the reply.
     pub holder: TurnId,
     pub end: u64,
+    /// How many turns the reply answers.
+    pub answers: u32,
 }
 
 /// All that is known of a turn.
@@ -91,7 +93,7 @@ pub struct ListFilter {
 }
 
 const VIEW: &str = "t.id, t.conversation_id, t.number, t.message_id, m.incarnation AS worker,
-    e.turn_id IS NOT NULL AS ended, e.reason, e.message, e.detail, e.holder, e.end_at";
+    e.turn_id IS NOT NULL AS ended, e.reason, e.message, e.detail, e.holder, e.end_at, e.answers";
 
 const RECORD: &str = r#"SELECT t.id, t.conversation_id, t.organization, t.conversation, t.number, t.message_id, t.agent,
     t.deployment, t."user", t.routing, t.input, t.armed_at, m.claimed_at, m.turn_id IS NOT NULL AS open,
@@ -249,6 +251,7 @@ fn view(row: &PgRow) -> Result<TurnView, StoreError> {
             failure: failure(row)?,
             holder: TurnId(row.try_get("holder")?),
             end: row.try_get::<i64, _>("end_at")? as u64,
+            answers: row.try_get::<i16, _>("answers")? as u32,
         })
     } else {
         None

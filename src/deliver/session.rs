@@ -1,0 +1,281 @@
+//! A client's stream: on a conversation (a session), or on one turn.
+//!
+//! The stream pulls. It waits for news of its conversation, reads what its cursor has not seen (live logs for output,
+//! the store for turns and terminals), writes it, and waits again; so nothing is queued for a slow client, and a lost
+//! wake-up costs a poll's time. It ends cleanly only when no turn on it lacks its terminal; otherwise it is aborted,
+//! since every client library takes a clean end for success.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::Stream;
+use tokio_util::sync::CancellationToken;
+
+use super::render::{self, Owed, Scope};
+use super::{Shown, sse};
+use crate::dispatch::feeds::{Feed, Feeds};
+use crate::dispatch::live::LiveLogs;
+use crate::store::{Store, StoreError, TurnView};
+use crate::turn::cursor::Cursor;
+use crate::turn::frame::Span;
+use crate::turn::keys::{ConversationId, GatewayId, SessionId, TurnId};
+
+/// Comments on an idle stream.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// How often the log of a turn is read whose worker is connected to another replica.
+const REMOTE_LOG_EVERY: Duration = Duration::from_millis(500);
+/// Stored pieces of a log that are read at once.
+const LOG_ROWS: u32 = 64;
+/// The pause after the store failed.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// What a stream needs of its replica.
+#[derive(Clone)]
+pub struct Streams {
+    pub gateway: GatewayId,
+    pub store: Store,
+    pub live: LiveLogs,
+    pub feeds: Feeds,
+    pub shown: Shown,
+    pub shutdown: CancellationToken,
+}
+
+/// Whose stream it is, on what.
+pub struct Viewer {
+    pub conversation_id: ConversationId,
+    pub conversation: String,
+    /// The one turn, for a turn's own stream.
+    pub turn: Option<(TurnId, String)>,
+    pub cursor: Cursor,
+    /// Whether the viewer owns the conversation: what it has seen is delivered.
+    pub owner: bool,
+}
+
+impl Streams {
+    /// The stream's bytes. A session must have been registered before.
+    pub fn open(self, viewer: Viewer, session: Option<SessionId>) -> impl Stream<Item = Result<Bytes, io::Error>> + Send {
+        async_stream::try_stream! {
+            let _registered = session.map(|id| Registered { id, store: self.store.clone() });
+            // Subscribed before the first look: what comes after the look is news.
+            let feed = self.feeds.subscribe(viewer.conversation_id);
+            let about = viewer.turn.as_ref().map(|(id, message)| sse::About { turn_id: *id, message_id: message });
+            yield sse::connected(&viewer.cursor, &viewer.conversation, about);
+            let mut tail = Tail::new(self, viewer, feed);
+            loop {
+                while let Some(step) = tail.next().await {
+                    for frame in step.frames {
+                        yield frame;
+                    }
+                    // The client's side took the frames over: whoever is asked for more has passed on what it had.
+                    tail.was_shown(&step.ended);
+                }
+                if tail.over {
+                    return;
+                }
+                match tail.wait().await {
+                    Woken::News => {}
+                    Woken::KeepAlive => yield sse::keep_alive(),
+                    Woken::Shutdown if tail.open.is_empty() => return,
+                    Woken::Shutdown => Err(io::Error::other("the gateway stops before the turn's terminal"))?,
+                    Woken::Erased => Err(io::Error::other("the conversation was erased"))?,
+                }
+            }
+        }
+    }
+}
+
+/// Takes a session off the registry when its stream is dropped.
+struct Registered {
+    id: SessionId,
+    store: Store,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let (store, id) = (self.store.clone(), self.id);
+        tokio::spawn(async move {
+            // A row that stays is cleared with its gateway.
+            let _ = store.forget_sessions(&[id]).await;
+        });
+    }
+}
+
+/// Some frames to write together, and the turns whose terminals are complete with them.
+struct Step {
+    frames: Vec<Bytes>,
+    ended: Vec<TurnId>,
+}
+
+enum Woken {
+    News,
+    KeepAlive,
+    Shutdown,
+    Erased,
+}
+
+/// The stream's place, and what is known of the turns behind it.
+struct Tail {
+    streams: Streams,
+    viewer: Viewer,
+    scope: Scope,
+    feed: Feed,
+    /// Turns that owe something, in order.
+    open: Vec<TurnView>,
+    /// Read the store before the next step.
+    stale: bool,
+    /// The last look at the store was cut at its limit.
+    more: bool,
+    /// Turns to look at before the next wait.
+    todo: Vec<TurnView>,
+    store_news: u64,
+    over: bool,
+    failed: bool,
+    erased: bool,
+}
+
+impl Tail {
+    fn new(streams: Streams, viewer: Viewer, mut feed: Feed) -> Self {
+        let scope = if viewer.turn.is_some() { Scope::Turn } else { Scope::Session };
+        let store_news = feed.seen().store;
+        Tail {
+            streams,
+            viewer,
+            scope,
+            feed,
+            open: Vec::new(),
+            stale: true,
+            more: false,
+            todo: Vec::new(),
+            store_news,
+            over: false,
+            failed: false,
+            erased: false,
+        }
+    }
+
+    /// The next frames, if there are any now.
+    async fn next(&mut self) -> Option<Step> {
+        if self.stale || (self.more && self.todo.is_empty()) {
+            match self.read_store().await {
+                Ok(()) => (self.stale, self.failed) = (false, false),
+                Err(error) => {
+                    if !std::mem::replace(&mut self.failed, true) {
+                        tracing::debug!(%error, "a session waits for the database");
+                    }
+                    return None;
+                }
+            }
+        }
+        while let Some(view) = self.todo.first().cloned() {
+            match self.step(&view).await {
+                Ok(Some(step)) => return Some(step),
+                Ok(None) => drop(self.todo.remove(0)),
+                Err(error) => {
+                    tracing::debug!(%error, "a session waits for the database");
+                    (self.stale, self.failed) = (true, true);
+                    return None;
+                }
+            }
+        }
+        None
+    }
+
+    async fn read_store(&mut self) -> Result<(), StoreError> {
+        let store = &self.streams.store;
+        self.open = match &self.viewer.turn {
+            Some((turn, _)) => store.view(*turn).await?.into_iter().collect(),
+            None => store.views(&[(self.viewer.conversation_id, self.viewer.cursor.base())]).await?,
+        };
+        let base = self.viewer.cursor.base();
+        let cut = self.open.len() as i64 >= crate::store::MAX_VIEWED;
+        if self.viewer.turn.is_some() && self.open.is_empty() {
+            self.erased = true;
+        }
+        if self.scope == Scope::Session {
+            let all: Vec<i64> = self.open.iter().map(|v| v.number).collect();
+            if let Some(&last) = all.last() {
+                self.viewer.cursor.compact(&all, last);
+            }
+        }
+        self.more = cut && self.viewer.cursor.base() > base;
+        self.open.retain(|v| self.viewer.cursor.shown(v.number) != crate::turn::cursor::Shown::Done);
+        self.todo = self.open.clone();
+        Ok(())
+    }
+
+    /// Shows a part of a turn; `None` when it owes nothing more now.
+    async fn step(&mut self, view: &TurnView) -> Result<Option<Step>, StoreError> {
+        if let Some(owed) = render::owed(view, &self.viewer.cursor, self.scope) {
+            let span = self.read_log(view, owed).await?;
+            if !span.is_empty() {
+                let frames = render::output(view, &mut self.viewer.cursor, span);
+                return Ok(Some(Step { frames, ended: Vec::new() }));
+            }
+        }
+        let Some(terminal) = &view.terminal else { return Ok(None) };
+        let answered = match terminal.answers {
+            0 | 1 => Vec::new(),
+            _ => self.streams.store.answered_by(terminal.holder).await?,
+        };
+        let frames = render::terminal(view, terminal, &mut self.viewer.cursor, self.scope, &answered);
+        self.open.retain(|v| v.turn_id != view.turn_id);
+        self.over |= self.scope == Scope::Turn;
+        self.todo.remove(0);
+        // A turn that is shown with another's reply is delivered by that.
+        let mut ended: Vec<TurnId> = answered.into_iter().map(|a| a.0).collect();
+        ended.push(view.turn_id);
+        Ok(Some(Step { frames, ended }))
+    }
+
+    /// What a log holds from `from` on: live, if it is in memory here; otherwise as stored.
+    async fn read_log(&self, view: &TurnView, owed: Owed) -> Result<Span, StoreError> {
+        let span = match self.streams.live.read(owed.log, owed.from) {
+            // Nobody runs it yet: there is no log.
+            None if owed.until.is_none() && view.worker.is_none() => return Ok(Span::default()),
+            Some(span) if owed.until.is_none_or(|until| span.end() >= until) => span,
+            _ => self.streams.store.read_log(owed.log, owed.from, LOG_ROWS).await?,
+        };
+        Ok(match owed.until {
+            Some(until) => span.until(until),
+            None => span,
+        })
+    }
+
+    fn was_shown(&self, ended: &[TurnId]) {
+        if self.viewer.owner {
+            ended.iter().for_each(|&turn| self.streams.shown.note(turn));
+        }
+    }
+
+    async fn wait(&mut self) -> Woken {
+        if self.erased {
+            return Woken::Erased;
+        }
+        let remote = self.open.iter().any(|v| v.worker.is_some() && !self.streams.live.holds(v.turn_id));
+        let pause = match (self.failed, remote) {
+            (true, _) => RETRY,
+            (_, true) => REMOTE_LOG_EVERY,
+            _ => KEEP_ALIVE,
+        };
+        tokio::select! {
+            news = self.feed.changed() => {
+                if news.store != self.store_news {
+                    self.store_news = news.store;
+                    self.stale = true;
+                } else {
+                    self.todo = self.open.clone();
+                }
+                Woken::News
+            }
+            () = tokio::time::sleep(pause) => {
+                if pause == KEEP_ALIVE {
+                    return Woken::KeepAlive;
+                }
+                self.todo = self.open.clone();
+                Woken::News
+            }
+            () = self.streams.shutdown.cancelled() => Woken::Shutdown,
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The letter of Server-Sent Events: `docs/api.md` tells what each frame means.
+
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+
+use crate::turn::cursor::Cursor;
+use crate::turn::frame::Frame;
+use crate::turn::keys::TurnId;
+use crate::turn::terminal::Failure;
+
+/// Which turn a frame is about.
+#[derive(Debug, Clone, Copy)]
+pub struct About<'a> {
+    pub turn_id: TurnId,
+    pub message_id: &'a str,
+}
+
+/// One frame: event, id and a line of JSON. JSON has no raw line break, so nothing can break out of the frame.
+fn frame(event: &str, cursor: &Cursor, data: &Value) -> Bytes {
+    format!("event: {event}\nid: {cursor}\ndata: {data}\n\n").into()
+}
+
+/// A comment that keeps proxies from closing an idle stream.
+pub fn keep_alive() -> Bytes {
+    Bytes::from_static(b": keep-alive\n\n")
+}
+
+/// The first frame of a connection; a session's is about no turn.
+pub fn connected(cursor: &Cursor, conversation: &str, about: Option<About<'_>>) -> Bytes {
+    let data = json!({
+        "turnId": about.map(|a| a.turn_id),
+        "messageId": about.map(|a| a.message_id),
+        "conversation": conversation,
+        "cursor": cursor.to_string(),
+    });
+    frame("connected", cursor, &data)
+}
+
+/// A frame of output.
+pub fn output(cursor: &Cursor, about: About<'_>, output: &Frame) -> Bytes {
+    let mut data = match serde_json::to_value(output) {
+        Ok(Value::Object(map)) => map,
+        _ => Map::new(),
+    };
+    data.remove("type");
+    data.insert("turnId".into(), json!(about.turn_id));
+    data.insert("messageId".into(), json!(about.message_id));
+    frame(output.event(), cursor, &Value::Object(data))
+}
+
+/// `error` or `agent-error`: the same under two names, since EventSource uses the first for itself.
+pub fn error(cursor: &Cursor, event: &str, about: About<'_>, failure: &Failure) -> Bytes {
+    let data = json!({
+        "turnId": about.turn_id,
+        "messageId": about.message_id,
+        "reason": failure.reason,
+        "message": failure.message,
+        "retryable": failure.retryable(),
+    });
+    frame(event, cursor, &data)
+}
+
+/// The end of a turn, or of all turns that one reply answers.
+pub fn complete(cursor: &Cursor, about: About<'_>, outcome: &str, answered: &[(TurnId, String)]) -> Bytes {
+    let data = json!({
+        "turnId": about.turn_id,
+        "messageId": about.message_id,
+        "outcome": outcome,
+        "turnIds": answered.iter().map(|a| a.0).collect::<Vec<_>>(),
+        "messageIds": answered.iter().map(|a| &a.1).collect::<Vec<_>>(),
+    });
+    frame("complete", cursor, &data)
+}

@@ -1,0 +1,391 @@
+//! The worker protocol over HTTP, on the worker port. The protocol itself: `docs/worker-protocol.md`.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::body::{Body, Bytes};
+use axum::extract::{DefaultBodyLimit, FromRequestParts, Path, Query, State};
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+use super::live::{LiveLogs, Refused};
+use super::workers::{Worker, Workers};
+use crate::gateway::problem::Problem;
+use crate::liveness::Heartbeats;
+use crate::store::{ConnectError, Connected, FinishError, Store, WorkerWord};
+use crate::turn::frame::Span;
+use crate::turn::keys::{GatewayId, Incarnation, TurnId};
+use crate::turn::reason::Reason;
+use crate::turn::terminal::{Failure, Outcome};
+use crate::wire::{
+    Acked, Connect, Credential, Finish, FinishResult, Finished, Goodbye, GoodbyePhase, Heartbeat, HeartbeatAnswer, Hello,
+    INCARNATION, MAX_BODY_BYTES, Output, ToWorker,
+};
+
+/// A worker's stream that closes without goodbye raises a suspicion after this, unless it came back meanwhile.
+pub const SUSPICION_GRACE: Duration = Duration::from_millis(250);
+/// Sign of life on an idle stream.
+const PING_EVERY: Duration = Duration::from_secs(15);
+/// How long a worker of another replica is known without asking the database again.
+const KNOWN_FOR: Duration = Duration::from_secs(5);
+/// The most turns that one word may end.
+const MAX_TURNS_OF_A_WORD: usize = 64;
+
+/// What the endpoints need.
+#[derive(Clone)]
+pub struct WorkerPort {
+    pub gateway: GatewayId,
+    pub store: Store,
+    pub live: LiveLogs,
+    pub workers: Workers,
+    pub heartbeats: Heartbeats,
+    known: Arc<Mutex<HashMap<Incarnation, (Credential, Connected, Instant)>>>,
+}
+
+impl WorkerPort {
+    pub fn new(gateway: GatewayId, store: Store, live: LiveLogs, workers: Workers, heartbeats: Heartbeats) -> Self {
+        WorkerPort { gateway, store, live, workers, heartbeats, known: Arc::default() }
+    }
+
+    /// The routes of the worker port.
+    pub fn router(self) -> Router {
+        Router::new()
+            .route("/worker/v1/turns", get(turns))
+            .route("/worker/v1/turns/{id}/output", post(output))
+            .route("/worker/v1/finish", post(finish))
+            .route("/worker/v1/heartbeat", post(heartbeat))
+            .route("/worker/v1/goodbye", post(goodbye))
+            .fallback(|| async { Problem::not_found("path; this is the worker port") })
+            .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+            .with_state(self)
+    }
+
+    fn remembered(&self, credential: &Credential, incarnation: Incarnation) -> Option<Connected> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let (shown, terms, at) = known.get(&incarnation)?;
+        (shown == credential && at.elapsed() < KNOWN_FOR).then(|| terms.clone())
+    }
+
+    fn remember(&self, credential: Credential, incarnation: Incarnation, terms: Connected) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() > 10_000 {
+            known.retain(|_, (_, _, at)| at.elapsed() < KNOWN_FOR);
+        }
+        known.insert(incarnation, (credential, terms, Instant::now()));
+    }
+
+    fn forget(&self, incarnation: Incarnation) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(&incarnation);
+    }
+}
+
+/// What a caller shows of itself.
+struct Shown {
+    credential: Credential,
+    incarnation: Incarnation,
+}
+
+impl<S: Sync> FromRequestParts<S> for Shown {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let text = |name: &str| parts.headers.get(name).and_then(|v| v.to_str().ok());
+        let credential = text(header::AUTHORIZATION.as_str())
+            .and_then(|v| v.strip_prefix("Bearer "))
+            .and_then(Credential::parse)
+            .ok_or_else(|| Problem::new(StatusCode::UNAUTHORIZED, "show the worker credential as a bearer token"))?;
+        let incarnation = text(INCARNATION).and_then(|v| v.parse().ok()).ok_or_else(|| {
+            Problem::bad_request(format!("the header {INCARNATION} must hold the UUID that the worker made at its start"))
+        })?;
+        Ok(Shown { credential, incarnation })
+    }
+}
+
+/// A worker whose credential was checked.
+struct Caller {
+    incarnation: Incarnation,
+    terms: Connected,
+}
+
+impl FromRequestParts<WorkerPort> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, port: &WorkerPort) -> Result<Self, Problem> {
+        let Shown { credential, incarnation } = Shown::from_request_parts(parts, port).await?;
+        if let Some(terms) = port.remembered(&credential, incarnation) {
+            return Ok(Caller { incarnation, terms });
+        }
+        let terms = port.store.authenticate_worker(&credential, incarnation).await?.map_err(refused)?;
+        port.remember(credential, incarnation, terms.clone());
+        Ok(Caller { incarnation, terms })
+    }
+}
+
+fn refused(error: ConnectError) -> Problem {
+    match error {
+        ConnectError::Forbidden => Problem::new(StatusCode::FORBIDDEN, "unknown worker credential"),
+        ConnectError::Dead => gone(),
+    }
+}
+
+fn gone() -> Problem {
+    Problem::new(StatusCode::GONE, "this incarnation is dead to Lastword; stop")
+}
+
+/// Reads a JSON body; what is wrong with it is the caller's to mend.
+fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Problem> {
+    serde_json::from_slice(body).map_err(|e| Problem::bad_request(format!("the body is malformed: {e}")))
+}
+
+async fn turns(
+    State(port): State<WorkerPort>,
+    shown: Shown,
+    Query(asked): Query<Connect>,
+) -> Result<Response, Problem> {
+    let stream = Uuid::now_v7();
+    let Shown { credential, incarnation } = shown;
+    let in_hand: Vec<TurnId> = asked
+        .turns
+        .split(',')
+        .filter(|t| !t.is_empty())
+        .map(|t| t.parse().map_err(|_| Problem::bad_request("turns must be UUIDs, comma-separated")))
+        .collect::<Result<_, _>>()?;
+    let terms = port
+        .store
+        .connect_worker(&credential, incarnation, port.gateway, stream, asked.capacity.max(1), asked.together)
+        .await?
+        .map_err(refused)?;
+    port.remember(credential, incarnation, terms.clone());
+    let beat = port.store.worker_state(incarnation).await?.ok_or_else(gone)?;
+    let hello = Hello {
+        heartbeat_seconds: terms.heartbeat_seconds,
+        lease_seconds: terms.lease_seconds,
+        capacity: terms.capacity,
+    };
+    let drain = terms.draining;
+    let (worker, mut lines) = port.workers.join(incarnation, stream, terms, &asked);
+    tracing::info!(%incarnation, deployment = worker.terms.deployment, "worker {incarnation} is connected");
+    let first = port.workers.compare(incarnation, &in_hand, beat, asked.history).await?;
+    tokio::spawn(port.workers.clone().claim_for(worker.clone()));
+
+    let open = OpenStream { port: port.clone(), worker: worker.clone() };
+    let body = async_stream::stream! {
+        let _open = open;
+        yield line(&ToWorker::Hello(hello));
+        for turn_id in first.stop {
+            yield line(&ToWorker::Cancel { turn_id });
+        }
+        for turn in first.push {
+            yield line(&ToWorker::Turn(Box::new(turn)));
+        }
+        if let Some(seconds) = drain {
+            yield line(&ToWorker::Drain { seconds });
+        }
+        loop {
+            tokio::select! {
+                next = lines.recv() => match next {
+                    Some(next) => yield line(&next),
+                    None => return,
+                },
+                () = worker.closed.cancelled() => return,
+                () = tokio::time::sleep(PING_EVERY) => yield line(&ToWorker::Ping),
+            }
+        }
+    };
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response())
+}
+
+fn line(message: &ToWorker) -> Result<Bytes, std::io::Error> {
+    let mut text = serde_json::to_vec(message).map_err(std::io::Error::other)?;
+    text.push(b'\n');
+    Ok(text.into())
+}
+
+/// Lives as long as the stream's body: dropped when the worker closed it, or we did.
+struct OpenStream {
+    port: WorkerPort,
+    worker: Arc<Worker>,
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.port.workers.leave(&self.worker);
+        if self.worker.said_goodbye() {
+            return;
+        }
+        let (store, worker) = (self.port.store.clone(), self.worker.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(SUSPICION_GRACE).await;
+            match store.suspect(worker.incarnation, worker.stream).await {
+                Ok(true) => tracing::info!(incarnation = %worker.incarnation,
+                    "the stream of worker {} closed without goodbye; asking its runtime", worker.incarnation),
+                Ok(false) => {}
+                Err(error) => tracing::warn!(%error, "a suspicion was not written; the lease decides"),
+            }
+        });
+    }
+}
+
+#[derive(Deserialize)]
+struct At {
+    offset: u64,
+}
+
+async fn output(
+    State(port): State<WorkerPort>,
+    caller: Caller,
+    Path(turn): Path<Uuid>,
+    Query(at): Query<At>,
+    body: Bytes,
+) -> Result<Json<Acked>, Problem> {
+    let turn = TurnId(turn);
+    let output: Output = parse(&body)?;
+    let span = Span::new(at.offset, output.frames.into_iter().map(|f| f.storable()).collect());
+    if !port.live.is_open(turn, caller.incarnation) {
+        adopt(&port, &caller, turn).await?;
+    }
+    match port.live.accept(turn, span) {
+        Some(Ok(acked)) => Ok(Json(acked)),
+        Some(Err(Refused::Missing(missing))) => {
+            Err(Problem::new(StatusCode::CONFLICT, "something before this output is missing here").with_acked(missing.acked))
+        }
+        Some(Err(Refused::Full)) => {
+            Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "the turn's log is full; finish it with an error"))
+        }
+        Some(Err(Refused::Busy)) => {
+            Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "too much output waits to become durable"))
+        }
+        None => Err(Problem::not_found("turn in this worker's hand")),
+    }
+}
+
+/// A turn in the caller's hand that this replica does not know yet: the worker came from another one.
+async fn adopt(port: &WorkerPort, caller: &Caller, turn: TurnId) -> Result<(), Problem> {
+    let held = port.store.held(&[turn], caller.incarnation).await?;
+    if let Some(turn) = held.first() {
+        port.live.open(turn.turn_id, turn.conversation_id, caller.incarnation, turn.log_end);
+        return Ok(());
+    }
+    port.live.close(turn);
+    let record = port.store.record(turn).await?;
+    match record {
+        Some(r) if r.organization == caller.terms.organization && r.deployment == caller.terms.deployment => {
+            Err(Problem::not_found("turn in this worker's hand"))
+        }
+        _ => Err(Problem::new(StatusCode::FORBIDDEN, "the turn is not of this worker's deployment")),
+    }
+}
+
+async fn finish(State(port): State<WorkerPort>, caller: Caller, body: Bytes) -> Result<Json<Finished>, Problem> {
+    let finish: Finish = parse(&body)?;
+    check(&finish)?;
+    let lead = finish.turn_ids[0];
+    let mut tail = port.live.tail(lead).unwrap_or_default();
+    if let Some(last) = finish.tail {
+        let last = Span::new(last.offset, last.frames.into_iter().map(|f| f.storable()).collect());
+        tail = join(tail, last);
+    }
+    let word = WorkerWord {
+        incarnation: caller.incarnation,
+        turn_ids: finish.turn_ids.clone(),
+        reply_id: finish.reply_id,
+        outcome: wordless(finish.outcome, finish.end),
+        end: finish.end,
+        tail,
+    };
+    let result = match port.store.finish(word).await? {
+        Ok(true) => FinishResult::Accepted,
+        Ok(false) => FinishResult::Superseded,
+        Err(FinishError::Missing { acked }) => {
+            return Err(Problem::new(StatusCode::CONFLICT, "output below `end` is missing here").with_acked(acked));
+        }
+        Err(FinishError::Foreign) => {
+            return Err(Problem::new(StatusCode::FORBIDDEN, "none of these turns is held by this worker"));
+        }
+        Err(error @ FinishError::SeveralConversations) => return Err(Problem::bad_request(error.to_string())),
+    };
+    finish.turn_ids.iter().for_each(|&t| port.live.close(t));
+    if let Some(worker) = port.workers.get(caller.incarnation) {
+        worker.let_go(&finish.turn_ids);
+    }
+    Ok(Json(Finished { result }))
+}
+
+fn check(finish: &Finish) -> Result<(), Problem> {
+    if finish.turn_ids.is_empty() || finish.turn_ids.len() > MAX_TURNS_OF_A_WORD {
+        return Err(Problem::bad_request(format!("turnIds must name 1 to {MAX_TURNS_OF_A_WORD} turns")));
+    }
+    crate::turn::keys::check_name("replyId", &finish.reply_id).map_err(|e| Problem::bad_request(e.to_string()))
+}
+
+/// An empty reply is none: nobody is shown an empty "done".
+fn wordless(outcome: Outcome, end: u64) -> Outcome {
+    match outcome {
+        Outcome::Reply if end == 0 => {
+            Outcome::Error(Failure::detailed(Reason::AgentError, "the worker sent a reply without any output"))
+        }
+        outcome => outcome,
+    }
+}
+
+/// Two pieces of one log, `last` the later; what leaves a gap is the finish's to find.
+fn join(known: Span, last: Span) -> Span {
+    if known.is_empty() || last.start <= known.start {
+        return last;
+    }
+    if last.start > known.end() {
+        return known;
+    }
+    let end = known.end();
+    let mut joined = known;
+    last.from(end).frames.into_iter().for_each(|f| joined.push(f));
+    joined
+}
+
+async fn heartbeat(
+    State(port): State<WorkerPort>,
+    caller: Caller,
+    body: Bytes,
+) -> Result<Json<HeartbeatAnswer>, Problem> {
+    let beat: Heartbeat = parse(&body)?;
+    let answer = port.heartbeats.beat(caller.incarnation, !beat.turns.is_empty()).await?;
+    match answer {
+        Some(answer) => Ok(Json(port.workers.compare(caller.incarnation, &beat.turns, answer, 0).await?)),
+        None => {
+            port.forget(caller.incarnation);
+            Err(gone())
+        }
+    }
+}
+
+async fn goodbye(State(port): State<WorkerPort>, caller: Caller, body: Bytes) -> Result<StatusCode, Problem> {
+    let goodbye: Goodbye = parse(&body)?;
+    let worker = port.workers.get(caller.incarnation);
+    if let Some(worker) = &worker {
+        worker.stop_claiming();
+    }
+    match goodbye.phase {
+        GoodbyePhase::Draining => {
+            port.store.worker_draining(caller.incarnation, &goodbye.hand_back).await?;
+            if let Some(worker) = &worker {
+                worker.let_go(&goodbye.hand_back);
+            }
+        }
+        GoodbyePhase::Gone => {
+            port.store.worker_gone(caller.incarnation, &goodbye.hand_back).await?;
+            port.forget(caller.incarnation);
+            if let Some(worker) = &worker {
+                worker.says_goodbye();
+            }
+        }
+    }
+    goodbye.hand_back.iter().for_each(|&t| port.live.close(t));
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,287 @@
+//! The workers whose streams this replica holds: claims for those with room, pushes, and what they are told to stop.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::live::LiveLogs;
+use crate::store::{BeatAnswer, ClaimFor, Claimed, Connected, Store, StoreError};
+use crate::turn::decide::reconcile;
+use crate::turn::keys::{Incarnation, TurnId};
+use crate::wire::{Connect, HeartbeatAnswer, MAX_HISTORY, ToWorker, TurnPush};
+
+/// How often a worker with room looks for turns that no notice told of.
+const POLL: Duration = Duration::from_secs(1);
+/// Lines that may wait for a worker that does not read; more, and its stream is closed.
+const MAX_LINES: usize = 1024;
+
+/// A worker's open stream.
+pub struct Worker {
+    pub incarnation: Incarnation,
+    /// This very stream: the lease names it.
+    pub stream: Uuid,
+    pub terms: Connected,
+    history: u32,
+    lines: mpsc::Sender<ToWorker>,
+    wake: Notify,
+    state: Mutex<State>,
+    /// Cancelled when the stream is over, whoever ended it.
+    pub closed: CancellationToken,
+}
+
+#[derive(Default)]
+struct State {
+    in_hand: HashSet<TurnId>,
+    draining: bool,
+    said_goodbye: bool,
+}
+
+impl Worker {
+    fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
+        f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The worker announced that it leaves: its closing stream is no cause for suspicion.
+    pub fn says_goodbye(&self) {
+        self.with(|s| s.said_goodbye = true);
+    }
+
+    /// Whether it did.
+    pub fn said_goodbye(&self) -> bool {
+        self.with(|s| s.said_goodbye)
+    }
+
+    /// The worker no longer owes these turns: there is room.
+    pub fn let_go(&self, turns: &[TurnId]) {
+        self.with(|s| turns.iter().for_each(|t| drop(s.in_hand.remove(t))));
+        self.wake.notify_one();
+    }
+
+    /// The worker takes nothing more.
+    pub fn stop_claiming(&self) {
+        self.with(|s| s.draining = true);
+    }
+
+    /// Sends a line; a worker that does not read loses its stream, and finds what it missed on its next one.
+    fn send(&self, line: ToWorker) {
+        if self.lines.try_send(line).is_err() {
+            tracing::warn!(incarnation = %self.incarnation, "worker {} does not read its stream; closing it", self.incarnation);
+            self.closed.cancel();
+        }
+    }
+
+    fn room(&self) -> u32 {
+        self.with(|s| if s.draining { 0 } else { self.terms.capacity.saturating_sub(s.in_hand.len() as u32) })
+    }
+}
+
+/// All of them.
+#[derive(Clone)]
+pub struct Workers {
+    store: Store,
+    live: LiveLogs,
+    connected: Arc<Mutex<HashMap<Incarnation, Arc<Worker>>>>,
+}
+
+impl Workers {
+    pub fn new(store: Store, live: LiveLogs) -> Self {
+        Workers { store, live, connected: Arc::default() }
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut HashMap<Incarnation, Arc<Worker>>) -> T) -> T {
+        f(&mut self.connected.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The worker's stream here, if it has one.
+    pub fn get(&self, incarnation: Incarnation) -> Option<Arc<Worker>> {
+        self.with(|c| c.get(&incarnation).cloned())
+    }
+
+    /// Workers that are connected here.
+    pub fn count(&self) -> usize {
+        self.with(|c| c.len())
+    }
+
+    /// Takes a connected worker in. Lines for it come out of the receiver, until its `closed` is cancelled.
+    pub fn join(
+        &self,
+        incarnation: Incarnation,
+        stream: Uuid,
+        terms: Connected,
+        asked: &Connect,
+    ) -> (Arc<Worker>, mpsc::Receiver<ToWorker>) {
+        let (lines, receiver) = mpsc::channel(MAX_LINES);
+        let worker = Arc::new(Worker {
+            incarnation,
+            stream,
+            history: asked.history.min(MAX_HISTORY),
+            lines,
+            wake: Notify::new(),
+            state: Mutex::new(State { draining: terms.draining.is_some(), ..State::default() }),
+            closed: CancellationToken::new(),
+            terms,
+        });
+        if let Some(before) = self.with(|c| c.insert(incarnation, worker.clone())) {
+            // The same incarnation came again: its old connection is a corpse that TCP has not noticed.
+            before.says_goodbye();
+            before.closed.cancel();
+        }
+        (worker, receiver)
+    }
+
+    /// The stream is over. The worker's live logs stay: it may come back here.
+    pub fn leave(&self, worker: &Worker) {
+        worker.closed.cancel();
+        self.with(|c| {
+            if c.get(&worker.incarnation).is_some_and(|w| w.stream == worker.stream) {
+                c.remove(&worker.incarnation);
+            }
+        });
+    }
+
+    /// Something can be claimed in this deployment.
+    pub fn wake_deployment(&self, organization: &str, deployment: &str) {
+        self.with(|c| {
+            c.values()
+                .filter(|w| w.terms.deployment == deployment && w.terms.organization == organization)
+                .for_each(|w| w.wake.notify_one());
+        });
+    }
+
+    /// Something was missed: everybody looks.
+    pub fn wake_all(&self) {
+        self.with(|c| c.values().for_each(|w| w.wake.notify_one()));
+    }
+
+    /// Claims for a worker while its stream is open.
+    pub async fn claim_for(self, worker: Arc<Worker>) {
+        loop {
+            let room = worker.room();
+            if room > 0 {
+                let claim =
+                    ClaimFor { incarnation: worker.incarnation, room, together: worker.terms.together };
+                match self.store.claim(claim).await {
+                    Ok(claimed) if !claimed.is_empty() => {
+                        self.push(&worker, claimed).await;
+                        continue;
+                    }
+                    Ok(_) => {}
+                    Err(error) => tracing::debug!(%error, "claim"),
+                }
+            }
+            tokio::select! {
+                () = worker.wake.notified() => {}
+                () = tokio::time::sleep(POLL), if room > 0 => {}
+                () = worker.closed.cancelled() => return,
+            }
+        }
+    }
+
+    async fn push(&self, worker: &Worker, claimed: Vec<Claimed>) {
+        worker.with(|s| s.in_hand.extend(claimed.iter().map(|c| c.turn_id)));
+        for turn in claimed {
+            self.live.open(turn.turn_id, turn.conversation_id, worker.incarnation, turn.log_end);
+            worker.send(ToWorker::Turn(Box::new(self.complete(turn, worker.history).await)));
+        }
+    }
+
+    /// Adds the history that the worker asked for.
+    async fn complete(&self, turn: Claimed, history: u32) -> TurnPush {
+        let exchanges = if history == 0 || turn.number <= 1 {
+            Vec::new()
+        } else {
+            // A turn without its history is better than none.
+            self.store.exchanges(turn.conversation_id, turn.number, history).await.unwrap_or_else(|error| {
+                tracing::warn!(turn = %turn.turn_id, %error, "turn {} is pushed without history", turn.turn_id);
+                Vec::new()
+            })
+        };
+        TurnPush {
+            turn_id: turn.turn_id,
+            message_id: turn.message_id,
+            organization: turn.organization,
+            conversation: turn.conversation,
+            user: turn.user,
+            agent: turn.agent,
+            deployment: turn.deployment,
+            platform: turn.routing.platform,
+            platform_metadata: turn.routing.platform_metadata,
+            message: turn.input,
+            acked: turn.log_end,
+            history: exchanges,
+            traceparent: turn.traceparent,
+        }
+    }
+
+    /// Compares what a worker holds with what the markers name; answers what to push again and what to stop.
+    pub async fn compare(
+        &self,
+        incarnation: Incarnation,
+        in_hand: &[TurnId],
+        beat: BeatAnswer,
+        history: u32,
+    ) -> Result<HeartbeatAnswer, StoreError> {
+        let (stop, lacking) = reconcile(in_hand, &beat.held);
+        let worker = self.get(incarnation);
+        let mut push = Vec::new();
+        if !lacking.is_empty() {
+            for turn in self.store.held(&lacking, incarnation).await? {
+                self.live.open(turn.turn_id, turn.conversation_id, incarnation, turn.log_end);
+                push.push(self.complete(turn, worker.as_ref().map_or(history, |w| w.history)).await);
+            }
+        }
+        if let Some(worker) = worker {
+            let held: HashSet<TurnId> = beat.held.iter().copied().collect();
+            // What was claimed between the database's answer and now is in hand too; the next heartbeat corrects.
+            worker.with(|s| s.in_hand.retain(|t| held.contains(t) || !stop.contains(t)));
+            worker.with(|s| s.in_hand.extend(held));
+            if beat.drain.is_some() {
+                worker.stop_claiming();
+            }
+            worker.wake.notify_one();
+        }
+        Ok(HeartbeatAnswer { push, stop, drain: beat.drain })
+    }
+
+    /// Something happened to a worker from outside: tell it what it no longer owes, and whether it is to drain.
+    pub async fn refresh(&self, incarnation: Incarnation) {
+        let Some(worker) = self.get(incarnation) else { return };
+        let in_hand: Vec<TurnId> = worker.with(|s| s.in_hand.iter().copied().collect());
+        let state = match self.store.worker_state(incarnation).await {
+            Ok(state) => state,
+            // The next heartbeat tells the same.
+            Err(error) => return tracing::debug!(%error, "refresh"),
+        };
+        let Some(beat) = state else {
+            // Dead: its next call is answered 410.
+            worker.says_goodbye();
+            worker.closed.cancel();
+            return;
+        };
+        let (stop, _) = reconcile(&in_hand, &beat.held);
+        for &turn_id in &stop {
+            self.live.close(turn_id);
+            worker.send(ToWorker::Cancel { turn_id });
+        }
+        worker.let_go(&stop);
+        if let Some(seconds) = beat.drain
+            && !worker.with(|s| std::mem::replace(&mut s.draining, true))
+        {
+            worker.send(ToWorker::Drain { seconds });
+        }
+    }
+
+    /// Closes every stream, as no cause for suspicion: the replica goes.
+    pub fn close_all(&self) {
+        self.with(|c| {
+            c.values().for_each(|w| {
+                w.says_goodbye();
+                w.closed.cancel();
+            })
+        });
+    }
+}
