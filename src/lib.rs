@@ -1,1 +1,6 @@
 //! Lastword.
+
+pub mod cli;
+pub mod store;
+pub mod turn;
+pub mod wire;

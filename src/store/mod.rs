@@ -1,0 +1,4 @@
+//! All SQL.
+
+pub mod keys;
+pub mod probe;
