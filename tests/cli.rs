@@ -1,6 +1,8 @@
 //! The built binary against a scripted gateway that speaks `docs/api.md` over real connections: what a person or a
 //! script sees on stdout, on stderr and as the exit code.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 #[path = "cli/stub.rs"]
 mod stub;
 
@@ -202,8 +204,8 @@ async fn init_writes_what_other_commands_read() {
     let (code, _, stderr) = finish(init(&["init", "--yes"])).await;
     assert_eq!(code, Some(0), "{stderr}");
     let file = dir.path().join("lastword.env");
-    let text = std::fs::read_to_string(&file).unwrap();
-    assert!(text.contains("LASTWORD_DATABASE_URL=\"/") && text.contains("/.lastword\""), "{text}");
+    let written = std::fs::read_to_string(&file).unwrap();
+    assert!(written.contains("LASTWORD_DATABASE_URL=\"/") && written.contains("/.lastword\""), "{written}");
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
     let (code, _, stderr) = finish(init(&["init", "--yes"])).await;

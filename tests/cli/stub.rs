@@ -136,6 +136,7 @@ async fn events(State(stub): State<Stub>, headers: HeaderMap) -> Response {
         loop {
             if let Some((_, clean)) = cut.filter(|(cut, _)| *cut == at) {
                 if !clean {
+                    tokio::task::yield_now().await; // hyper flushes what it has, which an error would discard
                     yield Err(std::io::Error::other("aborted as told"));
                 }
                 break;

@@ -36,7 +36,8 @@ const HELP: &str = "\
 /history      show the last turns of this conversation
 /cancel       cancel what is still open in this conversation
 /quit         leave (Ctrl-D)
-While a turn runs, Ctrl-C cancels it; again, it leaves. What is pasted may have several lines.";
+While a turn runs, Ctrl-C cancels it; a second one leaves.
+What is pasted may have several lines.";
 
 /// Runs the conversation until the person leaves.
 pub async fn run(client: Client, agent: String, conversation: Option<String>) -> Result<ExitCode, CliError> {
@@ -299,6 +300,7 @@ impl Editor {
         let failed = |error| CliError::Io { doing: "use the terminal".into(), source: io_error(error) };
         let config = rustyline::Config::builder().auto_add_history(true).build();
         let mut editor = DefaultEditor::with_config(config).map_err(failed)?;
+        editor.set_helper(Some(())); // without a helper, rustyline shows the prompt without its colours
         let mut external = editor.create_external_printer().map_err(failed)?;
         let history = history_file();
         if let Some(file) = &history {
