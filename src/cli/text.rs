@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn a_terminal_is_told_nothing_but_text() {
         assert_eq!(printable("a\tb\n\u{e4}"), "a\tb\n\u{e4}");
-        assert_eq!(printable("\u{1b}[31mred\u{1b}[0m\r\n\u{7}\u{1b}]0;title\u{7}x\u{9b}y"), "red\nxy");
+        assert_eq!(printable("\u{1b}[31mred\u{1b}[0m\r\n\u{7}\u{1b}]0;title\u{7}x\u{9b}2Jy"), "red\nxy");
         assert_eq!(one_line("  a\n\n b\u{1b}[2J ", 40), "a b");
         assert_eq!(one_line("abcdef", 4), "abc\u{2026}");
     }

@@ -209,7 +209,8 @@ impl Event {
     /// # Errors
     /// When the data is no JSON object, or a known event lacks a field that its meaning hangs on.
     pub fn parse(name: &str, id: &str, data: &str) -> Result<Event, serde_json::Error> {
-        let data: Value = serde_json::from_str(data)?;
+        // A map first: serde would read a struct from an array, too.
+        let data = Value::Object(serde_json::from_str(data)?);
         let envelope = Envelope::deserialize(&data)?;
         let kind = match name {
             "connected" => EventKind::Connected { conversation: Connected::deserialize(&data)?.conversation },
