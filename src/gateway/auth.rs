@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use super::Gateway;
 use super::problem::Problem;
-use crate::store::keys::{self, ApiKey, Principal, Role};
-use crate::store::{Store, StoreError};
+use crate::store::Store;
+use crate::store::keys::{self, Principal, Role};
 
 /// How long a key's principal is believed without asking again: a revoked key ends within a second.
 const BELIEVED_FOR: Duration = Duration::from_millis(500);
@@ -65,8 +65,10 @@ impl Auth {
         if let Some(principal) = self.recall(shown) {
             return Ok(principal);
         }
-        let key: ApiKey = shown.parse().map_err(|_| unauthorized("this is no API key"))?;
-        let found = keys::authenticate(self.store.pool(), &key).await.map_err(StoreError::from)?;
+        let found = keys::authenticate(self.store.pool(), shown).await.map_err(|error| {
+            tracing::warn!(%error, "an API key could not be checked");
+            Problem::unavailable()
+        })?;
         let principal = found.map(|(p, _): (Principal, Uuid)| p).ok_or_else(|| {
             unauthorized("the API key is unknown, revoked or expired")
         })?;

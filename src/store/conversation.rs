@@ -97,6 +97,18 @@ impl Store {
         Ok(count as u64)
     }
 
+    /// Whether a message id was armed in a conversation.
+    pub async fn knows(&self, organization: &str, conversation: &str, message_id: &str) -> Result<bool, StoreError> {
+        Ok(sqlx::query_scalar(
+            "SELECT EXISTS (SELECT FROM turn WHERE organization = $1 AND conversation = $2 AND message_id = $3)",
+        )
+        .bind(organization)
+        .bind(conversation)
+        .bind(message_id)
+        .fetch_one(&self.general)
+        .await?)
+    }
+
     /// Cancels what is open, then erases the conversation, its turns, logs and terminals, and writes the audit.
     pub async fn erase(&self, organization: &str, name: &str, actor: &str) -> Result<Option<Erased>, StoreError> {
         let Some(conversation) = self.conversation(organization, name).await? else { return Ok(None) };

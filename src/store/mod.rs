@@ -26,6 +26,7 @@ mod gate;
 mod guard;
 mod heartbeat;
 pub mod keys;
+pub mod probe;
 mod lease;
 mod notify;
 mod output;

@@ -1,0 +1,183 @@
+//! `lastword keys`: API keys, directly in the database. There is no API to make keys with: whoever reaches the database
+//! may.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{ContentArrangement, Table};
+use console::style;
+use sqlx::PgPool;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::text::{age, between, one_line};
+use super::turns::print_json;
+use super::{CliError, Output};
+use crate::store::keys::{self, KeyInfo, NewKey, Role};
+
+/// Make, list and revoke API keys.
+#[derive(Debug, Clone, clap::Args)]
+pub struct KeysArgs {
+    #[command(subcommand)]
+    pub command: KeysCommand,
+}
+
+/// What to do with keys.
+#[derive(Debug, Clone, clap::Subcommand)]
+pub enum KeysCommand {
+    /// Make a key and print it: the only time that it is shown.
+    Create(CreateArgs),
+    /// List keys, without their secrets.
+    List {
+        /// Only this organization's.
+        #[arg(long, env = "LASTWORD_ORGANIZATION", value_name = "NAME")]
+        organization: Option<String>,
+        /// How to print them.
+        #[arg(long, short, env = "LASTWORD_OUTPUT", value_name = "FORMAT", default_value = "table")]
+        output: Output,
+    },
+    /// Revoke keys, at once and for good.
+    Revoke {
+        /// The keys' ids, as `list` shows them.
+        #[arg(required = true, value_name = "KEY")]
+        keys: Vec<Uuid>,
+    },
+}
+
+/// The key to make.
+#[derive(Debug, Clone, clap::Args)]
+pub struct CreateArgs {
+    /// What to call the key.
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// The organization: the Agents' namespace in Kubernetes.
+    #[arg(long, env = "LASTWORD_ORGANIZATION", value_name = "NAME", default_value = "default")]
+    pub organization: String,
+    /// The user that the holder is [default: the key's name].
+    #[arg(long, env = "LASTWORD_USER", value_name = "NAME")]
+    pub user: Option<String>,
+    /// `user`: its own conversations; `operator`: all of the organization.
+    #[arg(long, env = "LASTWORD_ROLE", value_name = "ROLE", default_value = "user")]
+    pub role: Role,
+    /// How long it is valid, such as 90d, 12h, 30m or 45s [default: until it is revoked].
+    #[arg(long, env = "LASTWORD_EXPIRES_IN", value_name = "TIME", value_parser = duration)]
+    pub expires_in: Option<Duration>,
+    /// How to print it; `table` prints the key alone on stdout.
+    #[arg(long, short, env = "LASTWORD_OUTPUT", value_name = "FORMAT", default_value = "table")]
+    pub output: Output,
+}
+
+/// Runs `lastword keys`.
+pub async fn run(args: KeysArgs, pool: &PgPool) -> Result<ExitCode, CliError> {
+    match args.command {
+        KeysCommand::Create(args) => create(args, pool).await?,
+        KeysCommand::List { organization, output } => {
+            list(&keys::list(pool, organization.as_deref()).await?, output)?;
+        }
+        KeysCommand::Revoke { keys } => return revoke(&keys, pool).await,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn create(args: CreateArgs, pool: &PgPool) -> Result<(), CliError> {
+    let new = NewKey {
+        organization: args.organization,
+        user: args.user.unwrap_or_else(|| args.name.clone()),
+        name: args.name,
+        role: args.role,
+        valid_for: args.expires_in,
+    };
+    let (info, key) = keys::create(pool, &new).await?;
+    if args.output == Output::Json {
+        let mut value = serde_json::to_value(&info).map_err(io::Error::from)?;
+        value["key"] = key.reveal().into();
+        return print_json(&value);
+    }
+    let KeyInfo { user, role, organization, .. } = &info;
+    eprintln!(
+        "{}",
+        style(format!("key {} of {role} {user} in {organization}; it is shown this once:", info.id)).for_stderr().dim()
+    );
+    Ok(writeln!(io::stdout(), "{}", key.reveal())?)
+}
+
+fn list(keys: &[KeyInfo], output: Output) -> Result<(), CliError> {
+    if output == Output::Json {
+        return print_json(&serde_json::json!({"keys": keys}));
+    }
+    if keys.is_empty() {
+        eprintln!("no keys; `lastword keys create NAME` makes one");
+        return Ok(());
+    }
+    let now = OffsetDateTime::now_utc();
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled).force_no_tty();
+    table.set_header(["KEY", "NAME", "ORGANIZATION", "USER", "ROLE", "STATE", "EXPIRES", "AGE"]);
+    for key in keys {
+        let state = match (key.revoked_at, key.expired) {
+            (Some(_), _) => "Revoked",
+            (None, true) => "Expired",
+            (None, false) => "Valid",
+        };
+        table.add_row([
+            key.id.to_string(),
+            one_line(&key.name, 40),
+            one_line(&key.organization, 40),
+            one_line(&key.user, 40),
+            key.role.to_string(),
+            state.to_string(),
+            key.expires_at.map_or("never".into(), |at| at.date().to_string()),
+            age(between(key.created_at, now)),
+        ]);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 3));
+    }
+    Ok(writeln!(io::stdout(), "{}", table.trim_fmt())?)
+}
+
+async fn revoke(ids: &[Uuid], pool: &PgPool) -> Result<ExitCode, CliError> {
+    let mut code = ExitCode::SUCCESS;
+    for id in ids {
+        if keys::revoke(pool, *id).await? {
+            println!("key {id} is revoked");
+        } else if keys::find(pool, *id).await?.is_some() {
+            println!("key {id} was revoked before");
+        } else {
+            eprintln!("{} no key {id}; `lastword keys list` shows them", style("error:").for_stderr().red().bold());
+            code = ExitCode::FAILURE;
+        }
+    }
+    Ok(code)
+}
+
+/// `90d`, `12h`, `30m`, `45s`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no time; write 90d, 12h, 30m or 45s");
+    let (digits, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(wrong()),
+    };
+    let count: u64 = digits.parse().map_err(|_| wrong())?;
+    count.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("90d"), Ok(Duration::from_secs(90 * 86_400)));
+        assert_eq!(duration("45s"), Ok(Duration::from_secs(45)));
+        for wrong in ["", "d", "1", "1w", "-1d", "1\u{e4}", "99999999999999999999d", "999999999999999999d"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}

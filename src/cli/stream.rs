@@ -1,0 +1,202 @@
+//! Server-Sent Events that reconnect by themselves.
+//!
+//! The server aborts a connection rather than end it while a turn lacks its terminal, and a proxy may end one cleanly
+//! at any time. So no end of a connection means anything but "go on from the last cursor"; only a turn's `complete`
+//! ends its stream.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use async_stream::try_stream;
+use bytes::Bytes;
+use eventsource_stream::{EventStreamError, Eventsource};
+use futures::{Stream, StreamExt};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
+use reqwest::{Method, Response};
+use tokio::time::Instant;
+
+use super::client::{Backoff, Client, cause, problem};
+use super::error::ClientError;
+use super::types::{Event, EventKind};
+use crate::turn::keys::TurnId;
+
+/// The longest frame that is taken, in bytes: twice the longest body that a worker may send, for JSON's escapes.
+const MAX_FRAME_BYTES: usize = 2 * crate::wire::MAX_BODY_BYTES;
+/// A connection that held this long was a good one, even if it said nothing.
+const HELD: Duration = Duration::from_secs(10);
+
+/// What to follow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// One turn, up to its terminal.
+    Turn(TurnId),
+    /// All turns of a conversation, for ever.
+    Session(String),
+}
+
+/// What a followed stream yields.
+#[derive(Debug, Clone)]
+pub enum Streamed {
+    Event(Event),
+    /// The connection is lost, or could not be made; the next one is tried.
+    Reconnecting {
+        why: String,
+    },
+}
+
+/// A followed stream. An error ends it.
+pub type EventStream = Pin<Box<dyn Stream<Item = Result<Streamed, ClientError>> + Send>>;
+
+pub(super) fn events(client: Client, source: Source, after: Option<String>) -> EventStream {
+    Box::pin(try_stream! {
+        let mut cursor = after;
+        let mut backoff = Backoff::new(client.patience);
+        'turn: loop {
+            let lost = match open(&client, &source, cursor.as_deref()).await {
+                Ok(response) => {
+                    let opened = Instant::now();
+                    let mut frames = frames(response);
+                    let lost = loop {
+                        let event = match next(&client, &mut frames).await {
+                            Next::Event(event) => event,
+                            Next::Lost(why) => break client.lost(why),
+                            Next::Refused(error) => Err(error)?,
+                        };
+                        if event.cursor.is_some() {
+                            cursor.clone_from(&event.cursor);
+                        }
+                        if !matches!(event.kind, EventKind::Connected { .. }) {
+                            backoff.reset();
+                        }
+                        let over = matches!(&source, Source::Turn(turn) if event.completes(*turn));
+                        yield Streamed::Event(event);
+                        if over {
+                            break 'turn;
+                        }
+                    };
+                    if opened.elapsed() >= HELD {
+                        backoff.reset();
+                    }
+                    lost
+                }
+                Err(error) => error,
+            };
+            if !is_passing(&lost) || backoff.is_over() {
+                Err(lost)?;
+            } else {
+                yield Streamed::Reconnecting { why: lost.to_string() };
+                backoff.pause().await;
+            }
+        }
+    })
+}
+
+/// Whether another connection may fare better.
+fn is_passing(error: &ClientError) -> bool {
+    match error {
+        ClientError::Unreachable { .. } => true,
+        ClientError::Problem(problem) => matches!(problem.status, 408 | 429 | 500..=599),
+        ClientError::Protocol { .. } | ClientError::Invalid(_) => false,
+    }
+}
+
+async fn open(client: &Client, source: &Source, cursor: Option<&str>) -> Result<Response, ClientError> {
+    let url = match source {
+        Source::Turn(turn) => client.url(&["turns", &turn.to_string(), "events"])?,
+        Source::Session(conversation) => client.url(&["conversations", conversation, "events"])?,
+    };
+    let mut request = client.request(Method::GET, url).header(ACCEPT, "text/event-stream");
+    if let Some(cursor) = cursor {
+        let id = HeaderValue::from_str(cursor)
+            .map_err(|_| ClientError::Invalid("the cursor holds characters that no cursor has".into()))?;
+        request = request.header("Last-Event-ID", id);
+    }
+    let response = request.send().await.map_err(|e| client.unreachable(&e))?;
+    if !response.status().is_success() {
+        return Err(ClientError::Problem(problem(response).await));
+    }
+    let kind = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("nothing");
+    if !kind.starts_with("text/event-stream") {
+        return Err(client.protocol(format!("{kind} where a stream of events was expected")));
+    }
+    Ok(response)
+}
+
+enum FrameError {
+    Transport(reqwest::Error),
+    TooLong,
+}
+
+type Frames = Pin<Box<dyn Stream<Item = Result<eventsource_stream::Event, EventStreamError<FrameError>>> + Send>>;
+
+fn frames(response: Response) -> Frames {
+    let mut length = FrameLength::default();
+    let bytes = response.bytes_stream().map(move |chunk| match chunk {
+        Ok(chunk) if length.add(&chunk) > MAX_FRAME_BYTES => Err(FrameError::TooLong),
+        Ok(chunk) => Ok::<Bytes, _>(chunk),
+        Err(error) => Err(FrameError::Transport(error)),
+    });
+    Box::pin(bytes.eventsource())
+}
+
+enum Next {
+    Event(Event),
+    Lost(String),
+    Refused(ClientError),
+}
+
+async fn next(client: &Client, frames: &mut Frames) -> Next {
+    match frames.next().await {
+        None => Next::Lost("the connection was closed".into()),
+        Some(Ok(frame)) => match Event::parse(&frame.event, &frame.id, &frame.data) {
+            Ok(event) => Next::Event(event),
+            Err(error) => Next::Refused(client.protocol(format!("event {:?}: {error}", frame.event))),
+        },
+        Some(Err(EventStreamError::Transport(FrameError::Transport(error)))) => Next::Lost(cause(&error)),
+        Some(Err(EventStreamError::Transport(FrameError::TooLong))) => {
+            Next::Refused(client.protocol(format!("a frame is longer than {MAX_FRAME_BYTES} bytes")))
+        }
+        // The connection broke inside a character or a line.
+        Some(Err(EventStreamError::Utf8(_) | EventStreamError::Parser(_))) => Next::Lost("a frame is cut".into()),
+    }
+}
+
+/// Counts the bytes since the last blank line, where a frame ends.
+#[derive(Default)]
+struct FrameLength {
+    length: usize,
+    line: usize,
+}
+
+impl FrameLength {
+    /// The longest that the current frame was within this chunk.
+    fn add(&mut self, chunk: &[u8]) -> usize {
+        let mut longest = self.length;
+        for byte in chunk {
+            self.length += 1;
+            longest = longest.max(self.length);
+            match byte {
+                b'\n' if self.line == 0 => self.length = 0,
+                b'\n' => self.line = 0,
+                b'\r' => {}
+                _ => self.line += 1,
+            }
+        }
+        longest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_ends_at_a_blank_line_wherever_the_chunks_are_cut() {
+        let text = b"data: 12345\r\n\r\n: keep-alive\n\nid: 1\ndata: 1\n\n";
+        for size in 1..text.len() {
+            let mut length = FrameLength::default();
+            let longest = text.chunks(size).map(|chunk| length.add(chunk)).max();
+            assert_eq!((longest, length.length), (Some("id: 1\ndata: 1\n\n".len()), 0), "{size}");
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Text that is safe and fit for a terminal.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+
+/// Text of somebody else without what a terminal would obey: escape sequences and control characters go, newlines
+/// and tabs stay.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    let obeyed = |c: char| c.is_control() && c != '\n' && c != '\t';
+    if !text.contains(obeyed) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(console::strip_ansi_codes(text).replace(obeyed, ""))
+}
+
+/// The same in one line of at most `width` columns.
+pub fn one_line(text: &str, width: usize) -> String {
+    // Nothing that is cut off in the end is worth collapsing.
+    let head: String = text.chars().take(width.saturating_mul(4).max(64)).collect();
+    let words: Vec<_> = head.split_whitespace().collect();
+    let line = printable(&words.join(" ")).into_owned();
+    console::truncate_str(&line, width, "\u{2026}").into_owned()
+}
+
+/// The columns of the terminal that `term` writes to.
+pub fn width(term: &console::Term) -> usize {
+    usize::from(term.size().1).max(20)
+}
+
+/// A duration as kubectl shows an age: the largest unit, two below ten of it.
+pub fn age(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    let two = |big: u64, unit: &str, small: u64, below: &str| match small {
+        0 => format!("{big}{unit}"),
+        _ => format!("{big}{unit}{small}{below}"),
+    };
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..600 => two(minutes, "m", seconds % 60, "s"),
+        600..10_800 => format!("{minutes}m"),
+        10_800..36_000 => two(hours, "h", minutes % 60, "m"),
+        36_000..172_800 => format!("{hours}h"),
+        172_800..864_000 => two(days, "d", hours % 24, "h"),
+        _ => format!("{days}d"),
+    }
+}
+
+/// What lies between two instants; nothing, if they are the other way round (two machines' clocks).
+pub fn between(from: OffsetDateTime, to: OffsetDateTime) -> Duration {
+    (to - from).try_into().unwrap_or_default()
+}
+
+/// A short duration with tenths of a second: `0.8s`, `12.3s`, then as [`age`].
+pub fn took(duration: Duration) -> String {
+    if duration < Duration::from_secs(60) { format!("{:.1}s", duration.as_secs_f64()) } else { age(duration) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_is_told_nothing_but_text() {
+        assert_eq!(printable("a\tb\n\u{e4}"), "a\tb\n\u{e4}");
+        assert_eq!(printable("\u{1b}[31mred\u{1b}[0m\r\n\u{7}\u{1b}]0;title\u{7}x\u{9b}2Jy"), "red\nxy");
+        assert_eq!(one_line("  a\n\n b\u{1b}[2J ", 40), "a b");
+        assert_eq!(one_line("abcdef", 4), "abc\u{2026}");
+    }
+
+    #[test]
+    fn ages() {
+        let of = |seconds| age(Duration::from_secs(seconds));
+        assert_eq!([of(0), of(119), of(120), of(125)], ["0s", "119s", "2m", "2m5s"]);
+        assert_eq!([of(600), of(7200), of(10_860), of(40_000)], ["10m", "120m", "3h1m", "11h"]);
+        assert_eq!([of(180_000), of(900_000)], ["2d2h", "10d"]);
+    }
+}

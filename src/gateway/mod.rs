@@ -1,0 +1,228 @@
+//! The gateway: clients on one port, workers on another, health and metrics on a third.
+//!
+//! Every replica serves every client and every worker; what ties a stream to a replica is only where it is connected.
+
+pub mod auth;
+mod native;
+mod openapi;
+pub mod problem;
+mod serve;
+
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::deliver::session::Streams;
+use crate::deliver::{self, Shown};
+use crate::dispatch::endpoint::WorkerPort;
+use crate::dispatch::feeds::Feeds;
+use crate::dispatch::live::LiveLogs;
+use crate::dispatch::workers::Workers;
+use crate::liveness::Heartbeats;
+use crate::store::{Notice, Store};
+use crate::submit::{Agents, Submitter};
+use crate::turn::keys::GatewayId;
+pub use auth::{Auth, AuthMode};
+
+/// The gateway's limits and addresses.
+#[derive(Debug, Clone)]
+pub struct GatewayConfig {
+    pub auth: AuthMode,
+    /// Base URL of the worker port, as other replicas and workers reach it.
+    pub advertise: String,
+    /// SSE streams at once; more are answered 429.
+    pub max_streams: usize,
+    /// Connections at once on a port; more wait in the kernel's queue.
+    pub max_connections: usize,
+    /// How long open requests may take to finish at shutdown.
+    pub shutdown_grace: Duration,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        GatewayConfig {
+            auth: AuthMode::None,
+            advertise: "http://127.0.0.1:8081".into(),
+            max_streams: 20_000,
+            max_connections: 40_000,
+            shutdown_grace: Duration::from_secs(5),
+        }
+    }
+}
+
+/// The edges that a gateway is given.
+pub struct Listeners {
+    pub clients: TcpListener,
+    pub workers: TcpListener,
+}
+
+/// What the client endpoints need.
+#[derive(Clone)]
+pub struct Gateway {
+    pub store: Store,
+    pub auth: Auth,
+    pub agents: Agents,
+    pub submitter: Submitter,
+    pub streams: Streams,
+    pub workers: Workers,
+    pub open_streams: std::sync::Arc<tokio::sync::Semaphore>,
+}
+
+/// Why a gateway did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    #[error("--auth none serves loopback only, and {0} is not; use --auth keys")]
+    NotLoopback(std::net::SocketAddr),
+    #[error("cannot serve: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("cannot make an HTTP client: {0}")]
+    Http(#[from] reqwest::Error),
+}
+
+/// Serves until `shutdown`; then takes no more, aborts the streams that lack a terminal, and ends.
+pub async fn run(
+    config: GatewayConfig,
+    store: Store,
+    listeners: Listeners,
+    shutdown: CancellationToken,
+) -> Result<(), GatewayError> {
+    let address = listeners.clients.local_addr()?;
+    if config.auth == AuthMode::None && !address.ip().is_loopback() {
+        return Err(GatewayError::NotLoopback(address));
+    }
+    let id = GatewayId::new();
+    let tasks = TaskTracker::new();
+    let background = shutdown.child_token();
+    let feeds = Feeds::default();
+    let live = LiveLogs::new(feeds.clone());
+    let workers = Workers::new(store.clone(), live.clone());
+    let shown = Shown::start(store.clone());
+    let agents = Agents::default();
+    let heartbeats = Heartbeats::start(store.clone(), id, config.advertise.clone(), background.clone());
+    let streams = Streams {
+        gateway: id,
+        store: store.clone(),
+        live: live.clone(),
+        feeds: feeds.clone(),
+        shown,
+        shutdown: shutdown.clone(),
+    };
+    let http = crate::guard::http_client()?;
+    let submitter = Submitter { store: store.clone(), agents: agents.clone(), gateway: id, http };
+    let gateway = Gateway {
+        auth: Auth::new(config.auth, store.clone()),
+        open_streams: std::sync::Arc::new(tokio::sync::Semaphore::new(config.max_streams)),
+        store: store.clone(),
+        agents: agents.clone(),
+        submitter: submitter.clone(),
+        streams,
+        workers: workers.clone(),
+    };
+    let port = WorkerPort::new(id, store.clone(), live.clone(), workers.clone(), heartbeats);
+
+    tasks.spawn(live.flush(store.clone(), background.clone()));
+    tasks.spawn(deliver::run(store.clone(), id, feeds.clone(), background.clone()));
+    tasks.spawn(deliver::poll(store.clone(), feeds.clone(), background.clone()));
+    tasks.spawn(submitter.reguard(background.clone()));
+    let hints = Hints { store, gateway: gateway.clone(), feeds, workers: workers.clone() };
+    tasks.spawn(hints.clone().hear_local(background.clone()));
+    tasks.spawn(hints.hear_others(background.clone()));
+
+    let clients = serve::serve(listeners.clients, native::router(gateway), &config, shutdown.clone());
+    let worker_side = serve::serve(listeners.workers, port.router(), &config, shutdown.clone());
+    let closing = async {
+        shutdown.cancelled().await;
+        workers.close_all();
+    };
+    let (clients, worker_side, ()) = tokio::join!(clients, worker_side, closing);
+    tasks.close();
+    tasks.wait().await;
+    clients.and(worker_side).map_err(GatewayError::Io)
+}
+
+/// Turns notices into looks.
+#[derive(Clone)]
+struct Hints {
+    store: Store,
+    gateway: Gateway,
+    feeds: Feeds,
+    workers: Workers,
+}
+
+/// Agents are read again this often, whatever was heard.
+const REFRESH_EVERY: Duration = Duration::from_secs(5);
+/// The pause before listening again.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+
+impl Hints {
+    async fn take(&self, notice: Notice) {
+        match notice {
+            Notice::Conversation(conversation) => self.feeds.store_changed(conversation),
+            Notice::Deployment(organization, deployment) => self.workers.wake_deployment(&organization, &deployment),
+            Notice::Worker(incarnation) => {
+                let workers = self.workers.clone();
+                tokio::spawn(async move { workers.refresh(incarnation).await });
+            }
+            Notice::Agents => self.refresh_agents().await,
+            Notice::Keys => self.gateway.auth.forget(),
+        }
+    }
+
+    async fn refresh_agents(&self) {
+        if let Err(error) = self.gateway.agents.refresh(&self.store).await {
+            tracing::debug!(%error, "the agents were not read; the last ones known serve on");
+        }
+    }
+
+    fn look_at_everything(&self) {
+        self.feeds.everything_changed();
+        self.workers.wake_all();
+        self.gateway.auth.forget();
+    }
+
+    /// What this process changed itself.
+    async fn hear_local(self, shutdown: CancellationToken) {
+        let mut local = self.store.local_notices();
+        let mut refresh = tokio::time::interval(REFRESH_EVERY);
+        loop {
+            tokio::select! {
+                heard = local.recv() => match heard {
+                    Ok(notice) => self.take(notice).await,
+                    Err(_) => self.look_at_everything(),
+                },
+                _ = refresh.tick() => self.refresh_agents().await,
+                () = shutdown.cancelled() => return,
+            }
+        }
+    }
+
+    /// What other replicas changed.
+    async fn hear_others(self, shutdown: CancellationToken) {
+        while !shutdown.is_cancelled() {
+            if let Ok(mut notices) = self.store.listen().await {
+                self.look_at_everything();
+                loop {
+                    let heard = tokio::select! {
+                        heard = notices.next() => heard,
+                        () = shutdown.cancelled() => return,
+                    };
+                    match heard {
+                        Ok(Some(some)) => {
+                            for notice in some {
+                                self.take(notice).await;
+                            }
+                        }
+                        Ok(None) => self.look_at_everything(),
+                        Err(_) => break,
+                    }
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LISTEN_AGAIN) => {}
+                () = shutdown.cancelled() => return,
+            }
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! A port: accepted connections, with the limits that every one of them has.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use super::GatewayConfig;
+use super::problem::Problem;
+
+/// A client must have sent its whole header by then.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// And its whole body by then.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// The largest body of any port; each port's routes have smaller ones.
+const MAX_BODY: usize = crate::wire::MAX_BODY_BYTES;
+
+/// Serves a port until `shutdown`, then lets requests finish for the configured grace.
+pub(super) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    config: &GatewayConfig,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let router = router
+        .layer(middleware::from_fn(whole_body))
+        .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
+            tracing::error!("a handler panicked; this is a bug in Lastword");
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "a fault of Lastword; it was logged").into_response()
+        }));
+    let connections = TaskTracker::new();
+    let room = Arc::new(Semaphore::new(config.max_connections));
+    loop {
+        let permit = tokio::select! {
+            permit = room.clone().acquire_owned() => permit,
+            () = shutdown.cancelled() => break,
+        };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shutdown.cancelled() => break,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of file descriptors, or the client is gone already: the next one may fare better.
+                tracing::warn!(%error, "a connection was not accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        // SSE frames are small and must not wait for more.
+        let _ = stream.set_nodelay(true);
+        let service = TowerToHyperService::new(router.clone());
+        let shutdown = shutdown.clone();
+        connections.spawn(async move {
+            let _permit = permit;
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service);
+            tokio::pin!(connection);
+            tokio::select! {
+                ended = &mut connection => return trace_end(ended),
+                () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+            }
+            trace_end(connection.await);
+        });
+    }
+    drop(listener);
+    connections.close();
+    if tokio::time::timeout(config.shutdown_grace, connections.wait()).await.is_err() {
+        tracing::warn!(open = connections.len(), "{} connections were cut off at shutdown", connections.len());
+    }
+    Ok(())
+}
+
+fn trace_end(ended: Result<(), hyper::Error>) {
+    if let Err(error) = ended {
+        tracing::trace!(%error, "a connection ended");
+    }
+}
+
+/// Reads a request's body whole before anything is done with it: within its time and its size.
+async fn whole_body(request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    let limited = axum::body::to_bytes(body, MAX_BODY);
+    let bytes = match tokio::time::timeout(BODY_TIMEOUT, limited).await {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(error)) => {
+            let too_large = std::error::Error::source(&error).is_some_and(|e| e.is::<http_body_util::LengthLimitError>());
+            return if too_large {
+                Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large").into_response()
+            } else {
+                Problem::bad_request("the body could not be read").into_response()
+            };
+        }
+        Err(_) => return Problem::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time").into_response(),
+    };
+    next.run(Request::from_parts(parts, Body::from(bytes))).await
+}

@@ -1,0 +1,326 @@
+//! API keys. A key is shown once, when it is made: `lwk_<id>_<secret>`; the table keeps the SHA-256 of its secret.
+//!
+//! The secret is 256 random bits, so a fast hash suffices: there is nothing to guess.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use sqlx::PgPool;
+use subtle::ConstantTimeEq;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::turn::keys::{NameError, check_name, hex};
+
+/// What every key begins with, so that scanners for leaked secrets can know it.
+const PREFIX: &str = "lwk_";
+/// The longest time that a key may be valid for, where it ends at all: a hundred years.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// Why a key could not be made, listed, revoked or looked up.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    #[error("{0}")]
+    Name(#[from] NameError),
+    #[error("a key is valid for a second at least, and for {} days at most", LONGEST.as_secs() / 86_400)]
+    Validity,
+    #[error("the database failed: {0}; has `lastword migrate` run?")]
+    Database(#[from] sqlx::Error),
+    /// What the database holds is not what this version writes.
+    #[error("key {0} is not readable: {1}")]
+    Malformed(Uuid, String),
+}
+
+/// What a key's holder may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Its own conversations.
+    User,
+    /// Everything of the organization.
+    Operator,
+}
+
+impl Role {
+    /// As the table has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::User => "user",
+            Role::Operator => "operator",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Role {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "user" => Ok(Role::User),
+            "operator" => Ok(Role::Operator),
+            other => Err(format!("no role {other:?}")),
+        }
+    }
+}
+
+/// Who a caller is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Principal {
+    pub organization: String,
+    pub user: String,
+    pub role: Role,
+}
+
+/// A key as its holder presents it. Its `Debug` hides the secret.
+#[derive(Clone)]
+pub struct ApiKey {
+    pub id: Uuid,
+    secret: [u8; 32],
+}
+
+impl ApiKey {
+    /// A new one.
+    pub fn generate() -> Self {
+        ApiKey { id: Uuid::now_v7(), secret: rand::random() }
+    }
+
+    /// The text that the holder keeps: a secret.
+    pub fn reveal(&self) -> String {
+        format!("{PREFIX}{}_{}", self.id.simple(), hex(&self.secret))
+    }
+
+    /// What the table keeps of the secret.
+    fn hash(&self) -> Vec<u8> {
+        Sha256::digest(self.secret).to_vec()
+    }
+
+    /// Compares with a stored hash, in time that tells nothing.
+    fn matches(&self, hash: &[u8]) -> bool {
+        self.hash().ct_eq(hash).into()
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{PREFIX}{}_\u{2026}", self.id.simple())
+    }
+}
+
+/// What was presented is no key. Says nothing of the text: it may be a secret of somebody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not an API key: one looks like {PREFIX}<32 hex digits>_<64 hex digits>")]
+pub struct NoKey;
+
+impl FromStr for ApiKey {
+    type Err = NoKey;
+
+    /// Takes exactly the form that [`ApiKey::reveal`] writes.
+    fn from_str(text: &str) -> Result<Self, NoKey> {
+        let (id, secret) = text.strip_prefix(PREFIX).and_then(|rest| rest.split_once('_')).ok_or(NoKey)?;
+        let id: [u8; 16] = unhex(id).ok_or(NoKey)?;
+        Ok(ApiKey { id: Uuid::from_bytes(id), secret: unhex(secret).ok_or(NoKey)? })
+    }
+}
+
+/// Lower-case hexadecimal of exactly `N` bytes.
+fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let digit = |c: u8| match c {
+        b'0'..=b'9' => Some(c - b'0'),
+        b'a'..=b'f' => Some(c - b'a' + 10),
+        _ => None,
+    };
+    let text = text.as_bytes();
+    if text.len() != 2 * N {
+        return None;
+    }
+    let mut bytes = [0; N];
+    for (byte, pair) in bytes.iter_mut().zip(text.chunks_exact(2)) {
+        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+    }
+    Some(bytes)
+}
+
+/// A key to make.
+#[derive(Debug, Clone)]
+pub struct NewKey {
+    pub organization: String,
+    /// What people call the key.
+    pub name: String,
+    pub user: String,
+    pub role: Role,
+    /// How long it is valid, to the second; `None`: until it is revoked.
+    pub valid_for: Option<Duration>,
+}
+
+/// A key without its secret.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyInfo {
+    pub id: Uuid,
+    pub organization: String,
+    pub name: String,
+    pub user: String,
+    pub role: Role,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub expires_at: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub revoked_at: Option<OffsetDateTime>,
+    /// By the database's clock.
+    pub expired: bool,
+}
+
+#[derive(sqlx::FromRow)]
+struct Row {
+    id: Uuid,
+    organization: String,
+    name: String,
+    user: String,
+    role: String,
+    hash: Vec<u8>,
+    created_at: OffsetDateTime,
+    expires_at: Option<OffsetDateTime>,
+    revoked_at: Option<OffsetDateTime>,
+    expired: bool,
+}
+
+impl TryFrom<Row> for KeyInfo {
+    type Error = KeyError;
+    fn try_from(row: Row) -> Result<Self, KeyError> {
+        Ok(KeyInfo {
+            role: row.role.parse().map_err(|why| KeyError::Malformed(row.id, why))?,
+            id: row.id,
+            organization: row.organization,
+            name: row.name,
+            user: row.user,
+            created_at: row.created_at,
+            expires_at: row.expires_at,
+            revoked_at: row.revoked_at,
+            expired: row.expired,
+        })
+    }
+}
+
+const CREATE: &str = r#"
+    INSERT INTO api_key (id, organization, name, role, "user", hash, created_at, expires_at)
+    VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp(), clock_timestamp() + $7 * interval '1 second')
+    RETURNING id, organization, name, "user", role, hash, created_at, expires_at, revoked_at, false AS expired"#;
+
+const LIST: &str = r#"
+    SELECT id, organization, name, "user", role, hash, created_at, expires_at, revoked_at,
+           coalesce(expires_at <= clock_timestamp(), false) AS expired
+    FROM api_key WHERE $1::text IS NULL OR organization = $1 ORDER BY created_at, id"#;
+
+const FIND: &str = r#"
+    SELECT id, organization, name, "user", role, hash, created_at, expires_at, revoked_at,
+           coalesce(expires_at <= clock_timestamp(), false) AS expired
+    FROM api_key WHERE id = $1"#;
+
+/// Makes a key. The [`ApiKey`] is the only time that its secret is known.
+pub async fn create(pool: &PgPool, new: &NewKey) -> Result<(KeyInfo, ApiKey), KeyError> {
+    check_name("organization", &new.organization)?;
+    check_name("name", &new.name)?;
+    check_name("user", &new.user)?;
+    if new.valid_for.is_some_and(|time| time < Duration::from_secs(1) || time > LONGEST) {
+        return Err(KeyError::Validity);
+    }
+    let key = ApiKey::generate();
+    let row: Row = sqlx::query_as(CREATE)
+        .bind(key.id)
+        .bind(&new.organization)
+        .bind(&new.name)
+        .bind(new.role.as_str())
+        .bind(&new.user)
+        .bind(key.hash())
+        .bind(new.valid_for.map(|time| time.as_secs() as f64))
+        .fetch_one(pool)
+        .await?;
+    Ok((row.try_into()?, key))
+}
+
+/// All keys, of one organization or of every, oldest first; revoked and expired ones too.
+pub async fn list(pool: &PgPool, organization: Option<&str>) -> Result<Vec<KeyInfo>, KeyError> {
+    let rows: Vec<Row> = sqlx::query_as(LIST).bind(organization).fetch_all(pool).await?;
+    rows.into_iter().map(KeyInfo::try_from).collect()
+}
+
+/// Revokes a key at once and for good. `false`: there is none of this id that was not revoked.
+pub async fn revoke(pool: &PgPool, id: Uuid) -> Result<bool, KeyError> {
+    let done = sqlx::query("UPDATE api_key SET revoked_at = clock_timestamp() WHERE id = $1 AND revoked_at IS NULL")
+        .bind(id)
+        .execute(pool)
+        .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// A key's description and the hash of its secret; valid or not.
+pub async fn find(pool: &PgPool, id: Uuid) -> Result<Option<(KeyInfo, Vec<u8>)>, KeyError> {
+    let row: Option<Row> = sqlx::query_as(FIND).bind(id).fetch_optional(pool).await?;
+    row.map(|mut row| {
+        let hash = std::mem::take(&mut row.hash);
+        Ok((row.try_into()?, hash))
+    })
+    .transpose()
+}
+
+/// Who presents this key, and the key's id; `None` if it is no key, unknown, revoked or expired.
+pub async fn authenticate(pool: &PgPool, presented: &str) -> Result<Option<(Principal, Uuid)>, KeyError> {
+    let Ok(key) = presented.parse::<ApiKey>() else { return Ok(None) };
+    let Some((info, hash)) = find(pool, key.id).await? else { return Ok(None) };
+    if !key.matches(&hash) || info.expired || info.revoked_at.is_some() {
+        return Ok(None);
+    }
+    let KeyInfo { organization, user, role, .. } = info;
+    Ok(Some((Principal { organization, user, role }, key.id)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_reads_back_and_matches_its_own_hash_alone() {
+        let (key, other) = (ApiKey::generate(), ApiKey::generate());
+        let read: ApiKey = key.reveal().parse().unwrap();
+        assert_eq!(read.id, key.id);
+        assert!(read.matches(&key.hash()));
+        assert!(!read.matches(&other.hash()) && !read.matches(&[]) && !read.matches(&key.hash()[..31]));
+        assert_eq!(key.reveal().len(), 4 + 32 + 1 + 64);
+    }
+
+    #[test]
+    fn nothing_else_is_a_key() {
+        let text = ApiKey::generate().reveal();
+        let upper = text.to_uppercase();
+        let spaced = format!("{text} ");
+        let cut = &text[..text.len() - 1];
+        let wide = format!("{}\u{e4}", &text[..text.len() - 2]);
+        for no_key in ["", "lwk_", "lwk__", "lwk_a_b", &text[4..], &upper, &spaced, cut, &wide] {
+            assert!(no_key.parse::<ApiKey>().is_err(), "{no_key}");
+        }
+    }
+
+    #[test]
+    fn debug_hides_the_secret() {
+        let key = ApiKey::generate();
+        let secret = key.reveal().split_off(4 + 33);
+        assert!(!format!("{key:?}").contains(&secret[..8]));
+    }
+
+    #[test]
+    fn roles_read_back() {
+        for role in [Role::User, Role::Operator] {
+            assert_eq!(role.to_string().parse(), Ok(role));
+        }
+        assert!("admin".parse::<Role>().is_err());
+    }
+}

@@ -1,0 +1,52 @@
+//! Is this a database that we can live in? Asked by `lastword init` before it writes the URL down.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Connection};
+
+/// The oldest Postgres that carries the schema, as `server_version_num` counts: 15.
+const OLDEST: i32 = 150_000;
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a database cannot be used. None of these repeats the password.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    #[error("not a database URL ({0}); it looks like postgres://USER:PASSWORD@HOST:5432/DATABASE")]
+    Url(String),
+    #[error("cannot connect to the database: {0}")]
+    Connect(String),
+    #[error("the database did not answer within {} s; are its host and port right?", TIMEOUT.as_secs())]
+    Timeout,
+    #[error("the database is Postgres {0}; Lastword needs 15 or newer")]
+    TooOld(String),
+}
+
+/// Connects once, and gives the server's version as it calls itself (`16.2`).
+pub async fn version(url: &str) -> Result<String, ProbeError> {
+    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+        return Err(ProbeError::Url("it does not begin with postgres://".into()));
+    }
+    let options = PgConnectOptions::from_str(url).map_err(|e| ProbeError::Url(e.to_string()))?;
+    tokio::time::timeout(TIMEOUT, ask(options)).await.map_err(|_| ProbeError::Timeout)?
+}
+
+async fn ask(options: PgConnectOptions) -> Result<String, ProbeError> {
+    let failed = |error: sqlx::Error| {
+        ProbeError::Connect(match error {
+            sqlx::Error::Database(error) => error.message().to_string(),
+            sqlx::Error::Io(error) => error.to_string(),
+            error => error.to_string(),
+        })
+    };
+    let mut connection = options.connect().await.map_err(failed)?;
+    let (number, name): (i32, String) =
+        sqlx::query_as("SELECT current_setting('server_version_num')::int, current_setting('server_version')")
+            .fetch_one(&mut connection)
+            .await
+            .map_err(failed)?;
+    let _ = connection.close().await; // it answered, that is all we wanted
+    let name = name.split_whitespace().next().unwrap_or_default().to_string();
+    if number < OLDEST { Err(ProbeError::TooOld(name)) } else { Ok(name) }
+}

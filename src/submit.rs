@@ -1,0 +1,277 @@
+//! Submit: arm, then guard; for gateway and AgentTurns alike.
+//!
+//! With guardrails a turn is armed as `guarding` under a short lease of this replica. The check runs apart from the
+//! request that submitted the turn: it ends with the turn claimable, or with its terminal; if this replica dies in
+//! between, the lease runs out and another one guards the turn ([`reguard`]). A rejection that the database refuses to
+//! write is tried again until it is written: it never falls open to dispatch.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use crate::crd::{AgentSpec, Scope};
+use crate::guard::{self, Guards, Verdict};
+use crate::store::{Arm, ArmError, Armed, GuardedTurn, Store, StoreError};
+use crate::turn::cursor::MAX_OPEN_TURNS;
+use crate::turn::keys::{GatewayId, Grouping, TurnId, content_hash, deployment};
+use crate::turn::reason::Reason;
+use crate::turn::routing::Routing;
+use crate::turn::terminal::Failure;
+
+/// A guard's lease on a turn; kept up while the check runs.
+const GUARD_SECONDS: u32 = 10;
+/// Pause between looks for turns whose guard is gone.
+const REGUARD_EVERY: Duration = Duration::from_secs(2);
+/// The pause after the database refused a guard's verdict.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// An Agent, ready to be submitted to.
+pub struct Agent {
+    pub spec: AgentSpec,
+    guards: Guards,
+}
+
+/// The Agents that this replica knows, from the `agent` table.
+#[derive(Clone, Default)]
+pub struct Agents {
+    known: Arc<RwLock<HashMap<(String, String), Arc<Agent>>>>,
+}
+
+impl Agents {
+    /// An Agent by namespace and name.
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Agent>> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(&(namespace.to_string(), name.to_string())).cloned()
+    }
+
+    /// Reads the table again. An Agent that cannot be read keeps its last readable form.
+    pub async fn refresh(&self, store: &Store) -> Result<(), StoreError> {
+        let mut fresh = HashMap::new();
+        for stored in store.agents().await? {
+            let key = (stored.namespace.clone(), stored.name.clone());
+            match Agent::read(stored.spec) {
+                Ok(agent) => drop(fresh.insert(key, Arc::new(agent))),
+                Err(error) => {
+                    tracing::error!(agent = %stored.name, error, "the agent {} cannot be read", stored.name);
+                    if let Some(before) = self.get(&key.0, &key.1) {
+                        fresh.insert(key, before);
+                    }
+                }
+            }
+        }
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        Ok(())
+    }
+}
+
+impl Agent {
+    fn read(spec: Value) -> Result<Self, String> {
+        let spec: AgentSpec = serde_json::from_value(spec).map_err(|e| e.to_string())?;
+        let guards = Guards::compile(&spec.guardrails).map_err(|e| e.to_string())?;
+        Ok(Agent { spec, guards })
+    }
+
+    /// How its turns are grouped onto workers.
+    pub fn grouping(&self) -> Grouping {
+        match self.spec.scope {
+            Scope::Conversation => Grouping::PerConversation,
+            Scope::Agent => Grouping::PerAgent,
+        }
+    }
+}
+
+/// A turn to submit; names are checked already.
+#[derive(Debug, Clone)]
+pub struct Submission {
+    pub organization: String,
+    pub user: String,
+    pub agent: String,
+    pub conversation: String,
+    pub message_id: String,
+    pub message: String,
+    pub platform: String,
+    pub platform_metadata: Value,
+    pub traceparent: Option<String>,
+}
+
+/// Why a submission did not become a turn.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SubmitError {
+    #[error("no such agent")]
+    NoAgent,
+    #[error("the agent has no platform of this name")]
+    NoPlatform,
+    #[error("the agent's queue is full ({0} turns wait); try again later")]
+    QueueFull(u32),
+    #[error("the conversation has {MAX_OPEN_TURNS} open turns; wait for some to end")]
+    TooManyOpen,
+    #[error(transparent)]
+    Refused(#[from] ArmError),
+    /// Not known to be armed: submit again with the same message id.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Arms turns and guards them.
+#[derive(Clone)]
+pub struct Submitter {
+    pub store: Store,
+    pub agents: Agents,
+    pub gateway: GatewayId,
+    pub http: reqwest::Client,
+}
+
+impl Submitter {
+    /// Arms a turn (or finds the one that the same message id armed) and has it guarded.
+    pub async fn submit(&self, submission: Submission) -> Result<(Armed, String), SubmitError> {
+        let agent =
+            self.agents.get(&submission.organization, &submission.agent).ok_or(SubmitError::NoAgent)?;
+        if submission.platform != crate::turn::routing::API
+            && !agent.spec.platforms.iter().any(|p| p.name == submission.platform)
+        {
+            return Err(SubmitError::NoPlatform);
+        }
+        self.check_room(&submission, &agent).await?;
+        let deployment = deployment(&submission.agent, agent.grouping(), &submission.conversation);
+        let arm = arm(&submission, &agent, deployment.clone(), self.gateway);
+        let guarded = arm.guard.is_some().then(|| guarded(&arm));
+        let armed = self.store.arm(arm).await??;
+        if let (Some(turn), true) = (guarded, armed.fresh) {
+            tokio::spawn(self.clone().guard(turn, agent));
+        }
+        Ok((armed, deployment))
+    }
+
+    /// Limits that are known before arming; a repeat of an armed message id passes them, since it arms nothing.
+    async fn check_room(&self, submission: &Submission, agent: &Agent) -> Result<(), SubmitError> {
+        let Submission { organization, conversation, .. } = submission;
+        let max = agent.spec.limits.max_queued_turns();
+        let queued = self.store.queued(organization, &submission.agent, max).await?;
+        let open = self.store.open_turns(organization, conversation).await?;
+        if queued < max && open < MAX_OPEN_TURNS as u64 {
+            return Ok(());
+        }
+        if self.store.knows(organization, conversation, &submission.message_id).await? {
+            return Ok(());
+        }
+        Err(if queued >= max { SubmitError::QueueFull(max) } else { SubmitError::TooManyOpen })
+    }
+
+    /// Checks a turn and writes what came of it, however often the database refuses.
+    async fn guard(self, turn: GuardedTurn, agent: Arc<Agent>) {
+        let turn_id = turn.turn_id.to_string();
+        let keeping = self.keep(turn.turn_id);
+        let verdict = tokio::select! {
+            verdict = agent.guards.check(&self.http, input(&turn, &turn_id)) => verdict,
+            // Another replica guards it now; its verdict counts.
+            () = keeping => return,
+        };
+        loop {
+            let written = match &verdict {
+                Verdict::Allow => self.store.pass_guard(turn.turn_id, self.gateway).await.map(drop),
+                Verdict::Reject { message, detail } => {
+                    let failure = Failure::detailed(Reason::GuardrailRejected, detail.clone()).with_message(message.clone());
+                    self.store.fail_turn(turn.turn_id, &failure).await.map(drop)
+                }
+            };
+            match written {
+                Ok(()) => return,
+                Err(error) => {
+                    tracing::warn!(turn = %turn.turn_id, %error, "the guard's verdict on turn {} waits for the database", turn.turn_id);
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Keeps the guard's lease; returns when it was lost.
+    async fn keep(&self, turn: TurnId) {
+        loop {
+            tokio::time::sleep(Duration::from_secs(u64::from(GUARD_SECONDS) / 3)).await;
+            if let Ok(false) = self.store.keep_guarding(turn, self.gateway, GUARD_SECONDS).await {
+                return;
+            }
+        }
+    }
+
+    /// Guards the turns whose guards are gone, until `shutdown`.
+    pub async fn reguard(self, shutdown: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(REGUARD_EVERY) => {}
+                () = shutdown.cancelled() => return,
+            }
+            // Without the database nothing is dispatched either.
+            let Ok(turns) = self.store.take_unguarded(self.gateway, GUARD_SECONDS).await else { continue };
+            for turn in turns {
+                match self.agents.get(&turn.organization, &turn.agent) {
+                    Some(agent) => drop(tokio::spawn(self.clone().guard(turn, agent))),
+                    None => {
+                        let failure = Failure::new(Reason::AgentNotFound);
+                        if let Err(error) = self.store.fail_turn(turn.turn_id, &failure).await {
+                            tracing::debug!(%error, "its lease runs out again");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn arm(submission: &Submission, agent: &Agent, deployment: String, gateway: GatewayId) -> Arm {
+    let routing = Routing::on(&submission.platform, submission.platform_metadata.clone());
+    let hash = content_hash(
+        &submission.agent,
+        &submission.user,
+        &submission.platform,
+        &submission.message,
+        &submission.platform_metadata,
+    );
+    Arm {
+        turn_id: TurnId::new(),
+        organization: submission.organization.clone(),
+        conversation: submission.conversation.clone(),
+        message_id: submission.message_id.clone(),
+        agent: submission.agent.clone(),
+        deployment,
+        user: submission.user.clone(),
+        routing: serde_json::to_value(&routing).unwrap_or(Value::Null),
+        input: submission.message.clone(),
+        content_hash: hash,
+        traceparent: submission.traceparent.clone(),
+        turn_seconds: agent.spec.timing.turn_seconds(),
+        lease_seconds: agent.spec.timing.lease_seconds(),
+        guard: (!agent.guards.is_empty()).then_some((gateway, GUARD_SECONDS)),
+    }
+}
+
+fn guarded(arm: &Arm) -> GuardedTurn {
+    GuardedTurn {
+        turn_id: arm.turn_id,
+        organization: arm.organization.clone(),
+        conversation: arm.conversation.clone(),
+        user: arm.user.clone(),
+        agent: arm.agent.clone(),
+        deployment: arm.deployment.clone(),
+        message_id: arm.message_id.clone(),
+        routing: Routing::read(Some(&arm.routing)).unwrap_or_default(),
+        input: arm.input.clone(),
+    }
+}
+
+fn input<'a>(turn: &'a GuardedTurn, turn_id: &'a str) -> guard::Input<'a> {
+    guard::Input {
+        organization: &turn.organization,
+        conversation: &turn.conversation,
+        user: &turn.user,
+        agent: &turn.agent,
+        platform: &turn.routing.platform,
+        message_id: &turn.message_id,
+        turn_id,
+        message: &turn.input,
+        platform_metadata: &turn.routing.platform_metadata,
+    }
+}
