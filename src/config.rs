@@ -1,1 +1,119 @@
-//! x
+//! What a role is told by flags, `LASTWORD_…` variables and `lastword.env`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::gateway::{AuthMode, GatewayConfig};
+use crate::store::{PoolSizes, Retention};
+
+/// Where the state is.
+#[derive(Debug, Clone, Args)]
+pub struct DatabaseArgs {
+    /// The database: `postgres://…`, or a directory (`file://DIR` or a path) for an embedded Postgres whose data lives
+    /// there.
+    #[arg(long, env = "LASTWORD_DATABASE_URL", value_name = "URL", default_value = "./.lastword", hide_env_values = true)]
+    pub database_url: String,
+    /// For an embedded Postgres: use the programs in this directory, no others.
+    #[arg(long, env = "LASTWORD_POSTGRES_BIN", value_name = "DIR")]
+    pub postgres_bin: Option<PathBuf>,
+    /// For an embedded Postgres: where its programs are kept once fetched [default: lastword in the user's cache
+    /// directory].
+    #[arg(long, env = "LASTWORD_CACHE_DIR", value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// Connections for submits, reads and output.
+    #[arg(long, env = "LASTWORD_POOL_GENERAL", value_name = "COUNT", default_value_t = 12, value_parser = clap::value_parser!(u32).range(2..=1000))]
+    pub pool_general: u32,
+    /// Connections that terminals and heartbeats have for themselves.
+    #[arg(long, env = "LASTWORD_POOL_VITAL", value_name = "COUNT", default_value_t = 6, value_parser = clap::value_parser!(u32).range(2..=1000))]
+    pub pool_vital: u32,
+}
+
+impl DatabaseArgs {
+    /// The pools' sizes.
+    pub fn pools(&self) -> PoolSizes {
+        PoolSizes { general: self.pool_general, vital: self.pool_vital }
+    }
+}
+
+/// The gateway's ports and limits.
+#[derive(Debug, Clone, Args)]
+pub struct GatewayArgs {
+    /// Where clients connect.
+    #[arg(long, env = "LASTWORD_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// Where workers connect; never for clients to reach.
+    #[arg(long, env = "LASTWORD_WORKER_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:8081")]
+    pub worker_listen: SocketAddr,
+    /// Base URL of the worker port as workers and other replicas reach it [default: http:// and the worker port's
+    /// address].
+    #[arg(long, env = "LASTWORD_ADVERTISE", value_name = "URL")]
+    pub advertise: Option<String>,
+    /// How callers are known. `none`: everybody is the local operator, on loopback alone.
+    #[arg(long, env = "LASTWORD_AUTH", value_name = "MODE", default_value = "none")]
+    pub auth: AuthMode,
+    /// SSE streams that may be open at once.
+    #[arg(long, env = "LASTWORD_MAX_STREAMS", value_name = "COUNT", default_value_t = 20_000)]
+    pub max_streams: usize,
+}
+
+impl GatewayArgs {
+    /// The gateway's configuration; `workers` is the address that the worker port really has.
+    pub fn config(&self, workers: SocketAddr) -> GatewayConfig {
+        GatewayConfig {
+            auth: self.auth,
+            advertise: self.advertise.clone().unwrap_or_else(|| format!("http://{workers}")),
+            max_streams: self.max_streams,
+            ..GatewayConfig::default()
+        }
+    }
+}
+
+/// Health, readiness and metrics.
+#[derive(Debug, Clone, Args)]
+pub struct AdminArgs {
+    /// Where health, readiness and metrics are served.
+    #[arg(long, env = "LASTWORD_ADMIN_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:9090")]
+    pub admin_listen: SocketAddr,
+}
+
+/// The knobs of failure detection and housekeeping that are not an Agent's own.
+#[derive(Debug, Clone, Args)]
+pub struct TimingArgs {
+    /// How often the sweep looks for what has lapsed.
+    #[arg(long, env = "LASTWORD_SWEEP_MILLISECONDS", value_name = "MILLISECONDS", default_value_t = 1000)]
+    pub sweep_milliseconds: u64,
+    /// How long the cause of a proven death is waited for.
+    #[arg(long, env = "LASTWORD_CAUSE_WINDOW_MILLISECONDS", value_name = "MILLISECONDS", default_value_t = 5000)]
+    pub cause_window_milliseconds: u64,
+    /// How long a turn is kept after its terminal.
+    #[arg(long, env = "LASTWORD_RETENTION_SECONDS", value_name = "SECONDS", default_value_t = 30 * 24 * 3600)]
+    pub retention_seconds: u64,
+}
+
+impl TimingArgs {
+    pub fn sweep_every(&self) -> Duration {
+        Duration::from_millis(self.sweep_milliseconds.max(10))
+    }
+
+    pub fn cause_window(&self) -> Duration {
+        Duration::from_millis(self.cause_window_milliseconds)
+    }
+
+    pub fn retention(&self) -> Retention {
+        Retention { turn_seconds: self.retention_seconds, ..Retention::default() }
+    }
+}
+
+/// How to log.
+#[derive(Debug, Clone, Args)]
+pub struct LogArgs {
+    /// What to log, e.g. `info` or `lastword=debug,warn`.
+    #[arg(long, env = "LASTWORD_LOG", value_name = "FILTER", default_value = "info")]
+    pub log: String,
+    /// One JSON object a line.
+    #[arg(long, env = "LASTWORD_LOG_JSON")]
+    pub log_json: bool,
+}

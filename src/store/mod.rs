@@ -21,6 +21,7 @@ mod conversation;
 mod deliver;
 mod elect;
 mod fail;
+mod figures;
 mod finish;
 mod gate;
 mod guard;

@@ -111,6 +111,17 @@ impl Store {
         self.notices.local.subscribe()
     }
 
+    /// API keys were changed by hand: gateways are told before this returns.
+    pub async fn keys_changed(&self) {
+        let payload = pack(self.notices.id, std::iter::once(Notice::Keys));
+        // Gateways ask again within a second anyway.
+        let _ = sqlx::query("SELECT pg_notify($1, p) FROM unnest($2::text[]) AS p")
+            .bind(CHANNEL)
+            .bind(&payload)
+            .execute(&self.general)
+            .await;
+    }
+
     /// Starts to listen to the other replicas, on a connection of its own.
     pub async fn listen(&self) -> Result<Notices, StoreError> {
         let pool = super::pool(1).connect_lazy_with((*self.listen).clone());

@@ -192,7 +192,7 @@ impl Drop for Claim {
 }
 
 /// Where the socket goes: into the data directory, or if its path is too long, a private directory elsewhere.
-fn socket_dir(root: &Path) -> Result<PathBuf, Error> {
+pub(super) fn socket_dir(root: &Path) -> Result<PathBuf, Error> {
     let inside = root.join("run");
     if fits(&inside) {
         private_dir(&inside)?;

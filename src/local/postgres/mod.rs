@@ -106,6 +106,15 @@ pub enum Shutdown {
     Kill,
 }
 
+/// How to connect to the server that another process runs on this data directory.
+///
+/// # Errors
+/// [`Error::Io`] when the directory cannot be read; whether a server listens there shows with the first connection.
+pub fn running(data_dir: &std::path::Path) -> Result<PgConnectOptions, Error> {
+    let root = data_dir.canonicalize().map_err(error::at("find", data_dir))?;
+    Ok(supervise::connect_options(&directory::socket_dir(&root)?, DATABASE))
+}
+
 /// A running server, and the right to its data directory.
 ///
 /// A drop begins a fast shutdown and does not wait for it; an ephemeral cluster's drop waits, then removes it.

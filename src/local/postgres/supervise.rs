@@ -90,13 +90,7 @@ impl Plan {
 
     /// How to connect to one of the server's databases.
     pub(super) fn connect_options(&self, database: &str) -> PgConnectOptions {
-        PgConnectOptions::new_without_pgpass()
-            .host("localhost")
-            .port(5432)
-            .socket(&self.claim.socket_dir)
-            .username(USER)
-            .database(database)
-            .ssl_mode(PgSslMode::Disable)
+        connect_options(&self.claim.socket_dir, database)
     }
 
     fn settings(&self) -> Vec<OsString> {
@@ -197,6 +191,17 @@ async fn create_database(connection: &mut PgConnection) -> sqlx::Result<()> {
 }
 
 /// The setting is a comma-separated list, so the one path in it is quoted.
+/// How to connect through a server's socket.
+pub(super) fn connect_options(socket_dir: &Path, database: &str) -> PgConnectOptions {
+    PgConnectOptions::new_without_pgpass()
+        .host("localhost")
+        .port(5432)
+        .socket(socket_dir)
+        .username(USER)
+        .database(database)
+        .ssl_mode(PgSslMode::Disable)
+}
+
 fn socket_setting(directory: &Path) -> OsString {
     let mut setting = b"unix_socket_directories=\"".to_vec();
     for byte in directory.as_os_str().as_bytes() {

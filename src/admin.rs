@@ -1,0 +1,59 @@
+//! The admin port: `/livez`, `/readyz`, `/metrics`. Neither kind of health depends on Postgres once a role has started:
+//! an outage is nothing that a restart would mend.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::store::Store;
+
+/// Whether the role has started.
+#[derive(Clone, Default)]
+pub struct Readiness(Arc<AtomicBool>);
+
+impl Readiness {
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Serves the admin port until `shutdown`.
+pub async fn run(listener: TcpListener, store: Store, readiness: Readiness, shutdown: CancellationToken) {
+    let router = Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(move || async move { ready(&readiness) }))
+        .route("/metrics", get(move || async move { metrics(&store).await }));
+    let served = axum::serve(listener, router).with_graceful_shutdown(async move { shutdown.cancelled().await }).await;
+    if let Err(error) = served {
+        tracing::error!(%error, "the admin port failed");
+    }
+}
+
+fn ready(readiness: &Readiness) -> Response {
+    if readiness.is_ready() {
+        "ok\n".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "starting: waiting for the database and its schema\n").into_response()
+    }
+}
+
+/// OpenMetrics text, read from the store at each scrape: every replica tells the same.
+async fn metrics(store: &Store) -> Response {
+    match store.figures().await {
+        Ok(figures) => {
+            ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], figures.openmetrics())
+                .into_response()
+        }
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the database is unavailable\n").into_response(),
+    }
+}

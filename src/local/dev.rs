@@ -1,0 +1,166 @@
+//! `lastword dev`: every role in one process, with an embedded Postgres, for one machine.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::agents_file::{self, AgentsError};
+use super::database::{self, DatabaseError};
+use crate::admin::{self, Readiness};
+use crate::config::{AdminArgs, DatabaseArgs, GatewayArgs, LogArgs, TimingArgs};
+use crate::fleet::{self, FleetConfig, process};
+use crate::gateway::{self, GatewayError, Listeners};
+use crate::liveness;
+use crate::store::{Store, StoreError};
+
+/// Run everything on one machine: Postgres, gateway, controller, and workers as child processes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct DevArgs {
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    #[command(flatten)]
+    pub gateway: GatewayArgs,
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    #[command(flatten)]
+    pub timing: TimingArgs,
+    /// YAML with Agents; watched.
+    #[arg(long, env = "LASTWORD_AGENTS", value_name = "FILE", default_value = "examples/agents.yaml")]
+    pub agents: PathBuf,
+    /// How long workers may take to finish what they hold when `dev` is told to stop.
+    #[arg(long, env = "LASTWORD_STOP_SECONDS", value_name = "SECONDS", default_value_t = 3)]
+    pub stop_seconds: u64,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// Why `dev` did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum DevError {
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Agents(#[from] AgentsError),
+    #[error(transparent)]
+    Gateway(#[from] GatewayError),
+    #[error("cannot listen on {address} ({error}); choose another with {flag}")]
+    Listen { address: std::net::SocketAddr, flag: &'static str, error: std::io::Error },
+    #[error("cannot keep this machine's identity in {path}: {error}")]
+    Node { path: PathBuf, error: std::io::Error },
+    #[error("the embedded Postgres ended by itself; its log is postgres.log in the data directory")]
+    PostgresEnded,
+}
+
+/// Runs until `shutdown` or a fault.
+pub async fn run(args: DevArgs, shutdown: CancellationToken) -> Result<(), DevError> {
+    // Ports first: a second `dev` is told so before it touches anything.
+    let clients = listen(args.gateway.listen, "--listen").await?;
+    let workers = listen(args.gateway.worker_listen, "--worker-listen").await?;
+    let admin = listen(args.admin.admin_listen, "--admin-listen").await?;
+    let database = database::open(&args.database).await?;
+    let store = Store::open(database.options.clone(), args.database.pools());
+    store.migrate().await?;
+    let node = node(database.directory.as_deref()).map_err(|(path, error)| DevError::Node { path, error })?;
+    let boot = Uuid::now_v7();
+    let former = process::fail_former_boots(&store, node, boot).await?;
+    if former > 0 {
+        tracing::warn!(workers = former, "{former} workers of a former run were still in hand; their turns are failed");
+    }
+    let names = agents_file::apply(&store, &args.agents).await?;
+
+    let readiness = Readiness::default();
+    let worker_address = workers.local_addr().map_err(GatewayError::Io)?;
+    let client_address = clients.local_addr().map_err(GatewayError::Io)?;
+    let config = args.gateway.config(worker_address);
+    // Stopped in this order: the fleet, which needs the gateway for its workers' last words; then the rest.
+    let stop_rest = CancellationToken::new();
+    let stop_fleet = shutdown.child_token();
+    tokio::spawn(admin::run(admin, store.clone(), readiness.clone(), stop_rest.clone()));
+    tokio::spawn(agents_file::watch(store.clone(), args.agents.clone(), stop_rest.clone()));
+    let sweep = tokio::spawn(liveness::sweep(
+        store.clone(),
+        args.timing.retention(),
+        args.timing.sweep_every(),
+        stop_rest.clone(),
+    ));
+    let mut gateway =
+        tokio::spawn(gateway::run(config.clone(), store.clone(), Listeners { clients, workers }, stop_rest.clone()));
+    let runtime = Arc::new(process::ProcessRuntime::new(process::ProcessConfig {
+        node,
+        boot,
+        gateway: config.advertise.clone(),
+        base_dir: base_dir(&args.agents),
+        stop_grace: Duration::from_secs(args.stop_seconds),
+    }));
+    let fleet_config = FleetConfig { cause_window: args.timing.cause_window(), ..FleetConfig::default() };
+    let fleet = tokio::spawn(fleet::run(store.clone(), runtime, fleet_config, stop_fleet.clone()));
+    readiness.set();
+    banner(&names, client_address);
+
+    let ended = tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        ended = &mut gateway => ended.unwrap_or(Ok(())).map_err(DevError::from),
+        () = postgres_ended(database.embedded.as_ref()) => Err(DevError::PostgresEnded),
+    };
+    stop_fleet.cancel();
+    // A task that panicked has logged it; stopping goes on.
+    let _ = fleet.await;
+    stop_rest.cancel();
+    if !gateway.is_finished() {
+        let _ = gateway.await;
+    }
+    let _ = sweep.await;
+    store.close().await;
+    if let Some(embedded) = database.embedded {
+        embedded.stop().await;
+    }
+    ended
+}
+
+async fn listen(address: std::net::SocketAddr, flag: &'static str) -> Result<TcpListener, DevError> {
+    TcpListener::bind(address).await.map_err(|error| DevError::Listen { address, flag, error })
+}
+
+async fn postgres_ended(embedded: Option<&super::postgres::Embedded>) {
+    match embedded {
+        Some(embedded) => drop(embedded.exited().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// Paths in an Agent are relative to its file.
+fn base_dir(agents: &Path) -> PathBuf {
+    let parent = agents.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    parent.canonicalize().unwrap_or_else(|_| parent.to_path_buf())
+}
+
+/// Names this machine's `dev` over its runs, so that it knows its former workers: kept in the data directory, or beside
+/// the working directory's configuration.
+fn node(directory: Option<&Path>) -> Result<Uuid, (PathBuf, std::io::Error)> {
+    let directory = directory.unwrap_or(Path::new(".lastword"));
+    let path = directory.join("node");
+    let failed = |error| (path.clone(), error);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => text.trim().parse().map_err(|e: uuid::Error| failed(std::io::Error::other(e))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let node = Uuid::now_v7();
+            std::fs::create_dir_all(directory).map_err(failed)?;
+            std::fs::write(&path, format!("{node}\n")).map_err(failed)?;
+            Ok(node)
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn banner(agents: &[String], address: std::net::SocketAddr) {
+    let first = agents.first().map_or("NAME", String::as_str);
+    eprintln!("\nLastword is ready on http://{address}\n  agents: {}", agents.join(", "));
+    eprintln!("  try:    lastword chat --gateway http://{address} --agent {first} \"6*7\"");
+    eprintln!("  stop:   Ctrl-C\n");
+}

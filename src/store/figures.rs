@@ -1,0 +1,91 @@
+//! Figures for the metrics endpoint: one cheap look at the tables that say how Lastword fares.
+
+use std::fmt::Write;
+
+use sqlx::Row;
+
+use super::{Store, StoreError};
+
+/// What is in the store now.
+#[derive(Debug, Clone, Default)]
+pub struct Figures {
+    /// Open turns by phase: `guarding`, `waiting`, `claimed`.
+    pub open_turns: Vec<(String, i64)>,
+    /// Seconds that the oldest waiting turn has waited.
+    pub oldest_waiting_seconds: f64,
+    /// Workers that are not dead, by phase.
+    pub workers: Vec<(String, i64)>,
+    /// Terminals of the last hour by reason; replies are `Succeeded`.
+    pub terminals_last_hour: Vec<(String, i64)>,
+    /// Seconds since a gateway last ticked: large means that verdicts of silence are held back.
+    pub gate_seen_seconds: f64,
+    /// Age in transactions of the oldest snapshot, which holds back vacuum.
+    pub oldest_xmin_age: i64,
+}
+
+impl Store {
+    /// Reads the figures.
+    pub async fn figures(&self) -> Result<Figures, StoreError> {
+        let mut connection = self.general.acquire().await?;
+        let open_turns = sqlx::query_as("SELECT phase, count(*) FROM marker GROUP BY phase ORDER BY phase")
+            .fetch_all(&mut *connection)
+            .await?;
+        let workers =
+            sqlx::query_as("SELECT phase, count(*) FROM lease WHERE phase <> 'dead' GROUP BY phase ORDER BY phase")
+                .fetch_all(&mut *connection)
+                .await?;
+        let terminals_last_hour = sqlx::query_as(
+            "SELECT coalesce(reason, 'Succeeded'), count(*) FROM terminal
+             WHERE ended_at > statement_timestamp() - interval '1 hour' GROUP BY 1 ORDER BY 1",
+        )
+        .fetch_all(&mut *connection)
+        .await?;
+        let row = sqlx::query(
+            "SELECT extract(epoch FROM statement_timestamp() - g.seen)::float8 AS seen,
+                    coalesce((SELECT extract(epoch FROM statement_timestamp() - min(armed_at)) FROM marker
+                              WHERE incarnation IS NULL), 0)::float8 AS oldest,
+                    coalesce((SELECT max(age(backend_xmin)) FROM pg_stat_activity), 0)::bigint AS xmin
+             FROM gate g",
+        )
+        .fetch_one(&mut *connection)
+        .await?;
+        Ok(Figures {
+            open_turns,
+            workers,
+            terminals_last_hour,
+            oldest_waiting_seconds: row.try_get("oldest")?,
+            gate_seen_seconds: row.try_get("seen")?,
+            oldest_xmin_age: row.try_get("xmin")?,
+        })
+    }
+}
+
+impl Figures {
+    /// OpenMetrics text.
+    pub fn openmetrics(&self) -> String {
+        let mut text = String::new();
+        let mut gauge = |name: &str, help: &str, label: Option<&str>, samples: &[(String, f64)]| {
+            let _ = writeln!(text, "# TYPE {name} gauge\n# HELP {name} {help}");
+            for (value, n) in samples {
+                let _ = match label {
+                    Some(label) => writeln!(text, "{name}{{{label}=\"{value}\"}} {n}"),
+                    None => writeln!(text, "{name} {n}"),
+                };
+            }
+        };
+        let counted = |rows: &[(String, i64)]| rows.iter().map(|(k, n)| (k.clone(), *n as f64)).collect::<Vec<_>>();
+        let one = |n: f64| vec![(String::new(), n)];
+        gauge("lastword_open_turns", "Turns that owe their terminal.", Some("phase"), &counted(&self.open_turns));
+        gauge("lastword_oldest_waiting_seconds", "Age of the oldest turn that no worker has claimed.", None,
+            &one(self.oldest_waiting_seconds));
+        gauge("lastword_workers", "Workers that are not dead.", Some("phase"), &counted(&self.workers));
+        gauge("lastword_terminals_last_hour", "Terminals of the last hour.", Some("reason"),
+            &counted(&self.terminals_last_hour));
+        gauge("lastword_gate_seen_seconds", "Time since a gateway last wrote a heartbeat tick.", None,
+            &one(self.gate_seen_seconds));
+        gauge("lastword_oldest_xmin_age", "Age in transactions of the oldest snapshot; it holds back vacuum.", None,
+            &one(self.oldest_xmin_age as f64));
+        text.push_str("# EOF\n");
+        text
+    }
+}

@@ -1,0 +1,24 @@
+//! Logs. An error is logged once, where it is handled; the identifier is in the message and in a field.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config::LogArgs;
+
+/// Starts logging to standard error; a second call does nothing.
+pub fn init(args: &LogArgs) {
+    // sqlx logs each slow statement with its text; ours are known, and their parameters are never logged.
+    let filter = EnvFilter::try_new(format!("sqlx=warn,{}", args.log)).unwrap_or_else(|error| {
+        eprintln!("lastword: --log {:?} is no filter ({error}); using info", args.log);
+        EnvFilter::new("info")
+    });
+    let registry = tracing_subscriber::registry().with(filter);
+    let plain = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .with_target(false);
+    let _ = if args.log_json { registry.with(plain.json()).try_init() } else { registry.with(plain).try_init() };
+}
