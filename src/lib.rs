@@ -1,1 +1,5 @@
 //! Lastword.
+
+pub mod turn;
+pub mod wire;
+pub mod worker;
