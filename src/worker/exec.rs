@@ -272,7 +272,9 @@ pub(super) fn exit_cause(status: Option<ExitStatus>, oom: bool) -> Failure {
     let Some(status) = status else { return Failure::detailed(Reason::Internal, "the exit status is unknown") };
     let (reason, what) = match (status.code(), status.signal()) {
         // A shell says of its program that was killed: 128 and the signal's number.
-        (Some(137), _) if oom => (Reason::OutOfMemory, "exit code 137, and the kernel killed for want of memory".into()),
+        (Some(137), _) if oom => {
+            (Reason::OutOfMemory, "exit code 137, and the kernel killed for want of memory".into())
+        }
         (Some(code), _) => (Reason::AgentError, format!("exit code {code}")),
         (None, Some(9)) if oom => (Reason::OutOfMemory, "killed by the kernel for want of memory".into()),
         (None, Some(signal)) => (Reason::WorkerExited, format!("killed by {}", signal_name(signal))),

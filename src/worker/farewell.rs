@@ -55,8 +55,7 @@ impl Farewell {
                 return std::future::pending().await;
             }
             let turns = self.unsaid.clone();
-            let goodbye =
-                Goodbye { phase: GoodbyePhase::Draining, hand_back: turns.iter().copied().collect() };
+            let goodbye = Goodbye { phase: GoodbyePhase::Draining, hand_back: turns.iter().copied().collect() };
             let task = tokio::spawn(say(self.reporter.clone(), goodbye));
             self.call = Some((turns, AbortOnDropHandle::new(task)));
         }

@@ -158,12 +158,7 @@ impl Report {
         }
     }
 
-    async fn post(
-        &mut self,
-        gateway: &Url,
-        offset: u64,
-        frames: Vec<Frame>,
-    ) -> Option<JobEnd> {
+    async fn post(&mut self, gateway: &Url, offset: u64, frames: Vec<Frame>) -> Option<JobEnd> {
         let empty = frames.is_empty();
         match self.reporter.client.output(gateway, self.turns[0], offset, frames).await {
             Ok(acked) => {

@@ -27,7 +27,9 @@ pub(super) enum Step {
     /// Nothing for now: wait for [`Log::changed`].
     Wait,
     /// Everything is sent, too little of it is durable, and the adapter waits: ask in a moment, by an empty post.
-    Poll { offset: u64 },
+    Poll {
+        offset: u64,
+    },
     Post {
         offset: u64,
         frames: Vec<Frame>,
@@ -132,11 +134,9 @@ impl Log {
         let unsent = state.slice(state.sent, POST_BYTES);
         let all = unsent.end() >= state.end;
         match &state.outcome {
-            Some(outcome) if all => Step::Finish {
-                outcome: outcome.clone(),
-                end: state.end,
-                tail: (!unsent.is_empty()).then_some(unsent),
-            },
+            Some(outcome) if all => {
+                Step::Finish { outcome: outcome.clone(), end: state.end, tail: (!unsent.is_empty()).then_some(unsent) }
+            }
             _ if !unsent.is_empty() => Step::Post { offset: unsent.start, frames: unsent.frames },
             _ if state.weight > UNACKED_BYTES => Step::Poll { offset: state.end },
             _ => Step::Wait,

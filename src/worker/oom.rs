@@ -39,14 +39,17 @@ mod tests {
 
     #[test]
     fn both_versions_of_cgroups() {
-        assert_eq!(candidates("0::/pod/x\n"), [
-            PathBuf::from("/sys/fs/cgroup/pod/x/memory.events"),
-            PathBuf::from("/sys/fs/cgroup/memory.events"),
-        ]);
-        assert_eq!(candidates("5:cpu:/y\n4:memory:/y\n"), [
-            PathBuf::from("/sys/fs/cgroup/memory/y/memory.oom_control"),
-            PathBuf::from("/sys/fs/cgroup/memory/memory.oom_control"),
-        ]);
+        assert_eq!(
+            candidates("0::/pod/x\n"),
+            [PathBuf::from("/sys/fs/cgroup/pod/x/memory.events"), PathBuf::from("/sys/fs/cgroup/memory.events"),]
+        );
+        assert_eq!(
+            candidates("5:cpu:/y\n4:memory:/y\n"),
+            [
+                PathBuf::from("/sys/fs/cgroup/memory/y/memory.oom_control"),
+                PathBuf::from("/sys/fs/cgroup/memory/memory.oom_control"),
+            ]
+        );
         assert_eq!(count("oom 3\noom_kill 2\noom_group_kill 0\n"), Some(2));
         assert_eq!(count("oom_kill_disable 0\nunder_oom 0\noom_kill 7\n"), Some(7));
         assert_eq!(count("low 0\n"), None);

@@ -212,9 +212,7 @@ impl<A: Adapter> Worker<A> {
             return;
         }
         while self.jobs.len() < self.settings.capacity as usize {
-            let busy = |turns: &Vec<TurnPush>| {
-                self.jobs.values().any(|job| job.conversation == turns[0].conversation)
-            };
+            let busy = |turns: &Vec<TurnPush>| self.jobs.values().any(|job| job.conversation == turns[0].conversation);
             let Some(at) = self.queue.iter().position(|turns| !busy(turns)) else { return };
             let Some(turns) = self.queue.remove(at) else { return };
             let handles = Handles::new(turns[0].acked);

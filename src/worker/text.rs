@@ -118,13 +118,16 @@ mod tests {
         assert_eq!(frames, []);
         frames = lines.push(b"age\":\"p\"}\nplain \xe2\x82\xac\n{\"type\":\"no\"}\nlast");
         frames.extend(lines.finish());
-        assert_eq!(frames, [
-            Frame::Progress { message: "p".into() },
-            Frame::text("plain \u{20ac}\n"),
-            Frame::text("{\"type\":\"no\"}\n"),
-            Frame::text("last"),
-            Frame::text(""),
-        ]);
+        assert_eq!(
+            frames,
+            [
+                Frame::Progress { message: "p".into() },
+                Frame::text("plain \u{20ac}\n"),
+                Frame::text("{\"type\":\"no\"}\n"),
+                Frame::text("last"),
+                Frame::text(""),
+            ]
+        );
     }
 
     #[test]
@@ -132,6 +135,9 @@ mod tests {
         let mut lines = FrameLines::default();
         let frames = lines.push(&vec![b'x'; LINE_BYTES + 1]);
         assert_eq!(frames.len(), 1);
-        assert_eq!(lines.push(b"{\"type\":\"text\",\"text\":\"t\"}\n"), [Frame::text("{\"type\":\"text\",\"text\":\"t\"}\n")]);
+        assert_eq!(
+            lines.push(b"{\"type\":\"text\",\"text\":\"t\"}\n"),
+            [Frame::text("{\"type\":\"text\",\"text\":\"t\"}\n")]
+        );
     }
 }

@@ -167,11 +167,22 @@ async fn finish(
     Extension(broken): Extension<CancellationToken>,
     Json(finish): Json<Finish>,
 ) -> Response {
+    let (answer, is_lost) = finished(&shared, finish);
+    if is_lost {
+        shared.changed();
+        broken.cancel();
+        return std::future::pending().await;
+    }
+    answer
+}
+
+/// The answer, and whether it gets lost on its way.
+fn finished(shared: &Shared, finish: Finish) -> (Response, bool) {
     let mut state = shared.state();
     let fault = (!state.finish_faults.is_empty()).then(|| state.finish_faults.remove(0));
     let Some(first) = finish.turn_ids.first().copied() else {
         state.problems.push("a finish that names no turn".into());
-        return StatusCode::BAD_REQUEST.into_response();
+        return (StatusCode::BAD_REQUEST.into_response(), false);
     };
     if fault == Some(FinishFault::Forgotten) {
         state.forget();
@@ -194,13 +205,7 @@ async fn finish(
     if answer.status() == StatusCode::OK {
         close(&mut state, &finish);
     }
-    drop(state);
-    if fault == Some(FinishFault::NoAnswer) {
-        shared.changed();
-        broken.cancel();
-        return std::future::pending().await;
-    }
-    answer
+    (answer, fault == Some(FinishFault::NoAnswer))
 }
 
 fn take(log: &mut TurnLog, finish: &Finish, problems: &mut Vec<String>) -> Response {
@@ -239,8 +244,9 @@ fn close(state: &mut State, finish: &Finish) {
 async fn heartbeat(Axum(shared): Gate, Json(heartbeat): Json<Heartbeat>) -> Json<HeartbeatAnswer> {
     let mut state = shared.state();
     let push = state.owed(&heartbeat.turns);
-    let owed = |turn: &TurnId| state.turns.get(turn).is_some_and(|log| !log.closed);
-    let stop = heartbeat.turns.iter().filter(|turn| !owed(turn)).copied().collect();
+    // Not the finished ones: a worker that has no answer yet is to repeat its word.
+    let stopped = |turn: &TurnId| state.turns.get(turn).is_none_or(|log| log.cancelled || log.handed_back);
+    let stop = heartbeat.turns.iter().filter(|turn| stopped(turn)).copied().collect();
     state.heartbeats.push((Instant::now(), heartbeat.turns));
     Json(HeartbeatAnswer { push, stop, drain: None })
 }

@@ -277,8 +277,8 @@ fn bearer(name: &str) -> Result<HeaderValue, WorkerError> {
     if key.is_empty() {
         return Err(WorkerError::NoApiKey(name.into()));
     }
-    let mut value = HeaderValue::from_str(&format!("Bearer {}", key.trim()))
-        .map_err(|_| WorkerError::NoApiKey(name.into()))?;
+    let mut value =
+        HeaderValue::from_str(&format!("Bearer {}", key.trim())).map_err(|_| WorkerError::NoApiKey(name.into()))?;
     value.set_sensitive(true);
     Ok(value)
 }

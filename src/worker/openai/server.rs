@@ -34,8 +34,7 @@ impl ModelServer {
             command.env("PORT", port.to_string());
         }
         let kills = oom::kills();
-        let process =
-            Process::start(command).await.map_err(|error| WorkerError::Start { program: name, error })?;
+        let process = Process::start(command).await.map_err(|error| WorkerError::Start { program: name, error })?;
         let stop = CancellationToken::new();
         let (tell, ended) = watch::channel(None);
         let stopped = stop.clone();
