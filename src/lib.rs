@@ -1,14 +1,19 @@
 //! Lastword.
+pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod crd;
 pub mod deliver;
 pub mod dispatch;
+pub mod fleet;
 pub mod gateway;
 pub mod guard;
 pub mod liveness;
 pub mod local;
+pub mod roles;
 pub mod store;
 pub mod submit;
+pub mod telemetry;
 pub mod turn;
 pub mod wire;
+pub mod worker;

@@ -43,7 +43,9 @@ pub enum Election {
 /// The election's table.
 pub fn elect(standing: &Standing, by: &By) -> Election {
     match (standing, by) {
-        (Standing::Open { holder: Some(holder) }, By::Worker { incarnation, .. }) if holder == incarnation => Election::Win,
+        (Standing::Open { holder: Some(holder) }, By::Worker { incarnation, .. }) if holder == incarnation => {
+            Election::Win
+        }
         (Standing::Open { .. }, By::Worker { .. }) => Election::Foreign,
         (Standing::Open { .. }, By::System) => Election::Win,
         (Standing::Ended { by: Some(winner), reply: Some(written) }, By::Worker { incarnation, reply })
@@ -240,7 +242,8 @@ mod tests {
     fn demand_becomes_starts() {
         let agent = Limits { min_workers: 0, max_workers: 4, turns_per_worker: 2, per_conversation: false };
         let one = Limits { per_conversation: true, ..agent };
-        let demand = |claimable, live, room, starting, agent_workers| Demand { claimable, live, room, starting, agent_workers };
+        let demand =
+            |claimable, live, room, starting, agent_workers| Demand { claimable, live, room, starting, agent_workers };
         for (d, limits, expected, why) in [
             (demand(0, 0, 0, 0, 0), agent, 0, "nothing waits"),
             (demand(1, 0, 0, 0, 0), agent, 1, "one waits"),

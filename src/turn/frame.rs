@@ -80,14 +80,10 @@ impl Frame {
         match self {
             Frame::Text { text } => Frame::Text { text: storable(text) },
             Frame::Progress { message } => Frame::Progress { message: storable(message) },
-            Frame::ToolCall { id, name, arguments } => Frame::ToolCall {
-                id: storable(id),
-                name: storable(name),
-                arguments: storable_json(arguments),
-            },
-            Frame::ToolResult { id, result } => {
-                Frame::ToolResult { id: storable(id), result: storable_json(result) }
+            Frame::ToolCall { id, name, arguments } => {
+                Frame::ToolCall { id: storable(id), name: storable(name), arguments: storable_json(arguments) }
             }
+            Frame::ToolResult { id, result } => Frame::ToolResult { id: storable(id), result: storable_json(result) },
             Frame::Data { name, value } => Frame::Data { name: storable(name), value: storable_json(value) },
         }
     }
@@ -103,9 +99,7 @@ pub fn storable_json(value: Value) -> Value {
     match value {
         Value::String(s) => Value::String(storable(s)),
         Value::Array(items) => Value::Array(items.into_iter().map(storable_json).collect()),
-        Value::Object(map) => {
-            Value::Object(map.into_iter().map(|(k, v)| (storable(k), storable_json(v))).collect())
-        }
+        Value::Object(map) => Value::Object(map.into_iter().map(|(k, v)| (storable(k), storable_json(v))).collect()),
         other => other,
     }
 }
@@ -287,9 +281,9 @@ mod tests {
     #[test]
     fn a_nul_is_made_storable_everywhere() {
         let frame = Frame::Data { name: "a\0".into(), value: serde_json::json!({"k\0": ["x\0"]}) }.storable();
-        assert_eq!(frame, Frame::Data {
-            name: "a\u{fffd}".into(),
-            value: serde_json::json!({"k\u{fffd}": ["x\u{fffd}"]}),
-        });
+        assert_eq!(
+            frame,
+            Frame::Data { name: "a\u{fffd}".into(), value: serde_json::json!({"k\u{fffd}": ["x\u{fffd}"]}) }
+        );
     }
 }

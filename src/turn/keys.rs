@@ -142,7 +142,8 @@ mod tests {
     #[test]
     fn a_deployment_per_conversation_or_per_agent() {
         assert_eq!(deployment("bc", Grouping::PerAgent, "c"), "bc");
-        let (a, b) = (deployment("bc", Grouping::PerConversation, "a"), deployment("bc", Grouping::PerConversation, "b"));
+        let (a, b) =
+            (deployment("bc", Grouping::PerConversation, "a"), deployment("bc", Grouping::PerConversation, "b"));
         assert_ne!(a, b);
         assert_eq!(a, deployment("bc", Grouping::PerConversation, "a"));
         assert_eq!(a.len(), "bc-".len() + 10);

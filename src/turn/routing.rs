@@ -78,7 +78,9 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_unreadable() {
-        for bad in [json!("x"), json!(3), json!([]), json!({"platform": 7}), json!({"platform": ""}), json!({"team": {}})] {
+        for bad in
+            [json!("x"), json!(3), json!([]), json!({"platform": 7}), json!({"platform": ""}), json!({"team": {}})]
+        {
             assert!(Routing::read(Some(&bad)).is_err(), "{bad}");
         }
         assert!(Routing::read(None).is_err());

@@ -1,0 +1,306 @@
+//! A process for each turn: the message goes in, what it prints is the reply.
+
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::{ChildStderr, ChildStdin, ChildStdout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::adapter::{Adapter, OutputSink, Stopped};
+use super::oom;
+use super::options::Common;
+use super::process::{Process, agent_command};
+use super::text::{Decoder, FrameLines};
+use crate::turn::frame::{Frame, storable};
+use crate::turn::keys::TurnId;
+use crate::turn::reason::Reason;
+use crate::turn::terminal::{Failure, Outcome};
+use crate::wire::TurnPush;
+
+/// What is kept of stderr for operators, in bytes.
+const STDERR_BYTES: usize = 8 * 1024;
+/// After the program's end, a grandchild may still hold its stdout: how long its end is waited for.
+const AFTER_EXIT: Duration = Duration::from_millis(500);
+/// How long a read takes at most when there is something to read.
+const IN_THE_PIPE: Duration = Duration::from_millis(50);
+/// The most that a pipe can hold by default limits, in bytes: what was printed before the exit and not yet read.
+const PIPE_BYTES: usize = 1024 * 1024;
+
+/// `lastword worker exec`
+#[derive(Debug, Clone, clap::Args)]
+pub struct ExecArgs {
+    #[command(flatten)]
+    pub common: Common,
+    /// Give the message as the last argument, not on stdin (the kernel takes 128 KiB at most)
+    #[arg(long, env = "LASTWORD_ARG_MESSAGE")]
+    pub arg_message: bool,
+    /// What the program prints: text, or a frame in JSON on each line (a line that is none is text)
+    #[arg(long, env = "LASTWORD_OUTPUT", value_enum, default_value = "text")]
+    pub output: OutputFormat,
+    /// After SIGTERM, a program that is still there is killed after this time
+    #[arg(long, env = "LASTWORD_KILL_SECONDS", value_name = "SECONDS", default_value_t = 2)]
+    pub kill_seconds: u32,
+    /// The program and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub program: Vec<String>,
+}
+
+/// What a program prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum OutputFormat {
+    /// The reply's text.
+    Text,
+    /// One frame in JSON per line.
+    JsonLines,
+}
+
+impl ExecArgs {
+    pub(super) fn adapter(self) -> (Common, Exec) {
+        (self.common.clone(), Exec { args: self })
+    }
+}
+
+pub(super) struct Exec {
+    args: ExecArgs,
+}
+
+impl Adapter for Exec {
+    async fn run(&self, turns: Vec<TurnPush>, out: OutputSink, cancel: CancellationToken) -> Outcome {
+        let turn = &turns[0];
+        let kills = oom::kills();
+        let program = match self.start(turn).await {
+            Ok(program) => program,
+            Err(error) => {
+                let detail = format!("cannot start {}: {error}", self.args.program[0]);
+                return Outcome::Error(Failure::detailed(Reason::StartFailed, detail));
+            }
+        };
+        let Program { process, stdin, stdout, stderr } = program;
+        let _stdin = stdin.map(|stdin| AbortOnDropHandle::new(tokio::spawn(feed(stdin, turn.message.clone()))));
+        let (tail, _stderr) = collect(stderr, turn.turn_id);
+        let copied = tokio::select! {
+            copied = copy(stdout, &out, self.args.output, process.exited()) => copied,
+            () = cancel.cancelled() => Err(Stopped),
+        };
+        let exited = process.exited();
+        tokio::select! {
+            biased;
+            () = exited, if copied.is_ok() => {}
+            () = cancel.cancelled() => {
+                process.stop(Duration::from_secs(u64::from(self.args.kill_seconds))).await;
+                return Outcome::Error(Failure::new(Reason::Cancelled));
+            }
+        }
+        let status = process.wait().await;
+        // The rest of stderr, unless somebody else holds it open.
+        let _ = tokio::time::timeout(AFTER_EXIT, tail.closed()).await;
+        judge(status, out.has_text(), oom::kills() > kills, &tail.text())
+    }
+}
+
+struct Program {
+    process: Process,
+    stdin: Option<ChildStdin>,
+    stdout: ChildStdout,
+    stderr: ChildStderr,
+}
+
+impl Exec {
+    async fn start(&self, turn: &TurnPush) -> io::Result<Program> {
+        let mut command = agent_command(&self.args.program[0]);
+        command.args(&self.args.program[1..]);
+        if self.args.arg_message {
+            command.arg(storable(turn.message.clone()));
+        }
+        command
+            .env("LASTWORD_CONVERSATION", storable(turn.conversation.clone()))
+            .env("LASTWORD_TURN_ID", turn.turn_id.to_string())
+            .env("LASTWORD_USER", storable(turn.user.clone()))
+            .env("LASTWORD_MESSAGE_ID", storable(turn.message_id.clone()))
+            .env_remove("TRACEPARENT")
+            .stdin(if self.args.arg_message { Stdio::null() } else { Stdio::piped() })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        if let Some(parent) = &turn.traceparent {
+            command.env("TRACEPARENT", storable(parent.clone()));
+        }
+        let mut process = Process::start(command).await?;
+        let missing = || io::Error::other("a pipe is missing");
+        let child = process.child().ok_or_else(missing)?;
+        let stdin = child.stdin.take().map(ChildStdin::from_std).transpose()?;
+        let stdout = ChildStdout::from_std(child.stdout.take().ok_or_else(missing)?)?;
+        let stderr = ChildStderr::from_std(child.stderr.take().ok_or_else(missing)?)?;
+        Ok(Program { process, stdin, stdout, stderr })
+    }
+}
+
+/// Writes the message. A program that does not read it is free not to.
+async fn feed(mut stdin: ChildStdin, message: String) {
+    let _ = stdin.write_all(message.as_bytes()).await;
+    let _ = stdin.shutdown().await;
+}
+
+/// Passes stdout on until its end, or until the program has ended and nothing more comes from others that hold it.
+async fn copy(
+    mut stdout: ChildStdout,
+    out: &OutputSink,
+    format: OutputFormat,
+    exited: impl Future<Output = ()>,
+) -> Result<(), Stopped> {
+    let over = async {
+        exited.await;
+        tokio::time::sleep(AFTER_EXIT).await;
+    };
+    tokio::pin!(over);
+    let (mut decoder, mut lines) = (Decoder::default(), FrameLines::default());
+    let mut buffer = vec![0; 64 * 1024];
+    // Bytes that may still be read, once the program's time is over: what it printed itself is in the pipe.
+    let mut left = None;
+    loop {
+        let read = match left {
+            None => tokio::select! {
+                biased;
+                () = &mut over => {
+                    left = Some(PIPE_BYTES);
+                    continue;
+                }
+                read = stdout.read(&mut buffer) => read.unwrap_or(0),
+            },
+            Some(0) => 0,
+            Some(ref mut left) => match tokio::time::timeout(IN_THE_PIPE, stdout.read(&mut buffer)).await {
+                Ok(Ok(read)) => {
+                    *left = left.saturating_sub(read);
+                    read
+                }
+                _ => 0,
+            },
+        };
+        if read == 0 {
+            break;
+        }
+        match format {
+            OutputFormat::Text => out.send(Frame::text(decoder.push(&buffer[..read]))).await?,
+            OutputFormat::JsonLines => {
+                for frame in lines.push(&buffer[..read]) {
+                    out.send(frame).await?;
+                }
+            }
+        }
+    }
+    out.send(Frame::text(decoder.finish())).await?;
+    for frame in lines.finish() {
+        out.send(frame).await?;
+    }
+    Ok(())
+}
+
+/// The end of what a program wrote to stderr.
+struct Tail {
+    bytes: std::sync::Arc<std::sync::Mutex<Vec<u8>>>,
+    closed: CancellationToken,
+}
+
+impl Tail {
+    async fn closed(&self) {
+        self.closed.cancelled().await;
+    }
+
+    fn text(&self) -> String {
+        let bytes = self.bytes.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(STDERR_BYTES)..]).trim().to_string()
+    }
+}
+
+/// Keeps the tail of stderr, and passes it on to our own log by lines.
+fn collect(mut stderr: ChildStderr, turn: TurnId) -> (Tail, AbortOnDropHandle<()>) {
+    let tail = Tail { bytes: Default::default(), closed: CancellationToken::new() };
+    let (bytes, closed) = (tail.bytes.clone(), tail.closed.clone().drop_guard());
+    let task = tokio::spawn(async move {
+        let _closed = closed;
+        let mut buffer = vec![0; 4 * 1024];
+        let mut line = Vec::new();
+        while let Ok(read @ 1..) = stderr.read(&mut buffer).await {
+            {
+                let mut bytes = bytes.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                bytes.extend_from_slice(&buffer[..read]);
+                let excess = bytes.len().saturating_sub(STDERR_BYTES);
+                bytes.drain(..excess);
+            }
+            for piece in buffer[..read].split_inclusive(|b| *b == b'\n') {
+                line.extend_from_slice(piece);
+                if piece.ends_with(b"\n") || line.len() > buffer.len() {
+                    pass_on(turn, &mut line);
+                }
+            }
+        }
+        pass_on(turn, &mut line);
+    });
+    (tail, AbortOnDropHandle::new(task))
+}
+
+fn pass_on(turn: TurnId, line: &mut Vec<u8>) {
+    let text = String::from_utf8_lossy(line);
+    if !text.trim().is_empty() {
+        tracing::info!(target: "agent", %turn, "{}", text.trim_end());
+    }
+    line.clear();
+}
+
+/// What a program's end means for its turn.
+fn judge(status: Option<ExitStatus>, has_text: bool, oom: bool, stderr: &str) -> Outcome {
+    let success = status.is_some_and(|status| status.success());
+    if success && has_text {
+        return Outcome::Reply;
+    }
+    let mut failure = exit_cause(status, oom);
+    if success {
+        failure = Failure::detailed(Reason::AgentError, "exit code 0, but nothing on stdout")
+            .with_message("The agent gave no answer.");
+    }
+    if !stderr.is_empty() {
+        failure.detail = Some(format!("{}\n{stderr}", failure.detail.unwrap_or_default()));
+    }
+    Outcome::Error(failure)
+}
+
+/// Why a program that should not have ended did. `oom`: the kernel killed for want of memory while it ran.
+pub(super) fn exit_cause(status: Option<ExitStatus>, oom: bool) -> Failure {
+    let Some(status) = status else { return Failure::detailed(Reason::Internal, "the exit status is unknown") };
+    let (reason, what) = match (status.code(), status.signal()) {
+        // A shell says of its program that was killed: 128 and the signal's number.
+        (Some(137), _) if oom => {
+            (Reason::OutOfMemory, "exit code 137, and the kernel killed for want of memory".into())
+        }
+        (Some(code), _) => (Reason::AgentError, format!("exit code {code}")),
+        (None, Some(9)) if oom => (Reason::OutOfMemory, "killed by the kernel for want of memory".into()),
+        (None, Some(signal)) => (Reason::WorkerExited, format!("killed by {}", signal_name(signal))),
+        (None, None) => (Reason::WorkerExited, status.to_string()),
+    };
+    Failure::detailed(reason, what)
+}
+
+fn signal_name(signal: i32) -> String {
+    let name = match signal {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        11 => "SIGSEGV",
+        13 => "SIGPIPE",
+        14 => "SIGALRM",
+        15 => "SIGTERM",
+        24 => "SIGXCPU",
+        25 => "SIGXFSZ",
+        31 => "SIGSYS",
+        _ => return format!("signal {signal}"),
+    };
+    format!("{name} (signal {signal})")
+}

@@ -1,0 +1,94 @@
+//! The promise: whatever an agent program does, its worker says exactly one last word, and says it right. Real
+//! processes and real HTTP, against the gateway of `lastword worker conformance`.
+
+#![allow(clippy::unwrap_used)]
+
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use lastword::turn::frame::Frame;
+use lastword::turn::keys::TurnId;
+use lastword::turn::terminal::{Failure, Outcome};
+use lastword::worker::conformance::gateway::{Gateway, State, TurnLog};
+use tokio::process::{Child, Command};
+
+#[path = "worker/exec.rs"]
+mod exec;
+#[path = "worker/openai.rs"]
+mod openai;
+#[path = "worker/protocol.rs"]
+mod protocol;
+
+const LASTWORD: &str = env!("CARGO_BIN_EXE_lastword");
+const LIMIT: Duration = Duration::from_secs(20);
+const SECRET: &str = "lww_a-secret";
+
+/// A worker and its gateway.
+struct Bench {
+    gateway: Gateway,
+    worker: Child,
+}
+
+impl Bench {
+    async fn start(args: &[&str]) -> Bench {
+        Bench::with(args, |_| {}).await
+    }
+
+    async fn with(args: &[&str], prepare: impl FnOnce(&mut State)) -> Bench {
+        let gateway = Gateway::start(SECRET.into(), 8).await.unwrap();
+        gateway.with(prepare);
+        let worker = Command::new(LASTWORD)
+            .arg("worker")
+            .args(args)
+            .env("LASTWORD_GATEWAY", gateway.url().as_str())
+            .env("LASTWORD_CREDENTIAL", SECRET)
+            .env("LASTWORD_LOG", "warn")
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        Bench { gateway, worker }
+    }
+
+    /// Runs one turn; its log and its last word.
+    async fn turn(&self, message: &str) -> (Vec<Frame>, Outcome) {
+        let turn = self.gateway.push(message);
+        self.over(turn).await
+    }
+
+    async fn over(&self, turn: TurnId) -> (Vec<Frame>, Outcome) {
+        self.see(turn, |log| {
+            let finish = log.finishes.last().filter(|_| log.closed)?;
+            assert_eq!(finish.end, log.span.end());
+            Some((log.span.frames.clone(), finish.outcome.clone()))
+        })
+        .await
+    }
+
+    async fn see<T>(&self, turn: TurnId, look: impl Fn(&TurnLog) -> Option<T>) -> T {
+        let seen = self.gateway.wait(LIMIT, |state| look(state.turns.get(&turn)?)).await;
+        let problems = self.gateway.with(|state| state.problems.clone());
+        assert_eq!(problems, Vec::<String>::new());
+        seen.expect("in time")
+    }
+
+    async fn exit_code(&mut self) -> Option<i32> {
+        tokio::time::timeout(LIMIT, self.worker.wait()).await.expect("the worker exits").unwrap().code()
+    }
+}
+
+fn text(frames: &[Frame]) -> String {
+    lastword::turn::frame::Span::new(0, frames.to_vec()).text()
+}
+
+fn failure(outcome: Outcome) -> Failure {
+    match outcome {
+        Outcome::Error(failure) => failure,
+        Outcome::Reply => panic!("a reply"),
+    }
+}
+
+async fn conformance(worker: &[&str]) -> Output {
+    let mut command = Command::new(LASTWORD);
+    command.args(["worker", "conformance", "--timeout", "20", "--"]).args(worker);
+    command.stdin(Stdio::null()).kill_on_drop(true).output().await.unwrap()
+}
