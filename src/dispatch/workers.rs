@@ -57,7 +57,7 @@ impl Worker {
 
     /// The worker no longer owes these turns: there is room.
     pub fn let_go(&self, turns: &[TurnId]) {
-        self.with(|s| turns.iter().for_each(|t| drop(s.in_hand.remove(t))));
+        self.with(|s| s.in_hand.retain(|t| !turns.contains(t)));
         self.wake.notify_one();
     }
 

@@ -59,7 +59,11 @@ pub async fn watch(store: Store, path: PathBuf, shutdown: CancellationToken) {
     let (tell, mut told) = mpsc::channel(1);
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf();
     // The directory is watched, since editors replace the file.
-    let watcher = notify::recommended_watcher(move |_| drop(tell.try_send(()))).and_then(|mut watcher| {
+    let watcher = notify::recommended_watcher(move |_| {
+        // One wake-up is as good as several.
+        let _ = tell.try_send(());
+    })
+    .and_then(|mut watcher| {
         watcher.watch(&directory, RecursiveMode::NonRecursive)?;
         Ok(watcher)
     });

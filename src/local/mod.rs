@@ -2,6 +2,7 @@
 //! runs every role in one process.
 
 pub mod agents_file;
+pub mod cgroup;
 pub mod database;
 pub mod dev;
 pub mod postgres;

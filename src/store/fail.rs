@@ -177,9 +177,13 @@ async fn end_lease(
     }
     // What a worker leaves behind after it was told to stop carries the reason of the stop.
     let stopped: Option<Reason> = lease.stop_reason.as_deref().and_then(|r| r.parse().ok());
-    let failure = match stopped {
-        Some(reason) => Failure { detail: failure.detail.clone(), ..Failure::new(reason) },
-        None => failure.clone(),
+    let failure = match (stopped, failure.reason) {
+        (Some(reason), _) => Failure { detail: failure.detail.clone(), ..Failure::new(reason) },
+        // Nobody was connected that could have exited.
+        (None, Reason::WorkerExited) if lease.phase == "starting" => {
+            Failure { detail: failure.detail.clone(), ..Failure::new(Reason::StartFailed) }
+        }
+        (None, _) => failure.clone(),
     }
     .storable();
     let died_now = lease.phase != "dead";

@@ -19,7 +19,6 @@ mod openai;
 mod options;
 mod process;
 pub mod run;
-pub mod spawn;
 mod text;
 
 use std::process::ExitCode;

@@ -1,0 +1,34 @@
+# Two commands: `make dev` and `make test`. The rest is for those who change Lastword.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+
+PROFILE ?= dev
+AGENTS ?= examples/agents.yaml
+
+.PHONY: dev test lint fmt generate bench tools help
+
+dev: tools ## Run everything on this machine: Postgres, gateway, controller, workers; then chat
+	cargo build --locked
+	exec target/debug/lastword dev --agents $(AGENTS) $(ARGS)
+
+test: tools ## Pass all tests
+	tests/run
+
+lint: ## What CI checks before the tests
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+fmt: ## Format
+	cargo fmt
+
+generate: ## Write what is generated and committed: crds/
+	LASTWORD_WRITE_CRDS=1 cargo test --locked --lib the_committed
+
+bench: ## Measure turns/s and latency beside raw Postgres
+	benches/run
+
+tools:
+	@scripts/prerequisites
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
