@@ -195,7 +195,7 @@ CREATE INDEX session_gateway ON session (gateway);
 
 -- The settling gate: verdicts of silence wait until gateways have been able to write for a whole lease.
 CREATE TABLE gate (
-    only           boolean PRIMARY KEY DEFAULT true CHECK (only),
+    single         boolean PRIMARY KEY DEFAULT true CHECK (single),
     seen           timestamptz NOT NULL DEFAULT clock_timestamp(),
     since          timestamptz NOT NULL DEFAULT clock_timestamp(),
     ticked_seconds double precision NOT NULL DEFAULT 0,   -- ticking between the gaps of one unsettled time: the bound

@@ -1,0 +1,132 @@
+//! Arm: once a messageId, in order, by the owner (design §2, invariants 1 and 7; §3, step 1).
+
+use std::collections::HashSet;
+
+use lastword::store::{Arm, ArmError, Armed};
+use lastword::turn::keys::TurnId;
+
+use crate::support::Db;
+use crate::support::actors::{arm, armed, message};
+
+/// The same messageId again is the same turn; with other content, from another user or for another agent, it is none.
+async fn a_repeat_is_the_same_turn(db: Db) {
+    let first = armed(&db.store, message("c", "m1", "hello")).await;
+    assert!(first.fresh);
+    assert_eq!(first.number, 1);
+    for store in [&db.store, &db.another_store()] {
+        let again = armed(store, message("c", "m1", "hello")).await;
+        assert_eq!(again, Armed { fresh: false, ..first.clone() });
+    }
+    let answer = async |arm: Arm| db.store.arm(arm).await.expect("answers").expect_err("refused");
+    assert_eq!(answer(message("c", "m1", "good bye")).await, ArmError::OtherContent);
+    assert_eq!(answer(Arm { user: "eve".into(), ..message("c", "m1", "hello") }).await, ArmError::NotYours);
+    assert_eq!(answer(Arm { user: "eve".into(), ..arm("c") }).await, ArmError::NotYours);
+    let other = Arm { agent: "cat".into(), deployment: "cat".into(), ..arm("c") };
+    assert_eq!(answer(other).await, ArmError::OtherAgent("bot".into()));
+    assert_eq!((db.count("turn").await, db.count("marker").await), (1, 1));
+
+    // It stays so when the turn has ended.
+    db.store.fail_turn(first.turn_id, &crate::support::actors::failure(lastword::turn::reason::Reason::Cancelled))
+        .await
+        .expect("answers");
+    assert!(!armed(&db.store, message("c", "m1", "hello")).await.fresh);
+    assert_eq!((db.count("marker").await, db.count("terminal").await), (0, 1));
+
+    // Another organization's conversation of the same name is another one.
+    let elsewhere = armed(&db.store, Arm { organization: "umbrella".into(), user: "eve".into(), ..arm("c") }).await;
+    assert!(elsewhere.fresh && elsewhere.conversation_id != first.conversation_id);
+}
+
+/// The caller's own repeat with the same turn id, after a commit that nobody knew of, still says that it armed it.
+async fn an_unknown_commit_is_repeated(db: Db) {
+    let arm = arm("c");
+    assert!(armed(&db.store, arm.clone()).await.fresh);
+    assert!(armed(&db.store, arm).await.fresh);
+    assert_eq!(db.count("turn").await, 1);
+}
+
+/// 64 concurrent arms on one conversation, from two replicas: numbered in the order of their commits, without a repeat.
+async fn concurrent_arms_are_numbered_as_they_commit(db: Db) {
+    let other = db.another_store();
+    let arms = (0..64).map(|i| armed(if i % 2 == 0 { &db.store } else { &other }, arm("c")));
+    let numbers: HashSet<i64> = futures::future::join_all(arms).await.into_iter().map(|a| a.number).collect();
+    assert_eq!(numbers.len(), 64);
+    // A turn with a smaller number is armed no later: its transaction committed before the next one got the lock.
+    let swapped = "turn a JOIN turn b ON a.conversation_id = b.conversation_id
+                   WHERE a.number < b.number AND a.armed_at > b.armed_at";
+    assert_eq!(db.count(swapped).await, 0);
+    assert_eq!(db.count("conversation WHERE last_number >= 64").await, 1);
+    assert_eq!(db.count("marker m JOIN turn t ON t.id = m.turn_id AND t.number = m.number").await, 64);
+}
+
+/// One messageId many times at once, from two replicas: one turn, one caller that armed it.
+async fn one_message_many_times_at_once(db: Db) {
+    let other = db.another_store();
+    for round in 0..10 {
+        let conversation = format!("c{round}");
+        let arms =
+            (0..64).map(|i| armed(if i % 2 == 0 { &db.store } else { &other }, message(&conversation, "m", "hello")));
+        let answers = futures::future::join_all(arms).await;
+        assert_eq!(answers.iter().filter(|a| a.fresh).count(), 1);
+        assert_eq!(answers.iter().map(|a| a.turn_id).collect::<HashSet<TurnId>>().len(), 1);
+    }
+    assert_eq!(db.count("marker").await, 10);
+}
+
+/// A mixed batch: who opens a conversation first owns it and names its agent; the others are told so, one by one.
+async fn a_batch_answers_each_its_own(db: Db) {
+    let arms = [
+        message("c", "m1", "hello"),
+        message("c", "m1", "hello"),
+        message("c", "m1", "else"),
+        Arm { user: "eve".into(), ..arm("c") },
+        Arm { agent: "cat".into(), ..arm("c") },
+        arm("c"),
+        Arm { agent: "cat".into(), deployment: "cat".into(), ..arm("d") },
+        arm("d"),
+    ];
+    let answers = futures::future::join_all(arms.map(|arm| db.store.arm(arm))).await;
+    let answers: Vec<Result<bool, ArmError>> =
+        answers.into_iter().map(|a| a.expect("answers").map(|armed| armed.fresh)).collect();
+    let expected = [
+        Ok(true),
+        Ok(false),
+        Err(ArmError::OtherContent),
+        Err(ArmError::NotYours),
+        Err(ArmError::OtherAgent("bot".into())),
+        Ok(true),
+        Ok(true),
+        Err(ArmError::OtherAgent("cat".into())),
+    ];
+    assert_eq!(answers, expected);
+    assert_eq!((db.count("turn").await, db.count("marker").await), (3, 3));
+}
+
+/// More than one transaction takes (256): all of them are armed, in the order in which they were sent.
+async fn more_than_a_batch(db: Db) {
+    let arms: Vec<Arm> = (0..700).map(|_| arm("c")).collect();
+    let sent: Vec<TurnId> = arms.iter().map(|a| a.turn_id).collect();
+    let answers = futures::future::join_all(arms.into_iter().map(|a| armed(&db.store, a))).await;
+    let numbers: Vec<i64> = answers.iter().map(|a| a.number).collect();
+    assert!(numbers.is_sorted() && answers.iter().map(|a| a.turn_id).eq(sent));
+}
+
+/// Names that the schema refuses are refused, and harm nobody.
+async fn bad_names_are_refused(db: Db) {
+    let long = "x".repeat(257);
+    let bad = [arm(""), arm(&long), message("c", "", "hello"), message("c", &long, "hello")];
+    for arm in bad {
+        assert!(matches!(db.store.arm(arm).await, Err(lastword::store::StoreError::Refused(_))));
+    }
+    assert_eq!((db.count("turn").await, db.count("conversation").await), (0, 0));
+}
+
+crate::both!(
+    a_repeat_is_the_same_turn,
+    an_unknown_commit_is_repeated,
+    concurrent_arms_are_numbered_as_they_commit,
+    one_message_many_times_at_once,
+    a_batch_answers_each_its_own,
+    more_than_a_batch,
+    bad_names_are_refused,
+);

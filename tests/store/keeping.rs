@@ -1,0 +1,182 @@
+//! Erasing, retention and API keys.
+
+use std::time::Duration;
+
+use lastword::store::keys::{self, NewKey, Role};
+use lastword::store::{Erased, FinishError, Retention};
+use lastword::turn::keys::TurnId;
+use lastword::turn::reason::Reason;
+
+use crate::support::Db;
+use crate::support::actors::{Worker, arm, armed, failure, finish};
+
+const TABLES: [&str; 6] = ["turn", "marker", "terminal", "delivery", "output", "superseded"];
+
+/// Erasing cancels what is open, leaves nothing of the conversation, and is audited; the others are as they were.
+async fn erasing_leaves_nothing(db: Db) {
+    let worker = Worker::live(&db.store).await;
+    let (kept, held) = (db.armed("kept").await, db.armed("gone").await);
+    assert_eq!(worker.claim_ids(&db.store, 10).await, [kept.turn_id, held.turn_id]);
+    assert_eq!(worker.append(&db.store, held.turn_id, 0, "secret").await, Ok(6));
+    assert_eq!(finish(&db.store, worker.reply(&[kept.turn_id], "stays")).await, Ok(true));
+    db.armed("gone").await;
+    db.armed("gone").await;
+    db.store.fail_turn(held.turn_id, &failure(Reason::Cancelled)).await.expect("answers");
+    assert_eq!(finish(&db.store, worker.reply(&[held.turn_id], "late secret")).await, Ok(false));
+
+    let erased = db.store.erase("acme", "gone", "ada").await.expect("erases");
+    assert_eq!(erased, Some(Erased { turns: 3, cancelled: 2 }));
+    for table in TABLES {
+        let id = if table == "turn" { "id" } else { "turn_id" };
+        assert_eq!(db.count(&format!("{table} WHERE {id} <> '{}'", kept.turn_id)).await, 0, "{table}");
+    }
+    assert_eq!(db.count("conversation").await, 1);
+    let audited = db.text("SELECT action || ' ' || counts::text FROM audit").await;
+    assert_eq!(audited.as_deref(), Some(r#"erase {"turns": 3, "cancelled": 2}"#));
+    assert_eq!(db.store.erase("acme", "gone", "ada").await.expect("answers"), None);
+    assert_eq!(db.store.erase("umbrella", "kept", "eve").await.expect("answers"), None);
+    assert_eq!(finish(&db.store, worker.reply(&[held.turn_id], "hello")).await, Err(FinishError::Foreign));
+    assert!(armed(&db.store, arm("gone")).await.conversation_id != held.conversation_id, "a new one");
+}
+
+/// Erasing while others arm: every turn that was armed has a terminal or is gone, and no marker lacks its turn.
+async fn erasing_while_others_arm(db: Db) {
+    let other = db.another_store();
+    for _ in 0..10 {
+        let arms = futures::future::join_all((0..20).map(|_| other.arm(arm("c"))));
+        let (answers, erased) = tokio::join!(arms, async {
+            db.armed("c").await;
+            db.store.erase("acme", "c", "ada").await
+        });
+        erased.expect("erases");
+        for answer in answers {
+            // An arm that lost its conversation again and again may say so; it is then not armed.
+            let turn = answer.expect("answers").expect("armed").turn_id;
+            let known = db.count(&format!("turn WHERE id = '{turn}'")).await;
+            assert_eq!(db.count(&format!("marker WHERE turn_id = '{turn}'")).await, known);
+        }
+        db.store.erase("acme", "c", "ada").await.expect("erases");
+    }
+    for table in TABLES {
+        assert_eq!(db.count(table).await, 0, "{table}");
+    }
+}
+
+async fn aged(db: &Db, turn: TurnId) {
+    db.sql(format!("UPDATE terminal SET ended_at = ended_at - interval '60 days' WHERE turn_id = '{turn}'")).await;
+}
+
+/// Retention removes what ended long ago, moves the conversation's `pruned_through`, and waits for what other platforms
+/// have yet to show. What is open is never touched.
+async fn retention_removes_what_is_old_and_shown(db: Db) {
+    let worker = Worker::live(&db.store).await;
+    let mut turns = Vec::new();
+    for _ in 0..4 {
+        turns.push(db.armed("c").await.turn_id);
+    }
+    for turn in &turns[..3] {
+        assert_eq!(worker.claim_ids(&db.store, 1).await, [*turn]);
+        assert_eq!(finish(&db.store, worker.reply(&[*turn], "hello")).await, Ok(true));
+    }
+    aged(&db, turns[0]).await;
+    aged(&db, turns[1]).await;
+    db.sql(format!("UPDATE delivery SET platform = 'kubernetes' WHERE turn_id = '{}'", turns[1])).await;
+    db.sql("UPDATE marker SET armed_at = armed_at - interval '60 days'").await;
+
+    let retention = Retention::default();
+    assert_eq!(db.store.prune(&retention).await.expect("prunes"), 1);
+    assert!(db.store.record(turns[0]).await.expect("answers").is_none());
+    assert!(db.store.record(turns[1]).await.expect("answers").is_some(), "its status patch is owed");
+    let conversation = db.store.conversation("acme", "c").await.expect("answers").expect("exists");
+    assert_eq!((conversation.pruned_through, conversation.last_number), (1, 4));
+    assert_eq!((db.count("output").await, db.count("delivery").await), (2, 2));
+
+    db.store.delivered("kubernetes", &[turns[1]]).await.expect("removes");
+    assert_eq!(db.store.prune(&retention).await.expect("prunes"), 1);
+    assert_eq!(db.store.prune(&retention).await.expect("prunes"), 0);
+    assert_eq!(db.phase(turns[3]).await.as_deref(), Some("waiting"));
+    assert!(db.armed("c").await.number > 4, "numbers are not used again");
+}
+
+/// A reply that another turn still has to show keeps its log, though the turn that holds it was shown.
+async fn a_shared_reply_is_kept_for_the_last(db: Db) {
+    let worker = Worker::together(&db.store).await;
+    let turns = [db.armed("c").await.turn_id, db.armed("c").await.turn_id];
+    assert_eq!(worker.claim_ids(&db.store, 1).await, turns);
+    assert_eq!(finish(&db.store, worker.reply(&turns, "for both")).await, Ok(true));
+    db.sql(format!("UPDATE delivery SET platform = 'kubernetes' WHERE turn_id = '{}'", turns[1])).await;
+    aged(&db, turns[0]).await;
+    aged(&db, turns[1]).await;
+    db.store.prune(&Retention::default()).await.expect("prunes");
+    let record = db.store.record(turns[1]).await.expect("answers").expect("is owed");
+    assert_eq!(record.reply.expect("a reply").text, "for both");
+}
+
+/// A pass keeps to its limit; tombstones go after their time, never one that a marker still names.
+async fn a_pass_has_its_limits(db: Db) {
+    let worker = Worker::live(&db.store).await;
+    for turn in crate::race::many_in_hand(&db.store, &worker, 25).await {
+        assert_eq!(finish(&db.store, worker.reply(&[turn], "hello")).await, Ok(true));
+        aged(&db, turn).await;
+    }
+    let retention = Retention { batch: 10, lease_seconds: 0, ..Retention::default() };
+    let mut passes = Vec::new();
+    for _ in 0..4 {
+        passes.push(db.store.prune(&retention).await.expect("prunes"));
+    }
+    assert_eq!(passes, [10, 10, 5, 0]);
+
+    let held = db.in_hand(&worker).await;
+    db.sql("UPDATE lease SET phase = 'dead', died_at = clock_timestamp() - interval '119 seconds'").await;
+    db.store.prune(&retention).await.expect("prunes");
+    assert_eq!(db.count("lease").await, 1, "two leases have not passed");
+    db.sql("UPDATE lease SET died_at = clock_timestamp() - interval '121 seconds'").await;
+    db.store.prune(&retention).await.expect("prunes");
+    assert_eq!(db.count("lease").await, 1, "a marker names it");
+    db.store.fail_turn(held, &failure(Reason::WorkerExited)).await.expect("answers");
+    db.store.prune(&retention).await.expect("prunes");
+    assert_eq!(db.count("lease").await, 0);
+}
+
+/// A key opens what it was made for until it is revoked or expires, by the database's clock; its secret is nowhere.
+async fn a_key_lives_until_it_is_revoked(db: Db) {
+    let new = |name: &str, valid_for| NewKey {
+        organization: "acme".into(),
+        name: name.into(),
+        user: "ada".into(),
+        role: Role::Operator,
+        valid_for,
+    };
+    let pool = db.store.pool();
+    let (info, key) = keys::create(pool, &new("ci", None)).await.expect("creates");
+    let (brief, brief_key) = keys::create(pool, &new("brief", Some(Duration::from_secs(60)))).await.expect("creates");
+    let (who, id) = keys::authenticate(pool, &key.reveal()).await.expect("answers").expect("known");
+    assert_eq!((who.organization.as_str(), who.user.as_str(), who.role, id), ("acme", "ada", Role::Operator, info.id));
+    let forged = format!("{}{}", &key.reveal()[..37], &brief_key.reveal()[37..]);
+    assert!(keys::authenticate(pool, &forged).await.expect("answers").is_none());
+    assert!(keys::authenticate(pool, "lwk_nonsense").await.expect("answers").is_none());
+    let secret = key.reveal().split_off(37);
+    assert_eq!(db.count(&format!("api_key k WHERE k::text LIKE '%{secret}%'")).await, 0);
+
+    db.sql(format!("UPDATE api_key SET expires_at = clock_timestamp() - interval '1 s' WHERE id = '{}'", brief.id)).await;
+    assert!(keys::authenticate(pool, &brief_key.reveal()).await.expect("answers").is_none());
+    assert!(keys::revoke(pool, info.id).await.expect("revokes"));
+    assert!(!keys::revoke(pool, info.id).await.expect("answers"), "once");
+    assert!(keys::authenticate(pool, &key.reveal()).await.expect("answers").is_none());
+    let all = keys::list(pool, Some("acme")).await.expect("lists");
+    assert_eq!(all.iter().map(|k| (k.name.as_str(), k.expired, k.revoked_at.is_some())).collect::<Vec<_>>(), [
+        ("ci", false, true),
+        ("brief", true, false)
+    ]);
+    assert!(keys::list(pool, Some("umbrella")).await.expect("lists").is_empty());
+    assert!(keys::create(pool, &new("", None)).await.is_err());
+}
+
+crate::both!(
+    erasing_leaves_nothing,
+    erasing_while_others_arm,
+    retention_removes_what_is_old_and_shown,
+    a_shared_reply_is_kept_for_the_last,
+    a_pass_has_its_limits,
+    a_key_lives_until_it_is_revoked,
+);

@@ -1,0 +1,21 @@
+//! The store on a real Postgres, the oldest and the newest that Lastword runs on: the promises of the design's §2 to §4.
+//!
+//! A row such as A4 in a test's comment is the requirement that it shows.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod arming;
+mod claiming;
+mod delivery;
+mod drain;
+mod gate;
+mod keeping;
+mod late;
+mod log;
+mod malformed;
+mod poison;
+mod race;
+mod scale;
+mod several;
+mod starts;

@@ -1,0 +1,160 @@
+//! Starts that fail (design §3, step 3): which turns they end, and which they do not.
+
+use lastword::store::{LeasePhase, NewStart};
+use lastword::turn::keys::Incarnation;
+use lastword::turn::reason::Reason;
+
+use crate::support::Db;
+use crate::support::actors::{Worker, arm, armed, failure, finish, new_start};
+
+/// Writes the row of a start that will not come to life.
+async fn start(db: &Db, change: impl FnOnce(&mut NewStart)) -> Incarnation {
+    let (mut start, _) = new_start();
+    change(&mut start);
+    assert!(db.store.start_worker(&start, false).await.expect("starts"));
+    Incarnation(start.start_id.0)
+}
+
+async fn fail(db: &Db, start: Incarnation) -> Vec<lastword::turn::keys::TurnId> {
+    let failed = db.store.fail_worker(start, &failure(Reason::ImagePull)).await.expect("answers");
+    assert!(failed.died_now && failed.failed_start);
+    failed.ended
+}
+
+/// `startAttempts` 1: the first failed start ends what waits for its deployment, and nothing else.
+async fn one_attempt(db: Db) {
+    let mut turns = vec![db.armed("a").await.turn_id, db.armed("a").await.turn_id, db.armed("b").await.turn_id];
+    let mut elsewhere = arm("c");
+    elsewhere.deployment = "other".into();
+    let elsewhere = armed(&db.store, elsewhere).await.turn_id;
+    let mut stranger = arm("a");
+    stranger.organization = "umbrella".into();
+    let stranger = armed(&db.store, stranger).await.turn_id;
+    let start = start(&db, |_| {}).await;
+    turns.push(db.armed("d").await.turn_id);
+
+    let mut ended = fail(&db, start).await;
+    ended.sort();
+    turns.sort();
+    assert_eq!(ended, turns);
+    assert_eq!(db.outcome(turns[0]).await.as_deref(), Some("ImagePull"));
+    for spared in [elsewhere, stranger] {
+        assert_eq!(db.phase(spared).await.as_deref(), Some("waiting"));
+    }
+    let later = db.armed("a").await.turn_id;
+    let again = db.store.fail_worker(start, &failure(Reason::ImagePull)).await.expect("answers");
+    assert!(!again.died_now && again.ended.is_empty(), "one start fails once");
+    assert_eq!(db.phase(later).await.as_deref(), Some("waiting"));
+}
+
+/// `startAttempts` 2: the second failed start ends what waited through both; what was armed between them waits on.
+async fn two_attempts(db: Db) {
+    let early = db.armed("a").await.turn_id;
+    let two = |start: &mut NewStart| start.start_attempts = 2;
+    let first = start(&db, two).await;
+    assert!(fail(&db, first).await.is_empty());
+    let between = db.armed("b").await.turn_id;
+    let second = start(&db, two).await;
+    assert_eq!(fail(&db, second).await, [early]);
+    let third = start(&db, two).await;
+    assert_eq!(fail(&db, third).await, [between]);
+}
+
+/// A worker that is live, or another start, keeps a failed start from ending anything.
+async fn another_worker_keeps_them_waiting(db: Db) {
+    for live in [true, false] {
+        let turn = db.armed("a").await.turn_id;
+        let failing = start(&db, |_| {}).await;
+        let other = if live { Worker::live(&db.store).await.incarnation } else { start(&db, |_| {}).await };
+        assert!(fail(&db, failing).await.is_empty(), "live: {live}");
+        assert_eq!(db.phase(turn).await.as_deref(), Some("waiting"));
+        assert_eq!(fail(&db, other).await, [turn], "the last one takes it along; live: {live}");
+    }
+}
+
+/// A worker of another deployment, or one that drains, is no help: it will not claim.
+async fn no_help_is_coming(db: Db) {
+    let turn = db.armed("a").await.turn_id;
+    let draining = Worker::live(&db.store).await;
+    db.store.drain_worker(draining.incarnation, Reason::Deleted).await.expect("answers");
+    Worker::with(&db.store, |start| start.deployment = "other".into()).await;
+    let failing = start(&db, |_| {}).await;
+    assert_eq!(fail(&db, failing).await, [turn]);
+}
+
+/// A worker that claimed and then dies is no failed start: what waits behind it waits on.
+async fn a_death_after_a_claim_is_no_failed_start(db: Db) {
+    let worker = Worker::live(&db.store).await;
+    let held = db.in_hand(&worker).await;
+    assert_eq!(finish(&db.store, worker.reply(&[held], "done")).await, Ok(true));
+    let waiting = db.armed("a").await.turn_id;
+    let died = db.store.fail_worker(worker.incarnation, &failure(Reason::OutOfMemory)).await.expect("answers");
+    assert!(died.died_now && !died.failed_start && died.ended.is_empty());
+    assert_eq!(db.phase(waiting).await.as_deref(), Some("waiting"));
+}
+
+/// A connected worker that dies before its first claim is a failed start.
+async fn a_death_before_the_first_claim_is_one(db: Db) {
+    let worker = Worker::live(&db.store).await;
+    let waiting = db.armed("a").await.turn_id;
+    assert_eq!(fail(&db, worker.incarnation).await, [waiting]);
+}
+
+/// Guarded turns are nobody's to claim yet: a failed start leaves them alone.
+async fn a_guarded_turn_does_not_wait_for_a_start(db: Db) {
+    let mut guarded = arm("a");
+    guarded.guard = Some((lastword::turn::keys::GatewayId::new(), 30));
+    let turn = armed(&db.store, guarded).await.turn_id;
+    let failing = start(&db, |_| {}).await;
+    assert!(fail(&db, failing).await.is_empty());
+    assert_eq!(db.phase(turn).await.as_deref(), Some("guarding"));
+}
+
+/// A start is one row: `only_first` refuses a second, and the fleet sees what there is.
+async fn the_fleet_sees_starts(db: Db) {
+    db.store.put_agent("acme", "bot", &serde_json::json!({})).await.expect("puts");
+    db.armed("a").await;
+    db.armed("a").await;
+    db.armed("b").await;
+    let demand = db.store.demand().await.expect("answers");
+    assert_eq!((demand.len(), demand[0].claimable), (1, 2), "the first of each conversation");
+    assert!(db.store.workers().await.expect("answers").is_empty());
+
+    let (first, credential) = new_start();
+    assert!(db.store.start_worker(&first, true).await.expect("starts"));
+    assert!(!db.store.start_worker(&new_start().0, true).await.expect("answers"));
+    let workers = db.store.workers().await.expect("answers");
+    assert_eq!((workers.len(), workers[0].phase, workers[0].held), (1, LeasePhase::Starting, 0));
+    let worker = Worker::connect(&db.store, credential).await;
+    assert_eq!(db.store.incarnation_of(first.start_id).await.expect("answers"), Some(worker.incarnation));
+    worker.claim(&db.store, 1).await;
+    let workers = db.store.workers().await.expect("answers");
+    assert_eq!((workers[0].phase, workers[0].held, workers[0].idle_seconds), (LeasePhase::Live, 1, None));
+    assert_eq!(db.store.demand().await.expect("answers")[0].claimable, 1);
+    assert!(!db.store.start_worker(&new_start().0, true).await.expect("answers"));
+}
+
+/// Two starts that fail at the same instant: whoever is last ends what waits.
+async fn two_starts_that_fail_together(db: Db) {
+    let other = db.another_store();
+    for round in 0..100 {
+        let turn = db.armed("a").await.turn_id;
+        let (one, two) = (start(&db, |_| {}).await, start(&db, |_| {}).await);
+        let failure = failure(Reason::StartFailed);
+        let (a, b) = tokio::join!(db.store.fail_worker(one, &failure), other.fail_worker(two, &failure));
+        let ended = a.expect("answers").ended.len() + b.expect("answers").ended.len();
+        assert_eq!(ended, 1, "round {round}: no worker is there or coming, and the turn {turn} waits");
+    }
+}
+
+crate::both!(
+    one_attempt,
+    two_attempts,
+    another_worker_keeps_them_waiting,
+    no_help_is_coming,
+    a_death_after_a_claim_is_no_failed_start,
+    a_death_before_the_first_claim_is_one,
+    a_guarded_turn_does_not_wait_for_a_start,
+    the_fleet_sees_starts,
+    two_starts_that_fail_together,
+);
