@@ -35,11 +35,14 @@ impl Bench {
     }
 
     async fn with(args: &[&str], prepare: impl FnOnce(&mut State)) -> Bench {
+        Bench::launch(&[&[LASTWORD, "worker"], args].concat(), prepare).await
+    }
+
+    async fn launch(command: &[&str], prepare: impl FnOnce(&mut State)) -> Bench {
         let gateway = Gateway::start(SECRET.into(), 8).await.unwrap();
         gateway.with(prepare);
-        let worker = Command::new(LASTWORD)
-            .arg("worker")
-            .args(args)
+        let worker = Command::new(command[0])
+            .args(&command[1..])
             .env("LASTWORD_GATEWAY", gateway.url().as_str())
             .env("LASTWORD_CREDENTIAL", SECRET)
             .env("LASTWORD_LOG", "warn")
