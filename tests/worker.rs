@@ -71,7 +71,13 @@ impl Bench {
         let seen = self.gateway.wait(LIMIT, |state| look(state.turns.get(&turn)?)).await;
         let problems = self.gateway.with(|state| state.problems.clone());
         assert_eq!(problems, Vec::<String>::new());
-        seen.expect("in time")
+        seen.unwrap_or_else(|| {
+            let what = self.gateway.with(|state| {
+                let log = &state.turns[&turn];
+                format!("posts {} end {} acked {} closed {}", log.posts, log.span.end(), log.acked, log.closed)
+            });
+            panic!("not in time: {what}")
+        })
     }
 
     async fn exit_code(&mut self) -> Option<i32> {

@@ -95,8 +95,7 @@ async fn a_flood_waits_for_the_gateway_and_ends_at_the_limit() {
     let bench = Bench::with(&["exec", "--", "sh", "-c", "yes"], |state| state.hold = true).await;
     let turn = bench.gateway.push("m");
     // It asks for the durable offset by empty posts, and sends nothing more.
-    let (posts, held) =
-        bench.see(turn, |log| (log.span.end() > 1024 * 1024).then(|| (log.posts, log.span.end()))).await;
+    let (posts, held) = bench.see(turn, |log| (log.span.end() >= 1_000_000).then(|| (log.posts, log.span.end()))).await;
     let later = bench.see(turn, |log| (log.posts >= posts + 6).then(|| log.span.end())).await;
     assert!(later < held + 1024 * 1024, "{held} {later}");
     bench.gateway.with(|state| state.hold = false);
