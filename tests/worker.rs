@@ -35,11 +35,14 @@ impl Bench {
     }
 
     async fn with(args: &[&str], prepare: impl FnOnce(&mut State)) -> Bench {
+        Bench::launch(&[&[LASTWORD, "worker"], args].concat(), prepare).await
+    }
+
+    async fn launch(command: &[&str], prepare: impl FnOnce(&mut State)) -> Bench {
         let gateway = Gateway::start(SECRET.into(), 8).await.unwrap();
         gateway.with(prepare);
-        let worker = Command::new(LASTWORD)
-            .arg("worker")
-            .args(args)
+        let worker = Command::new(command[0])
+            .args(&command[1..])
             .env("LASTWORD_GATEWAY", gateway.url().as_str())
             .env("LASTWORD_CREDENTIAL", SECRET)
             .env("LASTWORD_LOG", "warn")
@@ -68,7 +71,13 @@ impl Bench {
         let seen = self.gateway.wait(LIMIT, |state| look(state.turns.get(&turn)?)).await;
         let problems = self.gateway.with(|state| state.problems.clone());
         assert_eq!(problems, Vec::<String>::new());
-        seen.expect("in time")
+        seen.unwrap_or_else(|| {
+            let what = self.gateway.with(|state| {
+                let log = &state.turns[&turn];
+                format!("posts {} end {} acked {} closed {}", log.posts, log.span.end(), log.acked, log.closed)
+            });
+            panic!("not in time: {what}")
+        })
     }
 
     async fn exit_code(&mut self) -> Option<i32> {

@@ -16,13 +16,16 @@ use crate::wire::{Goodbye, GoodbyePhase};
 /// How long a worker with nothing in hand tries to tell that it goes. Its lease tells it else.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+type Call = AbortOnDropHandle<Result<(), CallError>>;
+
 /// The `draining` goodbye, said once and again for each turn that arrives afterwards.
 pub(super) struct Farewell {
     reporter: Reporter,
     begun: Instant,
     announced: bool,
     unsaid: BTreeSet<TurnId>,
-    call: Option<(BTreeSet<TurnId>, AbortOnDropHandle<Result<(), CallError>>)>,
+    /// On its way, with the turns that it hands back.
+    call: Option<(BTreeSet<TurnId>, Call)>,
 }
 
 impl Farewell {

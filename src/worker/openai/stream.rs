@@ -138,8 +138,8 @@ mod tests {
         let got = line(&mut completion, json!({"choices": [{"delta": {"role": "assistant", "content": "hi"}}]}));
         assert_eq!(got, Ok(Piece::Frames(vec![Frame::text("hi")])));
         assert!(!completion.is_finished());
-        line(&mut completion, json!({"choices": [{"delta": {}, "finish_reason": "stop"}]})).unwrap();
-        line(&mut completion, json!({"choices": [], "usage": {"total_tokens": 3}})).unwrap();
+        line(&mut completion, json!({"choices": [{"delta": {}, "finish_reason": "stop"}]})).expect("understood");
+        line(&mut completion, json!({"choices": [], "usage": {"total_tokens": 3}})).expect("understood");
         assert!(completion.is_finished() && !completion.is_empty());
         assert_eq!(completion.line(b"data: [DONE]"), Ok(Piece::Done));
     }
@@ -150,9 +150,9 @@ mod tests {
         let delta = |calls: Value| json!({"choices": [{"delta": {"tool_calls": calls}}]});
         let begin = delta(json!([{"index": 0, "id": "c1", "function": {"name": "add", "arguments": "{\"a\""}}]));
         assert_eq!(line(&mut completion, begin), Ok(Piece::Frames(vec![])));
-        line(&mut completion, delta(json!([{"index": 0, "function": {"arguments": ":1}"}}]))).unwrap();
+        line(&mut completion, delta(json!([{"index": 0, "function": {"arguments": ":1}"}}]))).expect("understood");
         line(&mut completion, delta(json!([{"index": 1, "id": "c2", "function": {"name": "f", "arguments": "x"}}])))
-            .unwrap();
+            .expect("understood");
         let end = line(&mut completion, json!({"choices": [{"delta": {}, "finish_reason": "tool_calls"}]}));
         let call = |id: &str, name: &str, arguments| Frame::ToolCall { id: id.into(), name: name.into(), arguments };
         assert_eq!(end, Ok(Piece::Frames(vec![call("c1", "add", json!({"a": 1})), call("c2", "f", json!("x"))])));
@@ -162,7 +162,11 @@ mod tests {
     #[test]
     fn an_error_in_the_stream_is_the_turns() {
         let mut completion = Completion::default();
-        assert!(line(&mut completion, json!({"error": {"message": "overloaded"}})).unwrap_err().contains("overloaded"));
+        assert!(
+            line(&mut completion, json!({"error": {"message": "overloaded"}}))
+                .expect_err("an error")
+                .contains("overloaded")
+        );
         assert!(completion.line(b"{\"error\": 1}").is_err());
         assert!(completion.line(b"data: {oops").is_err());
         assert!(completion.is_empty());
