@@ -19,7 +19,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::turn::frame::Frame;
-use crate::turn::keys::{Incarnation, StartId, TurnId, hex};
+use crate::turn::keys::{StartId, TurnId, hex};
 use crate::turn::terminal::Outcome;
 
 /// Header that names the calling incarnation (a UUID that the worker made when its process started).

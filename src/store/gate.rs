@@ -3,7 +3,7 @@
 //! Gateways move `seen` in every heartbeat tick, an empty one too. A gap longer than [`GAP_SECONDS`], a restarted server
 //! or a clock that stepped back resets `since`. Verdicts of silence wait until gateways have ticked without a gap for a
 //! whole lease; if the database blinks for ever, they wait until the ticking between the blinks adds up to
-//! [`BOUND_LEASES`] leases, so that an outage without end cannot hold back every end.
+//! five of the longest leases, so that an outage without end cannot hold back every end.
 
 use sqlx::{PgConnection, Row};
 
@@ -11,8 +11,6 @@ use super::{Store, StoreError};
 
 /// Ticks come each second; three missing ones in a row are a gap.
 pub const GAP_SECONDS: f64 = 3.5;
-/// Committed ticking that opens the gate though it never settled, in leases.
-pub const BOUND_LEASES: u32 = 5;
 
 /// The condition, over a row of `gate g`, under which silence of `lease_seconds` means something.
 pub(super) const SETTLED: &str = "(statement_timestamp() - g.seen < interval '3.5 seconds'

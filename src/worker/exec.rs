@@ -139,7 +139,11 @@ impl Exec {
 }
 
 /// Writes the message. A program that does not read it is free not to.
-async fn feed(mut stdin: ChildStdin, message: String) {
+async fn feed(mut stdin: ChildStdin, mut message: String) {
+    // A message is a line: programs such as bc read nothing of a last line that does not end.
+    if !message.ends_with('\n') {
+        message.push('\n');
+    }
     let _ = stdin.write_all(message.as_bytes()).await;
     let _ = stdin.shutdown().await;
 }
