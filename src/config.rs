@@ -14,7 +14,13 @@ use crate::store::{PoolSizes, Retention};
 pub struct DatabaseArgs {
     /// The database: `postgres://…`, or a directory (`file://DIR` or a path) for an embedded Postgres whose data lives
     /// there.
-    #[arg(long, env = "LASTWORD_DATABASE_URL", value_name = "URL", default_value = "./.lastword", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "LASTWORD_DATABASE_URL",
+        value_name = "URL",
+        default_value = "./.lastword",
+        hide_env_values = true
+    )]
     pub database_url: String,
     /// For an embedded Postgres: use the programs in this directory, no others.
     #[arg(long, env = "LASTWORD_POSTGRES_BIN", value_name = "DIR")]

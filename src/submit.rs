@@ -127,8 +127,7 @@ pub struct Submitter {
 impl Submitter {
     /// Arms a turn (or finds the one that the same message id armed) and has it guarded.
     pub async fn submit(&self, submission: Submission) -> Result<(Armed, String), SubmitError> {
-        let agent =
-            self.agents.get(&submission.organization, &submission.agent).ok_or(SubmitError::NoAgent)?;
+        let agent = self.agents.get(&submission.organization, &submission.agent).ok_or(SubmitError::NoAgent)?;
         if submission.platform != crate::turn::routing::API
             && !agent.spec.platforms.iter().any(|p| p.name == submission.platform)
         {
@@ -173,7 +172,8 @@ impl Submitter {
             let written = match &verdict {
                 Verdict::Allow => self.store.pass_guard(turn.turn_id, self.gateway).await.map(drop),
                 Verdict::Reject { message, detail } => {
-                    let failure = Failure::detailed(Reason::GuardrailRejected, detail.clone()).with_message(message.clone());
+                    let failure =
+                        Failure::detailed(Reason::GuardrailRejected, detail.clone()).with_message(message.clone());
                     self.store.fail_turn(turn.turn_id, &failure).await.map(drop)
                 }
             };

@@ -54,7 +54,11 @@ pub struct Viewer {
 
 impl Streams {
     /// The stream's bytes. A session must have been registered before.
-    pub fn open(self, viewer: Viewer, session: Option<SessionId>) -> impl Stream<Item = Result<Bytes, io::Error>> + Send {
+    pub fn open(
+        self,
+        viewer: Viewer,
+        session: Option<SessionId>,
+    ) -> impl Stream<Item = Result<Bytes, io::Error>> + Send {
         async_stream::try_stream! {
             let _registered = session.map(|id| Registered { id, store: self.store.clone() });
             // Subscribed before the first look: what comes after the look is news.

@@ -25,8 +25,8 @@ use crate::turn::keys::{GatewayId, Incarnation, TurnId};
 use crate::turn::reason::Reason;
 use crate::turn::terminal::{Failure, Outcome};
 use crate::wire::{
-    Acked, Connect, Credential, Finish, FinishResult, Finished, Goodbye, GoodbyePhase, Heartbeat, HeartbeatAnswer, Hello,
-    INCARNATION, MAX_BODY_BYTES, Output, ToWorker,
+    Acked, Connect, Credential, Finish, FinishResult, Finished, Goodbye, GoodbyePhase, Heartbeat, HeartbeatAnswer,
+    Hello, INCARNATION, MAX_BODY_BYTES, Output, ToWorker,
 };
 
 /// A worker's stream that closes without goodbye raises a suspicion after this, unless it came back meanwhile.
@@ -102,7 +102,9 @@ impl<S: Sync> FromRequestParts<S> for Shown {
             .and_then(Credential::parse)
             .ok_or_else(|| Problem::new(StatusCode::UNAUTHORIZED, "show the worker credential as a bearer token"))?;
         let incarnation = text(INCARNATION).and_then(|v| v.parse().ok()).ok_or_else(|| {
-            Problem::bad_request(format!("the header {INCARNATION} must hold the UUID that the worker made at its start"))
+            Problem::bad_request(format!(
+                "the header {INCARNATION} must hold the UUID that the worker made at its start"
+            ))
         })?;
         Ok(Shown { credential, incarnation })
     }
@@ -254,7 +256,8 @@ async fn output(
     match port.live.accept(turn, span) {
         Some(Ok(acked)) => Ok(Json(acked)),
         Some(Err(Refused::Missing(missing))) => {
-            Err(Problem::new(StatusCode::CONFLICT, "something before this output is missing here").with_acked(missing.acked))
+            Err(Problem::new(StatusCode::CONFLICT, "something before this output is missing here")
+                .with_acked(missing.acked))
         }
         Some(Err(Refused::Full)) => {
             Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "the turn's log is full; finish it with an error"))

@@ -38,9 +38,8 @@ impl Feeds {
 
     /// Starts to wait for a conversation's news.
     pub fn subscribe(&self, conversation: ConversationId) -> Feed {
-        let news = self.with(|feeds| {
-            feeds.entry(conversation).or_insert_with(|| watch::channel(News::default()).0).subscribe()
-        });
+        let news = self
+            .with(|feeds| feeds.entry(conversation).or_insert_with(|| watch::channel(News::default()).0).subscribe());
         Feed { conversation, news, feeds: self.clone() }
     }
 

@@ -107,9 +107,8 @@ impl LiveLogs {
     pub fn read(&self, turn: TurnId, offset: u64) -> Option<Span> {
         self.with(|logs| {
             let log = logs.get(&turn)?;
-            (offset >= log.span.start).then(|| {
-                if offset >= log.end { Span::new(offset, Vec::new()) } else { log.span.clone().from(offset) }
-            })
+            (offset >= log.span.start)
+                .then(|| if offset >= log.end { Span::new(offset, Vec::new()) } else { log.span.clone().from(offset) })
         })
     }
 

@@ -162,8 +162,7 @@ impl Workers {
         loop {
             let room = worker.room();
             if room > 0 {
-                let claim =
-                    ClaimFor { incarnation: worker.incarnation, room, together: worker.terms.together };
+                let claim = ClaimFor { incarnation: worker.incarnation, room, together: worker.terms.together };
                 match self.store.claim(claim).await {
                     Ok(claimed) if !claimed.is_empty() => {
                         self.push(&worker, claimed).await;

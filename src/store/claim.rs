@@ -90,8 +90,7 @@ impl BatchVerb for Verb {
         mark(tx, items, &taken, &live).await?;
 
         let ids: Vec<Uuid> = taken.iter().map(|t| t.turn_id).collect();
-        let mut by_turn: HashMap<TurnId, Claimed> =
-            read(tx, &ids).await?.into_iter().map(|c| (c.turn_id, c)).collect();
+        let mut by_turn: HashMap<TurnId, Claimed> = read(tx, &ids).await?.into_iter().map(|c| (c.turn_id, c)).collect();
         let mut answers: Vec<Vec<Claimed>> = items.iter().map(|_| Vec::new()).collect();
         for t in taken {
             answers[t.item].extend(by_turn.remove(&TurnId(t.turn_id)));

@@ -78,8 +78,7 @@ pub(super) async fn lock(tx: &mut PgConnection, turns: &[TurnId]) -> Result<Hash
         .iter()
         .map(|row| {
             let id: Uuid = row.try_get("turn_id")?;
-            let (routing, log_end) =
-                details.remove(&id).unwrap_or_else(|| (Routing::read(None), 0));
+            let (routing, log_end) = details.remove(&id).unwrap_or_else(|| (Routing::read(None), 0));
             let open = Open {
                 conversation_id: ConversationId(row.try_get("conversation_id")?),
                 holder: row.try_get::<Option<Uuid>, _>("incarnation")?.map(Incarnation),
@@ -127,8 +126,7 @@ pub(super) async fn write(tx: &mut PgConnection, endings: &[Ending]) -> Result<(
     let reasons: Vec<Option<&str>> = failures.iter().map(|f| f.as_ref().map(|f| f.reason.as_str())).collect();
     let messages: Vec<Option<&str>> = failures.iter().map(|f| f.as_ref().map(|f| f.message.as_str())).collect();
     let retryable: Vec<Option<bool>> = failures.iter().map(|f| f.as_ref().map(Failure::retryable)).collect();
-    let details: Vec<Option<&str>> =
-        failures.iter().map(|f| f.as_ref().and_then(|f| f.detail.as_deref())).collect();
+    let details: Vec<Option<&str>> = failures.iter().map(|f| f.as_ref().and_then(|f| f.detail.as_deref())).collect();
     let replies: Vec<Option<&str>> = endings.iter().map(|e| e.by.as_ref().map(|b| b.1.as_str())).collect();
     let incarnations: Vec<Option<Uuid>> = endings.iter().map(|e| e.by.as_ref().map(|b| b.0.0)).collect();
     let holders: Vec<Uuid> = endings.iter().map(|e| e.holder.0).collect();
@@ -186,8 +184,7 @@ pub(super) async fn fail_open(
     }
     let open = lock(tx, turns).await?;
     let mine = |o: &Open| holder.is_none() || o.holder == holder;
-    let endings: Vec<Ending> =
-        open.iter().filter(|(_, o)| mine(o)).map(|(&id, o)| o.failed(id, failure)).collect();
+    let endings: Vec<Ending> = open.iter().filter(|(_, o)| mine(o)).map(|(&id, o)| o.failed(id, failure)).collect();
     write(tx, &endings).await?;
     Ok(endings
         .iter()

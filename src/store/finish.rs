@@ -139,8 +139,7 @@ impl Batch {
 
     fn decide(&mut self, word: &WorkerWord) -> Result<(bool, Vec<Ended>), FinishError> {
         let by = By::Worker { incarnation: word.incarnation, reply: word.reply_id.clone() };
-        let elections: Vec<Election> =
-            word.turn_ids.iter().map(|&t| decide::elect(&self.standing(t), &by)).collect();
+        let elections: Vec<Election> = word.turn_ids.iter().map(|&t| decide::elect(&self.standing(t), &by)).collect();
         let with = |wanted: Election| -> Vec<TurnId> {
             word.turn_ids.iter().zip(&elections).filter(|(_, e)| **e == wanted).map(|(t, _)| *t).collect()
         };
@@ -173,8 +172,7 @@ impl Batch {
         }
         let end = reached.min(word.end.max(if word.outcome == Outcome::Reply { 0 } else { durable }));
         // The reply lies in one log: the lead's, or, if that turn has another last word, a copy in the next one's.
-        let holder =
-            won.iter().copied().find(|t| self.open[t].routing.is_ok()).unwrap_or(won[0]);
+        let holder = won.iter().copied().find(|t| self.open[t].routing.is_ok()).unwrap_or(won[0]);
         if holder != lead {
             self.plan.copies.push((lead, holder));
         }
@@ -195,8 +193,7 @@ impl Batch {
         let outcome = decide::written(&outcome, open.as_ref().and_then(|o| o.routing.as_ref().err()));
         let shared = outcome == Outcome::Reply;
         let own_end = open.as_ref().map_or(0, |o| o.log_end);
-        let closed =
-            Closed { by: Some(word.incarnation), reply: Some(word.reply_id.clone()), log_end: end };
+        let closed = Closed { by: Some(word.incarnation), reply: Some(word.reply_id.clone()), log_end: end };
         self.ended.insert(turn, closed);
         self.plan.endings.push(Ending {
             turn_id: turn,

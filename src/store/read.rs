@@ -231,8 +231,7 @@ impl Store {
         let mut exchanges = Vec::with_capacity(rows.len());
         let mut bytes = 0;
         for (row, (turn, _)) in rows.iter().zip(&ends) {
-            let exchange =
-                Exchange { message: row.try_get("input")?, reply: texts.remove(turn).unwrap_or_default() };
+            let exchange = Exchange { message: row.try_get("input")?, reply: texts.remove(turn).unwrap_or_default() };
             bytes += exchange.message.len() + exchange.reply.len();
             if bytes > MAX_HISTORY_BYTES {
                 break;
@@ -335,12 +334,11 @@ async fn texts(connection: &mut PgConnection, ends: &[(TurnId, u64)]) -> Result<
         return Ok(HashMap::new());
     }
     let ids: Vec<Uuid> = ends.iter().map(|e| e.0.0).collect();
-    let rows = sqlx::query(
-        "SELECT turn_id, start_at, frames FROM output WHERE turn_id = ANY($1) ORDER BY turn_id, start_at",
-    )
-    .bind(&ids)
-    .fetch_all(connection)
-    .await?;
+    let rows =
+        sqlx::query("SELECT turn_id, start_at, frames FROM output WHERE turn_id = ANY($1) ORDER BY turn_id, start_at")
+            .bind(&ids)
+            .fetch_all(connection)
+            .await?;
     let ends: HashMap<TurnId, u64> = ends.iter().copied().collect();
     let mut texts: HashMap<TurnId, String> = HashMap::new();
     for row in rows {

@@ -26,7 +26,8 @@ async fn a_repeat_is_the_same_turn(db: Db) {
     assert_eq!((db.count("turn").await, db.count("marker").await), (1, 1));
 
     // It stays so when the turn has ended.
-    db.store.fail_turn(first.turn_id, &crate::support::actors::failure(lastword::turn::reason::Reason::Cancelled))
+    db.store
+        .fail_turn(first.turn_id, &crate::support::actors::failure(lastword::turn::reason::Reason::Cancelled))
         .await
         .expect("answers");
     assert!(!armed(&db.store, message("c", "m1", "hello")).await.fresh);

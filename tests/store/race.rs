@@ -68,8 +68,12 @@ async fn a_reply_and_a_failure_at_the_same_instant(db: Db) {
                 pause(!reply_first).await;
                 failer.fail_turn(turn, &failure(Reason::Cancelled)).await.expect("answers").is_some()
             };
-            let (won, failed) =
-                if reply_first { tokio::join!(reply, fail) } else { let (f, r) = tokio::join!(fail, reply); (r, f) };
+            let (won, failed) = if reply_first {
+                tokio::join!(reply, fail)
+            } else {
+                let (f, r) = tokio::join!(fail, reply);
+                (r, f)
+            };
             assert_ne!(won, failed, "turn {turn}: reply {won}, failure {failed}");
             replies.fetch_add(usize::from(won), Ordering::Relaxed);
         })

@@ -74,8 +74,10 @@ async fn fill(db: &Db, after: i64, upto: i64) {
     ))
     .await;
     let frames = r#"'[{"type":"text","text":"hello"}]'"#;
-    db.sql(format!("INSERT INTO output (turn_id, start_at, end_at, frames) SELECT {ended}, 0, 5, {frames} FROM {range}"))
-        .await;
+    db.sql(format!(
+        "INSERT INTO output (turn_id, start_at, end_at, frames) SELECT {ended}, 0, 5, {frames} FROM {range}"
+    ))
+    .await;
     db.sql("ANALYZE").await;
 }
 
@@ -89,7 +91,8 @@ async fn people(db: &Db) {
          FROM generate_series(0, 2999) AS i, LATERAL (SELECT CASE WHEN i < 2000 THEN 'live' ELSE 'dead' END) AS l(p)",
     )
     .await;
-    db.sql("INSERT INTO agent (namespace, name, spec) SELECT 'big', 'a' || i, '{}' FROM generate_series(0, 99) AS i").await;
+    db.sql("INSERT INTO agent (namespace, name, spec) SELECT 'big', 'a' || i, '{}' FROM generate_series(0, 99) AS i")
+        .await;
 }
 
 /// What was touched since the last look.
@@ -190,108 +193,153 @@ async fn in_hand(store: &Store, name: &str, count: usize) -> (Worker, Vec<TurnId
 
 async fn writers(judge: &mut Judge<'_>) {
     let db = judge.db;
-    judge.verb("arm", async |store, i| {
-        armed(store, among(i)).await;
-        armed(store, Arm { conversation: format!("c{i}"), user: format!("u{i}"), ..among(i) }).await;
-    })
-    .await;
+    judge
+        .verb("arm", async |store, i| {
+            armed(store, among(i)).await;
+            armed(store, Arm { conversation: format!("c{i}"), user: format!("u{i}"), ..among(i) }).await;
+        })
+        .await;
     let mut workers = Vec::new();
     for i in 0..CALLS {
         workers.push(worker(&db.store, &format!("d{}", 2 * i + 1)).await);
         workers[i].together = i % 2 == 0;
     }
     // Each conversation's open turns lie behind its head: what is claimed is found among some hundreds that wait.
-    judge.within(20_000, "claim", async |store, i| assert_eq!(workers[i].claim(store, 3).await.is_empty(), false)).await;
+    judge
+        .within(20_000, "claim", async |store, i| assert_eq!(workers[i].claim(store, 3).await.is_empty(), false))
+        .await;
 
     let (worker, held) = in_hand(&db.store, "own", 3 * CALLS).await;
     judge.verb("append", async |store, i| assert_eq!(worker.append(store, held[i], 0, "hello").await, Ok(5))).await;
-    judge.verb("finish", async |store, i| {
-        assert_eq!(finish(store, worker.reply(&[held[i]], "hello")).await, Ok(true));
-        assert_eq!(finish(store, worker.reply(&[held[i]], "late")).await, Ok(false));
-    })
-    .await;
-    judge.verb("fail_turn", async |store, i| {
-        assert!(store.fail_turn(held[CALLS + i], &failure(Reason::Cancelled)).await.expect("answers").is_some());
-    })
-    .await;
-    judge.verb("heartbeat", async |store, _| {
-        let beats = [worker.beat(true), workers[0].beat(true)];
-        assert_eq!(tick(store, &beats).await[&worker.incarnation].held.len(), CALLS);
-    })
-    .await;
+    judge
+        .verb("finish", async |store, i| {
+            assert_eq!(finish(store, worker.reply(&[held[i]], "hello")).await, Ok(true));
+            assert_eq!(finish(store, worker.reply(&[held[i]], "late")).await, Ok(false));
+        })
+        .await;
+    judge
+        .verb("fail_turn", async |store, i| {
+            assert!(store.fail_turn(held[CALLS + i], &failure(Reason::Cancelled)).await.expect("answers").is_some());
+        })
+        .await;
+    judge
+        .verb("heartbeat", async |store, _| {
+            let beats = [worker.beat(true), workers[0].beat(true)];
+            assert_eq!(tick(store, &beats).await[&worker.incarnation].held.len(), CALLS);
+        })
+        .await;
     let mut doomed = Vec::new();
     for i in 0..CALLS {
         doomed.push(in_hand(&db.store, &format!("doomed{i}"), 3).await);
     }
-    judge.verb("fail_worker", async |store, i| {
-        let died = store.fail_worker(doomed[i].0.incarnation, &failure(Reason::WorkerExited)).await.expect("answers");
-        assert_eq!(died.ended.len(), 3);
-    })
-    .await;
+    judge
+        .verb("fail_worker", async |store, i| {
+            let died =
+                store.fail_worker(doomed[i].0.incarnation, &failure(Reason::WorkerExited)).await.expect("answers");
+            assert_eq!(died.ended.len(), 3);
+        })
+        .await;
     let mut leaving = Vec::new();
     for i in 0..CALLS {
         leaving.push(in_hand(&db.store, &format!("leaving{i}"), 2).await);
     }
-    judge.verb("goodbye", async |store, i| {
-        let (worker, held) = &leaving[i];
-        store.drain_worker(worker.incarnation, Reason::Deleted).await.expect("answers");
-        assert_eq!(store.worker_gone(worker.incarnation, &held[..1]).await.expect("answers").ended.len(), 1);
-    })
-    .await;
-    judge.verb("failed start", async |store, i| {
-        let name = format!("unstartable{i}");
-        armed(store, Arm { deployment: name.clone(), ..among(7) }).await;
-        let worker = self::worker(store, &name).await;
-        let died = store.fail_worker(worker.incarnation, &failure(Reason::StartFailed)).await.expect("answers");
-        assert_eq!(died.ended.len(), 1);
-    })
-    .await;
+    judge
+        .verb("goodbye", async |store, i| {
+            let (worker, held) = &leaving[i];
+            store.drain_worker(worker.incarnation, Reason::Deleted).await.expect("answers");
+            assert_eq!(store.worker_gone(worker.incarnation, &held[..1]).await.expect("answers").ended.len(), 1);
+        })
+        .await;
+    judge
+        .verb("failed start", async |store, i| {
+            let name = format!("unstartable{i}");
+            armed(store, Arm { deployment: name.clone(), ..among(7) }).await;
+            let worker = self::worker(store, &name).await;
+            let died = store.fail_worker(worker.incarnation, &failure(Reason::StartFailed)).await.expect("answers");
+            assert_eq!(died.ended.len(), 1);
+        })
+        .await;
 }
 
 async fn readers(judge: &mut Judge<'_>) {
-    let conversation = |i: usize| ConversationId(Uuid::from_u128(u128::from_str_radix(&format!("{:2>32x}", 1000 + i), 16).unwrap()));
+    let conversation =
+        |i: usize| ConversationId(Uuid::from_u128(u128::from_str_radix(&format!("{:2>32x}", 1000 + i), 16).unwrap()));
     let turn = |i: usize| TurnId(Uuid::from_u128(u128::from_str_radix(&format!("{:1>32x}", 1000 + i), 16).unwrap()));
     judge.verb("workers", async |store, _| assert!(store.workers().await.expect("reads").len() > 1999)).await;
-    judge.verb("views", async |store, i| {
-        assert!(store.views(&[(conversation(i), 0), (conversation(90 + i), 2)]).await.expect("reads").len() >= 6);
-        assert!(store.view(turn(i)).await.expect("reads").is_some());
-    })
-    .await;
-    judge.verb("session_base", async |store, i| assert_eq!(store.session_base(conversation(i)).await.expect("reads"), 0)).await;
-    judge.verb("open_turns", async |store, i| assert!(store.open_turns("big", &format!("c{i}")).await.expect("reads") > 0)).await;
-    judge.verb("queued", async |store, i| {
-        assert_eq!(store.queued("big", &format!("a{i}"), 100).await.expect("reads"), 101);
-    })
-    .await;
-    judge.verb("record", async |store, i| assert!(store.record(turn(i)).await.expect("reads").is_some())).await;
-    judge.verb("history", async |store, i| {
-        assert!(!store.history(conversation(i), None, 50).await.expect("reads").is_empty());
-    })
-    .await;
-    judge.verb("exchanges", async |store, i| {
-        store.exchanges(conversation(i), i64::MAX, 20).await.expect("reads");
-    })
-    .await;
-    let limit = |filter: ListFilter| ListFilter { limit: 50, ..filter };
-    judge.verb("list", async |store, i| {
-        assert_eq!(store.list("big", &limit(ListFilter { before: Some(turn(100_000 + i)), ..Default::default() })).await.expect("reads").len(), 50);
-    })
-    .await;
-    judge.within(60_000, "list of an agent", async |store, i| {
-        let agent = Some(format!("a{i}"));
-        assert_eq!(store.list("big", &limit(ListFilter { agent, ..Default::default() })).await.expect("reads").len(), 50);
-    })
-    .await;
-    judge.verb("list of a conversation", async |store, i| {
-        let conversation = Some(format!("c{}", 5000 + i));
-        assert_eq!(store.list("big", &limit(ListFilter { conversation, ..Default::default() })).await.expect("reads").len(), 4);
-    })
-    .await;
-    for phase in ["Armed", "Running", "Succeeded", "Failed"] {
-        judge.within(60_000, &format!("list of {phase}"), async |store, _| {
-            store.list("big", &limit(ListFilter { phase: Some(phase.into()), ..Default::default() })).await.expect("reads");
+    judge
+        .verb("views", async |store, i| {
+            assert!(store.views(&[(conversation(i), 0), (conversation(90 + i), 2)]).await.expect("reads").len() >= 6);
+            assert!(store.view(turn(i)).await.expect("reads").is_some());
         })
         .await;
+    judge
+        .verb("session_base", async |store, i| assert_eq!(store.session_base(conversation(i)).await.expect("reads"), 0))
+        .await;
+    judge
+        .verb("open_turns", async |store, i| {
+            assert!(store.open_turns("big", &format!("c{i}")).await.expect("reads") > 0)
+        })
+        .await;
+    judge
+        .verb("queued", async |store, i| {
+            assert_eq!(store.queued("big", &format!("a{i}"), 100).await.expect("reads"), 101);
+        })
+        .await;
+    judge.verb("record", async |store, i| assert!(store.record(turn(i)).await.expect("reads").is_some())).await;
+    judge
+        .verb("history", async |store, i| {
+            assert!(!store.history(conversation(i), None, 50).await.expect("reads").is_empty());
+        })
+        .await;
+    judge
+        .verb("exchanges", async |store, i| {
+            store.exchanges(conversation(i), i64::MAX, 20).await.expect("reads");
+        })
+        .await;
+    let limit = |filter: ListFilter| ListFilter { limit: 50, ..filter };
+    judge
+        .verb("list", async |store, i| {
+            assert_eq!(
+                store
+                    .list("big", &limit(ListFilter { before: Some(turn(100_000 + i)), ..Default::default() }))
+                    .await
+                    .expect("reads")
+                    .len(),
+                50
+            );
+        })
+        .await;
+    judge
+        .within(60_000, "list of an agent", async |store, i| {
+            let agent = Some(format!("a{i}"));
+            assert_eq!(
+                store.list("big", &limit(ListFilter { agent, ..Default::default() })).await.expect("reads").len(),
+                50
+            );
+        })
+        .await;
+    judge
+        .verb("list of a conversation", async |store, i| {
+            let conversation = Some(format!("c{}", 5000 + i));
+            assert_eq!(
+                store
+                    .list("big", &limit(ListFilter { conversation, ..Default::default() }))
+                    .await
+                    .expect("reads")
+                    .len(),
+                4
+            );
+        })
+        .await;
+    for phase in ["Armed", "Running", "Succeeded", "Failed"] {
+        judge
+            .within(60_000, &format!("list of {phase}"), async |store, _| {
+                store
+                    .list("big", &limit(ListFilter { phase: Some(phase.into()), ..Default::default() }))
+                    .await
+                    .expect("reads");
+            })
+            .await;
     }
 }
 
@@ -308,31 +356,39 @@ async fn loops(judge: &mut Judge<'_>) {
         store.delivered("api", &shown).await.expect("removes");
     })
     .await;
-    judge.verb("take_unguarded", async |store, i| {
-        let guard = Some((GatewayId::new(), 30));
-        let turn = armed(store, Arm { guard, ..among(i) }).await.turn_id;
-        db.sql(format!("UPDATE marker SET guard_until = clock_timestamp() - interval '1 s' WHERE turn_id = '{turn}'")).await;
-        assert_eq!(store.take_unguarded(GatewayId::new(), 30).await.expect("takes").len(), 1);
-    })
-    .await;
+    judge
+        .verb("take_unguarded", async |store, i| {
+            let guard = Some((GatewayId::new(), 30));
+            let turn = armed(store, Arm { guard, ..among(i) }).await.turn_id;
+            db.sql(format!(
+                "UPDATE marker SET guard_until = clock_timestamp() - interval '1 s' WHERE turn_id = '{turn}'"
+            ))
+            .await;
+            assert_eq!(store.take_unguarded(GatewayId::new(), 30).await.expect("takes").len(), 1);
+        })
+        .await;
     db.settled().await;
-    judge.verb("sweep", async |store, i| {
-        let turn = armed(store, among(i)).await.turn_id;
-        db.overdue(turn).await;
-        tick(store, &[]).await;
-        assert_eq!(store.sweep().await.expect("sweeps").turns, 1);
-    })
-    .await;
-    judge.verb("prune", async |store, i| {
-        let id = Uuid::from_u128(u128::from_str_radix(&format!("{:4>32x}", 2000 + i), 16).unwrap());
-        db.sql(format!("UPDATE terminal SET ended_at = ended_at - interval '60 days' WHERE turn_id = '{id}'")).await;
-        assert_eq!(store.prune(&Retention::default()).await.expect("prunes"), 1);
-    })
-    .await;
-    judge.verb("shed", async |store, i| {
-        assert_eq!(store.shed("big", &format!("a{i}"), 1_000_000).await.expect("sheds"), 0);
-    })
-    .await;
+    judge
+        .verb("sweep", async |store, i| {
+            let turn = armed(store, among(i)).await.turn_id;
+            db.overdue(turn).await;
+            tick(store, &[]).await;
+            assert_eq!(store.sweep().await.expect("sweeps").turns, 1);
+        })
+        .await;
+    judge
+        .verb("prune", async |store, i| {
+            let id = Uuid::from_u128(u128::from_str_radix(&format!("{:4>32x}", 2000 + i), 16).unwrap());
+            db.sql(format!("UPDATE terminal SET ended_at = ended_at - interval '60 days' WHERE turn_id = '{id}'"))
+                .await;
+            assert_eq!(store.prune(&Retention::default()).await.expect("prunes"), 1);
+        })
+        .await;
+    judge
+        .verb("shed", async |store, i| {
+            assert_eq!(store.shed("big", &format!("a{i}"), 1_000_000).await.expect("sheds"), 0);
+        })
+        .await;
     // Reads the heads of a thousand turns of each of the hundred agents.
     judge.within(2_000_000, "demand", async |store, _| assert!(!store.demand().await.expect("reads").is_empty())).await;
 }
@@ -374,7 +430,8 @@ fn hot_verbs_scan_nothing() {
     if !wanted(Version::V18) {
         return;
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(async {
         // A server of its own: its files go with it.
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
