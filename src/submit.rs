@@ -34,10 +34,13 @@ pub struct Agent {
     guards: Guards,
 }
 
+/// Agents by namespace and name.
+type ByName = HashMap<(String, String), Arc<Agent>>;
+
 /// The Agents that this replica knows, from the `agent` table.
 #[derive(Clone, Default)]
 pub struct Agents {
-    known: Arc<RwLock<HashMap<(String, String), Arc<Agent>>>>,
+    known: Arc<RwLock<ByName>>,
 }
 
 impl Agents {

@@ -38,6 +38,9 @@ const KNOWN_FOR: Duration = Duration::from_secs(5);
 /// The most turns that one word may end.
 const MAX_TURNS_OF_A_WORD: usize = 64;
 
+/// Workers that were checked lately: what they showed, their terms, and when.
+type Known = HashMap<Incarnation, (Credential, Connected, Instant)>;
+
 /// What the endpoints need.
 #[derive(Clone)]
 pub struct WorkerPort {
@@ -46,7 +49,7 @@ pub struct WorkerPort {
     pub live: LiveLogs,
     pub workers: Workers,
     pub heartbeats: Heartbeats,
-    known: Arc<Mutex<HashMap<Incarnation, (Credential, Connected, Instant)>>>,
+    known: Arc<Mutex<Known>>,
 }
 
 impl WorkerPort {
