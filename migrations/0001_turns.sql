@@ -178,6 +178,7 @@ CREATE TABLE superseded (
 CREATE TABLE gateway (
     id         uuid PRIMARY KEY,
     url        text NOT NULL,
+    secret     text NOT NULL,                     -- what other replicas show to follow a turn here; of one process' life
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     expires_at timestamptz NOT NULL
 ) WITH (fillfactor = 50);

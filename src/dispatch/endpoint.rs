@@ -19,9 +19,9 @@ use super::live::{LiveLogs, Refused};
 use super::workers::{Worker, Workers};
 use crate::gateway::problem::Problem;
 use crate::liveness::Heartbeats;
-use crate::store::{ConnectError, Connected, FinishError, Store, WorkerWord};
+use crate::store::{ConnectError, Connected, FinishError, Replica, Store, WorkerWord};
 use crate::turn::frame::Span;
-use crate::turn::keys::{GatewayId, Incarnation, TurnId};
+use crate::turn::keys::{Incarnation, TurnId};
 use crate::turn::reason::Reason;
 use crate::turn::terminal::{Failure, Outcome};
 use crate::wire::{
@@ -44,7 +44,7 @@ type Known = HashMap<Incarnation, (Credential, Connected, Instant)>;
 /// What the endpoints need.
 #[derive(Clone)]
 pub struct WorkerPort {
-    pub gateway: GatewayId,
+    pub replica: Replica,
     pub store: Store,
     pub live: LiveLogs,
     pub workers: Workers,
@@ -53,8 +53,8 @@ pub struct WorkerPort {
 }
 
 impl WorkerPort {
-    pub fn new(gateway: GatewayId, store: Store, live: LiveLogs, workers: Workers, heartbeats: Heartbeats) -> Self {
-        WorkerPort { gateway, store, live, workers, heartbeats, known: Arc::default() }
+    pub fn new(replica: Replica, store: Store, live: LiveLogs, workers: Workers, heartbeats: Heartbeats) -> Self {
+        WorkerPort { replica, store, live, workers, heartbeats, known: Arc::default() }
     }
 
     /// The routes of the worker port.
@@ -65,6 +65,7 @@ impl WorkerPort {
             .route("/worker/v1/finish", post(finish))
             .route("/worker/v1/heartbeat", post(heartbeat))
             .route("/worker/v1/goodbye", post(goodbye))
+            .route("/peer/v1/turns/{id}/frames", get(super::follow::frames))
             .fallback(|| async { Problem::not_found("path; this is the worker port") })
             .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
             .with_state(self)
@@ -164,7 +165,7 @@ async fn turns(
         .collect::<Result<_, _>>()?;
     let terms = port
         .store
-        .connect_worker(&credential, incarnation, port.gateway, stream, asked.capacity.max(1), asked.together)
+        .connect_worker(&credential, incarnation, port.replica.id, stream, asked.capacity.max(1), asked.together)
         .await?
         .map_err(refused)?;
     port.remember(credential, incarnation, terms.clone());

@@ -66,6 +66,11 @@ impl Feeds {
         self.with(|feeds| feeds.values().for_each(|feed| feed.send_modify(|n| n.store += 1)));
     }
 
+    /// Whether somebody waits for a conversation's news.
+    pub fn is_wanted(&self, conversation: ConversationId) -> bool {
+        self.with(|feeds| feeds.contains_key(&conversation))
+    }
+
     /// The conversations that somebody waits for.
     pub fn conversations(&self) -> Vec<ConversationId> {
         self.with(|feeds| feeds.keys().copied().collect())

@@ -16,6 +16,8 @@ use crate::wire::{Connect, HeartbeatAnswer, MAX_HISTORY, ToWorker, TurnPush};
 
 /// How often a worker with room looks for turns that no notice told of.
 const POLL: Duration = Duration::from_secs(1);
+/// How often logs are looked through for workers that are gone.
+const TIDY_EVERY: Duration = Duration::from_secs(30);
 /// Lines that may wait for a worker that does not read; more, and its stream is closed.
 const MAX_LINES: usize = 1024;
 
@@ -271,6 +273,29 @@ impl Workers {
             && !worker.with(|s| std::mem::replace(&mut s.draining, true))
         {
             worker.send(ToWorker::Drain { seconds });
+        }
+    }
+
+    /// Forgets the logs of workers that have been away for a whole [`TIDY_EVERY`], until `shutdown`. They keep what is
+    /// not durable, or are dead.
+    pub async fn tidy(self, shutdown: CancellationToken) {
+        let mut away: HashSet<TurnId> = HashSet::new();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(TIDY_EVERY) => {}
+                () = shutdown.cancelled() => return,
+            }
+            let mut still_away = HashSet::new();
+            for (turn, incarnation) in self.live.in_hand() {
+                if self.get(incarnation).is_none() {
+                    if away.contains(&turn) {
+                        self.live.close(turn);
+                    } else {
+                        still_away.insert(turn);
+                    }
+                }
+            }
+            away = still_away;
         }
     }
 

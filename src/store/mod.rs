@@ -51,7 +51,7 @@ pub use fail::FailedWorker;
 pub use finish::{FinishError, WorkerWord};
 pub use gate::GateState;
 pub use guard::GuardedTurn;
-pub use heartbeat::{Beat, BeatAnswer};
+pub use heartbeat::{Beat, BeatAnswer, Replica};
 pub use lease::{ConnectError, Connected, DeploymentDemand, Lease, LeasePhase, NewStart};
 pub use notify::{Notice, Notices};
 pub use output::{Append, AppendError};
