@@ -19,7 +19,7 @@ use crate::store::{Conversation, ListFilter, Record};
 use crate::submit::{Submission, SubmitError};
 use crate::turn::cursor::{Cursor, CursorError};
 use crate::turn::frame::{storable, storable_json};
-use crate::turn::keys::{SessionId, TurnId, check_name};
+use crate::turn::keys::{SessionId, TurnId, check_conversation, check_name};
 use crate::turn::reason::Reason;
 use crate::turn::routing::API;
 use crate::turn::terminal::Failure;
@@ -91,11 +91,9 @@ pub(super) async fn submit(
     let body: Submit = parse(&headers, &body)?;
     let message_id = body.message_id.unwrap_or_else(|| Uuid::now_v7().to_string());
     let platform = body.platform.unwrap_or_else(|| API.to_string());
-    for (what, name) in [("conversation", &conversation), ("messageId", &message_id), ("platform", &platform)] {
+    check_conversation(&conversation).map_err(|e| Problem::bad_request(e.to_string()))?;
+    for (what, name) in [("messageId", &message_id), ("platform", &platform)] {
         check_name(what, name).map_err(|e| Problem::bad_request(e.to_string()))?;
-    }
-    if conversation == "." || conversation == ".." {
-        return Err(Problem::bad_request("a conversation cannot be named . or .."));
     }
     if body.message.is_empty() {
         return Err(Problem::bad_request("message is empty"));
@@ -216,7 +214,7 @@ pub(super) async fn session(
     headers: HeaderMap,
     Query(after): Query<After>,
 ) -> Result<Response, Problem> {
-    check_name("conversation", &name).map_err(|e| Problem::bad_request(e.to_string()))?;
+    check_conversation(&name).map_err(|e| Problem::bad_request(e.to_string()))?;
     let after = resume_at(&headers, after)?;
     let store = &gateway.store;
     let conversation = store.open_conversation(&caller.0.organization, &name, &caller.0.user).await?;
