@@ -95,7 +95,8 @@ impl Dev {
 
 impl Drop for Dev {
     fn drop(&mut self) {
-        let _ = rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), rustix::process::Signal::INT);
+        let _ =
+            rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), rustix::process::Signal::INT);
         let _ = self.child.wait();
     }
 }
@@ -210,7 +211,12 @@ fn report(args: &Args, loaded: Loaded, before: Option<f64>, after: Option<f64>) 
         loaded.latencies.get(index).copied().unwrap_or_default()
     };
     println!("\nconcurrent turns      {}", args.concurrency);
-    println!("turns                 {} in {:.1} s, {} errors", loaded.turns, loaded.elapsed.as_secs_f64(), loaded.errors);
+    println!(
+        "turns                 {} in {:.1} s, {} errors",
+        loaded.turns,
+        loaded.elapsed.as_secs_f64(),
+        loaded.errors
+    );
     println!("turns/s               {rate:.0}");
     println!("submit to terminal    p50 {:.1?}  p99 {:.1?}  max {:.1?}", at(0.5), at(0.99), at(1.0));
     match (before, after) {
@@ -219,6 +225,8 @@ fn report(args: &Args, loaded: Loaded, before: Option<f64>, after: Option<f64>) 
             println!("bare cycle, pgbench   {before:.0} /s before, {after:.0} /s after (32 clients)");
             println!("turns / bare cycles   {:.2}", rate / bare);
         }
-        _ => println!("bare cycle, pgbench   SKIPPED: pgbench and psql are not installed (Debian: postgresql-client, postgresql)"),
+        _ => println!(
+            "bare cycle, pgbench   SKIPPED: pgbench and psql are not installed (Debian: postgresql-client, postgresql)"
+        ),
     }
 }

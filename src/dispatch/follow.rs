@@ -140,7 +140,8 @@ pub(super) async fn frames(
     Query(After { after }): Query<After>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let shown = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(|v| v.strip_prefix("Bearer "));
+    let shown =
+        headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(|v| v.strip_prefix("Bearer "));
     if !shown.is_some_and(|s| bool::from(s.as_bytes().ct_eq(port.replica.secret.as_bytes()))) {
         return Err(Problem::new(StatusCode::UNAUTHORIZED, "for replicas alone"));
     }

@@ -101,6 +101,9 @@ pub async fn run(
     let workers = Workers::new(store.clone(), live.clone());
     let shown = Shown::start(store.clone());
     let agents = Agents::default();
+    if let Err(error) = agents.refresh(&store).await {
+        tracing::warn!(%error, "the agents are not known yet; they are read when the database is back");
+    }
     let heartbeats = Heartbeats::start(store.clone(), replica.clone(), background.clone());
     let follower = Follower::new(id, store.clone(), live.clone(), feeds.clone())?;
     let streams = Streams {

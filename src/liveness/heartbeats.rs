@@ -42,12 +42,7 @@ impl Heartbeats {
     }
 }
 
-async fn tick(
-    store: Store,
-    gateway: Replica,
-    mut waiting: mpsc::Receiver<Waiting>,
-    shutdown: CancellationToken,
-) {
+async fn tick(store: Store, gateway: Replica, mut waiting: mpsc::Receiver<Waiting>, shutdown: CancellationToken) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut batch: Vec<Waiting> = Vec::new();
