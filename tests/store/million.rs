@@ -14,7 +14,7 @@ pub async fn fill(db: &Db, after: i64, upto: i64) {
     let open = async {
         db.sql(format!(
             "INSERT INTO conversation (id, organization, name, owner, agent, last_number)
-             SELECT {}, 'big', 'c' || c, 'u' || c % 1000, 'a' || c % 100, 4
+             SELECT {}, 'big', 'c' || c, 'u' || c % 1000, 'a' || c % 100, 8
              FROM generate_series({}, {}) AS c",
             id("2", "c"),
             after,

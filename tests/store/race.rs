@@ -15,8 +15,8 @@ use uuid::Uuid;
 use crate::support::actors::{Worker, arm, armed, failure, finish};
 use crate::support::{Db, seed};
 
-/// Turns that are raced for, on each Postgres.
-const KEYS: usize = 10_000;
+/// Turns that are raced for on each Postgres: ten thousand together.
+const KEYS: usize = 5_000;
 /// Racers at once: two a turn.
 const RACERS: usize = 32;
 /// Rounds of a claim against its worker's death.
@@ -52,7 +52,7 @@ async fn a_reply_and_a_failure_at_the_same_instant(db: Db) {
         let (reply_first, one): (bool, usize) = (random.random(), random.random_range(0..2));
         // The reply waits for its batch, the failure for nothing: some round trips later, it comes at any point of the
         // reply's way.
-        let head_start = random.random_range(0..60);
+        let head_start = random.random_range(0..30);
         let (replier, failer) = (stores[one].clone(), stores[1 - one].clone());
         let (worker, replies) = (worker.clone(), replies.clone());
         tokio::spawn(async move {
