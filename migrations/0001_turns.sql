@@ -101,6 +101,7 @@ CREATE TABLE terminal (
 );
 CREATE UNIQUE INDEX terminal_order ON terminal (conversation_id, number);
 CREATE INDEX terminal_ended ON terminal (ended_at);
+CREATE INDEX terminal_failed ON terminal (organization, turn_id) WHERE outcome = 'error';
 
 CREATE TABLE delivery (
     turn_id         uuid NOT NULL,

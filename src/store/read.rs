@@ -8,11 +8,10 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::output::decode;
-use super::{Store, StoreError};
+use super::{Store, StoreError, elect};
 use crate::turn::frame::Span;
 use crate::turn::keys::{ConversationId, Incarnation, TurnId};
 use crate::turn::reason::Reason;
-use crate::turn::routing::Routing;
 use crate::turn::terminal::Failure;
 use crate::wire::Exchange;
 
@@ -193,7 +192,8 @@ impl Store {
             Some("Armed") => query.push(" AND m.phase <> 'claimed'"),
             Some("Running") => query.push(" AND m.phase = 'claimed'"),
             Some("Succeeded") => query.push(" AND e.outcome = 'reply'"),
-            Some("Failed") => query.push(" AND e.outcome = 'error'"),
+            // Failures are few among many: by their own index, which is one organization's.
+            Some("Failed") => query.push(" AND e.outcome = 'error' AND e.organization = ").push_bind(organization),
             _ => &mut query,
         };
         if let Some(before) = filter.before {
@@ -290,7 +290,6 @@ async fn records(connection: &mut PgConnection, rows: &[PgRow]) -> Result<Vec<Re
     let answered = answered(connection, &holders).await?;
     rows.iter()
         .map(|row| {
-            let routing: serde_json::Value = row.try_get("routing")?;
             let holder = row.try_get::<Option<Uuid>, _>("holder")?.map(TurnId);
             let reply = match (row.try_get::<Option<String>, _>("outcome")?.as_deref(), holder) {
                 (Some("reply"), Some(holder)) => Some(RecordedReply {
@@ -313,7 +312,7 @@ async fn records(connection: &mut PgConnection, rows: &[PgRow]) -> Result<Vec<Re
                 agent: row.try_get("agent")?,
                 deployment: row.try_get("deployment")?,
                 user: row.try_get("user")?,
-                platform: Routing::read(Some(&routing)).unwrap_or_default().platform,
+                platform: elect::routing(row).unwrap_or_default().platform,
                 message: row.try_get("input")?,
                 armed_at: row.try_get("armed_at")?,
                 claimed_at: row.try_get("claimed_at")?,
