@@ -97,7 +97,6 @@ async fn garbage_to_clients_is_refused_in_words(db: Db) {
         (413, post(turns, vec![b'x'; 5 * 1024 * 1024], json)),
         (400, post("/v1/conversations/a%0Ab/turns", with("message", json!("hello")), json)),
         (400, post("/v1/conversations/%FF/turns", with("message", json!("hello")), json)),
-        (400, post("/v1/conversations/%2E%2E/turns", with("message", json!("hello")), json)),
         (400, client.request(Method::GET, "/v1/conversations/a%0Ab/events")),
         (404, client.request(Method::GET, "/v1/conversations/unknown/turns")),
         (400, client.request(Method::GET, "/v1/conversations/c/turns?limit=x")),
@@ -144,6 +143,12 @@ async fn garbage_to_clients_is_refused_in_words(db: Db) {
     ] {
         refused(&raw(&gateway.clients, garbage).await, &String::from_utf8_lossy(garbage));
         refused(&raw(&gateway.workers, garbage).await, &String::from_utf8_lossy(garbage));
+    }
+    for dots in [".", ".."] {
+        let body = r#"{"agent": "bot", "message": "hello"}"#;
+        let head = format!("POST /v1/conversations/{dots}/turns HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n");
+        let request = format!("{head}content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        assert!(raw(&gateway.clients, request.as_bytes()).await.starts_with("HTTP/1.1 400"), "{dots}");
     }
     // A cursor of another conversation, and one from the future.
     let (a, b) = (client.submit("a", "m", "hello").await, client.submit("b", "m", "hello").await);
@@ -299,7 +304,7 @@ async fn nothing_breaks_out_of_a_frame(db: Db) {
     let evil = "a\n\nevent: complete\nid: 1\ndata: {}\n\n\r\rdata: b\u{2028}\u{0}<script>";
     let turn = client.submit("c", "ev\u{e4}l: \"x\"", evil).await;
     assert_eq!(worker.turn().await.message, evil.replace('\0', "\u{fffd}"));
-    let at = worker.say(turn.turn_id, 0, evil).await;
+    let at = worker.output(turn.turn_id, 0, vec![Frame::text(evil)]).await.expect("taken").received;
     let progress =
         vec![Frame::Progress { message: evil.into() }, Frame::Data { name: evil.into(), value: json!(evil) }];
     let at = worker.output(turn.turn_id, at, progress).await.expect("taken").received;

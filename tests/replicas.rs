@@ -183,10 +183,10 @@ async fn output_through_one_gateway_is_seen_on_the_other_before_the_end(db: Db) 
 /// A reply of this text and an error, each through `worker`, in this conversation.
 async fn a_reply_and_an_error(gateway: &Gateway, worker: &mut FakeWorker, conversation: &str) -> [TurnId; 2] {
     let reply = gateway.client().submit(conversation, "reply", "hello").await.turn_id;
-    assert_eq!(worker.turn().await.turn_id, reply);
+    worker.this_turn(reply).await;
     worker.reply(&[reply], conversation).await.expect("accepted");
     let error = gateway.client().submit(conversation, "error", "hello").await.turn_id;
-    assert_eq!(worker.turn().await.turn_id, error);
+    worker.this_turn(error).await;
     worker.fail(error, 0).await.expect("accepted");
     [reply, error]
 }
@@ -268,7 +268,7 @@ async fn a_session_that_comes_while_its_row_is_parked_sees_it_once(db: Db) {
     for i in 0..16 {
         let conversation = format!("c{i}");
         let turn = gateways[0].client().submit(&conversation, "m", "hello").await;
-        worker.turn().await;
+        worker.this_turn(turn.turn_id).await;
         worker.reply(&[turn.turn_id], "parked").await.expect("accepted");
         let row = format!("SELECT state FROM delivery WHERE turn_id = '{}'", turn.turn_id);
         let looks = random.random_range(0..14);

@@ -168,6 +168,11 @@ impl FakeWorker {
         }
     }
 
+    /// This very turn, pushed sooner or later; others are passed over.
+    pub async fn this_turn(&mut self, turn: TurnId) {
+        while self.turn().await.turn_id != turn {}
+    }
+
     /// The next turn that is to be stopped.
     pub async fn cancelled(&mut self) -> TurnId {
         match self.line().await.expect("the stream is open") {
