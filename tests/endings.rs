@@ -81,10 +81,11 @@ impl Begun {
         let record = bench.dev.api().record(&self.turn).await;
         assert_eq!((&record["phase"], &record["error"]["reason"]), (&"Failed".into(), &reason.into()), "{record}");
         assert!(record["reply"].is_null() && record["endedAt"].is_string(), "{record}");
-        // Who comes later, with the cursor of the submit, is shown the same.
+        // Who comes later, with the cursor of the submit, is shown the same; but text that was not yet durable when the
+        // turn failed was a preview.
         let replay = bench.dev.api().session(&self.conversation, Some(&self.cursor));
         replay.complete(&self.turn).await;
-        assert_eq!(replay.names(&self.turn), self.session.names(&self.turn));
+        assert_eq!(told(&replay, &self.turn), told(&self.session, &self.turn));
         let error = self.session.frame("its error", |f| f.event == "error" && f.data["turnId"] == self.turn.as_str());
         error.await.at
     }
@@ -93,8 +94,7 @@ impl Begun {
     pub fn shows_one_error(&self, reason: &str) {
         for (which, watched) in [("session", &self.session), ("turn", &self.stream)] {
             let names = watched.names(&self.turn);
-            let told: Vec<&str> = names.iter().map(String::as_str).filter(|n| *n != "text").collect();
-            assert_eq!(told, ["connected", "error", "agent-error", "complete"], "{which}: {names:?}");
+            assert_eq!(told(watched, &self.turn), ["connected", "error", "agent-error", "complete"], "{which}: {names:?}");
             assert_eq!(names.last().map(String::as_str), Some("complete"), "{which}: {names:?}");
             for frame in watched.frames().iter().filter(|f| f.data["turnId"] == self.turn.as_str()) {
                 if frame.event.ends_with("error") {
@@ -104,6 +104,11 @@ impl Begun {
             }
         }
     }
+}
+
+/// What a stream has told of a turn, besides its text.
+fn told(watched: &Watched, turn: &str) -> Vec<String> {
+    watched.names(turn).into_iter().filter(|name| name != "text").collect()
 }
 
 /// What a row of the table came to.

@@ -28,6 +28,7 @@ pub struct Dev {
     dir: Option<TempDir>,
     marker: String,
     flags: Vec<String>,
+    variables: Vec<(String, String)>,
     process: Option<Child>,
     url: String,
     starts: usize,
@@ -60,6 +61,7 @@ impl Dev {
             dir: Some(tempfile::Builder::new().prefix("lastword-dev-").tempdir().unwrap()),
             marker: uuid::Uuid::new_v4().to_string(),
             flags: flags.iter().map(|f| f.to_string()).collect(),
+            variables: Vec::new(),
             process: None,
             url: String::new(),
             starts: 0,
@@ -97,8 +99,13 @@ impl Dev {
                 command.args([port, "127.0.0.1:0"]);
             }
         }
-        command.args(&self.flags).args(flags).env(MARKER, &self.marker);
+        command.args(&self.flags).args(flags).envs(self.variables.iter().cloned()).env(MARKER, &self.marker);
         command
+    }
+
+    /// A variable in the environment of the next start.
+    pub fn env(&mut self, name: &str, value: &str) {
+        self.variables.push((name.into(), value.into()));
     }
 
     /// The binary in this directory, in an environment of its own.
