@@ -101,6 +101,7 @@ CREATE TABLE terminal (
 );
 CREATE UNIQUE INDEX terminal_order ON terminal (conversation_id, number);
 CREATE INDEX terminal_ended ON terminal (ended_at);
+CREATE INDEX terminal_failed ON terminal (organization, turn_id) WHERE outcome = 'error';
 
 CREATE TABLE delivery (
     turn_id         uuid NOT NULL,
@@ -178,6 +179,7 @@ CREATE TABLE superseded (
 CREATE TABLE gateway (
     id         uuid PRIMARY KEY,
     url        text NOT NULL,
+    secret     text NOT NULL,                     -- what other replicas show to follow a turn here; of one process' life
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     expires_at timestamptz NOT NULL
 ) WITH (fillfactor = 50);

@@ -6,8 +6,8 @@
 //! write is tried again until it is written: it never falls open to dispatch.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,8 @@ use crate::turn::terminal::Failure;
 const GUARD_SECONDS: u32 = 10;
 /// Pause between looks for turns whose guard is gone.
 const REGUARD_EVERY: Duration = Duration::from_secs(2);
+/// The pause between two looks for unknown Agents.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// The pause after the database refused a guard's verdict.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -34,10 +36,14 @@ pub struct Agent {
     guards: Guards,
 }
 
+/// Agents by namespace and name.
+type ByName = HashMap<(String, String), Arc<Agent>>;
+
 /// The Agents that this replica knows, from the `agent` table.
 #[derive(Clone, Default)]
 pub struct Agents {
-    known: Arc<RwLock<HashMap<(String, String), Arc<Agent>>>>,
+    known: Arc<RwLock<ByName>>,
+    looked: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Agents {
@@ -45,6 +51,16 @@ impl Agents {
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Agent>> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         known.get(&(namespace.to_string(), name.to_string())).cloned()
+    }
+
+    /// Whether an unknown name may be looked for in the table: not for each of a flood of them.
+    fn may_look(&self) -> bool {
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = looked.is_none_or(|at| at.elapsed() > LOOK_AGAIN);
+        if may {
+            *looked = Some(Instant::now());
+        }
+        may
     }
 
     /// Reads the table again. An Agent that cannot be read keeps its last readable form.
@@ -127,8 +143,7 @@ pub struct Submitter {
 impl Submitter {
     /// Arms a turn (or finds the one that the same message id armed) and has it guarded.
     pub async fn submit(&self, submission: Submission) -> Result<(Armed, String), SubmitError> {
-        let agent =
-            self.agents.get(&submission.organization, &submission.agent).ok_or(SubmitError::NoAgent)?;
+        let agent = self.agent(&submission.organization, &submission.agent).await?;
         if submission.platform != crate::turn::routing::API
             && !agent.spec.platforms.iter().any(|p| p.name == submission.platform)
         {
@@ -143,6 +158,17 @@ impl Submitter {
             tokio::spawn(self.clone().guard(turn, agent));
         }
         Ok((armed, deployment))
+    }
+
+    /// An Agent; one that is not known may be so new that its notice is still on the way.
+    async fn agent(&self, organization: &str, name: &str) -> Result<Arc<Agent>, SubmitError> {
+        if let Some(agent) = self.agents.get(organization, name) {
+            return Ok(agent);
+        }
+        if self.agents.may_look() {
+            self.agents.refresh(&self.store).await?;
+        }
+        self.agents.get(organization, name).ok_or(SubmitError::NoAgent)
     }
 
     /// Limits that are known before arming; a repeat of an armed message id passes them, since it arms nothing.
@@ -173,7 +199,8 @@ impl Submitter {
             let written = match &verdict {
                 Verdict::Allow => self.store.pass_guard(turn.turn_id, self.gateway).await.map(drop),
                 Verdict::Reject { message, detail } => {
-                    let failure = Failure::detailed(Reason::GuardrailRejected, detail.clone()).with_message(message.clone());
+                    let failure =
+                        Failure::detailed(Reason::GuardrailRejected, detail.clone()).with_message(message.clone());
                     self.store.fail_turn(turn.turn_id, &failure).await.map(drop)
                 }
             };

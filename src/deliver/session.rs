@@ -13,17 +13,18 @@ use futures::Stream;
 use tokio_util::sync::CancellationToken;
 
 use super::render::{self, Owed, Scope};
-use super::{Shown, sse};
+use super::{Shown as ShownTurns, sse};
 use crate::dispatch::feeds::{Feed, Feeds};
+use crate::dispatch::follow::Follower;
 use crate::dispatch::live::LiveLogs;
 use crate::store::{Store, StoreError, TurnView};
-use crate::turn::cursor::Cursor;
+use crate::turn::cursor::{Cursor, Shown};
 use crate::turn::frame::Span;
 use crate::turn::keys::{ConversationId, GatewayId, SessionId, TurnId};
 
 /// Comments on an idle stream.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// How often the log of a turn is read whose worker is connected to another replica.
+/// How often a log is read from the store while it cannot be followed: its worker's replica is not known, or not reached.
 const REMOTE_LOG_EVERY: Duration = Duration::from_millis(500);
 /// Stored pieces of a log that are read at once.
 const LOG_ROWS: u32 = 64;
@@ -37,7 +38,8 @@ pub struct Streams {
     pub store: Store,
     pub live: LiveLogs,
     pub feeds: Feeds,
-    pub shown: Shown,
+    pub follower: Follower,
+    pub shown: ShownTurns,
     pub shutdown: CancellationToken,
 }
 
@@ -54,7 +56,11 @@ pub struct Viewer {
 
 impl Streams {
     /// The stream's bytes. A session must have been registered before.
-    pub fn open(self, viewer: Viewer, session: Option<SessionId>) -> impl Stream<Item = Result<Bytes, io::Error>> + Send {
+    pub fn open(
+        self,
+        viewer: Viewer,
+        session: Option<SessionId>,
+    ) -> impl Stream<Item = Result<Bytes, io::Error>> + Send {
         async_stream::try_stream! {
             let _registered = session.map(|id| Registered { id, store: self.store.clone() });
             // Subscribed before the first look: what comes after the look is news.
@@ -199,7 +205,7 @@ impl Tail {
             }
         }
         self.more = cut && self.viewer.cursor.base() > base;
-        self.open.retain(|v| self.viewer.cursor.shown(v.number) != crate::turn::cursor::Shown::Done);
+        self.open.retain(|v| self.viewer.cursor.shown(v.number) != Shown::Done);
         self.todo = self.open.clone();
         Ok(())
     }
@@ -252,7 +258,14 @@ impl Tail {
         if self.erased {
             return Woken::Erased;
         }
-        let remote = self.open.iter().any(|v| v.worker.is_some() && !self.streams.live.holds(v.turn_id));
+        let mut remote = false;
+        for view in &self.open {
+            if let (Some(worker), false) = (view.worker, self.streams.live.holds(view.turn_id)) {
+                remote = true;
+                let Shown::Part { offset, .. } = self.viewer.cursor.shown(view.number) else { continue };
+                self.streams.follower.follow(view.turn_id, view.conversation_id, worker, offset);
+            }
+        }
         let pause = match (self.failed, remote) {
             (true, _) => RETRY,
             (_, true) => REMOTE_LOG_EVERY,

@@ -19,14 +19,14 @@ use super::live::{LiveLogs, Refused};
 use super::workers::{Worker, Workers};
 use crate::gateway::problem::Problem;
 use crate::liveness::Heartbeats;
-use crate::store::{ConnectError, Connected, FinishError, Store, WorkerWord};
+use crate::store::{ConnectError, Connected, FinishError, Replica, Store, WorkerWord};
 use crate::turn::frame::Span;
-use crate::turn::keys::{GatewayId, Incarnation, TurnId};
+use crate::turn::keys::{Incarnation, TurnId};
 use crate::turn::reason::Reason;
 use crate::turn::terminal::{Failure, Outcome};
 use crate::wire::{
-    Acked, Connect, Credential, Finish, FinishResult, Finished, Goodbye, GoodbyePhase, Heartbeat, HeartbeatAnswer, Hello,
-    INCARNATION, MAX_BODY_BYTES, Output, ToWorker,
+    Acked, Connect, Credential, Finish, FinishResult, Finished, Goodbye, GoodbyePhase, Heartbeat, HeartbeatAnswer,
+    Hello, INCARNATION, MAX_BODY_BYTES, Output, ToWorker,
 };
 
 /// A worker's stream that closes without goodbye raises a suspicion after this, unless it came back meanwhile.
@@ -38,20 +38,23 @@ const KNOWN_FOR: Duration = Duration::from_secs(5);
 /// The most turns that one word may end.
 const MAX_TURNS_OF_A_WORD: usize = 64;
 
+/// Workers that were checked lately: what they showed, their terms, and when.
+type Known = HashMap<Incarnation, (Credential, Connected, Instant)>;
+
 /// What the endpoints need.
 #[derive(Clone)]
 pub struct WorkerPort {
-    pub gateway: GatewayId,
+    pub replica: Replica,
     pub store: Store,
     pub live: LiveLogs,
     pub workers: Workers,
     pub heartbeats: Heartbeats,
-    known: Arc<Mutex<HashMap<Incarnation, (Credential, Connected, Instant)>>>,
+    known: Arc<Mutex<Known>>,
 }
 
 impl WorkerPort {
-    pub fn new(gateway: GatewayId, store: Store, live: LiveLogs, workers: Workers, heartbeats: Heartbeats) -> Self {
-        WorkerPort { gateway, store, live, workers, heartbeats, known: Arc::default() }
+    pub fn new(replica: Replica, store: Store, live: LiveLogs, workers: Workers, heartbeats: Heartbeats) -> Self {
+        WorkerPort { replica, store, live, workers, heartbeats, known: Arc::default() }
     }
 
     /// The routes of the worker port.
@@ -62,6 +65,7 @@ impl WorkerPort {
             .route("/worker/v1/finish", post(finish))
             .route("/worker/v1/heartbeat", post(heartbeat))
             .route("/worker/v1/goodbye", post(goodbye))
+            .route("/peer/v1/turns/{id}/frames", get(super::follow::frames))
             .fallback(|| async { Problem::not_found("path; this is the worker port") })
             .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
             .with_state(self)
@@ -102,7 +106,9 @@ impl<S: Sync> FromRequestParts<S> for Shown {
             .and_then(Credential::parse)
             .ok_or_else(|| Problem::new(StatusCode::UNAUTHORIZED, "show the worker credential as a bearer token"))?;
         let incarnation = text(INCARNATION).and_then(|v| v.parse().ok()).ok_or_else(|| {
-            Problem::bad_request(format!("the header {INCARNATION} must hold the UUID that the worker made at its start"))
+            Problem::bad_request(format!(
+                "the header {INCARNATION} must hold the UUID that the worker made at its start"
+            ))
         })?;
         Ok(Shown { credential, incarnation })
     }
@@ -159,7 +165,7 @@ async fn turns(
         .collect::<Result<_, _>>()?;
     let terms = port
         .store
-        .connect_worker(&credential, incarnation, port.gateway, stream, asked.capacity.max(1), asked.together)
+        .connect_worker(&credential, incarnation, port.replica.id, stream, asked.capacity.max(1), asked.together)
         .await?
         .map_err(refused)?;
     port.remember(credential, incarnation, terms.clone());
@@ -254,7 +260,8 @@ async fn output(
     match port.live.accept(turn, span) {
         Some(Ok(acked)) => Ok(Json(acked)),
         Some(Err(Refused::Missing(missing))) => {
-            Err(Problem::new(StatusCode::CONFLICT, "something before this output is missing here").with_acked(missing.acked))
+            Err(Problem::new(StatusCode::CONFLICT, "something before this output is missing here")
+                .with_acked(missing.acked))
         }
         Some(Err(Refused::Full)) => {
             Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "the turn's log is full; finish it with an error"))

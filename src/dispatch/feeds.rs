@@ -38,9 +38,8 @@ impl Feeds {
 
     /// Starts to wait for a conversation's news.
     pub fn subscribe(&self, conversation: ConversationId) -> Feed {
-        let news = self.with(|feeds| {
-            feeds.entry(conversation).or_insert_with(|| watch::channel(News::default()).0).subscribe()
-        });
+        let news = self
+            .with(|feeds| feeds.entry(conversation).or_insert_with(|| watch::channel(News::default()).0).subscribe());
         Feed { conversation, news, feeds: self.clone() }
     }
 
@@ -65,6 +64,11 @@ impl Feeds {
     /// Something was missed: everybody looks.
     pub fn everything_changed(&self) {
         self.with(|feeds| feeds.values().for_each(|feed| feed.send_modify(|n| n.store += 1)));
+    }
+
+    /// Whether somebody waits for a conversation's news.
+    pub fn is_wanted(&self, conversation: ConversationId) -> bool {
+        self.with(|feeds| feeds.contains_key(&conversation))
     }
 
     /// The conversations that somebody waits for.

@@ -33,6 +33,8 @@ struct Log {
     durable: u64,
     pending_bytes: usize,
     dirty_since: Option<Instant>,
+    /// It comes from another replica, which makes it durable.
+    followed: bool,
 }
 
 /// Why frames were not taken.
@@ -63,25 +65,68 @@ impl LiveLogs {
         f(&mut self.logs.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Where its news go.
+    pub fn feeds(&self) -> &Feeds {
+        &self.feeds
+    }
+
     /// A turn is in hand here; its log is durable up to `durable`. Known turns stay as they are.
     pub fn open(&self, turn: TurnId, conversation: ConversationId, incarnation: Incarnation, durable: u64) {
         self.with(|logs| {
-            let log = logs.entry(turn).or_insert_with(|| Log {
-                conversation,
-                incarnation,
-                span: Span::new(durable, Vec::new()),
-                end: durable,
-                durable,
-                pending_bytes: 0,
-                dirty_since: None,
-            });
+            if logs.get(&turn).is_some_and(|l| l.followed) {
+                logs.remove(&turn);
+            }
+            let log = logs.entry(turn).or_insert_with(|| Log::new(conversation, incarnation, durable));
             log.incarnation = incarnation;
         });
     }
 
+    /// Starts to follow a turn from `offset` on; false when it is here already.
+    pub fn open_followed(&self, turn: TurnId, conversation: ConversationId, worker: Incarnation, offset: u64) -> bool {
+        self.with(|logs| {
+            if logs.contains_key(&turn) {
+                return false;
+            }
+            logs.insert(turn, Log { followed: true, ..Log::new(conversation, worker, offset) });
+            true
+        })
+    }
+
+    /// Frames of a followed turn came; false when it is followed no more.
+    pub fn accept_followed(&self, turn: TurnId, span: Span) -> bool {
+        let conversation = self.with(|logs| {
+            let log = logs.get_mut(&turn).filter(|l| l.followed && span.start <= l.end)?;
+            let new = span.from(log.end);
+            log.end = new.end().max(log.end);
+            new.frames.into_iter().for_each(|frame| log.span.push(frame));
+            log.trim(log.end);
+            Some(log.conversation)
+        });
+        conversation.inspect(|c| self.feeds.frames_came(*c)).is_some()
+    }
+
+    /// The turn is followed no more.
+    pub fn close_followed(&self, turn: TurnId) {
+        self.with(|logs| {
+            if logs.get(&turn).is_some_and(|l| l.followed) {
+                logs.remove(&turn);
+            }
+        });
+    }
+
+    /// Turns in hand here, with whose they are.
+    pub fn in_hand(&self) -> Vec<(TurnId, Incarnation)> {
+        self.with(|logs| logs.iter().filter(|(_, l)| !l.followed).map(|(&t, l)| (t, l.incarnation)).collect())
+    }
+
+    /// The conversation of a turn in hand here.
+    pub fn conversation_of(&self, turn: TurnId) -> Option<ConversationId> {
+        self.with(|logs| logs.get(&turn).filter(|l| !l.followed).map(|l| l.conversation))
+    }
+
     /// Whether the turn is in hand here, for this incarnation.
     pub fn is_open(&self, turn: TurnId, incarnation: Incarnation) -> bool {
-        self.with(|logs| logs.get(&turn).is_some_and(|l| l.incarnation == incarnation))
+        self.with(|logs| logs.get(&turn).is_some_and(|l| !l.followed && l.incarnation == incarnation))
     }
 
     /// Whether the turn's output passes through this replica.
@@ -92,7 +137,7 @@ impl LiveLogs {
     /// Takes frames of an open turn: what is known already is passed over, the rest is shown at once.
     pub fn accept(&self, turn: TurnId, span: Span) -> Option<Result<Acked, Refused>> {
         let (answer, conversation) = self.with(|logs| {
-            let log = logs.get_mut(&turn)?;
+            let log = logs.get_mut(&turn).filter(|l| !l.followed)?;
             let answer = log.accept(span);
             Some((answer, log.conversation))
         })?;
@@ -107,20 +152,21 @@ impl LiveLogs {
     pub fn read(&self, turn: TurnId, offset: u64) -> Option<Span> {
         self.with(|logs| {
             let log = logs.get(&turn)?;
-            (offset >= log.span.start).then(|| {
-                if offset >= log.end { Span::new(offset, Vec::new()) } else { log.span.clone().from(offset) }
-            })
+            (offset >= log.span.start)
+                .then(|| if offset >= log.end { Span::new(offset, Vec::new()) } else { log.span.clone().from(offset) })
         })
     }
 
     /// What is not known to be durable, for a finish.
     pub fn tail(&self, turn: TurnId) -> Option<Span> {
-        self.with(|logs| logs.get(&turn).map(|log| log.span.clone().from(log.durable)))
+        self.with(|logs| logs.get(&turn).filter(|l| !l.followed).map(|log| log.span.clone().from(log.durable)))
     }
 
-    /// The turn is over, or left this replica.
+    /// The turn is over, or left this replica. Those who follow it from elsewhere find out.
     pub fn close(&self, turn: TurnId) {
-        self.with(|logs| logs.remove(&turn));
+        if let Some(log) = self.with(|logs| logs.remove(&turn)) {
+            self.feeds.frames_came(log.conversation);
+        }
     }
 
     /// Flushes until `shutdown`, then once more.
@@ -182,10 +228,7 @@ impl LiveLogs {
             } else {
                 log.dirty_since.get_or_insert_with(Instant::now);
             }
-            let keep_from = log.end.saturating_sub(KEPT_UNITS).min(log.durable);
-            if keep_from > log.span.start + KEPT_UNITS / 4 {
-                log.span = std::mem::take(&mut log.span).from(keep_from);
-            }
+            log.trim(log.durable);
         });
     }
 
@@ -200,6 +243,27 @@ impl LiveLogs {
 }
 
 impl Log {
+    fn new(conversation: ConversationId, incarnation: Incarnation, at: u64) -> Self {
+        Log {
+            conversation,
+            incarnation,
+            span: Span::new(at, Vec::new()),
+            end: at,
+            durable: at,
+            pending_bytes: 0,
+            dirty_since: None,
+            followed: false,
+        }
+    }
+
+    /// Forgets what lies far back, but nothing behind `keep`; in large steps, since each copies what stays.
+    fn trim(&mut self, keep: u64) {
+        let keep_from = self.end.saturating_sub(KEPT_UNITS).min(keep);
+        if keep_from > self.span.start + KEPT_UNITS / 4 {
+            self.span = std::mem::take(&mut self.span).from(keep_from);
+        }
+    }
+
     fn accept(&mut self, span: Span) -> Result<Acked, Refused> {
         if span.start > self.end {
             return Err(Refused::Missing(Missing { acked: self.end }));

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -16,6 +16,10 @@ use crate::wire::{Connect, HeartbeatAnswer, MAX_HISTORY, ToWorker, TurnPush};
 
 /// How often a worker with room looks for turns that no notice told of.
 const POLL: Duration = Duration::from_secs(1);
+/// A claim may be this much younger than the answer that does not name it.
+const JUST_CLAIMED: Duration = Duration::from_secs(5);
+/// How often logs are looked through for workers that are gone.
+const TIDY_EVERY: Duration = Duration::from_secs(30);
 /// Lines that may wait for a worker that does not read; more, and its stream is closed.
 const MAX_LINES: usize = 1024;
 
@@ -35,7 +39,8 @@ pub struct Worker {
 
 #[derive(Default)]
 struct State {
-    in_hand: HashSet<TurnId>,
+    /// Turns that were pushed (or that the markers name), and when that was learnt.
+    in_hand: HashMap<TurnId, Instant>,
     draining: bool,
     said_goodbye: bool,
 }
@@ -57,7 +62,7 @@ impl Worker {
 
     /// The worker no longer owes these turns: there is room.
     pub fn let_go(&self, turns: &[TurnId]) {
-        self.with(|s| s.in_hand.retain(|t| !turns.contains(t)));
+        self.with(|s| s.in_hand.retain(|t, _| !turns.contains(t)));
         self.wake.notify_one();
     }
 
@@ -162,8 +167,7 @@ impl Workers {
         loop {
             let room = worker.room();
             if room > 0 {
-                let claim =
-                    ClaimFor { incarnation: worker.incarnation, room, together: worker.terms.together };
+                let claim = ClaimFor { incarnation: worker.incarnation, room, together: worker.terms.together };
                 match self.store.claim(claim).await {
                     Ok(claimed) if !claimed.is_empty() => {
                         self.push(&worker, claimed).await;
@@ -182,7 +186,7 @@ impl Workers {
     }
 
     async fn push(&self, worker: &Worker, claimed: Vec<Claimed>) {
-        worker.with(|s| s.in_hand.extend(claimed.iter().map(|c| c.turn_id)));
+        worker.with(|s| s.in_hand.extend(claimed.iter().map(|c| (c.turn_id, Instant::now()))));
         for turn in claimed {
             self.live.open(turn.turn_id, turn.conversation_id, worker.incarnation, turn.log_end);
             worker.send(ToWorker::Turn(Box::new(self.complete(turn, worker.history).await)));
@@ -236,9 +240,12 @@ impl Workers {
         }
         if let Some(worker) = worker {
             let held: HashSet<TurnId> = beat.held.iter().copied().collect();
-            // What was claimed between the database's answer and now is in hand too; the next heartbeat corrects.
-            worker.with(|s| s.in_hand.retain(|t| held.contains(t) || !stop.contains(t)));
-            worker.with(|s| s.in_hand.extend(held));
+            worker.with(|s| {
+                // What was claimed between the database's answer and now is in hand too; all else that no marker names
+                // (finished by way of another replica, say) is not.
+                s.in_hand.retain(|t, since| held.contains(t) || since.elapsed() < JUST_CLAIMED);
+                s.in_hand.extend(held.iter().map(|&t| (t, Instant::now())));
+            });
             if beat.drain.is_some() {
                 worker.stop_claiming();
             }
@@ -250,7 +257,7 @@ impl Workers {
     /// Something happened to a worker from outside: tell it what it no longer owes, and whether it is to drain.
     pub async fn refresh(&self, incarnation: Incarnation) {
         let Some(worker) = self.get(incarnation) else { return };
-        let in_hand: Vec<TurnId> = worker.with(|s| s.in_hand.iter().copied().collect());
+        let in_hand: Vec<TurnId> = worker.with(|s| s.in_hand.keys().copied().collect());
         let state = match self.store.worker_state(incarnation).await {
             Ok(state) => state,
             // The next heartbeat tells the same.
@@ -272,6 +279,29 @@ impl Workers {
             && !worker.with(|s| std::mem::replace(&mut s.draining, true))
         {
             worker.send(ToWorker::Drain { seconds });
+        }
+    }
+
+    /// Forgets the logs of workers that have been away for a whole [`TIDY_EVERY`], until `shutdown`. They keep what is
+    /// not durable, or are dead.
+    pub async fn tidy(self, shutdown: CancellationToken) {
+        let mut away: HashSet<TurnId> = HashSet::new();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(TIDY_EVERY) => {}
+                () = shutdown.cancelled() => return,
+            }
+            let mut still_away = HashSet::new();
+            for (turn, incarnation) in self.live.in_hand() {
+                if self.get(incarnation).is_none() {
+                    if away.contains(&turn) {
+                        self.live.close(turn);
+                    } else {
+                        still_away.insert(turn);
+                    }
+                }
+            }
+            away = still_away;
         }
     }
 

@@ -24,6 +24,9 @@ use crate::wire::Credential;
 pub use plan::{Action, KnownAgent, plan};
 pub use runtime::{Death, StartRequest, WorkerRuntime};
 
+/// How long the database may take to note that workers are stopped.
+const SAY_STOP: Duration = Duration::from_secs(3);
+
 /// The fleet's knobs.
 #[derive(Debug, Clone)]
 pub struct FleetConfig {
@@ -249,14 +252,15 @@ impl Fleet {
 
     /// This machine's part of the fleet goes: what its workers leave behind says so.
     async fn stop_all(&self) {
-        match self.store.workers().await {
-            Ok(workers) => {
-                for worker in workers.iter().filter(|w| self.runtime.owns(&w.runtime_ref)) {
-                    // Without the database the next start fails what is left.
-                    let _ = self.store.drain_worker(worker.incarnation, Reason::NodeShutdown).await;
-                }
+        let say = async {
+            for worker in self.store.workers().await?.iter().filter(|w| self.runtime.owns(&w.runtime_ref)) {
+                self.store.drain_worker(worker.incarnation, Reason::NodeShutdown).await?;
             }
-            Err(error) => tracing::warn!(%error, "workers are stopped without a word in the database"),
+            Ok::<_, StoreError>(())
+        };
+        // Without the database the next start fails what is left.
+        if !matches!(tokio::time::timeout(SAY_STOP, say).await, Ok(Ok(()))) {
+            tracing::warn!("workers are stopped without a word in the database");
         }
         self.runtime.shutdown().await;
     }

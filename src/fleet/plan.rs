@@ -20,9 +20,18 @@ pub struct KnownAgent {
 /// A step of the plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    Start { organization: String, agent: String, deployment: String },
+    Start {
+        organization: String,
+        agent: String,
+        deployment: String,
+    },
     /// A deliberate stop: idle, surplus, or its Agent changed or is gone.
-    Drain { incarnation: Incarnation, start_id: StartId, reason: Reason, grace: Duration },
+    Drain {
+        incarnation: Incarnation,
+        start_id: StartId,
+        reason: Reason,
+        grace: Duration,
+    },
 }
 
 /// Whether each conversation has a worker of its own.
@@ -39,8 +48,7 @@ pub fn plan(agents: &HashMap<Key, KnownAgent>, demand: &[DeploymentDemand], work
     names.sort();
     for key in names {
         let agent = &agents[key];
-        let mine: Vec<&Lease> =
-            workers.iter().filter(|w| w.organization == key.0 && w.agent == key.1).collect();
+        let mine: Vec<&Lease> = workers.iter().filter(|w| w.organization == key.0 && w.agent == key.1).collect();
         let current: Vec<&Lease> =
             mine.iter().copied().filter(|w| !w.stopping && w.generation == agent.generation).collect();
         let waiting = demand.iter().filter(|d| d.organization == key.0 && d.agent == key.1);
@@ -175,7 +183,8 @@ mod tests {
         (starts, actions.len() - starts)
     }
 
-    const PER_AGENT: &str = r#"{"adapter":"Exec","scope":"Agent","limits":{"maxWorkers":3},"timing":{"idleSeconds":60}}"#;
+    const PER_AGENT: &str =
+        r#"{"adapter":"Exec","scope":"Agent","limits":{"maxWorkers":3},"timing":{"idleSeconds":60}}"#;
     const PER_CONVERSATION: &str = r#"{"adapter":"Exec","limits":{"maxWorkers":2},"timing":{"idleSeconds":60}}"#;
 
     #[test]
@@ -189,8 +198,20 @@ mod tests {
             (PER_AGENT, vec![], vec![worker("a", Live, 0, Some(61.0))], (0, 1), "idle for long"),
             (PER_AGENT, vec![], vec![worker("a", Live, 0, Some(59.0))], (0, 0), "not yet"),
             (PER_AGENT, vec![], vec![worker("a", Live, 1, Some(99.0))], (0, 0), "busy by its marker"),
-            (PER_CONVERSATION, vec![demand("a-1", 1), demand("a-2", 1), demand("a-3", 1)], vec![], (2, 0), "maxWorkers"),
-            (PER_CONVERSATION, vec![demand("a-1", 1)], vec![worker("a-1", Live, 1, None)], (0, 0), "its worker is busy"),
+            (
+                PER_CONVERSATION,
+                vec![demand("a-1", 1), demand("a-2", 1), demand("a-3", 1)],
+                vec![],
+                (2, 0),
+                "maxWorkers",
+            ),
+            (
+                PER_CONVERSATION,
+                vec![demand("a-1", 1)],
+                vec![worker("a-1", Live, 1, None)],
+                (0, 0),
+                "its worker is busy",
+            ),
             (
                 PER_CONVERSATION,
                 vec![demand("a-3", 1)],

@@ -98,9 +98,8 @@ impl ProcessRuntime {
             .flatten();
         let cgroup = limit.and_then(|bytes| Cgroup::limited(&format!("lastword-{}", request.start_id), bytes));
         let shown = command.get_program().to_string_lossy().to_string();
-        let mut child = Spawner::global()
-            .spawn(command, Signal::KILL)
-            .map_err(|e| failed(format!("cannot start {shown}: {e}")))?;
+        let mut child =
+            Spawner::global().spawn(command, Signal::KILL).map_err(|e| failed(format!("cannot start {shown}: {e}")))?;
         let pid = Pid::from_child(&child);
         if let Some(cgroup) = &cgroup {
             cgroup.add(child.id());
@@ -134,9 +133,10 @@ impl ProcessRuntime {
         let directory = program.and_then(|c| c.working_dir.as_deref()).unwrap_or(".");
         command.current_dir(self.config.base_dir.join(directory));
         for variable in program.iter().flat_map(|c| &c.env) {
-            let value = variable.value.as_deref().ok_or_else(|| {
-                failed(format!("env {}: on one machine only plain values are known", variable.name))
-            })?;
+            let value = variable
+                .value
+                .as_deref()
+                .ok_or_else(|| failed(format!("env {}: on one machine only plain values are known", variable.name)))?;
             command.env(&variable.name, value);
         }
         command
@@ -153,7 +153,9 @@ impl ProcessRuntime {
         let (deployment, stdout) = (request.deployment.clone(), child.stdout.take());
         if let Some(Ok(stdout)) = stdout.map(tokio::process::ChildStdout::from_std) {
             let deployment = deployment.clone();
-            tokio::spawn(async move { lines(stdout, |line| tracing::info!(target: "worker", deployment, "{line}")).await });
+            tokio::spawn(
+                async move { lines(stdout, |line| tracing::info!(target: "worker", deployment, "{line}")).await },
+            );
         }
         if let Some(Ok(stderr)) = child.stderr.take().map(tokio::process::ChildStderr::from_std) {
             tokio::spawn(async move {

@@ -69,9 +69,9 @@ impl Auth {
             tracing::warn!(%error, "an API key could not be checked");
             Problem::unavailable()
         })?;
-        let principal = found.map(|(p, _): (Principal, Uuid)| p).ok_or_else(|| {
-            unauthorized("the API key is unknown, revoked or expired")
-        })?;
+        let principal = found
+            .map(|(p, _): (Principal, Uuid)| p)
+            .ok_or_else(|| unauthorized("the API key is unknown, revoked or expired"))?;
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         if remembered.len() >= MAX_REMEMBERED {
             remembered.clear();

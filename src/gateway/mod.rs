@@ -18,12 +18,12 @@ use crate::deliver::session::Streams;
 use crate::deliver::{self, Shown};
 use crate::dispatch::endpoint::WorkerPort;
 use crate::dispatch::feeds::Feeds;
+use crate::dispatch::follow::Follower;
 use crate::dispatch::live::LiveLogs;
 use crate::dispatch::workers::Workers;
 use crate::liveness::Heartbeats;
-use crate::store::{Notice, Store};
+use crate::store::{Notice, Replica, Store};
 use crate::submit::{Agents, Submitter};
-use crate::turn::keys::GatewayId;
 pub use auth::{Auth, AuthMode};
 
 /// The gateway's limits and addresses.
@@ -92,7 +92,8 @@ pub async fn run(
     if config.auth == AuthMode::None && !address.ip().is_loopback() {
         return Err(GatewayError::NotLoopback(address));
     }
-    let id = GatewayId::new();
+    let replica = Replica::new(config.advertise.clone());
+    let id = replica.id;
     let tasks = TaskTracker::new();
     let background = shutdown.child_token();
     let feeds = Feeds::default();
@@ -100,8 +101,13 @@ pub async fn run(
     let workers = Workers::new(store.clone(), live.clone());
     let shown = Shown::start(store.clone());
     let agents = Agents::default();
-    let heartbeats = Heartbeats::start(store.clone(), id, config.advertise.clone(), background.clone());
+    if let Err(error) = agents.refresh(&store).await {
+        tracing::warn!(%error, "the agents are not known yet; they are read when the database is back");
+    }
+    let heartbeats = Heartbeats::start(store.clone(), replica.clone(), background.clone());
+    let follower = Follower::new(id, store.clone(), live.clone(), feeds.clone())?;
     let streams = Streams {
+        follower,
         gateway: id,
         store: store.clone(),
         live: live.clone(),
@@ -120,8 +126,9 @@ pub async fn run(
         streams,
         workers: workers.clone(),
     };
-    let port = WorkerPort::new(id, store.clone(), live.clone(), workers.clone(), heartbeats);
+    let port = WorkerPort::new(replica, store.clone(), live.clone(), workers.clone(), heartbeats);
 
+    tasks.spawn(workers.clone().tidy(background.clone()));
     tasks.spawn(live.flush(store.clone(), background.clone()));
     tasks.spawn(deliver::run(store.clone(), id, feeds.clone(), background.clone()));
     tasks.spawn(deliver::poll(store.clone(), feeds.clone(), background.clone()));

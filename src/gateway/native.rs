@@ -19,7 +19,7 @@ use crate::store::{Conversation, ListFilter, Record};
 use crate::submit::{Submission, SubmitError};
 use crate::turn::cursor::{Cursor, CursorError};
 use crate::turn::frame::{storable, storable_json};
-use crate::turn::keys::{SessionId, TurnId, check_name};
+use crate::turn::keys::{SessionId, TurnId, check_conversation, check_name};
 use crate::turn::reason::Reason;
 use crate::turn::routing::API;
 use crate::turn::terminal::Failure;
@@ -91,11 +91,9 @@ pub(super) async fn submit(
     let body: Submit = parse(&headers, &body)?;
     let message_id = body.message_id.unwrap_or_else(|| Uuid::now_v7().to_string());
     let platform = body.platform.unwrap_or_else(|| API.to_string());
-    for (what, name) in [("conversation", &conversation), ("messageId", &message_id), ("platform", &platform)] {
+    check_conversation(&conversation).map_err(|e| Problem::bad_request(e.to_string()))?;
+    for (what, name) in [("messageId", &message_id), ("platform", &platform)] {
         check_name(what, name).map_err(|e| Problem::bad_request(e.to_string()))?;
-    }
-    if conversation == "." || conversation == ".." {
-        return Err(Problem::bad_request("a conversation cannot be named . or .."));
     }
     if body.message.is_empty() {
         return Err(Problem::bad_request("message is empty"));
@@ -112,11 +110,11 @@ pub(super) async fn submit(
         traceparent: headers.get("traceparent").and_then(|v| v.to_str().ok()).map(str::to_string),
     };
     let (message_id, conversation) = (submission.message_id.clone(), submission.conversation.clone());
-    let (armed, deployment) =
-        gateway.submitter.submit(submission).await.map_err(|e| refused(e, &message_id))?;
+    let (armed, deployment) = gateway.submitter.submit(submission).await.map_err(|e| refused(e, &message_id))?;
     let cursor = Cursor::after(armed.conversation_id, armed.number - 1).to_string();
     let status = if armed.fresh { StatusCode::ACCEPTED } else { StatusCode::OK };
-    Ok((status, Json(Submitted { turn_id: armed.turn_id, message_id, conversation, deployment, cursor })).into_response())
+    Ok((status, Json(Submitted { turn_id: armed.turn_id, message_id, conversation, deployment, cursor }))
+        .into_response())
 }
 
 fn parse<T: serde::de::DeserializeOwned>(headers: &HeaderMap, body: &Bytes) -> Result<T, Problem> {
@@ -129,7 +127,10 @@ fn parse<T: serde::de::DeserializeOwned>(headers: &HeaderMap, body: &Bytes) -> R
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send application/json"));
     }
     if body.len() > MAX_BODY_BYTES {
-        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {MAX_BODY_BYTES} bytes")));
+        return Err(Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the body is larger than {MAX_BODY_BYTES} bytes"),
+        ));
     }
     serde_json::from_slice(body).map_err(|e| Problem::bad_request(format!("the body is malformed: {e}")))
 }
@@ -193,7 +194,10 @@ fn place(text: &str, conversation: &Conversation) -> Result<Cursor, Problem> {
         return Err(Problem::bad_request("the cursor is ahead of its conversation"));
     }
     if cursor.base() < conversation.pruned_through {
-        return Err(Problem::new(StatusCode::GONE, "turns behind this cursor are past their retention; start again without one"));
+        return Err(Problem::new(
+            StatusCode::GONE,
+            "turns behind this cursor are past their retention; start again without one",
+        ));
     }
     Ok(cursor)
 }
@@ -210,7 +214,7 @@ pub(super) async fn session(
     headers: HeaderMap,
     Query(after): Query<After>,
 ) -> Result<Response, Problem> {
-    check_name("conversation", &name).map_err(|e| Problem::bad_request(e.to_string()))?;
+    check_conversation(&name).map_err(|e| Problem::bad_request(e.to_string()))?;
     let after = resume_at(&headers, after)?;
     let store = &gateway.store;
     let conversation = store.open_conversation(&caller.0.organization, &name, &caller.0.user).await?;
@@ -221,9 +225,7 @@ pub(super) async fn session(
     let given = after.map(|a| place(&a, &conversation)).transpose()?;
     // Registered, and committed, before anything is read.
     let session = SessionId::new();
-    store
-        .register_session(session, gateway.streams.gateway, &caller.0.organization, conversation.id, owner)
-        .await?;
+    store.register_session(session, gateway.streams.gateway, &caller.0.organization, conversation.id, owner).await?;
     let cursor = match given {
         Some(cursor) => cursor,
         None => Cursor::after(conversation.id, store.session_base(conversation.id).await?),
@@ -428,9 +430,7 @@ pub(super) async fn history(
 
 async fn seen_conversation(gateway: &Gateway, caller: &Caller, name: &str) -> Result<Conversation, Problem> {
     let found = gateway.store.conversation(&caller.0.organization, name).await?;
-    found
-        .filter(|c| caller.sees(&caller.0.organization, &c.owner))
-        .ok_or_else(|| Problem::not_found("conversation"))
+    found.filter(|c| caller.sees(&caller.0.organization, &c.owner)).ok_or_else(|| Problem::not_found("conversation"))
 }
 
 #[derive(Debug, Deserialize)]

@@ -10,11 +10,22 @@ use super::problem::Problem;
 #[openapi(
     info(title = "Lastword", description = "Every agent turn gets exactly one last word."),
     paths(
-        native::submit, native::session, native::turn_stream, native::record, native::history, native::list,
-        native::cancel, native::erase
+        native::submit,
+        native::session,
+        native::turn_stream,
+        native::record,
+        native::history,
+        native::list,
+        native::cancel,
+        native::erase
     ),
     components(schemas(
-        native::Submit, native::Submitted, native::RecordView, native::Page, native::ErasedView, Problem
+        native::Submit,
+        native::Submitted,
+        native::RecordView,
+        native::Page,
+        native::ErasedView,
+        Problem
     ))
 )]
 struct Document;

@@ -36,12 +36,12 @@ pub(super) async fn serve(
     config: &GatewayConfig,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let router = router
-        .layer(middleware::from_fn(whole_body))
-        .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
+    let router = router.layer(middleware::from_fn(whole_body)).layer(CatchPanicLayer::custom(
+        |_: Box<dyn std::any::Any + Send>| {
             tracing::error!("a handler panicked; this is a bug in Lastword");
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "a fault of Lastword; it was logged").into_response()
-        }));
+        },
+    ));
     let connections = TaskTracker::new();
     let room = Arc::new(Semaphore::new(config.max_connections));
     loop {
@@ -101,7 +101,8 @@ async fn whole_body(request: Request, next: Next) -> Response {
     let bytes = match tokio::time::timeout(BODY_TIMEOUT, limited).await {
         Ok(Ok(bytes)) => bytes,
         Ok(Err(error)) => {
-            let too_large = std::error::Error::source(&error).is_some_and(|e| e.is::<http_body_util::LengthLimitError>());
+            let too_large =
+                std::error::Error::source(&error).is_some_and(|e| e.is::<http_body_util::LengthLimitError>());
             return if too_large {
                 Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large").into_response()
             } else {

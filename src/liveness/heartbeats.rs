@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::store::{Beat, BeatAnswer, Store, StoreError};
-use crate::turn::keys::{GatewayId, Incarnation};
+use crate::store::{Beat, BeatAnswer, Replica, Store, StoreError};
+use crate::turn::keys::Incarnation;
 
 /// A tick's period: at most a second, so that the settling gate notices a gap early.
 pub const TICK: Duration = Duration::from_millis(500);
@@ -27,9 +27,9 @@ pub struct Heartbeats {
 
 impl Heartbeats {
     /// Starts to tick, until `shutdown`.
-    pub fn start(store: Store, gateway: GatewayId, url: String, shutdown: CancellationToken) -> Self {
+    pub fn start(store: Store, gateway: Replica, shutdown: CancellationToken) -> Self {
         let (queue, waiting) = mpsc::channel(MAX_WAITING);
-        tokio::spawn(tick(store, gateway, url, waiting, shutdown));
+        tokio::spawn(tick(store, gateway, waiting, shutdown));
         Heartbeats { queue }
     }
 
@@ -42,13 +42,7 @@ impl Heartbeats {
     }
 }
 
-async fn tick(
-    store: Store,
-    gateway: GatewayId,
-    url: String,
-    mut waiting: mpsc::Receiver<Waiting>,
-    shutdown: CancellationToken,
-) {
+async fn tick(store: Store, gateway: Replica, mut waiting: mpsc::Receiver<Waiting>, shutdown: CancellationToken) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut batch: Vec<Waiting> = Vec::new();
@@ -64,7 +58,7 @@ async fn tick(
         // The last word of a worker counts: several beats of one tick are one.
         let beats: HashMap<Incarnation, Beat> = batch.iter().map(|(b, _)| (b.incarnation, b.clone())).collect();
         let beats: Vec<Beat> = beats.into_values().collect();
-        let result = store.heartbeat(gateway, &url, GATEWAY_EXPIRES_SECONDS, &beats).await;
+        let result = store.heartbeat(&gateway, GATEWAY_EXPIRES_SECONDS, &beats).await;
         match (&result, away) {
             (Err(error), false) => {
                 tracing::warn!(%error, "heartbeats are refused; workers try again, and nobody is failed for it");

@@ -22,8 +22,13 @@ pub async fn sweep(store: Store, retention: Retention, every: Duration, shutdown
                     tracing::info!("the sweep has its database again");
                 }
                 if swept.workers + swept.turns > 0 {
-                    tracing::info!(workers = swept.workers, turns = swept.turns,
-                        "the sweep ended {} workers and {} turns", swept.workers, swept.turns);
+                    tracing::info!(
+                        workers = swept.workers,
+                        turns = swept.turns,
+                        "the sweep ended {} workers and {} turns",
+                        swept.workers,
+                        swept.turns
+                    );
                 }
                 swept.more
             }

@@ -37,9 +37,8 @@ impl Cgroup {
 
     /// Whether the kernel killed in it for want of memory.
     pub fn killed(&self) -> bool {
-        fs::read_to_string(self.path.join(self.events)).is_ok_and(|text| {
-            text.lines().filter_map(|l| l.strip_prefix("oom_kill ")).any(|n| n.trim() != "0")
-        })
+        fs::read_to_string(self.path.join(self.events))
+            .is_ok_and(|text| text.lines().filter_map(|l| l.strip_prefix("oom_kill ")).any(|n| n.trim() != "0"))
     }
 }
 

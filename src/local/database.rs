@@ -29,13 +29,13 @@ pub enum DatabaseError {
 }
 
 enum Named {
-    External(PgConnectOptions),
+    External(Box<PgConnectOptions>),
     Directory(PathBuf),
 }
 
 fn named(url: &str) -> Result<Named, DatabaseError> {
     if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-        return PgConnectOptions::from_str(url).map(Named::External).map_err(DatabaseError::Malformed);
+        return PgConnectOptions::from_str(url).map(|o| Named::External(Box::new(o))).map_err(DatabaseError::Malformed);
     }
     match url.strip_prefix("file://") {
         Some(dir) if !dir.is_empty() => Ok(Named::Directory(dir.into())),
@@ -47,7 +47,7 @@ fn named(url: &str) -> Result<Named, DatabaseError> {
 /// Opens the database; an embedded one is started, and is this process' alone.
 pub async fn open(args: &DatabaseArgs) -> Result<Database, DatabaseError> {
     match named(&args.database_url)? {
-        Named::External(options) => Ok(Database { options, embedded: None, directory: None }),
+        Named::External(options) => Ok(Database { options: *options, embedded: None, directory: None }),
         Named::Directory(directory) => {
             let options = Options { bin_dir: args.postgres_bin.clone(), ..Options::new(&directory, cache_dir(args)) };
             let embedded = Embedded::start(options).await?;

@@ -39,12 +39,14 @@ impl Store {
 
     /// Removes an Agent; its waiting turns end when the fleet sees that it is gone.
     pub async fn remove_agent(&self, namespace: &str, name: &str) -> Result<bool, StoreError> {
-        let done = sqlx::query("UPDATE agent SET deleted_at = clock_timestamp()
-             WHERE namespace = $1 AND name = $2 AND deleted_at IS NULL")
-            .bind(namespace)
-            .bind(name)
-            .execute(&self.general)
-            .await?;
+        let done = sqlx::query(
+            "UPDATE agent SET deleted_at = clock_timestamp()
+             WHERE namespace = $1 AND name = $2 AND deleted_at IS NULL",
+        )
+        .bind(namespace)
+        .bind(name)
+        .execute(&self.general)
+        .await?;
         let removed = done.rows_affected() == 1;
         if removed {
             self.notices.send(Notice::Agents);
@@ -54,10 +56,12 @@ impl Store {
 
     /// All Agents.
     pub async fn agents(&self) -> Result<Vec<StoredAgent>, StoreError> {
-        let rows = sqlx::query("SELECT namespace, name, spec, generation FROM agent
-             WHERE deleted_at IS NULL ORDER BY namespace, name")
-            .fetch_all(&self.general)
-            .await?;
+        let rows = sqlx::query(
+            "SELECT namespace, name, spec, generation FROM agent
+             WHERE deleted_at IS NULL ORDER BY namespace, name",
+        )
+        .fetch_all(&self.general)
+        .await?;
         rows.iter()
             .map(|r| {
                 Ok(StoredAgent {

@@ -173,12 +173,7 @@ async fn open_conversations(tx: &mut PgConnection, items: &[Arm]) -> Result<Vec<
 }
 
 /// Numbers the allowed items behind their conversations' last turns, and inserts turns and markers.
-async fn insert(
-    tx: &mut PgConnection,
-    items: &[Arm],
-    places: &[Place],
-    allowed: &[usize],
-) -> Result<(), StoreError> {
+async fn insert(tx: &mut PgConnection, items: &[Arm], places: &[Place], allowed: &[usize]) -> Result<(), StoreError> {
     if allowed.is_empty() {
         return Ok(());
     }
@@ -186,8 +181,7 @@ async fn insert(
     let ids: Vec<uuid::Uuid> = allowed.iter().map(|&i| items[i].turn_id.0).collect();
     let conversations: Vec<uuid::Uuid> = allowed.iter().map(|&i| places[i].id.0).collect();
     let guards: Vec<Option<uuid::Uuid>> = allowed.iter().map(|&i| items[i].guard.map(|g| g.0.0)).collect();
-    let guard_seconds: Vec<Option<i32>> =
-        allowed.iter().map(|&i| items[i].guard.map(|g| g.1 as i32)).collect();
+    let guard_seconds: Vec<Option<i32>> = allowed.iter().map(|&i| items[i].guard.map(|g| g.1 as i32)).collect();
     let routings: Vec<Value> = allowed.iter().map(|&i| items[i].routing.clone()).collect();
     let hashes: Vec<&[u8]> = allowed.iter().map(|&i| items[i].content_hash.as_slice()).collect();
     let traces: Vec<Option<&str>> = allowed.iter().map(|&i| items[i].traceparent.as_deref()).collect();

@@ -2,12 +2,11 @@
 
 use std::collections::HashMap;
 
-use serde_json::Value;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use super::batch::Verb as BatchVerb;
-use super::{Store, StoreError};
+use super::{Store, StoreError, elect};
 use crate::turn::keys::{ConversationId, Incarnation, TurnId};
 use crate::turn::routing::Routing;
 
@@ -90,8 +89,7 @@ impl BatchVerb for Verb {
         mark(tx, items, &taken, &live).await?;
 
         let ids: Vec<Uuid> = taken.iter().map(|t| t.turn_id).collect();
-        let mut by_turn: HashMap<TurnId, Claimed> =
-            read(tx, &ids).await?.into_iter().map(|c| (c.turn_id, c)).collect();
+        let mut by_turn: HashMap<TurnId, Claimed> = read(tx, &ids).await?.into_iter().map(|c| (c.turn_id, c)).collect();
         let mut answers: Vec<Vec<Claimed>> = items.iter().map(|_| Vec::new()).collect();
         for t in taken {
             answers[t.item].extend(by_turn.remove(&TurnId(t.turn_id)));
@@ -257,7 +255,6 @@ async fn read(tx: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Claimed>, Store
     .await?;
     rows.iter()
         .map(|r| {
-            let routing: Value = r.try_get("routing")?;
             Ok(Claimed {
                 turn_id: TurnId(r.try_get("id")?),
                 conversation_id: ConversationId(r.try_get("conversation_id")?),
@@ -269,7 +266,7 @@ async fn read(tx: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Claimed>, Store
                 deployment: r.try_get("deployment")?,
                 user: r.try_get("user")?,
                 // Unreadable routing does not keep a turn from being run; its ending deals with it.
-                routing: Routing::read(Some(&routing)).unwrap_or_default(),
+                routing: elect::routing(r).unwrap_or_default(),
                 input: r.try_get("input")?,
                 traceparent: r.try_get("traceparent")?,
                 log_end: r.try_get::<Option<i64>, _>("log_end")?.unwrap_or(0) as u64,

@@ -54,7 +54,12 @@ impl Store {
     }
 
     /// The conversation; whoever opens it first owns it.
-    pub async fn open_conversation(&self, organization: &str, name: &str, user: &str) -> Result<Conversation, StoreError> {
+    pub async fn open_conversation(
+        &self,
+        organization: &str,
+        name: &str,
+        user: &str,
+    ) -> Result<Conversation, StoreError> {
         if let Some(found) = self.conversation(organization, name).await? {
             return Ok(found);
         }
@@ -117,7 +122,9 @@ impl Store {
             erased.cancelled += self.cancel_open(conversation.id).await?;
             let deleted = self.erase_batch(conversation.id).await?;
             erased.turns += deleted;
-            if deleted < ERASE_BATCH as u64 && self.erase_conversation(&conversation, organization, actor, erased).await? {
+            if deleted < ERASE_BATCH as u64
+                && self.erase_conversation(&conversation, organization, actor, erased).await?
+            {
                 return Ok(Some(erased));
             }
         }
@@ -180,7 +187,10 @@ impl Store {
             if left {
                 return Ok(false);
             }
-            sqlx::query("DELETE FROM session WHERE conversation_id = $1").bind(conversation.id.0).execute(&mut *tx).await?;
+            sqlx::query("DELETE FROM session WHERE conversation_id = $1")
+                .bind(conversation.id.0)
+                .execute(&mut *tx)
+                .await?;
             sqlx::query("DELETE FROM conversation WHERE id = $1").bind(conversation.id.0).execute(&mut *tx).await?;
             sqlx::query(
                 "INSERT INTO audit (id, organization, actor, action, subject, counts)

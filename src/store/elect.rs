@@ -5,7 +5,8 @@
 use std::collections::HashMap;
 
 use serde_json::Value;
-use sqlx::{PgConnection, Row};
+use sqlx::postgres::PgRow;
+use sqlx::{Connection, PgConnection, Row};
 use uuid::Uuid;
 
 use super::{Notice, Store, StoreError};
@@ -70,16 +71,14 @@ pub(super) async fn lock(tx: &mut PgConnection, turns: &[TurnId]) -> Result<Hash
     let mut details = HashMap::with_capacity(rows.len());
     for row in rows {
         let id: Uuid = row.try_get("id")?;
-        let routing: Option<Value> = row.try_get("routing")?;
         let log_end: Option<i64> = row.try_get("log_end")?;
-        details.insert(id, (Routing::read(routing.as_ref()), log_end.unwrap_or(0) as u64));
+        details.insert(id, (routing(&row), log_end.unwrap_or(0) as u64));
     }
     markers
         .iter()
         .map(|row| {
             let id: Uuid = row.try_get("turn_id")?;
-            let (routing, log_end) =
-                details.remove(&id).unwrap_or_else(|| (Routing::read(None), 0));
+            let (routing, log_end) = details.remove(&id).unwrap_or_else(|| (Routing::read(None), 0));
             let open = Open {
                 conversation_id: ConversationId(row.try_get("conversation_id")?),
                 holder: row.try_get::<Option<Uuid>, _>("incarnation")?.map(Incarnation),
@@ -89,6 +88,15 @@ pub(super) async fn lock(tx: &mut PgConnection, turns: &[TurnId]) -> Result<Hash
             Ok((TurnId(id), open))
         })
         .collect()
+}
+
+/// The routing of a turn's row. What no parser of ours takes (jsonb holds numbers and depths of any size) is unreadable
+/// like all else that is wrong with it: an error of the query would take everybody along that was asked for with it.
+pub(super) fn routing(row: &PgRow) -> Result<Routing, Unreadable> {
+    match row.try_get::<Option<Value>, _>("routing") {
+        Ok(stored) => Routing::read(stored.as_ref()),
+        Err(error) => Err(Unreadable(error.to_string())),
+    }
 }
 
 impl Open {
@@ -127,8 +135,7 @@ pub(super) async fn write(tx: &mut PgConnection, endings: &[Ending]) -> Result<(
     let reasons: Vec<Option<&str>> = failures.iter().map(|f| f.as_ref().map(|f| f.reason.as_str())).collect();
     let messages: Vec<Option<&str>> = failures.iter().map(|f| f.as_ref().map(|f| f.message.as_str())).collect();
     let retryable: Vec<Option<bool>> = failures.iter().map(|f| f.as_ref().map(Failure::retryable)).collect();
-    let details: Vec<Option<&str>> =
-        failures.iter().map(|f| f.as_ref().and_then(|f| f.detail.as_deref())).collect();
+    let details: Vec<Option<&str>> = failures.iter().map(|f| f.as_ref().and_then(|f| f.detail.as_deref())).collect();
     let replies: Vec<Option<&str>> = endings.iter().map(|e| e.by.as_ref().map(|b| b.1.as_str())).collect();
     let incarnations: Vec<Option<Uuid>> = endings.iter().map(|e| e.by.as_ref().map(|b| b.0.0)).collect();
     let holders: Vec<Uuid> = endings.iter().map(|e| e.holder.0).collect();
@@ -186,17 +193,46 @@ pub(super) async fn fail_open(
     }
     let open = lock(tx, turns).await?;
     let mine = |o: &Open| holder.is_none() || o.holder == holder;
-    let endings: Vec<Ending> =
-        open.iter().filter(|(_, o)| mine(o)).map(|(&id, o)| o.failed(id, failure)).collect();
-    write(tx, &endings).await?;
-    Ok(endings
-        .iter()
+    let endings: Vec<Ending> = open.iter().filter(|(_, o)| mine(o)).map(|(&id, o)| o.failed(id, failure)).collect();
+    Ok(write_what_goes(tx, &endings)
+        .await?
+        .into_iter()
         .map(|e| Ended {
             turn_id: e.turn_id,
             conversation_id: open[&e.turn_id].conversation_id,
             holder: open[&e.turn_id].holder,
         })
         .collect())
+}
+
+/// Writes all endings but those that the database refuses, and answers with what it wrote: a turn that cannot end (it has
+/// a terminal already: the second fence) keeps neither its worker's death nor the sweep from ending the others.
+async fn write_what_goes<'e>(tx: &mut PgConnection, endings: &'e [Ending]) -> Result<Vec<&'e Ending>, StoreError> {
+    let mut written = Vec::with_capacity(endings.len());
+    let mut todo = vec![endings];
+    while let Some(part) = todo.pop() {
+        if part.is_empty() {
+            continue;
+        }
+        let mut savepoint = tx.begin().await?;
+        match write(&mut savepoint, part).await {
+            Ok(()) => {
+                savepoint.commit().await?;
+                written.extend(part);
+            }
+            Err(StoreError::Refused(why)) => {
+                savepoint.rollback().await?;
+                if let [ending] = part {
+                    tracing::error!(turn = %ending.turn_id, %why, "turn {} cannot be ended", ending.turn_id);
+                } else {
+                    let (first, second) = part.split_at(part.len() / 2);
+                    todo.extend([second, first]);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(written)
 }
 
 impl Store {

@@ -220,6 +220,12 @@ pub(super) async fn bury(tx: &mut PgConnection, incarnation: Incarnation, failur
 /// Ends the turns that have now waited through as many failed starts as their Agent allows, if no worker is there or
 /// coming.
 async fn fail_waiting(tx: &mut PgConnection, lease: &Ending, failure: &Failure) -> Result<Vec<Ended>, StoreError> {
+    // One at a time in a deployment: of two starts that fail together, the later one must see that the first is dead.
+    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1 || '/' || $2, 0))")
+        .bind(&lease.organization)
+        .bind(&lease.deployment)
+        .execute(&mut *tx)
+        .await?;
     let waiting: Vec<Uuid> = sqlx::query_scalar(
         "SELECT m.turn_id FROM marker m
          WHERE m.organization = $1 AND m.deployment = $2 AND m.incarnation IS NULL AND m.phase = 'waiting'

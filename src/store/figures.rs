@@ -76,15 +76,31 @@ impl Figures {
         let counted = |rows: &[(String, i64)]| rows.iter().map(|(k, n)| (k.clone(), *n as f64)).collect::<Vec<_>>();
         let one = |n: f64| vec![(String::new(), n)];
         gauge("lastword_open_turns", "Turns that owe their terminal.", Some("phase"), &counted(&self.open_turns));
-        gauge("lastword_oldest_waiting_seconds", "Age of the oldest turn that no worker has claimed.", None,
-            &one(self.oldest_waiting_seconds));
+        gauge(
+            "lastword_oldest_waiting_seconds",
+            "Age of the oldest turn that no worker has claimed.",
+            None,
+            &one(self.oldest_waiting_seconds),
+        );
         gauge("lastword_workers", "Workers that are not dead.", Some("phase"), &counted(&self.workers));
-        gauge("lastword_terminals_last_hour", "Terminals of the last hour.", Some("reason"),
-            &counted(&self.terminals_last_hour));
-        gauge("lastword_gate_seen_seconds", "Time since a gateway last wrote a heartbeat tick.", None,
-            &one(self.gate_seen_seconds));
-        gauge("lastword_oldest_xmin_age", "Age in transactions of the oldest snapshot; it holds back vacuum.", None,
-            &one(self.oldest_xmin_age as f64));
+        gauge(
+            "lastword_terminals_last_hour",
+            "Terminals of the last hour.",
+            Some("reason"),
+            &counted(&self.terminals_last_hour),
+        );
+        gauge(
+            "lastword_gate_seen_seconds",
+            "Time since a gateway last wrote a heartbeat tick.",
+            None,
+            &one(self.gate_seen_seconds),
+        );
+        gauge(
+            "lastword_oldest_xmin_age",
+            "Age in transactions of the oldest snapshot; it holds back vacuum.",
+            None,
+            &one(self.oldest_xmin_age as f64),
+        );
         text.push_str("# EOF\n");
         text
     }

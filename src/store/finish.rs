@@ -10,8 +10,8 @@ use super::elect::{self, Ended, Ending, Open};
 use super::output::{self, Piece};
 use super::{Store, StoreError};
 use crate::turn::decide::{self, By, Election, Standing, Verdict};
-use crate::turn::frame::Span;
-use crate::turn::keys::{Incarnation, TurnId};
+use crate::turn::frame::{Span, storable};
+use crate::turn::keys::{ConversationId, Incarnation, TurnId};
 use crate::turn::reason::Reason;
 use crate::turn::routing::API;
 use crate::turn::terminal::{Failure, Outcome, cut};
@@ -80,12 +80,14 @@ impl BatchVerb for Verb {
     fn mend(&self, word: &WorkerWord) -> Option<WorkerWord> {
         let was = word.outcome.as_str();
         let failure = Failure::detailed(Reason::Internal, format!("the database refused the content of the {was}"));
-        Some(WorkerWord { outcome: Outcome::Error(failure), tail: Span::default(), end: 0, ..word.clone() })
+        let reply_id = storable(word.reply_id.clone());
+        Some(WorkerWord { outcome: Outcome::Error(failure), tail: Span::default(), end: 0, reply_id, ..word.clone() })
     }
 }
 
 /// A turn that has its terminal.
 struct Closed {
+    conversation_id: ConversationId,
     by: Option<Incarnation>,
     reply: Option<String>,
     log_end: u64,
@@ -97,7 +99,7 @@ async fn read_ended(tx: &mut PgConnection, turns: &[TurnId]) -> Result<HashMap<T
     }
     let ids: Vec<Uuid> = turns.iter().map(|t| t.0).collect();
     let rows = sqlx::query(
-        "SELECT turn_id, incarnation, reply_id,
+        "SELECT turn_id, conversation_id, incarnation, reply_id,
                 (SELECT max(end_at) FROM output o WHERE o.turn_id = t.turn_id) AS log_end
          FROM terminal t WHERE turn_id = ANY($1)",
     )
@@ -107,6 +109,7 @@ async fn read_ended(tx: &mut PgConnection, turns: &[TurnId]) -> Result<HashMap<T
     rows.iter()
         .map(|row| {
             let closed = Closed {
+                conversation_id: ConversationId(row.try_get("conversation_id")?),
                 by: row.try_get::<Option<Uuid>, _>("incarnation")?.map(Incarnation),
                 reply: row.try_get("reply_id")?,
                 log_end: row.try_get::<Option<i64>, _>("log_end")?.unwrap_or(0) as u64,
@@ -132,6 +135,11 @@ impl Batch {
         }
     }
 
+    fn conversation(&self, turn: TurnId) -> Option<ConversationId> {
+        let open = self.open.get(&turn).map(|o| o.conversation_id);
+        open.or_else(|| self.ended.get(&turn).map(|c| c.conversation_id))
+    }
+
     fn log_end(&self, turn: TurnId) -> u64 {
         let open = self.open.get(&turn).map(|o| o.log_end);
         open.or_else(|| self.ended.get(&turn).map(|c| c.log_end)).unwrap_or(0)
@@ -139,10 +147,12 @@ impl Batch {
 
     fn decide(&mut self, word: &WorkerWord) -> Result<(bool, Vec<Ended>), FinishError> {
         let by = By::Worker { incarnation: word.incarnation, reply: word.reply_id.clone() };
-        let elections: Vec<Election> =
-            word.turn_ids.iter().map(|&t| decide::elect(&self.standing(t), &by)).collect();
+        // A turn that is named twice ends once.
+        let mut named = HashSet::new();
+        let turns: Vec<TurnId> = word.turn_ids.iter().copied().filter(|t| named.insert(*t)).collect();
+        let elections: Vec<Election> = turns.iter().map(|&t| decide::elect(&self.standing(t), &by)).collect();
         let with = |wanted: Election| -> Vec<TurnId> {
-            word.turn_ids.iter().zip(&elections).filter(|(_, e)| **e == wanted).map(|(t, _)| *t).collect()
+            turns.iter().zip(&elections).filter(|(_, e)| **e == wanted).map(|(t, _)| *t).collect()
         };
         let won = with(Election::Win);
         match decide::verdict(&elections) {
@@ -150,10 +160,15 @@ impl Batch {
             Verdict::Accepted if won.is_empty() => return Ok((true, Vec::new())),
             _ => {}
         }
-        if let [first, rest @ ..] = won.as_slice()
-            && rest.iter().any(|t| self.open[t].conversation_id != self.open[first].conversation_id)
-        {
-            return Err(FinishError::SeveralConversations);
+        if let [first, rest @ ..] = won.as_slice() {
+            // The log is the first turn's: a foreign one's would become part of this worker's reply.
+            if elections[0] == Election::Foreign {
+                return Err(FinishError::Foreign);
+            }
+            let conversation = self.conversation(*first);
+            if rest.iter().chain(&turns[..1]).any(|t| self.conversation(*t) != conversation) {
+                return Err(FinishError::SeveralConversations);
+            }
         }
         let ended = if won.is_empty() { Vec::new() } else { self.win(word, &won)? };
         for turn in with(Election::Late) {
@@ -173,8 +188,7 @@ impl Batch {
         }
         let end = reached.min(word.end.max(if word.outcome == Outcome::Reply { 0 } else { durable }));
         // The reply lies in one log: the lead's, or, if that turn has another last word, a copy in the next one's.
-        let holder =
-            won.iter().copied().find(|t| self.open[t].routing.is_ok()).unwrap_or(won[0]);
+        let holder = won.iter().copied().find(|t| self.open[t].routing.is_ok()).unwrap_or(won[0]);
         if holder != lead {
             self.plan.copies.push((lead, holder));
         }
@@ -186,7 +200,6 @@ impl Batch {
     }
 
     fn end(&mut self, turn: TurnId, holder: TurnId, end: u64, answers: usize, word: &WorkerWord) -> Ended {
-        // `won` holds turns of `open` alone; a turn that is named twice was removed by its first ending.
         let open = self.open.remove(&turn);
         let outcome = match &word.outcome {
             Outcome::Error(failure) => Outcome::Error(failure.clone().storable()),
@@ -195,8 +208,9 @@ impl Batch {
         let outcome = decide::written(&outcome, open.as_ref().and_then(|o| o.routing.as_ref().err()));
         let shared = outcome == Outcome::Reply;
         let own_end = open.as_ref().map_or(0, |o| o.log_end);
+        let conversation_id = open.as_ref().map_or(ConversationId(Uuid::nil()), |o| o.conversation_id);
         let closed =
-            Closed { by: Some(word.incarnation), reply: Some(word.reply_id.clone()), log_end: end };
+            Closed { conversation_id, by: Some(word.incarnation), reply: Some(word.reply_id.clone()), log_end: end };
         self.ended.insert(turn, closed);
         self.plan.endings.push(Ending {
             turn_id: turn,
@@ -207,11 +221,7 @@ impl Batch {
             platform: open.as_ref().map_or_else(|| API.to_string(), Open::platform),
             outcome,
         });
-        Ended {
-            turn_id: turn,
-            conversation_id: open.map_or(crate::turn::keys::ConversationId(Uuid::nil()), |o| o.conversation_id),
-            holder: Some(word.incarnation),
-        }
+        Ended { turn_id: turn, conversation_id, holder: Some(word.incarnation) }
     }
 }
 

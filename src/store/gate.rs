@@ -71,6 +71,13 @@ pub(super) async fn tick(tx: &mut PgConnection) -> Result<(), StoreError> {
             "UPDATE lease SET expires_at = clock_timestamp() + make_interval(secs => lease_seconds)
              WHERE phase IN ('live', 'draining') AND expires_at > clock_timestamp() + make_interval(secs => lease_seconds)",
         )
+        .execute(&mut *tx)
+        .await?;
+        // A start keeps the time that it was given, from now on; only a clock that stepped back puts its beginning ahead.
+        sqlx::query(
+            "UPDATE lease SET started_at = clock_timestamp(), expires_at = clock_timestamp() + (expires_at - started_at)
+             WHERE phase = 'starting' AND started_at > clock_timestamp()",
+        )
         .execute(tx)
         .await?;
     }

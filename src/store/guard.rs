@@ -1,10 +1,9 @@
 //! Guarding: a turn is checked under a short lease before it may be claimed.
 
-use serde_json::Value;
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::{Notice, Store, StoreError};
+use super::{Notice, Store, StoreError, elect};
 use crate::turn::keys::{GatewayId, TurnId};
 use crate::turn::routing::Routing;
 
@@ -41,7 +40,6 @@ impl Store {
         .await?;
         rows.iter()
             .map(|r| {
-                let routing: Value = r.try_get("routing")?;
                 Ok(GuardedTurn {
                     turn_id: TurnId(r.try_get("id")?),
                     organization: r.try_get("organization")?,
@@ -50,7 +48,7 @@ impl Store {
                     agent: r.try_get("agent")?,
                     deployment: r.try_get("deployment")?,
                     message_id: r.try_get("message_id")?,
-                    routing: Routing::read(Some(&routing)).unwrap_or_default(),
+                    routing: elect::routing(r).unwrap_or_default(),
                     input: r.try_get("input")?,
                 })
             })

@@ -17,6 +17,24 @@ pub struct Beat {
     pub busy: bool,
 }
 
+/// A gateway replica, as the others know it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Replica {
+    pub id: GatewayId,
+    /// Base URL of its worker port.
+    pub url: String,
+    /// What others show to follow a turn there.
+    pub secret: String,
+}
+
+impl Replica {
+    /// A new life of a replica.
+    pub fn new(url: String) -> Self {
+        let secret: [u8; 32] = rand::random();
+        Replica { id: GatewayId::new(), url, secret: crate::turn::keys::hex(&secret) }
+    }
+}
+
 /// What the database says of a worker that gave a sign of life. No answer: its lease is dead, it must stop.
 #[derive(Debug, Clone, Default)]
 pub struct BeatAnswer {
@@ -30,8 +48,7 @@ impl Store {
     /// One tick of a gateway: its own life, the settling gate, and its workers' leases. One small HOT update a worker.
     pub async fn heartbeat(
         &self,
-        gateway: GatewayId,
-        url: &str,
+        gateway: &Replica,
         expires_seconds: u32,
         beats: &[Beat],
     ) -> Result<HashMap<Incarnation, BeatAnswer>, StoreError> {
@@ -75,11 +92,13 @@ impl Store {
                 }
             }
             sqlx::query(
-                "INSERT INTO gateway (id, url, expires_at) VALUES ($1, $2, clock_timestamp() + make_interval(secs => $3))
+                "INSERT INTO gateway (id, url, secret, expires_at)
+                 VALUES ($1, $2, $3, clock_timestamp() + make_interval(secs => $4))
                  ON CONFLICT (id) DO UPDATE SET url = excluded.url, expires_at = excluded.expires_at",
             )
-            .bind(gateway.0)
-            .bind(url)
+            .bind(gateway.id.0)
+            .bind(&gateway.url)
+            .bind(&gateway.secret)
             .bind(f64::from(expires_seconds))
             .execute(&mut *tx)
             .await?;
@@ -92,6 +111,18 @@ impl Store {
 }
 
 impl Store {
+    /// The replica that holds a worker's stream, if that replica lives.
+    pub async fn replica_of(&self, worker: Incarnation) -> Result<Option<Replica>, StoreError> {
+        let row: Option<(Uuid, String, String)> = sqlx::query_as(
+            "SELECT g.id, g.url, g.secret FROM lease l JOIN gateway g ON g.id = l.gateway
+             WHERE l.incarnation = $1 AND l.phase <> 'dead' AND g.expires_at > statement_timestamp()",
+        )
+        .bind(worker.0)
+        .fetch_optional(&self.general)
+        .await?;
+        Ok(row.map(|(id, url, secret)| Replica { id: GatewayId(id), url, secret }))
+    }
+
     /// The same answer without a sign of life; `None` when the lease is dead.
     pub async fn worker_state(&self, incarnation: Incarnation) -> Result<Option<BeatAnswer>, StoreError> {
         let row = sqlx::query(

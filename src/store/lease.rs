@@ -176,14 +176,12 @@ impl Store {
         incarnation: Incarnation,
     ) -> Result<Result<Connected, ConnectError>, StoreError> {
         let mut connection = self.vital().acquire().await?;
-        let row = sqlx::query(
-            "SELECT phase FROM lease WHERE incarnation = $1 AND start_id = $2 AND secret_hash = $3",
-        )
-        .bind(incarnation.0)
-        .bind(credential.start.0)
-        .bind(credential.hash())
-        .fetch_optional(&mut *connection)
-        .await?;
+        let row = sqlx::query("SELECT phase FROM lease WHERE incarnation = $1 AND start_id = $2 AND secret_hash = $3")
+            .bind(incarnation.0)
+            .bind(credential.start.0)
+            .bind(credential.hash())
+            .fetch_optional(&mut *connection)
+            .await?;
         match row {
             None => Ok(Err(ConnectError::Forbidden)),
             Some(row) => match LeasePhase::parse(row.try_get("phase")?) {
@@ -256,7 +254,11 @@ impl Store {
     }
 
     /// The worker is gone by its own word: its lease ends, what never began is handed back, what it leaves fails.
-    pub async fn worker_gone(&self, incarnation: Incarnation, hand_back: &[TurnId]) -> Result<FailedWorker, StoreError> {
+    pub async fn worker_gone(
+        &self,
+        incarnation: Incarnation,
+        hand_back: &[TurnId],
+    ) -> Result<FailedWorker, StoreError> {
         self.worker_draining(incarnation, hand_back).await?;
         let failure = Failure::detailed(Reason::WorkerExited, "the worker left with the turn in hand");
         self.fail_worker(incarnation, &failure).await
@@ -378,10 +380,12 @@ async fn find_start(
             sqlx::query(
                 "INSERT INTO lease (incarnation, start_id, organization, agent, deployment, generation, phase, runtime,
                                     runtime_ref, secret_hash, capacity, heartbeat_seconds, lease_seconds, drain_seconds,
-                                    start_attempts, expires_at)
-                 SELECT $2, start_id, organization, agent, deployment, generation, 'starting', runtime, runtime_ref,
+                                    start_attempts, expires_at, drain_until, stop_reason)
+                 SELECT $2, start_id, organization, agent, deployment, generation,
+                        -- A stop holds for the container, whichever process runs in it.
+                        CASE WHEN drain_until IS NULL THEN 'starting' ELSE 'draining' END, runtime, runtime_ref,
                         secret_hash, capacity, heartbeat_seconds, lease_seconds, drain_seconds, start_attempts,
-                        clock_timestamp() + make_interval(secs => lease_seconds)
+                        clock_timestamp() + make_interval(secs => lease_seconds), drain_until, stop_reason
                  FROM lease WHERE incarnation = $1",
             )
             .bind(id)
@@ -441,7 +445,11 @@ async fn read_terms(tx: &mut PgConnection, incarnation: Incarnation) -> Result<C
 }
 
 /// Moves a locked lease to `draining`.
-async fn set_draining(tx: &mut PgConnection, incarnation: Incarnation, reason: Option<Reason>) -> Result<(), StoreError> {
+async fn set_draining(
+    tx: &mut PgConnection,
+    incarnation: Incarnation,
+    reason: Option<Reason>,
+) -> Result<(), StoreError> {
     sqlx::query(
         "UPDATE lease SET phase = 'draining', stop_reason = coalesce(stop_reason, $2),
                 drain_until = coalesce(drain_until, clock_timestamp() + make_interval(secs => drain_seconds))
@@ -462,11 +470,9 @@ async fn give_back(tx: &mut PgConnection, incarnation: Incarnation, turns: &[Tur
     let open = elect::lock(tx, turns).await?;
     let mine: Vec<Uuid> =
         open.iter().filter(|(_, o)| o.holder == Some(incarnation) && o.log_end == 0).map(|(t, _)| t.0).collect();
-    sqlx::query(
-        "UPDATE marker SET phase = 'waiting', incarnation = NULL, claimed_at = NULL WHERE turn_id = ANY($1)",
-    )
-    .bind(&mine)
-    .execute(tx)
-    .await?;
+    sqlx::query("UPDATE marker SET phase = 'waiting', incarnation = NULL, claimed_at = NULL WHERE turn_id = ANY($1)")
+        .bind(&mine)
+        .execute(tx)
+        .await?;
     Ok(mine.len() as u32)
 }

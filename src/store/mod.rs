@@ -27,10 +27,10 @@ mod gate;
 mod guard;
 mod heartbeat;
 pub mod keys;
-pub mod probe;
 mod lease;
 mod notify;
 mod output;
+pub mod probe;
 mod read;
 mod retention;
 mod session;
@@ -51,7 +51,7 @@ pub use fail::FailedWorker;
 pub use finish::{FinishError, WorkerWord};
 pub use gate::GateState;
 pub use guard::GuardedTurn;
-pub use heartbeat::{Beat, BeatAnswer};
+pub use heartbeat::{Beat, BeatAnswer, Replica};
 pub use lease::{ConnectError, Connected, DeploymentDemand, Lease, LeasePhase, NewStart};
 pub use notify::{Notice, Notices};
 pub use output::{Append, AppendError};
@@ -176,8 +176,7 @@ impl Store {
 
     /// Creates the schema and applies what is missing.
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        let version: String =
-            sqlx::query("SHOW server_version_num").fetch_one(&self.general).await?.try_get(0)?;
+        let version: String = sqlx::query("SHOW server_version_num").fetch_one(&self.general).await?.try_get(0)?;
         let major = version.parse::<u32>().unwrap_or(0) / 10_000;
         if major < MIN_POSTGRES {
             return Err(StoreError::Schema(

@@ -73,8 +73,11 @@ async fn send(pool: PgPool, mut waiting: mpsc::UnboundedReceiver<Notice>, id: Uu
     while waiting.recv_many(&mut batch, 4096).await > 0 {
         let notices: HashSet<Notice> = batch.drain(..).collect();
         let payloads = pack(id, notices.into_iter());
-        if let Err(error) =
-            sqlx::query("SELECT pg_notify($1, p) FROM unnest($2::text[]) AS p").bind(CHANNEL).bind(&payloads).execute(&pool).await
+        if let Err(error) = sqlx::query("SELECT pg_notify($1, p) FROM unnest($2::text[]) AS p")
+            .bind(CHANNEL)
+            .bind(&payloads)
+            .execute(&pool)
+            .await
         {
             tracing::debug!(%error, "notices were lost; polling finds what they told of");
         }

@@ -45,13 +45,12 @@ impl Store {
     /// Where the durable logs of these turns end; turns without output are absent.
     pub async fn log_ends(&self, turns: &[TurnId]) -> Result<HashMap<TurnId, u64>, StoreError> {
         let ids: Vec<Uuid> = turns.iter().map(|t| t.0).collect();
-        let rows = sqlx::query("SELECT turn_id, max(end_at) AS log_end FROM output WHERE turn_id = ANY($1) GROUP BY turn_id")
-            .bind(&ids)
-            .fetch_all(&self.general)
-            .await?;
-        rows.iter()
-            .map(|row| Ok((TurnId(row.try_get("turn_id")?), row.try_get::<i64, _>("log_end")? as u64)))
-            .collect()
+        let rows =
+            sqlx::query("SELECT turn_id, max(end_at) AS log_end FROM output WHERE turn_id = ANY($1) GROUP BY turn_id")
+                .bind(&ids)
+                .fetch_all(&self.general)
+                .await?;
+        rows.iter().map(|row| Ok((TurnId(row.try_get("turn_id")?), row.try_get::<i64, _>("log_end")? as u64))).collect()
     }
 
     /// Reads a turn's log from `offset` on, at most about `max_rows` stored pieces of it.
@@ -79,7 +78,8 @@ impl Store {
 }
 
 pub(super) fn decode(frames: &str) -> Result<Vec<Frame>, StoreError> {
-    serde_json::from_str(frames).map_err(|e| StoreError::Refused(format!("a stored piece of a log is unreadable: {e}").into()))
+    serde_json::from_str(frames)
+        .map_err(|e| StoreError::Refused(format!("a stored piece of a log is unreadable: {e}").into()))
 }
 
 #[derive(Clone)]
@@ -99,14 +99,13 @@ impl BatchVerb for Verb {
         .await?
         .into_iter()
         .collect();
-        let ends: HashMap<Uuid, i64> = sqlx::query_as(
-            "SELECT turn_id, max(end_at) FROM output WHERE turn_id = ANY($1) GROUP BY turn_id",
-        )
-        .bind(&ids)
-        .fetch_all(&mut *tx)
-        .await?
-        .into_iter()
-        .collect();
+        let ends: HashMap<Uuid, i64> =
+            sqlx::query_as("SELECT turn_id, max(end_at) FROM output WHERE turn_id = ANY($1) GROUP BY turn_id")
+                .bind(&ids)
+                .fetch_all(&mut *tx)
+                .await?
+                .into_iter()
+                .collect();
         let mut ends: HashMap<TurnId, u64> = ends.into_iter().map(|(id, end)| (TurnId(id), end as u64)).collect();
         let mut pieces = Vec::new();
         let mut answers = Vec::with_capacity(items.len());

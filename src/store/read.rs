@@ -8,11 +8,10 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::output::decode;
-use super::{Store, StoreError};
+use super::{Store, StoreError, elect};
 use crate::turn::frame::Span;
 use crate::turn::keys::{ConversationId, Incarnation, TurnId};
 use crate::turn::reason::Reason;
-use crate::turn::routing::Routing;
 use crate::turn::terminal::Failure;
 use crate::wire::Exchange;
 
@@ -193,7 +192,8 @@ impl Store {
             Some("Armed") => query.push(" AND m.phase <> 'claimed'"),
             Some("Running") => query.push(" AND m.phase = 'claimed'"),
             Some("Succeeded") => query.push(" AND e.outcome = 'reply'"),
-            Some("Failed") => query.push(" AND e.outcome = 'error'"),
+            // Failures are few among many: by their own index, which is one organization's.
+            Some("Failed") => query.push(" AND e.outcome = 'error' AND e.organization = ").push_bind(organization),
             _ => &mut query,
         };
         if let Some(before) = filter.before {
@@ -231,8 +231,7 @@ impl Store {
         let mut exchanges = Vec::with_capacity(rows.len());
         let mut bytes = 0;
         for (row, (turn, _)) in rows.iter().zip(&ends) {
-            let exchange =
-                Exchange { message: row.try_get("input")?, reply: texts.remove(turn).unwrap_or_default() };
+            let exchange = Exchange { message: row.try_get("input")?, reply: texts.remove(turn).unwrap_or_default() };
             bytes += exchange.message.len() + exchange.reply.len();
             if bytes > MAX_HISTORY_BYTES {
                 break;
@@ -291,7 +290,6 @@ async fn records(connection: &mut PgConnection, rows: &[PgRow]) -> Result<Vec<Re
     let answered = answered(connection, &holders).await?;
     rows.iter()
         .map(|row| {
-            let routing: serde_json::Value = row.try_get("routing")?;
             let holder = row.try_get::<Option<Uuid>, _>("holder")?.map(TurnId);
             let reply = match (row.try_get::<Option<String>, _>("outcome")?.as_deref(), holder) {
                 (Some("reply"), Some(holder)) => Some(RecordedReply {
@@ -314,7 +312,7 @@ async fn records(connection: &mut PgConnection, rows: &[PgRow]) -> Result<Vec<Re
                 agent: row.try_get("agent")?,
                 deployment: row.try_get("deployment")?,
                 user: row.try_get("user")?,
-                platform: Routing::read(Some(&routing)).unwrap_or_default().platform,
+                platform: elect::routing(row).unwrap_or_default().platform,
                 message: row.try_get("input")?,
                 armed_at: row.try_get("armed_at")?,
                 claimed_at: row.try_get("claimed_at")?,
@@ -335,12 +333,11 @@ async fn texts(connection: &mut PgConnection, ends: &[(TurnId, u64)]) -> Result<
         return Ok(HashMap::new());
     }
     let ids: Vec<Uuid> = ends.iter().map(|e| e.0.0).collect();
-    let rows = sqlx::query(
-        "SELECT turn_id, start_at, frames FROM output WHERE turn_id = ANY($1) ORDER BY turn_id, start_at",
-    )
-    .bind(&ids)
-    .fetch_all(connection)
-    .await?;
+    let rows =
+        sqlx::query("SELECT turn_id, start_at, frames FROM output WHERE turn_id = ANY($1) ORDER BY turn_id, start_at")
+            .bind(&ids)
+            .fetch_all(connection)
+            .await?;
     let ends: HashMap<TurnId, u64> = ends.iter().copied().collect();
     let mut texts: HashMap<TurnId, String> = HashMap::new();
     for row in rows {

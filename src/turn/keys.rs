@@ -71,6 +71,8 @@ pub enum NameError {
     TooLong(&'static str),
     #[error("{0} holds a control character")]
     Control(&'static str),
+    #[error("{0} cannot be named . or ..")]
+    Dots(&'static str),
 }
 
 /// Checks a name that a client chose: 1 to [`MAX_NAME_BYTES`] bytes, no control characters (so it can stand in a log
@@ -85,6 +87,11 @@ pub fn check_name(what: &'static str, name: &str) -> Result<(), NameError> {
     } else {
         Ok(())
     }
+}
+
+/// [`check_name`] for a conversation, which is a segment of URLs besides: `.` and `..` would be lost on the way.
+pub fn check_conversation(name: &str) -> Result<(), NameError> {
+    if matches!(name, "." | "..") { Err(NameError::Dots("conversation")) } else { check_name("conversation", name) }
 }
 
 /// How an Agent's turns are grouped onto workers.
@@ -137,6 +144,8 @@ mod tests {
         assert_eq!(check_name("conversation", ""), Err(NameError::Empty("conversation")));
         assert_eq!(check_name("user", &"x".repeat(257)), Err(NameError::TooLong("user")));
         assert_eq!(check_name("user", "a\nb"), Err(NameError::Control("user")));
+        assert_eq!(check_conversation(".."), Err(NameError::Dots("conversation")));
+        assert_eq!(check_conversation("..."), Ok(()));
     }
 
     #[test]

@@ -61,7 +61,9 @@ async fn renderers_share_the_rows(db: Db) {
     let taken = futures::future::join_all(takes).await;
     let mut all: Vec<TurnId> = taken.into_iter().flat_map(|t| t.expect("takes")).map(|row| row.turn_id).collect();
     // Whoever came while all rows were locked by others got none.
-    all.extend(db.store.take_deliveries("webhook", GatewayId::new(), 30, 40).await.expect("takes").iter().map(|r| r.turn_id));
+    all.extend(
+        db.store.take_deliveries("webhook", GatewayId::new(), 30, 40).await.expect("takes").iter().map(|r| r.turn_id),
+    );
     let count = all.len();
     all.sort();
     all.dedup();
@@ -84,7 +86,8 @@ async fn a_row_without_a_session_is_parked(db: Db) {
     db.store.put_back(&take().await).await.expect("puts back");
     assert_eq!(state().await.as_deref(), Some("ready"));
     let woken = async {
-        while !notices.next().await.expect("listens").is_some_and(|n| n.contains(&Notice::Conversation(conversation))) {}
+        while !notices.next().await.expect("listens").is_some_and(|n| n.contains(&Notice::Conversation(conversation))) {
+        }
     };
     tokio::time::timeout(std::time::Duration::from_secs(10), woken).await.expect("the session's replica is woken");
     let on = db.store.sessions_on(conversation).await.expect("reads");

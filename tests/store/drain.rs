@@ -43,8 +43,7 @@ async fn a_stop_outlives_the_stream_and_the_process(db: Db) {
 /// A10: what never began is handed back and another worker gets it; what has output is not, and fails with its worker.
 async fn only_what_never_began_is_handed_back(db: Db) {
     let worker = Worker::live(&db.store).await;
-    let (fresh, begun, unnamed) =
-        (db.in_hand(&worker).await, db.in_hand(&worker).await, db.in_hand(&worker).await);
+    let (fresh, begun, unnamed) = (db.in_hand(&worker).await, db.in_hand(&worker).await, db.in_hand(&worker).await);
     let others = Worker::live(&db.store).await;
     let foreign = db.in_hand(&others).await;
     assert_eq!(worker.append(&db.store, begun, 0, "so").await, Ok(2));

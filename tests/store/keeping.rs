@@ -158,16 +158,17 @@ async fn a_key_lives_until_it_is_revoked(db: Db) {
     let secret = key.reveal().split_off(37);
     assert_eq!(db.count(&format!("api_key k WHERE k::text LIKE '%{secret}%'")).await, 0);
 
-    db.sql(format!("UPDATE api_key SET expires_at = clock_timestamp() - interval '1 s' WHERE id = '{}'", brief.id)).await;
+    db.sql(format!("UPDATE api_key SET expires_at = clock_timestamp() - interval '1 s' WHERE id = '{}'", brief.id))
+        .await;
     assert!(keys::authenticate(pool, &brief_key.reveal()).await.expect("answers").is_none());
     assert!(keys::revoke(pool, info.id).await.expect("revokes"));
     assert!(!keys::revoke(pool, info.id).await.expect("answers"), "once");
     assert!(keys::authenticate(pool, &key.reveal()).await.expect("answers").is_none());
     let all = keys::list(pool, Some("acme")).await.expect("lists");
-    assert_eq!(all.iter().map(|k| (k.name.as_str(), k.expired, k.revoked_at.is_some())).collect::<Vec<_>>(), [
-        ("ci", false, true),
-        ("brief", true, false)
-    ]);
+    assert_eq!(
+        all.iter().map(|k| (k.name.as_str(), k.expired, k.revoked_at.is_some())).collect::<Vec<_>>(),
+        [("ci", false, true), ("brief", true, false)]
+    );
     assert!(keys::list(pool, Some("umbrella")).await.expect("lists").is_empty());
     assert!(keys::create(pool, &new("", None)).await.is_err());
 }

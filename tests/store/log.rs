@@ -61,8 +61,8 @@ async fn only_the_holder_appends(db: Db) {
     let terminal = db.store.view(turn).await.expect("answers").expect("exists").terminal.expect("ended");
     assert_eq!(terminal.end, 4, "what was said before the failure is shown");
 
-    let turn = db.in_hand(&other).await;
-    assert_eq!(turn, waiting);
+    let turn = waiting;
+    assert_eq!(other.claim_ids(&db.store, 1).await, [turn]);
     assert_eq!(finish(&db.store, other.reply(&[turn], "done")).await, Ok(true));
     assert_eq!(other.append(&db.store, turn, 4, "x").await, Err(AppendError::NotHeld));
 }

@@ -14,6 +14,7 @@ mod keeping;
 mod late;
 mod log;
 mod malformed;
+mod million;
 mod poison;
 mod race;
 mod scale;

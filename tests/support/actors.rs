@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
-use lastword::store::{Append, AppendError, Arm, Armed, Beat, BeatAnswer, ClaimFor, Claimed, FinishError, NewStart};
+use lastword::store::{
+    Append, AppendError, Arm, Armed, Beat, BeatAnswer, ClaimFor, Claimed, FinishError, NewStart, Replica,
+};
 use lastword::store::{Store, StoreError, WorkerWord};
 use lastword::turn::frame::{Frame, Span};
 use lastword::turn::keys::{GatewayId, Incarnation, StartId, TurnId, content_hash};
@@ -173,7 +175,8 @@ pub async fn tick(store: &Store, beats: &[Beat]) -> HashMap<Incarnation, BeatAns
 }
 
 pub async fn try_tick(store: &Store, beats: &[Beat]) -> Result<HashMap<Incarnation, BeatAnswer>, StoreError> {
-    store.heartbeat(GatewayId(Uuid::nil()), "http://gateway", 60, beats).await
+    let gateway = Replica { id: GatewayId(Uuid::nil()), url: "http://gateway".into(), secret: "s".into() };
+    store.heartbeat(&gateway, 60, beats).await
 }
 
 pub fn failure(reason: Reason) -> Failure {

@@ -1,0 +1,168 @@
+//! Following: the output of a turn whose worker another replica holds comes from there, over HTTP, as it is produced.
+//! Postgres is not on the token path; when a turn cannot be followed, sessions read its log from the store instead.
+//!
+//! `GET /peer/v1/turns/{id}/frames?after=OFFSET` on the worker port, with the replica's own secret (from the `gateway`
+//! table, of one process' life) as a bearer token; NDJSON of [`Piece`], until the turn is in hand there no more.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
+use serde::{Deserialize, Serialize};
+use subtle::ConstantTimeEq;
+
+use super::endpoint::WorkerPort;
+use super::feeds::Feeds;
+use super::live::LiveLogs;
+use crate::gateway::problem::Problem;
+use crate::store::Store;
+use crate::turn::frame::{Frame, Span};
+use crate::turn::keys::{ConversationId, GatewayId, Incarnation, TurnId};
+
+/// A replica that does not answer by then is not followed now.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A follower looks this often whether anybody still waits for what it follows.
+const WANTED_EVERY: Duration = Duration::from_secs(5);
+/// The pause before a turn that could not be followed is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// The longest line of a peer, in bytes.
+const MAX_LINE: usize = 16 * 1024 * 1024;
+
+/// A piece of a log on its way to another replica.
+#[derive(Debug, Serialize, Deserialize)]
+struct Piece {
+    start: u64,
+    frames: Vec<Frame>,
+}
+
+/// Follows turns for the sessions of this replica, each once.
+#[derive(Clone)]
+pub struct Follower {
+    gateway: GatewayId,
+    store: Store,
+    live: LiveLogs,
+    feeds: Feeds,
+    http: reqwest::Client,
+    followed: Arc<Mutex<HashSet<TurnId>>>,
+}
+
+impl Follower {
+    pub fn new(gateway: GatewayId, store: Store, live: LiveLogs, feeds: Feeds) -> Result<Self, reqwest::Error> {
+        let http = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .build()?;
+        Ok(Follower { gateway, store, live, feeds, http, followed: Arc::default() })
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut HashSet<TurnId>) -> T) -> T {
+        f(&mut self.followed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Follows a turn from `offset` on, unless it is followed already. Answers at once.
+    pub fn follow(&self, turn: TurnId, conversation: ConversationId, worker: Incarnation, offset: u64) {
+        if !self.with(|f| f.insert(turn)) {
+            return;
+        }
+        let me = self.clone();
+        tokio::spawn(async move {
+            if let Err(why) = me.run(turn, conversation, worker, offset).await {
+                tracing::debug!(%turn, why, "turn {turn} is read from the store");
+            }
+            me.live.close_followed(turn);
+            // Sessions look at the store, and ask again when the turn goes on.
+            me.feeds.store_changed(conversation);
+            tokio::time::sleep(AGAIN).await;
+            me.with(|f| f.remove(&turn));
+        });
+    }
+
+    async fn run(
+        &self,
+        turn: TurnId,
+        conversation: ConversationId,
+        worker: Incarnation,
+        offset: u64,
+    ) -> Result<(), String> {
+        let replica = self.store.replica_of(worker).await.map_err(|e| e.to_string())?;
+        let replica = replica.filter(|r| r.id != self.gateway).ok_or("no other replica holds its worker")?;
+        let response = self
+            .http
+            .get(format!("{}/peer/v1/turns/{turn}/frames?after={offset}", replica.url))
+            .bearer_auth(&replica.secret)
+            .send()
+            .await
+            .and_then(reqwest::Response::error_for_status)
+            .map_err(|e| e.without_url().to_string())?;
+        if !self.live.open_followed(turn, conversation, worker, offset) {
+            return Ok(());
+        }
+        let mut body = response.bytes_stream();
+        let mut buffer = Vec::new();
+        loop {
+            let part = tokio::select! {
+                part = body.next() => part,
+                () = tokio::time::sleep(WANTED_EVERY) => {
+                    if self.feeds.is_wanted(conversation) { continue } else { return Ok(()) }
+                }
+            };
+            let Some(part) = part else { return Ok(()) };
+            buffer.extend_from_slice(&part.map_err(|e| e.without_url().to_string())?);
+            while let Some(end) = buffer.iter().position(|&b| b == b'\n') {
+                let line: Vec<u8> = buffer.drain(..=end).collect();
+                let piece: Piece = serde_json::from_slice(&line).map_err(|e| e.to_string())?;
+                if !self.live.accept_followed(turn, Span::new(piece.start, piece.frames)) {
+                    return Ok(());
+                }
+            }
+            if buffer.len() > MAX_LINE {
+                return Err("a line of the other replica is too long".into());
+            }
+        }
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct After {
+    after: u64,
+}
+
+/// Serves a turn in hand here to another replica.
+pub(super) async fn frames(
+    State(port): State<WorkerPort>,
+    Path(turn): Path<TurnId>,
+    Query(After { after }): Query<After>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let shown =
+        headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(|v| v.strip_prefix("Bearer "));
+    if !shown.is_some_and(|s| bool::from(s.as_bytes().ct_eq(port.replica.secret.as_bytes()))) {
+        return Err(Problem::new(StatusCode::UNAUTHORIZED, "for replicas alone"));
+    }
+    let conversation = port.live.conversation_of(turn).ok_or_else(|| Problem::not_found("turn in hand here"))?;
+    let mut feed = port.live.feeds().subscribe(conversation);
+    let live = port.live.clone();
+    let body = async_stream::stream! {
+        let mut at = after;
+        // Ends when the turn is in hand no more, or the place is no longer in memory: the store has it then.
+        while let Some(span) = live.read(turn, at) {
+            if !span.is_empty() {
+                at = span.end();
+                let mut line = match serde_json::to_vec(&Piece { start: span.start, frames: span.frames }) {
+                    Ok(line) => line,
+                    Err(error) => return yield Err(std::io::Error::other(error)),
+                };
+                line.push(b'\n');
+                yield Ok(Bytes::from(line));
+            }
+            feed.changed().await;
+        }
+    };
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response())
+}
