@@ -8,7 +8,7 @@ pub mod plan;
 pub mod process;
 mod runtime;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,9 @@ pub use runtime::{Death, StartRequest, WorkerRuntime};
 
 /// How long the database may take to note that workers are stopped.
 const SAY_STOP: Duration = Duration::from_secs(3);
+
+/// For a worker without a lease to clean up behind itself; nothing that it says counts.
+const LAST_GRACE: Duration = Duration::from_secs(5);
 
 /// The fleet's knobs.
 #[derive(Debug, Clone)]
@@ -49,7 +52,7 @@ pub async fn run(store: Store, runtime: Arc<dyn WorkerRuntime>, config: FleetCon
     tokio::spawn(hear(store.clone(), wake.clone(), listening.clone()));
     let reporting = CancellationToken::new();
     let deaths = tokio::spawn(report_deaths(store.clone(), runtime.clone(), wake.clone(), reporting.clone()));
-    let mut fleet = Fleet { store, runtime, config, awaited: HashMap::new(), away: false };
+    let mut fleet = Fleet { store, runtime, config, awaited: HashMap::new(), forsaken: HashSet::new(), away: false };
     while !shutdown.is_cancelled() {
         match fleet.pass().await {
             Ok(()) => fleet.away = false,
@@ -147,6 +150,8 @@ struct Fleet {
     config: FleetConfig,
     /// Proven deaths whose cause is awaited, since when.
     awaited: HashMap<Incarnation, Instant>,
+    /// Workers without a lease that were told to end.
+    forsaken: HashSet<StartId>,
     away: bool,
 }
 
@@ -159,6 +164,7 @@ impl Fleet {
             self.look(suspected).await?;
         }
         self.awaited.retain(|incarnation, _| workers.iter().any(|w| w.incarnation == *incarnation));
+        self.end_the_forsaken(&workers).await;
         for action in plan(&agents, &demand, &workers) {
             self.act(action, &agents).await?;
         }
@@ -169,6 +175,19 @@ impl Fleet {
             self.store.orphan(&organization, &name).await?;
         }
         Ok(())
+    }
+
+    /// Ends the workers whose lease has ended without them: silent for too long, not connected in time, not drained in
+    /// time. Each was started by an earlier pass, so that its lease, if it had one, was read.
+    async fn end_the_forsaken(&mut self, workers: &[Lease]) {
+        let running = self.runtime.running();
+        self.forsaken.retain(|start| running.contains(start));
+        for start in running {
+            if !workers.iter().any(|w| w.start_id == start) && self.forsaken.insert(start) {
+                tracing::info!(%start, "worker {start} has no lease any more and is ended");
+                self.runtime.stop(start, LAST_GRACE).await;
+            }
+        }
     }
 
     async fn agents(&self) -> Result<HashMap<(String, String), KnownAgent>, StoreError> {

@@ -248,6 +248,10 @@ impl WorkerRuntime for ProcessRuntime {
         })
     }
 
+    fn running(&self) -> Vec<StartId> {
+        self.with(|c| c.keys().copied().collect())
+    }
+
     fn stop(&self, start: StartId, grace: Duration) -> Pending<'_, ()> {
         let me = ProcessRuntime {
             config: self.config.clone(),
@@ -270,7 +274,7 @@ impl WorkerRuntime for ProcessRuntime {
 
     fn shutdown(&self) -> Pending<'_, ()> {
         Box::pin(async move {
-            let all: Vec<StartId> = self.with(|c| c.keys().copied().collect());
+            let all = self.running();
             futures::future::join_all(all.into_iter().map(|s| self.end(s, self.config.stop_grace))).await;
         })
     }

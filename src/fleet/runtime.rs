@@ -48,6 +48,12 @@ pub trait WorkerRuntime: Send + Sync {
     /// What is known of a worker now.
     fn look<'a>(&'a self, start: StartId, reference: &'a str) -> Pending<'a, Look>;
 
+    /// The workers that this process runs now. One whose lease has ended is ended, too: a worker that was given up for its
+    /// silence hears nothing. A runtime that finds such workers by itself names none.
+    fn running(&self) -> Vec<StartId> {
+        Vec::new()
+    }
+
     /// Tells a worker to stop, and ends it after `grace`. Answers at once.
     fn stop(&self, start: StartId, grace: Duration) -> Pending<'_, ()>;
 
