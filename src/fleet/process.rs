@@ -69,6 +69,10 @@ pub async fn fail_former_boots(store: &Store, node: Uuid, boot: Uuid) -> Result<
         let mut parts = worker.runtime_ref.split('/');
         let (of_node, of_boot) = (parts.next(), parts.next());
         if of_node == Some(node.to_string().as_str()) && of_boot != Some(boot.to_string().as_str()) {
+            if worker.held == 0 {
+                // Its end with its `dev` is no failed start of the Agent: what waits is for the next worker.
+                store.drain_worker(worker.incarnation, Reason::NodeShutdown).await?;
+            }
             store.fail_worker(worker.incarnation, &failure).await?;
             failed += 1;
         }
