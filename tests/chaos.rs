@@ -56,7 +56,11 @@ async fn a_killed_dev_leaves_one_last_word_a_turn_and_nothing_else() {
         }
     }
     let acknowledged = submitted.values().filter(|(_, _, turn)| turn.is_some()).count();
-    println!("A14: {rounds} rounds in {:?}; {acknowledged} of {} acknowledged before a kill", begun.elapsed(), submitted.len());
+    println!(
+        "A14: {rounds} rounds in {:?}; {acknowledged} of {} acknowledged before a kill",
+        begun.elapsed(),
+        submitted.len()
+    );
 
     dev.nothing_left().await;
     dev.restart().await;
@@ -83,11 +87,7 @@ fn load(random: &mut StdRng, round: usize) -> Vec<(String, (String, String))> {
 }
 
 /// Submits a load and kills dev at this moment after the first submit; the turns that were acknowledged, by message id.
-async fn submit_until(
-    dev: &mut Dev,
-    load: &[(String, (String, String))],
-    moment: Duration,
-) -> HashMap<String, String> {
+async fn submit_until(dev: &mut Dev, load: &[(String, (String, String))], moment: Duration) -> HashMap<String, String> {
     let (api, kill) = (dev.api(), tokio::time::Instant::now() + moment);
     let calls = load.iter().cloned().map(|(id, (conversation, delay))| {
         let api = api.clone();
@@ -144,10 +144,12 @@ async fn every_turn_has_one_last_word(api: &Api, submitted: &Submitted) {
     }
     println!("A14: last words of {} turns: {outcomes:?}", records.len());
     for outcome in outcomes.keys() {
-        assert!(["reply", "WorkerExited", "StartFailed"].contains(&outcome.as_str()), "a reason that a kill has: {outcomes:?}");
+        // What waited is answered by the next run's workers; what was in hand died with its worker.
+        assert!(["reply", "WorkerExited"].contains(&outcome.as_str()), "a kill is no other failure: {outcomes:?}");
     }
     let streams = by_id.keys().map(|turn| one_terminal(api, turn));
-    let terminals: usize = futures::stream::iter(streams).buffer_unordered(16).collect::<Vec<_>>().await.into_iter().sum();
+    let terminals: usize =
+        futures::stream::iter(streams).buffer_unordered(16).collect::<Vec<_>>().await.into_iter().sum();
     println!("A14: {terminals} terminals on the streams of {} turns", by_id.len());
     assert_eq!(terminals, by_id.len());
 }

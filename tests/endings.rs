@@ -94,7 +94,11 @@ impl Begun {
     pub fn shows_one_error(&self, reason: &str) {
         for (which, watched) in [("session", &self.session), ("turn", &self.stream)] {
             let names = watched.names(&self.turn);
-            assert_eq!(told(watched, &self.turn), ["connected", "error", "agent-error", "complete"], "{which}: {names:?}");
+            assert_eq!(
+                told(watched, &self.turn),
+                ["connected", "error", "agent-error", "complete"],
+                "{which}: {names:?}"
+            );
             assert_eq!(names.last().map(String::as_str), Some("complete"), "{which}: {names:?}");
             for frame in watched.frames().iter().filter(|f| f.data["turnId"] == self.turn.as_str()) {
                 if frame.event.ends_with("error") {

@@ -47,7 +47,7 @@ async fn programs_as_they_are_answer_through_exec() {
     let turn = api.submit("c", "pieces", "three").await.turn;
     let stream = api.turn(&turn);
     let first = stream.frame("the first piece", |f| f.event == "text").await;
-    assert_eq!(first.data["text"], "one\n");
+    assert!(first.data["text"].as_str().unwrap().starts_with("one"), "{first:?}");
     assert_eq!(api.record(&turn).await["phase"], "Running");
     std::fs::write(dev.path("go"), "").unwrap();
     assert_eq!(stream.ended().await, End::Clean);
@@ -72,7 +72,8 @@ async fn a_model_server_that_nobody_here_wrote_streams_its_reply_and_its_error()
             },
         })
     };
-    let command = [litellm.to_str().unwrap(), "--config", "litellm.yaml", "--host", "127.0.0.1", "--port", &port.to_string()];
+    let command =
+        [litellm.to_str().unwrap(), "--config", "litellm.yaml", "--host", "127.0.0.1", "--port", &port.to_string()];
     let agents = [
         // One agent has the server beside it; the other only talks to it.
         agent("parrot", with_workers(model("parrot"), 1), &command),
@@ -137,7 +138,8 @@ fn names(stream: &Watched) -> Vec<String> {
 fn litellm() -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let program = root.join(".cache/litellm/bin/litellm");
-    let asked = std::env::var("LASTWORD_LITELLM").is_ok_and(|v| v == "1") || std::env::var("CI").is_ok_and(|v| v == "true");
+    let asked =
+        std::env::var("LASTWORD_LITELLM").is_ok_and(|v| v == "1") || std::env::var("CI").is_ok_and(|v| v == "true");
     if asked {
         let installed = std::process::Command::new(root.join("scripts/python-litellm")).status();
         assert!(installed.is_ok_and(|status| status.success()), "scripts/python-litellm failed");
@@ -145,6 +147,8 @@ fn litellm() -> Option<PathBuf> {
     if program.exists() {
         return Some(program);
     }
-    skipped("LiteLLM is not installed (scripts/python-litellm, or LASTWORD_LITELLM=1), so no foreign model server answers");
+    skipped(
+        "LiteLLM is not installed (scripts/python-litellm, or LASTWORD_LITELLM=1), so no foreign model server answers",
+    );
     None
 }

@@ -14,6 +14,9 @@ pub const KILLED: &str = "adapter killed with SIGKILL";
 /// Says that it has begun, and never ends by itself. Its last word tells the adapters of several agents apart.
 const HANG: &str = "echo begun; exec sleep 1000";
 
+/// A worker that never says anything.
+const NEVER: [&str; 2] = ["sleep", "1001"];
+
 fn hang(name: &str, mut spec: Value) -> String {
     spec["scope"] = "Agent".into();
     agent(name, spec, &["sh", "-c", HANG, name])
@@ -31,7 +34,8 @@ fn queue(name: &str, waiting: u32) -> String {
 
 fn hungry() -> String {
     let program = "x = []\nfor _ in range(32): x.append(b'x' * (8 << 20))\nprint('nobody limits me')";
-    let container = json!({"name": "agent", "command": ["python3", "-c", program], "resources": {"limits": {"memory": "64Mi"}}});
+    let container =
+        json!({"name": "agent", "command": ["python3", "-c", program], "resources": {"limits": {"memory": "64Mi"}}});
     let document = agent("hungry", json!({"scope": "Agent"}), &[]);
     let mut document: Value = serde_json::from_str(document.trim_start_matches("---")).unwrap();
     document["spec"]["template"]["spec"]["containers"][0] = container;
@@ -60,7 +64,7 @@ pub fn agents() -> Vec<(&'static str, String)> {
         ("never", {
             let mut spec = short(json!({"startSeconds": 3}));
             spec["adapter"] = "Custom".into();
-            agent("never", spec, &["sleep", "1000"])
+            agent("never", spec, &[NEVER[0], NEVER[1]])
         }),
         ("removed", hang("removed", json!({"limits": {"maxWorkers": 1}, "timing": {"drainSeconds": 1}}))),
     ]
@@ -75,7 +79,7 @@ pub async fn run(bench: &Bench) -> Vec<Row> {
         Box::pin(at_once(bench, "program exits 1", "exits", "AgentError")),
         Box::pin(at_once(bench, "program killed by a signal", "crashes", "WorkerExited")),
         Box::pin(at_once(bench, "program exits 0 without output", "empty", "AgentError")),
-        Box::pin(at_once(bench, "worker never connects", "never", "StartFailed")),
+        Box::pin(never(bench)),
         Box::pin(at_once(bench, "hard deadline (2 s)", "late", "DeadlineExceeded")),
         Box::pin(out_of_memory(bench)),
         Box::pin(silent(bench)),
@@ -99,6 +103,13 @@ async fn at_once(bench: &Bench, name: &'static str, agent: &str, reason: &'stati
     let turn = bench.submit(agent, agent, "x").await;
     let cause = turn.submitted;
     vec![over(bench, name, reason, turn, cause).await]
+}
+
+async fn never(bench: &Bench) -> Vec<Row> {
+    let rows = at_once(bench, "worker never connects (3 s)", "never", "StartFailed").await;
+    let gone = || (!bench.dev.processes().iter().any(|p| p.command == NEVER.join(" "))).then_some(());
+    until("the end of the worker that never connected", gone).await;
+    rows
 }
 
 async fn out_of_memory(bench: &Bench) -> Vec<Row> {

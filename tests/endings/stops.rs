@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::support::{agent, signal, until};
-use super::{Bench, Begun};
+use super::{Begun, Bench};
 
 /// Notes that it began, then ends when it is let go.
 const PATIENT: &str = "echo $LASTWORD_TURN_ID >> begun; echo begun; while [ ! -e go ]; do sleep 0.05; done; echo done";

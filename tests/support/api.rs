@@ -143,7 +143,9 @@ async fn read(call: reqwest::RequestBuilder, frames: Arc<Mutex<Vec<Frame>>>, tel
     let end = |end| tell.send_modify(|state| state.1 = end);
     let answer = match call.send().await {
         Ok(answer) if answer.status() == 200 => answer,
-        Ok(answer) => return end(End::Aborted(format!("{}: {}", answer.status(), answer.text().await.unwrap_or_default()))),
+        Ok(answer) => {
+            return end(End::Aborted(format!("{}: {}", answer.status(), answer.text().await.unwrap_or_default())));
+        }
         Err(error) => return end(End::Aborted(error.to_string())),
     };
     let mut events = answer.bytes_stream().eventsource();

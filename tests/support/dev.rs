@@ -184,7 +184,12 @@ impl Dev {
                 let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
                 let marked = environment.split(|b| *b == 0).any(|v| v == marker.as_bytes());
                 // Where the environment cannot be read, the working directory tells.
-                let inside = || fs::read_link(entry.path().join("cwd")).ok().zip(dir.as_ref()).is_some_and(|(c, d)| c.starts_with(d));
+                let inside = || {
+                    fs::read_link(entry.path().join("cwd"))
+                        .ok()
+                        .zip(dir.as_ref())
+                        .is_some_and(|(c, d)| c.starts_with(d))
+                };
                 let command = fs::read(entry.path().join("cmdline")).ok().filter(|c| !c.is_empty())?;
                 let command = command.split(|b| *b == 0).map(String::from_utf8_lossy).collect::<Vec<_>>().join(" ");
                 (marked || inside()).then(|| Seen { pid, command: command.trim_end().to_string() })
