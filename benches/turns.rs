@@ -176,9 +176,9 @@ async fn bare_cycle(directory: &Path, seconds: u64) -> Option<f64> {
         command
     };
     psql(
-        "CREATE TABLE IF NOT EXISTS bare_turn (id uuid PRIMARY KEY, input text, at timestamptz DEFAULT clock_timestamp());
-         CREATE TABLE IF NOT EXISTS bare_marker (turn_id uuid PRIMARY KEY, worker int, claimed_at timestamptz);
-         CREATE TABLE IF NOT EXISTS bare_terminal (turn_id uuid PRIMARY KEY, text text, at timestamptz DEFAULT clock_timestamp());",
+        "CREATE TABLE IF NOT EXISTS bare_turn (id bigint PRIMARY KEY, input text, at timestamptz DEFAULT clock_timestamp());
+         CREATE TABLE IF NOT EXISTS bare_marker (turn_id bigint PRIMARY KEY, worker int, claimed_at timestamptz);
+         CREATE TABLE IF NOT EXISTS bare_terminal (turn_id bigint PRIMARY KEY, text text, at timestamptz DEFAULT clock_timestamp());",
     )
     .status()
     .ok()?;

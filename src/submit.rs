@@ -201,7 +201,7 @@ impl Submitter {
                 Verdict::Reject { message, detail } => {
                     let failure =
                         Failure::detailed(Reason::GuardrailRejected, detail.clone()).with_message(message.clone());
-                    self.store.fail_turn(turn.turn_id, &failure).await.map(drop)
+                    self.store.reject_guarded(turn.turn_id, self.gateway, &failure).await.map(drop)
                 }
             };
             match written {

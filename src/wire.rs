@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use crate::turn::frame::Frame;
 use crate::turn::keys::{StartId, TurnId, hex};
+use crate::turn::reason::Reason;
 use crate::turn::terminal::Outcome;
 
 /// Header that names the calling incarnation (a UUID that the worker made when its process started).
@@ -256,6 +257,10 @@ pub struct Goodbye {
     /// Turns that were never given to the agent program; somebody else may run them.
     #[serde(default)]
     pub hand_back: Vec<TurnId>,
+    /// Why it leaves, when it was told to (SIGTERM: `NodeShutdown`): what it leaves behind ends with this, unless whoever
+    /// stopped it recorded a better one. Absent: it leaves by itself, and if it never claimed a turn, its start failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
 }
 
 /// How far the worker is.

@@ -378,6 +378,9 @@ async fn goodbye(State(port): State<WorkerPort>, caller: Caller, body: Bytes) ->
     if let Some(worker) = &worker {
         worker.stop_claiming();
     }
+    if let Some(reason) = goodbye.reason {
+        port.store.note_stop(caller.incarnation, reason).await?;
+    }
     match goodbye.phase {
         GoodbyePhase::Draining => {
             port.store.worker_draining(caller.incarnation, &goodbye.hand_back).await?;

@@ -24,6 +24,10 @@ use crate::wire::Credential;
 pub use plan::{Action, KnownAgent, plan};
 pub use runtime::{Death, StartRequest, WorkerRuntime};
 
+/// A pass that takes longer is given up: its connection may be dead, unknown to the kernel.
+const MAX_PASS: Duration = Duration::from_secs(30);
+/// The least pause between passes, however many notices wake them.
+const LEAST_PAUSE: Duration = Duration::from_millis(20);
 /// How long the database may take to note that workers are stopped.
 const SAY_STOP: Duration = Duration::from_secs(3);
 
@@ -54,13 +58,16 @@ pub async fn run(store: Store, runtime: Arc<dyn WorkerRuntime>, config: FleetCon
     let deaths = tokio::spawn(report_deaths(store.clone(), runtime.clone(), wake.clone(), reporting.clone()));
     let mut fleet = Fleet { store, runtime, config, awaited: HashMap::new(), forsaken: HashSet::new(), away: false };
     while !shutdown.is_cancelled() {
-        match fleet.pass().await {
+        let pass = tokio::time::timeout(MAX_PASS, fleet.pass()).await;
+        let pass = pass.unwrap_or_else(|_| Err(StoreError::Unavailable("a pass took too long".into())));
+        match pass {
             Ok(()) => fleet.away = false,
             Err(error) if !std::mem::replace(&mut fleet.away, true) => {
                 tracing::warn!(%error, "the fleet waits for the database; running workers go on");
             }
             Err(_) => {}
         }
+        tokio::time::sleep(LEAST_PAUSE).await;
         tokio::select! {
             () = wake.notified() => {}
             () = tokio::time::sleep(fleet.config.poll) => {}
@@ -135,11 +142,13 @@ async fn report_deaths(store: Store, runtime: Arc<dyn WorkerRuntime>, wake: Arc<
 }
 
 async fn bury(store: &Store, death: &Death) -> Result<(), StoreError> {
-    let Some(incarnation) = store.incarnation_of(death.start_id).await? else { return Ok(()) };
-    let failed = store.fail_worker(incarnation, &death.failure).await?;
-    if failed.died_now {
-        tracing::info!(%incarnation, turns = failed.ended.len(), detail = death.failure.detail.as_deref(),
-            "worker {incarnation} is dead ({}); {} turns ended with it", death.failure.reason, failed.ended.len());
+    // Again until none lives: a worker that connected at this moment gave its lease another name.
+    while let Some(incarnation) = store.incarnation_of(death.start_id).await? {
+        let failed = store.fail_worker(incarnation, &death.failure).await?;
+        if failed.died_now {
+            tracing::info!(%incarnation, turns = failed.ended.len(), detail = death.failure.detail.as_deref(),
+                "worker {incarnation} is dead ({}); {} turns ended with it", death.failure.reason, failed.ended.len());
+        }
     }
     Ok(())
 }
@@ -209,8 +218,12 @@ impl Fleet {
                     self.start(organization, agent, deployment, known).await?;
                 }
             }
-            Action::Drain { incarnation, start_id, reason, grace } => {
-                if self.store.drain_worker(incarnation, reason).await? {
+            Action::Drain { incarnation, start_id, reason, grace, only_idle } => {
+                let told = match only_idle {
+                    true => self.store.drain_idle_worker(incarnation, reason).await?,
+                    false => self.store.drain_worker(incarnation, reason).await?,
+                };
+                if told {
                     tracing::info!(%incarnation, "worker {incarnation} is told to stop");
                     self.runtime.stop(start_id, grace).await;
                 }

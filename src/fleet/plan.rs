@@ -31,6 +31,8 @@ pub enum Action {
         start_id: StartId,
         reason: Reason,
         grace: Duration,
+        /// Not if it holds a turn by then.
+        only_idle: bool,
     },
 }
 
@@ -65,16 +67,17 @@ pub fn plan(agents: &HashMap<Key, KnownAgent>, demand: &[DeploymentDemand], work
 fn outdated(agents: &HashMap<Key, KnownAgent>, worker: &Lease) -> Option<Action> {
     let agent = agents.get(&(worker.organization.clone(), worker.agent.clone()));
     let old = agent.is_none_or(|a| a.generation != worker.generation);
-    (old && !worker.stopping).then(|| drain(worker, agent))
+    (old && !worker.stopping).then(|| drain(worker, agent, false))
 }
 
-fn drain(worker: &Lease, agent: Option<&KnownAgent>) -> Action {
+fn drain(worker: &Lease, agent: Option<&KnownAgent>, only_idle: bool) -> Action {
     let seconds = agent.map_or(crate::crd::defaults::DRAIN_SECONDS, |a| a.spec.timing.drain_seconds());
     Action::Drain {
         incarnation: worker.incarnation,
         start_id: worker.start_id,
         reason: Reason::Deleted,
         grace: Duration::from_secs(u64::from(seconds)),
+        only_idle,
     }
 }
 
@@ -137,7 +140,7 @@ fn stop_idle(agent: &KnownAgent, current: &[&Lease], unmet: u32, actions: &mut V
         let displaced = (nth as u32) < unmet;
         if spare > 0 && (displaced || seconds >= idle_after) {
             spare -= 1;
-            actions.push(drain(worker, Some(agent)));
+            actions.push(drain(worker, Some(agent), true));
         }
     }
 }

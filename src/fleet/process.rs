@@ -69,10 +69,8 @@ pub async fn fail_former_boots(store: &Store, node: Uuid, boot: Uuid) -> Result<
         let mut parts = worker.runtime_ref.split('/');
         let (of_node, of_boot) = (parts.next(), parts.next());
         if of_node == Some(node.to_string().as_str()) && of_boot != Some(boot.to_string().as_str()) {
-            if worker.held == 0 {
-                // Its end with its `dev` is no failed start of the Agent: what waits is for the next worker.
-                store.drain_worker(worker.incarnation, Reason::NodeShutdown).await?;
-            }
+            // Told to stop, so that turns which only waited for it get another start.
+            store.drain_worker(worker.incarnation, Reason::WorkerExited).await?;
             store.fail_worker(worker.incarnation, &failure).await?;
             failed += 1;
         }
@@ -142,6 +140,12 @@ impl ProcessRuntime {
                 .as_deref()
                 .ok_or_else(|| failed(format!("env {}: on one machine only plain values are known", variable.name)))?;
             command.env(&variable.name, value);
+        }
+        // Nothing of ours: the database's URL is no agent's business.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LASTWORD_")) {
+            if !program.is_some_and(|c| c.env.iter().any(|v| name == *v.name)) {
+                command.env_remove(name);
+            }
         }
         command
             .env(env::GATEWAY, &self.config.gateway)

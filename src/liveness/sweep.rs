@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::store::{Retention, Store};
+use crate::store::{Retention, Store, StoreError};
 
 /// Pause between passes; a lapse is noticed this much late at the most.
 pub const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// A pass that takes longer is given up: its connection may be dead, unknown to the kernel.
+const MAX_PASS: Duration = Duration::from_secs(30);
 /// Passes between two passes of the retention.
 const PRUNE_EVERY: u32 = 30;
 
@@ -16,7 +18,9 @@ pub async fn sweep(store: Store, retention: Retention, every: Duration, shutdown
     let mut away = false;
     let mut passes: u32 = 0;
     while !shutdown.is_cancelled() {
-        let more = match store.sweep().await {
+        let pass = tokio::time::timeout(MAX_PASS, store.sweep()).await;
+        let pass = pass.unwrap_or_else(|_| Err(StoreError::Unavailable("a pass took too long".into())));
+        let more = match pass {
             Ok(swept) => {
                 if std::mem::take(&mut away) {
                     tracing::info!("the sweep has its database again");

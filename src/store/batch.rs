@@ -71,7 +71,13 @@ async fn lane<V: Verb>(pool: PgPool, verb: V, mut waiting: mpsc::Receiver<Waitin
     let mut batch = Vec::with_capacity(MAX_BATCH);
     while waiting.recv_many(&mut batch, MAX_BATCH).await > 0 {
         let (items, answers): (Vec<_>, Vec<_>) = batch.drain(..).unzip();
-        for (answer, result) in answers.into_iter().zip(settle(&pool, &verb, &items).await) {
+        // A task of its own: a panic is these items' fault, and must not end the lane.
+        let (pool, verb, count) = (pool.clone(), verb.clone(), items.len());
+        let settled = tokio::spawn(async move { settle(&pool, &verb, &items).await }).await.unwrap_or_else(|panic| {
+            tracing::error!(%panic, "a batch panicked; this is a bug in Lastword");
+            (0..count).map(|_| Err(StoreError::Unavailable("a fault of Lastword".into()))).collect()
+        });
+        for (answer, result) in answers.into_iter().zip(settled) {
             // A caller that went away has its item done all the same.
             let _ = answer.send(result);
         }

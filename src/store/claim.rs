@@ -73,7 +73,7 @@ impl BatchVerb for Verb {
         let incarnations: Vec<Uuid> = items.iter().map(|c| c.incarnation.0).collect();
         // Whoever ends or drains a lease locks it FOR UPDATE first: it waits for this claim, or this claim sees it.
         let live: HashMap<Uuid, (String, String, bool)> = sqlx::query(
-            "SELECT incarnation, organization, deployment, claimed FROM lease
+            "SELECT incarnation, organization, deployment, NOT claimed OR idle_since IS NOT NULL AS changes FROM lease
              WHERE incarnation = ANY($1) AND phase = 'live' ORDER BY incarnation FOR KEY SHARE",
         )
         .bind(&incarnations)
@@ -114,6 +114,8 @@ struct Taken {
     conversation_id: Uuid,
 }
 
+/// Live workers by incarnation: organization, deployment, and whether a claim changes their lease (the first one, and the
+/// one that ends an idle time).
 type Live = HashMap<Uuid, (String, String, bool)>;
 type Place = (String, String);
 
@@ -229,13 +231,17 @@ async fn mark(tx: &mut PgConnection, items: &[ClaimFor], taken: &[Taken], live: 
     .bind(&holders)
     .execute(&mut *tx)
     .await?;
-    let mut first: Vec<Uuid> = holders.into_iter().filter(|h| live.get(h).is_some_and(|l| !l.2)).collect();
-    if !first.is_empty() {
-        first.sort();
-        sqlx::query("UPDATE lease SET claimed = true, idle_since = NULL WHERE incarnation = ANY($1)")
-            .bind(&first)
-            .execute(tx)
-            .await?;
+    // Only leases that the claim changes, in key order as heartbeats take them.
+    let changed: Vec<Uuid> = holders.into_iter().filter(|h| live.get(h).is_some_and(|l| l.2)).collect();
+    if !changed.is_empty() {
+        sqlx::query(
+            "WITH mine AS MATERIALIZED (SELECT incarnation FROM lease WHERE incarnation = ANY($1)
+                                        ORDER BY incarnation FOR NO KEY UPDATE)
+             UPDATE lease l SET claimed = true, idle_since = NULL FROM mine WHERE l.incarnation = mine.incarnation",
+        )
+        .bind(&changed)
+        .execute(tx)
+        .await?;
     }
     Ok(())
 }

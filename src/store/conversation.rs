@@ -4,7 +4,7 @@ use sqlx::Row;
 use uuid::Uuid;
 
 use super::batch::retry_races;
-use super::elect;
+use super::elect::{self, Hand};
 use super::{Store, StoreError};
 use crate::turn::keys::{ConversationId, TurnId};
 use crate::turn::reason::Reason;
@@ -139,7 +139,7 @@ impl Store {
                 .fetch_all(&mut *tx)
                 .await?;
             let open: Vec<TurnId> = open.into_iter().map(TurnId).collect();
-            let ended = elect::fail_open(&mut tx, &open, None, &failure).await?;
+            let ended = elect::fail_open(&mut tx, &open, Hand::Anybodys, &failure).await?;
             tx.commit().await?;
             Ok(ended)
         })

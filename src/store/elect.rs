@@ -181,18 +181,32 @@ pub(super) async fn write(tx: &mut PgConnection, endings: &[Ending]) -> Result<(
     Ok(())
 }
 
-/// Ends with this failure whichever of these turns are open, and (where given) still in this hand.
+/// In whose hand a turn must still be, under its lock, to be ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hand {
+    Anybodys,
+    /// This worker's.
+    Of(Incarnation),
+    /// Nobody's: it waits. A turn that was claimed meanwhile is alive.
+    Nobodys,
+}
+
+/// Ends with this failure whichever of these turns are open and still in this hand.
 pub(super) async fn fail_open(
     tx: &mut PgConnection,
     turns: &[TurnId],
-    holder: Option<Incarnation>,
+    hand: Hand,
     failure: &Failure,
 ) -> Result<Vec<Ended>, StoreError> {
     if turns.is_empty() {
         return Ok(Vec::new());
     }
     let open = lock(tx, turns).await?;
-    let mine = |o: &Open| holder.is_none() || o.holder == holder;
+    let mine = |o: &Open| match hand {
+        Hand::Anybodys => true,
+        Hand::Of(worker) => o.holder == Some(worker),
+        Hand::Nobodys => o.holder.is_none(),
+    };
     let endings: Vec<Ending> = open.iter().filter(|(_, o)| mine(o)).map(|(&id, o)| o.failed(id, failure)).collect();
     Ok(write_what_goes(tx, &endings)
         .await?

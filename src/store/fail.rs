@@ -4,7 +4,7 @@ use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use super::batch::retry_races;
-use super::elect::{self, Ended};
+use super::elect::{self, Ended, Hand};
 use super::{Store, StoreError};
 use crate::turn::keys::{Incarnation, TurnId};
 use crate::turn::reason::Reason;
@@ -64,13 +64,31 @@ impl Store {
     pub async fn fail_turn(&self, turn: TurnId, failure: &Failure) -> Result<Option<Ended>, StoreError> {
         let ended = retry_races(|| async {
             let mut tx = self.vital().begin().await?;
-            let ended = elect::fail_open(&mut tx, &[turn], None, failure).await?;
+            let ended = elect::fail_open(&mut tx, &[turn], Hand::Anybodys, failure).await?;
             tx.commit().await?;
             Ok(ended)
         })
         .await?;
         self.announce(&ended);
         Ok(ended.into_iter().next())
+    }
+
+    /// Ends a turn that this worker holds by its marker and has lost; the worker's own heartbeats say so.
+    pub async fn fail_lost_turn(
+        &self,
+        turn: TurnId,
+        holder: Incarnation,
+        failure: &Failure,
+    ) -> Result<bool, StoreError> {
+        let ended = retry_races(|| async {
+            let mut tx = self.vital().begin().await?;
+            let ended = elect::fail_open(&mut tx, &[turn], Hand::Of(holder), failure).await?;
+            tx.commit().await?;
+            Ok(ended)
+        })
+        .await?;
+        self.announce(&ended);
+        Ok(!ended.is_empty())
     }
 
     /// Ends the newest waiting turns of an agent that are beyond its queue's limit; at most 500 a call.
@@ -88,7 +106,7 @@ impl Store {
             .fetch_all(&mut *tx)
             .await?;
             let over: Vec<TurnId> = over.into_iter().map(TurnId).collect();
-            let ended = elect::fail_open(&mut tx, &over, None, &failure).await?;
+            let ended = elect::fail_open(&mut tx, &over, Hand::Nobodys, &failure).await?;
             tx.commit().await?;
             Ok(ended)
         })
@@ -110,7 +128,7 @@ impl Store {
             .fetch_all(&mut *tx)
             .await?;
             let waiting: Vec<TurnId> = waiting.into_iter().map(TurnId).collect();
-            let ended = elect::fail_open(&mut tx, &waiting, None, &failure).await?;
+            let ended = elect::fail_open(&mut tx, &waiting, Hand::Nobodys, &failure).await?;
             tx.commit().await?;
             Ok(ended)
         })
@@ -195,7 +213,7 @@ async fn end_lease(
         .fetch_all(&mut *tx)
         .await?;
     let held: Vec<TurnId> = held.into_iter().map(TurnId).collect();
-    let mut ended = elect::fail_open(tx, &held, Some(incarnation), &failure).await?;
+    let mut ended = elect::fail_open(tx, &held, Hand::Of(incarnation), &failure).await?;
     let failed_start = died_now && !lease.claimed && stopped.is_none();
     if failed_start {
         ended.extend(fail_waiting(tx, &lease, &failure).await?);
@@ -241,5 +259,5 @@ async fn fail_waiting(tx: &mut PgConnection, lease: &Ending, failure: &Failure) 
     .fetch_all(&mut *tx)
     .await?;
     let waiting: Vec<TurnId> = waiting.into_iter().map(TurnId).collect();
-    elect::fail_open(tx, &waiting, None, failure).await
+    elect::fail_open(tx, &waiting, Hand::Nobodys, failure).await
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::batch::Verb as BatchVerb;
 use super::elect::{self, Ended, Ending, Open};
 use super::output::{self, Piece};
-use super::{Store, StoreError};
+use super::{Notice, Store, StoreError};
 use crate::turn::decide::{self, By, Election, Standing, Verdict};
 use crate::turn::frame::{Span, storable};
 use crate::turn::keys::{ConversationId, Incarnation, TurnId};
@@ -52,7 +52,8 @@ impl Store {
     pub async fn finish(&self, word: WorkerWord) -> Result<Result<bool, FinishError>, StoreError> {
         let answer = self.finish.call(word).await?;
         Ok(answer.map(|(accepted, ended)| {
-            self.announce(&ended);
+            // The worker knows its own word.
+            ended.iter().for_each(|e| self.notices.send(Notice::Conversation(e.conversation_id)));
             accepted
         }))
     }

@@ -43,8 +43,10 @@ impl Store {
 /// One gateway's tick. Afterwards no expiry lies more than a lease ahead: a clock that stepped back cannot keep a dead
 /// worker alive.
 pub(super) async fn tick(tx: &mut PgConnection) -> Result<(), StoreError> {
+    // Locked by a statement of its own: the time below is then younger than every tick before.
+    sqlx::query("SELECT FROM gate FOR UPDATE").execute(&mut *tx).await?;
     let reset: bool = sqlx::query_scalar(
-        "WITH before AS (SELECT seen, since, server_started FROM gate FOR UPDATE),
+        "WITH before AS (SELECT seen, since, server_started FROM gate),
               now AS (SELECT clock_timestamp() AS at),
               judged AS (
                 SELECT at, greatest(0, extract(epoch FROM seen - since)) AS steady,

@@ -3,9 +3,12 @@
 use sqlx::Row;
 use uuid::Uuid;
 
+use super::batch::retry_races;
+use super::elect::Hand;
 use super::{Notice, Store, StoreError, elect};
 use crate::turn::keys::{GatewayId, TurnId};
 use crate::turn::routing::Routing;
+use crate::turn::terminal::Failure;
 
 /// A turn to guard.
 #[derive(Debug, Clone)]
@@ -67,6 +70,27 @@ impl Store {
         .execute(&self.general)
         .await?;
         Ok(done.rows_affected() == 1)
+    }
+
+    /// The turn did not pass: it ends, unless it is no longer this guard's to reject.
+    pub async fn reject_guarded(&self, turn: TurnId, guard: GatewayId, failure: &Failure) -> Result<bool, StoreError> {
+        let ended = retry_races(|| async {
+            let mut tx = self.vital().begin().await?;
+            let mine: Option<Uuid> = sqlx::query_scalar(
+                "SELECT turn_id FROM marker WHERE turn_id = $1 AND phase = 'guarding' AND guard = $2 FOR UPDATE",
+            )
+            .bind(turn.0)
+            .bind(guard.0)
+            .fetch_optional(&mut *tx)
+            .await?;
+            let mine: Vec<TurnId> = mine.into_iter().map(TurnId).collect();
+            let ended = elect::fail_open(&mut tx, &mine, Hand::Nobodys, failure).await?;
+            tx.commit().await?;
+            Ok(ended)
+        })
+        .await?;
+        self.announce(&ended);
+        Ok(!ended.is_empty())
     }
 
     /// The turn passed: it may be claimed. False when it is no longer this guard's to pass.

@@ -229,6 +229,43 @@ impl Store {
         Ok(done)
     }
 
+    /// The same, unless the worker holds a turn by now: nobody who works is stopped for having been idle.
+    pub async fn drain_idle_worker(&self, incarnation: Incarnation, reason: Reason) -> Result<bool, StoreError> {
+        let done = retry_races(|| async {
+            let mut tx = self.vital().begin().await?;
+            let lease = lock_lease(&mut tx, incarnation).await?;
+            // A statement of its own behind the lock: it sees every claim that came before.
+            let busy: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM marker WHERE incarnation = $1)")
+                .bind(incarnation.0)
+                .fetch_one(&mut *tx)
+                .await?;
+            let may = !busy && lease.is_some_and(|l| l.phase == "live" && l.stop_reason.is_none());
+            if may {
+                set_draining(&mut tx, incarnation, Some(reason)).await?;
+            }
+            tx.commit().await?;
+            Ok(may)
+        })
+        .await?;
+        if done {
+            self.notices.send(Notice::Worker(incarnation));
+        }
+        Ok(done)
+    }
+
+    /// The worker was told to stop by somebody else (a signal): what it leaves behind carries `reason`, unless a reason
+    /// was recorded before, and its end is no failed start.
+    pub async fn note_stop(&self, incarnation: Incarnation, reason: Reason) -> Result<(), StoreError> {
+        sqlx::query(
+            "UPDATE lease SET stop_reason = $2 WHERE incarnation = $1 AND phase <> 'dead' AND stop_reason IS NULL",
+        )
+        .bind(incarnation.0)
+        .bind(reason.as_str())
+        .execute(self.vital())
+        .await?;
+        Ok(())
+    }
+
     /// The worker says goodbye: it takes no more turns and hands back those that never began.
     pub async fn worker_draining(&self, incarnation: Incarnation, hand_back: &[TurnId]) -> Result<u32, StoreError> {
         let (count, place) = retry_races(|| async {

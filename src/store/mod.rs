@@ -149,6 +149,8 @@ impl Store {
             ("tcp_user_timeout", "8000"),
             ("timezone", "UTC"),
             ("jit", "off"),
+            // A plan made while the tables were empty would be kept when they are not.
+            ("plan_cache_mode", "force_custom_plan"),
         ]);
         let general = pool(sizes.general).connect_lazy_with(options.clone());
         let vital = pool(sizes.vital).connect_lazy_with(options.clone());

@@ -4,7 +4,7 @@ use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use super::batch::retry_races;
-use super::elect::{self, Ended};
+use super::elect::{self, Ended, Hand};
 use super::fail::Only;
 use super::gate::SETTLED;
 use super::{Store, StoreError};
@@ -99,7 +99,7 @@ impl Store {
         let lapsed: Vec<TurnId> = lapsed.into_iter().map(TurnId).collect();
         let ended: Vec<Ended> = retry_races(|| async {
             let mut tx = self.vital().begin().await?;
-            let ended = elect::fail_open(&mut tx, &lapsed, None, failure).await?;
+            let ended = elect::fail_open(&mut tx, &lapsed, Hand::Anybodys, failure).await?;
             tx.commit().await?;
             Ok(ended)
         })

@@ -11,6 +11,7 @@ use super::client::CallError;
 use super::job::Reporter;
 use super::link::Backoff;
 use crate::turn::keys::TurnId;
+use crate::turn::reason::Reason;
 use crate::wire::{Goodbye, GoodbyePhase};
 
 /// How long a worker with nothing in hand tries to tell that it goes. Its lease tells it else.
@@ -24,13 +25,15 @@ pub(super) struct Farewell {
     begun: Instant,
     announced: bool,
     unsaid: BTreeSet<TurnId>,
+    /// Why it goes, when it was told to by a signal.
+    reason: Option<Reason>,
     /// On its way, with the turns that it hands back.
     call: Option<(BTreeSet<TurnId>, Call)>,
 }
 
 impl Farewell {
-    pub(super) fn new(reporter: Reporter) -> Self {
-        Farewell { reporter, begun: Instant::now(), announced: false, unsaid: BTreeSet::new(), call: None }
+    pub(super) fn new(reporter: Reporter, reason: Option<Reason>) -> Self {
+        Farewell { reporter, begun: Instant::now(), announced: false, unsaid: BTreeSet::new(), reason, call: None }
     }
 
     /// A turn that was never given to the agent program.
@@ -58,7 +61,11 @@ impl Farewell {
                 return std::future::pending().await;
             }
             let turns = self.unsaid.clone();
-            let goodbye = Goodbye { phase: GoodbyePhase::Draining, hand_back: turns.iter().copied().collect() };
+            let goodbye = Goodbye {
+                phase: GoodbyePhase::Draining,
+                hand_back: turns.iter().copied().collect(),
+                reason: self.reason,
+            };
             let task = tokio::spawn(say(self.reporter.clone(), goodbye));
             self.call = Some((turns, AbortOnDropHandle::new(task)));
         }
@@ -107,7 +114,7 @@ pub(super) async fn gone(reporter: &Reporter, gateways: &[Url]) {
     if link.generation == 0 {
         return; // Never live: there is no lease of ours to end.
     }
-    let goodbye = Goodbye { phase: GoodbyePhase::Gone, hand_back: Vec::new() };
+    let goodbye = Goodbye { phase: GoodbyePhase::Gone, hand_back: Vec::new(), reason: None };
     let attempts = async {
         let mut pause = Backoff::default();
         for gateway in link.gateway.iter().chain(gateways.iter().cycle()) {

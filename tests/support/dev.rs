@@ -20,7 +20,8 @@ use tokio::process::{Child, Command};
 pub const LASTWORD: &str = env!("CARGO_BIN_EXE_lastword");
 /// The longest that anything takes which a test waits for, unless it says otherwise. Generous: cores are shared.
 pub const BOUND: Duration = Duration::from_secs(60);
-const MARKER: &str = "LASTWORD_TEST_MARKER";
+/// Not one of ours by its name: those are kept from agents.
+const MARKER: &str = "LW_TEST_MARKER";
 const READY: &str = "Lastword is ready on ";
 
 /// A `lastword dev` of one test alone.
@@ -29,6 +30,7 @@ pub struct Dev {
     marker: String,
     flags: Vec<String>,
     variables: Vec<(String, String)>,
+    wrapper: Vec<String>,
     process: Option<Child>,
     url: String,
     starts: usize,
@@ -62,6 +64,7 @@ impl Dev {
             marker: uuid::Uuid::new_v4().to_string(),
             flags: flags.iter().map(|f| f.to_string()).collect(),
             variables: Vec::new(),
+            wrapper: Vec::new(),
             process: None,
             url: String::new(),
             starts: 0,
@@ -93,6 +96,10 @@ impl Dev {
     /// `lastword dev` on this directory, with these flags besides; ports are chosen by the system.
     pub fn command(&self, flags: &[&str]) -> Command {
         let mut command = self.lastword();
+        if let [program, words @ ..] = self.wrapper.as_slice() {
+            command = Command::new(program);
+            command.args(words).arg(LASTWORD).current_dir(self.dir()).stdin(Stdio::null()).stderr(Stdio::piped());
+        }
         command.args(["dev", "--agents", "agents.yaml"]);
         for port in ["--listen", "--worker-listen", "--admin-listen"] {
             if !flags.contains(&port) {
@@ -106,6 +113,11 @@ impl Dev {
     /// A variable in the environment of the next start.
     pub fn env(&mut self, name: &str, value: &str) {
         self.variables.push((name.into(), value.into()));
+    }
+
+    /// The next start is by this program, which executes what follows its words.
+    pub fn by(&mut self, wrapper: &[&str]) {
+        self.wrapper = wrapper.iter().map(|w| w.to_string()).collect();
     }
 
     /// The binary in this directory, in an environment of its own.
