@@ -1,6 +1,6 @@
 //! What to start and what to stop: a plain function of what a pass has read.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,9 +55,10 @@ pub fn plan(agents: &HashMap<Key, KnownAgent>, demand: &[DeploymentDemand], work
             mine.iter().copied().filter(|w| !w.stopping && w.generation == agent.generation).collect();
         let waiting = demand.iter().filter(|d| d.organization == key.0 && d.agent == key.1);
         let begun = actions.len();
-        let unmet = start(key, agent, waiting, &mine, &current, &mut actions);
+        let unmet = start(key, agent, waiting.clone(), &mine, &current, &mut actions);
         if actions.len() == begun {
-            stop_idle(agent, &current, unmet, &mut actions);
+            let busy = waiting.filter(|d| d.claimable > 0).map(|d| d.deployment.as_str()).collect();
+            stop_idle(agent, &current, &busy, unmet, &mut actions);
         }
     }
     actions
@@ -125,14 +126,14 @@ fn start<'a>(
 }
 
 /// Stops workers that have been idle for long, down to `minWorkers`; and, where `maxWorkers` keeps others from starting,
-/// the longest idle ones at once.
-fn stop_idle(agent: &KnownAgent, current: &[&Lease], unmet: u32, actions: &mut Vec<Action>) {
+/// the longest idle ones at once. One whose own deployment has turns waiting is about to take them: it stays.
+fn stop_idle(agent: &KnownAgent, current: &[&Lease], busy: &HashSet<&str>, unmet: u32, actions: &mut Vec<Action>) {
     let idle_after = f64::from(agent.spec.timing.idle_seconds());
     let live = current.iter().filter(|w| w.phase == LeasePhase::Live).count() as u32;
     let mut spare = live.saturating_sub(agent.spec.limits.min_workers());
     let mut idle: Vec<(&Lease, f64)> = current
         .iter()
-        .filter(|w| w.phase == LeasePhase::Live && w.held == 0)
+        .filter(|w| w.phase == LeasePhase::Live && w.held == 0 && !busy.contains(w.deployment.as_str()))
         .filter_map(|w| Some((*w, w.idle_seconds?)))
         .collect();
     idle.sort_by(|a, b| b.1.total_cmp(&a.1));
@@ -190,6 +191,10 @@ mod tests {
         r#"{"adapter":"Exec","scope":"Agent","limits":{"maxWorkers":3},"timing":{"idleSeconds":60}}"#;
     const PER_CONVERSATION: &str = r#"{"adapter":"Exec","limits":{"maxWorkers":2},"timing":{"idleSeconds":60}}"#;
 
+    fn idle(deployment: &str) -> Lease {
+        worker(deployment, LeasePhase::Live, 0, Some(61.0))
+    }
+
     #[test]
     fn the_table() {
         use LeasePhase::*;
@@ -199,6 +204,13 @@ mod tests {
             (PER_AGENT, vec![demand("a", 2)], vec![worker("a", Starting, 0, None)], (1, 0), "one is coming"),
             (PER_AGENT, vec![demand("a", 9)], vec![worker("a", Draining, 1, None)], (2, 0), "a draining one counts"),
             (PER_AGENT, vec![], vec![worker("a", Live, 0, Some(61.0))], (0, 1), "idle for long"),
+            (
+                PER_AGENT,
+                vec![demand("a", 9)],
+                vec![idle("a"), idle("a"), idle("a")],
+                (0, 0),
+                "about to take what waits",
+            ),
             (PER_AGENT, vec![], vec![worker("a", Live, 0, Some(59.0))], (0, 0), "not yet"),
             (PER_AGENT, vec![], vec![worker("a", Live, 1, Some(99.0))], (0, 0), "busy by its marker"),
             (

@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Mutex;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::support::{agent, signal, until};
+use super::support::{Dev, LASTWORD, agent, signal, until};
 use super::{Begun, Bench};
 
 /// Notes that it began, then ends when it is let go.
@@ -195,4 +197,38 @@ impl Bench {
             }
         }
     }
+}
+
+/// `dev` without the right to signal others, and a worker that is somebody else.
+#[tokio::test]
+async fn a_worker_that_cannot_be_signalled_is_not_dead() {
+    if !rustix::process::getuid().is_root() {
+        println!("SKIPPED: only root can run a worker as somebody else");
+        return;
+    }
+    let patient = |version: &str| {
+        let spec = json!({"scope": "Agent", "adapter": "Custom", "timing": {"drainSeconds": 60}});
+        let us = ["setpriv", "--reuid=65534", "--clear-groups", "./lastword", "worker", "exec", "--"];
+        agent("foreign", spec, &[&us[..], &["sh", "-c", PATIENT, "foreign", version]].concat())
+    };
+    let mut dev = Dev::prepare(&patient("1"), &[]);
+    dev.by(&["setpriv", "--bounding-set=-kill"]);
+    fs::set_permissions(dev.dir(), fs::Permissions::from_mode(0o777)).unwrap();
+    fs::copy(LASTWORD, dev.path("lastword")).unwrap();
+    dev.restart().await;
+    let bench = Bench { dev, agents: Mutex::default() };
+    let turn = bench.in_hand("c", "foreign", "x").await;
+    bench.change("foreign", Some(patient("2")));
+    told_to_stop(&bench, 1).await;
+    // The worker was told on its stream; the signal failed. A worker that starts later answers meanwhile.
+    let next = bench.submit("d", "foreign", "y").await;
+    next.stream.frame("another worker's first words", |f| f.event == "text").await;
+    assert_eq!(bench.dev.api().record(&turn.turn).await["phase"], "Running");
+    fs::write(bench.dev.path("go"), "").unwrap();
+    replied(&bench, &turn, "begun\ndone\n").await;
+    replied(&bench, &next, "begun\ndone\n").await;
+    none_began_twice(&bench);
+    // Not even a killed dev takes such a worker along: it is the test that can.
+    let foreign: Vec<_> = bench.dev.processes().into_iter().filter(|p| p.command.starts_with("./lastword")).collect();
+    foreign.iter().for_each(|p| signal(p.pid, Signal::KILL));
 }
