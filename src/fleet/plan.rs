@@ -1,272 +1,277 @@
-//! What to start and what to stop: a plain function of what a pass has read.
+//! Which workers to start, drain, look at: decided from what was just read, without IO and without a clock.
+//!
+//! - Every worker that is not dead has a place under `maxWorkers`, also one that drains: where the limit is a machine's
+//!   or a GPU's size, a start beside a draining worker would fail. So a turn may wait for a drain, at most
+//!   `drainSeconds`; an idle worker drains in milliseconds.
+//! - A draining worker serves nobody: its deployment is started anew.
+//! - A worker of an older generation than its Agent's is drained, also while it starts.
+//! - Where every conversation has its own worker and all places are taken, the longest idle worker of another
+//!   conversation makes room.
 
-use std::collections::{HashMap, HashSet};
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::crd::{AgentSpec, Scope};
 use crate::store::{DeploymentDemand, Lease, LeasePhase};
-use crate::turn::decide::{Demand, Limits, starts};
-use crate::turn::keys::{Incarnation, StartId};
-use crate::turn::reason::Reason;
+use crate::turn::decide::{self, Demand, Limits};
+use crate::turn::keys::{Grouping, Incarnation, StartId, deployment};
 
-/// An Agent as the fleet knows it.
-#[derive(Debug, Clone)]
-pub struct KnownAgent {
-    pub spec: Arc<AgentSpec>,
-    pub generation: i64,
+/// Names an Agent.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AgentKey {
+    /// Its namespace.
+    pub organization: String,
+    pub name: String,
 }
 
-/// A step of the plan.
+/// An Agent as the plan needs it.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    pub key: AgentKey,
+    pub generation: i64,
+    /// `None`: it cannot be read. Its workers are left as they are.
+    pub spec: Option<Arc<AgentSpec>>,
+    /// Whether workers may be started for `minWorkers` alone (see `backoff`).
+    pub may_warm: bool,
+}
+
+/// What earlier passes did.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    /// Workers whose runtime was told to stop them.
+    pub stopped: HashSet<StartId>,
+    /// Whether queues are to be checked against `maxQueuedTurns` in this pass.
+    pub check_queues: bool,
+}
+
+/// Something to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    Start {
-        organization: String,
-        agent: String,
-        deployment: String,
-    },
-    /// A deliberate stop: idle, surplus, or its Agent changed or is gone.
-    Drain {
-        incarnation: Incarnation,
-        start_id: StartId,
-        reason: Reason,
-        grace: Duration,
-        /// Not if it holds a turn by then.
-        only_idle: bool,
-    },
+    /// Start a worker; `only_first`: unless the deployment has one.
+    Start { agent: AgentKey, deployment: String, only_first: bool },
+    /// Stop a worker deliberately: draining in the store, then [`Action::Stop`].
+    Drain { incarnation: Incarnation, start_id: StartId, runtime_ref: String, why: Why },
+    /// Tell the runtime of a stop that the store knows of.
+    Stop { start_id: StartId, runtime_ref: String },
+    /// A worker is suspected dead: ask the runtime.
+    Look { start_id: StartId, runtime_ref: String },
+    /// End the newest waiting turns beyond this many.
+    Shed { agent: AgentKey, max_queued: u32 },
 }
 
-/// Whether each conversation has a worker of its own.
-pub fn is_per_conversation(spec: &AgentSpec) -> bool {
-    spec.scope == Scope::Conversation
+/// Why a worker is drained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    Idle,
+    /// The Agent has another generation now.
+    Changed,
+    /// The Agent is gone.
+    Removed,
+    /// Another conversation needs the place.
+    MakeRoom,
 }
 
-type Key = (String, String);
-
-/// Decides a pass. Draining workers count against `maxWorkers` (they run still), but carry nothing new.
-pub fn plan(agents: &HashMap<Key, KnownAgent>, demand: &[DeploymentDemand], workers: &[Lease]) -> Vec<Action> {
-    let mut actions: Vec<Action> = workers.iter().filter_map(|w| outdated(agents, w)).collect();
-    let mut names: Vec<&Key> = agents.keys().collect();
-    names.sort();
-    for key in names {
-        let agent = &agents[key];
-        let mine: Vec<&Lease> = workers.iter().filter(|w| w.organization == key.0 && w.agent == key.1).collect();
-        let current: Vec<&Lease> =
-            mine.iter().copied().filter(|w| !w.stopping && w.generation == agent.generation).collect();
-        let waiting = demand.iter().filter(|d| d.organization == key.0 && d.agent == key.1);
-        let begun = actions.len();
-        let unmet = start(key, agent, waiting.clone(), &mine, &current, &mut actions);
-        if actions.len() == begun {
-            let busy = waiting.filter(|d| d.claimable > 0).map(|d| d.deployment.as_str()).collect();
-            stop_idle(agent, &current, &busy, unmet, &mut actions);
+impl Why {
+    /// For logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Why::Idle => "it was idle",
+            Why::Changed => "its Agent changed",
+            Why::Removed => "its Agent was removed",
+            Why::MakeRoom => "another conversation needs its place",
         }
+    }
+}
+
+/// Decides. `workers` must have been read before `agents`, so that a worker without an Agent is one whose Agent is gone.
+pub fn plan(agents: &[Agent], demand: &[DeploymentDemand], workers: &[Lease], known: &Known) -> Vec<Action> {
+    let mut actions = Vec::new();
+    let mut by_agent: BTreeMap<AgentKey, Vec<&Lease>> = BTreeMap::new();
+    for worker in workers {
+        let key = AgentKey { organization: worker.organization.clone(), name: worker.agent.clone() };
+        by_agent.entry(key).or_default().push(worker);
+        if worker.suspected {
+            actions.push(Action::Look { start_id: worker.start_id, runtime_ref: worker.runtime_ref.clone() });
+        }
+        if worker.stopping && !known.stopped.contains(&worker.start_id) {
+            actions.push(Action::Stop { start_id: worker.start_id, runtime_ref: worker.runtime_ref.clone() });
+        }
+    }
+    for agent in agents {
+        let workers = by_agent.remove(&agent.key).unwrap_or_default();
+        let Some(spec) = &agent.spec else { continue };
+        let demand: Vec<&DeploymentDemand> = demand
+            .iter()
+            .filter(|d| d.organization == agent.key.organization && d.agent == agent.key.name && d.claimable > 0)
+            .collect();
+        if known.check_queues && !(demand.is_empty() && workers.is_empty()) {
+            let max_queued = spec.limits.max_queued_turns();
+            actions.push(Action::Shed { agent: agent.key.clone(), max_queued });
+        }
+        let total = workers.len() as u32;
+        let mut fleet = OneAgent { agent, spec, demand, workers, total, taken: total, actions: &mut actions };
+        fleet.drain_changed();
+        fleet.drain_idle();
+        fleet.start();
+    }
+    for worker in by_agent.into_values().flatten().filter(|w| serves(w)) {
+        actions.push(drain(worker, Why::Removed));
     }
     actions
 }
 
-/// A worker whose Agent is gone, or changed since it was started.
-fn outdated(agents: &HashMap<Key, KnownAgent>, worker: &Lease) -> Option<Action> {
-    let agent = agents.get(&(worker.organization.clone(), worker.agent.clone()));
-    let old = agent.is_none_or(|a| a.generation != worker.generation);
-    (old && !worker.stopping).then(|| drain(worker, agent, false))
+/// One Agent's part of a plan.
+struct OneAgent<'a> {
+    agent: &'a Agent,
+    spec: &'a AgentSpec,
+    demand: Vec<&'a DeploymentDemand>,
+    /// Those that this plan does not drain.
+    workers: Vec<&'a Lease>,
+    /// Workers that are not dead, as read.
+    total: u32,
+    /// Places taken: those, and the starts of this plan.
+    taken: u32,
+    actions: &'a mut Vec<Action>,
 }
 
-fn drain(worker: &Lease, agent: Option<&KnownAgent>, only_idle: bool) -> Action {
-    let seconds = agent.map_or(crate::crd::defaults::DRAIN_SECONDS, |a| a.spec.timing.drain_seconds());
+fn serves(worker: &Lease) -> bool {
+    matches!(worker.phase, LeasePhase::Starting | LeasePhase::Live) && !worker.stopping
+}
+
+fn drain(worker: &Lease, why: Why) -> Action {
     Action::Drain {
         incarnation: worker.incarnation,
         start_id: worker.start_id,
-        reason: Reason::Deleted,
-        grace: Duration::from_secs(u64::from(seconds)),
-        only_idle,
+        runtime_ref: worker.runtime_ref.clone(),
+        why,
     }
 }
 
-/// Adds the starts of one Agent; answers how many more there would be without `maxWorkers`.
-fn start<'a>(
-    key: &Key,
-    agent: &KnownAgent,
-    waiting: impl Iterator<Item = &'a DeploymentDemand>,
-    mine: &[&Lease],
-    current: &[&Lease],
-    actions: &mut Vec<Action>,
-) -> u32 {
-    let limits = Limits {
-        min_workers: agent.spec.limits.min_workers(),
-        max_workers: agent.spec.limits.max_workers(),
-        turns_per_worker: agent.spec.limits.turns_per_worker(),
-        per_conversation: is_per_conversation(&agent.spec),
-    };
-    let mut claimable: Vec<(String, u32)> = waiting.map(|d| (d.deployment.clone(), d.claimable)).collect();
-    if !limits.per_conversation && claimable.is_empty() {
-        claimable.push((key.1.clone(), 0));
-    }
-    claimable.sort();
-    let (mut agent_workers, mut unmet) = (mine.len() as u32, 0);
-    for (deployment, claimable) in claimable {
-        let here = |phase| current.iter().filter(move |w| w.phase == phase);
-        let live: Vec<_> = here(LeasePhase::Live).filter(|w| w.deployment == deployment).collect();
-        let demand = Demand {
-            claimable,
-            live: live.len() as u32,
-            room: live.iter().map(|w| w.capacity.saturating_sub(w.held)).sum(),
-            starting: here(LeasePhase::Starting).filter(|w| w.deployment == deployment).count() as u32,
-            agent_workers,
-        };
-        let wanted = starts(Demand { agent_workers: 0, ..demand }, Limits { max_workers: u32::MAX, ..limits });
-        let allowed = starts(demand, limits);
-        agent_workers += allowed;
-        unmet += wanted - allowed;
-        for _ in 0..allowed {
-            let (organization, agent) = key.clone();
-            actions.push(Action::Start { organization, agent, deployment: deployment.clone() });
+impl OneAgent<'_> {
+    fn drain_changed(&mut self) {
+        let generation = self.agent.generation;
+        for worker in self.workers.iter().filter(|w| serves(w) && w.generation < generation) {
+            self.actions.push(drain(worker, Why::Changed));
         }
     }
-    unmet
-}
 
-/// Stops workers that have been idle for long, down to `minWorkers`; and, where `maxWorkers` keeps others from starting,
-/// the longest idle ones at once. One whose own deployment has turns waiting is about to take them: it stays.
-fn stop_idle(agent: &KnownAgent, current: &[&Lease], busy: &HashSet<&str>, unmet: u32, actions: &mut Vec<Action>) {
-    let idle_after = f64::from(agent.spec.timing.idle_seconds());
-    let live = current.iter().filter(|w| w.phase == LeasePhase::Live).count() as u32;
-    let mut spare = live.saturating_sub(agent.spec.limits.min_workers());
-    let mut idle: Vec<(&Lease, f64)> = current
-        .iter()
-        .filter(|w| w.phase == LeasePhase::Live && w.held == 0 && !busy.contains(w.deployment.as_str()))
-        .filter_map(|w| Some((*w, w.idle_seconds?)))
-        .collect();
-    idle.sort_by(|a, b| b.1.total_cmp(&a.1));
-    for (nth, (worker, seconds)) in idle.into_iter().enumerate() {
-        let displaced = (nth as u32) < unmet;
-        if spare > 0 && (displaced || seconds >= idle_after) {
-            spare -= 1;
-            actions.push(drain(worker, Some(agent), true));
+    /// Live workers of this generation without a turn and without one to claim, the longest idle first.
+    fn idle(&self) -> Vec<&Lease> {
+        let mut idle: Vec<(f64, &Lease)> = self
+            .current()
+            .filter(|w| w.phase == LeasePhase::Live && w.held == 0 && self.claimable(&w.deployment) == 0)
+            .filter_map(|w| Some((w.idle_seconds?, w)))
+            .collect();
+        idle.sort_by(|a, b| b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal));
+        idle.into_iter().map(|(_, w)| w).collect()
+    }
+
+    fn current(&self) -> impl Iterator<Item = &Lease> {
+        let generation = self.agent.generation;
+        self.workers.iter().copied().filter(move |w| serves(w) && w.generation >= generation)
+    }
+
+    fn claimable(&self, deployment: &str) -> u32 {
+        self.demand.iter().find(|d| d.deployment == deployment).map_or(0, |d| d.claimable)
+    }
+
+    fn drain_idle(&mut self) {
+        let limit = f64::from(self.spec.timing.idle_seconds());
+        let shared = self.shared();
+        let min = self.min_workers();
+        let kept = self.current().filter(|w| w.deployment == shared).count() as u32;
+        let mut spare = kept.saturating_sub(min);
+        let mut drained = Vec::new();
+        for worker in self.idle().into_iter().filter(|w| w.idle_seconds.is_some_and(|s| s >= limit)) {
+            if worker.deployment == shared {
+                if spare == 0 {
+                    continue;
+                }
+                spare -= 1;
+            }
+            drained.push((worker.start_id, drain(worker, Why::Idle)));
         }
+        self.apply(drained);
+    }
+
+    /// Drains; the places stay taken.
+    fn apply(&mut self, drained: Vec<(StartId, Action)>) {
+        let gone: HashSet<StartId> = drained.iter().map(|(id, _)| *id).collect();
+        self.workers.retain(|w| !gone.contains(&w.start_id));
+        self.actions.extend(drained.into_iter().map(|(_, action)| action));
+    }
+
+    /// The deployment of scope Agent.
+    fn shared(&self) -> String {
+        deployment(&self.agent.key.name, Grouping::PerAgent, "")
+    }
+
+    fn min_workers(&self) -> u32 {
+        match self.spec.scope {
+            Scope::Agent => self.spec.limits.min_workers(),
+            Scope::Conversation => 0,
+        }
+    }
+
+    fn start(&mut self) {
+        let shared = self.shared();
+        let min = self.min_workers();
+        let mut queues: Vec<(String, u32)> = self.demand.iter().map(|d| (d.deployment.clone(), d.claimable)).collect();
+        if min > 0 && self.claimable(&shared) == 0 {
+            queues.push((shared.clone(), 0));
+        }
+        let mut unmet = 0;
+        for (deployment, claimable) in queues {
+            let per_conversation = deployment != shared;
+            let limits = Limits {
+                min_workers: if per_conversation || !self.agent.may_warm { 0 } else { min },
+                max_workers: self.spec.limits.max_workers(),
+                turns_per_worker: self.spec.limits.turns_per_worker(),
+                per_conversation,
+            };
+            let demand = self.demand_of(&deployment, claimable);
+            let starts = decide::starts(demand, limits);
+            for _ in 0..starts {
+                let (agent, deployment) = (self.agent.key.clone(), deployment.clone());
+                self.actions.push(Action::Start { agent, deployment, only_first: per_conversation });
+            }
+            self.taken += starts;
+            if per_conversation {
+                unmet += decide::starts(demand, Limits { max_workers: u32::MAX, ..limits }) - starts;
+            }
+        }
+        self.make_room(unmet);
+    }
+
+    fn demand_of(&self, deployment: &str, claimable: u32) -> Demand {
+        let mut demand = Demand { claimable, agent_workers: self.taken, ..Demand::default() };
+        for worker in self.current().filter(|w| w.deployment == deployment) {
+            if worker.phase == LeasePhase::Starting {
+                demand.starting += 1;
+            } else {
+                demand.live += 1;
+                demand.room += worker.capacity.saturating_sub(worker.held);
+            }
+        }
+        demand
+    }
+
+    /// Drains idle workers of other conversations for starts that found no place; those that leave anyhow count.
+    fn make_room(&mut self, unmet: u32) {
+        let needed = unmet.saturating_sub(self.leaving());
+        let shared = self.shared();
+        let others = self.idle().into_iter().filter(|w| w.deployment != shared);
+        let drained = others.take(needed as usize).map(|w| (w.start_id, drain(w, Why::MakeRoom))).collect();
+        self.apply(drained);
+    }
+
+    /// Workers that drain, also by this plan.
+    fn leaving(&self) -> u32 {
+        self.total - self.current().count() as u32
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn agent(yaml: &str) -> KnownAgent {
-        let spec: AgentSpec = serde_json::from_str(yaml).expect("a spec");
-        KnownAgent { spec: Arc::new(spec), generation: 1 }
-    }
-
-    fn agents(json: &str) -> HashMap<Key, KnownAgent> {
-        HashMap::from([(("default".to_string(), "a".to_string()), agent(json))])
-    }
-
-    fn worker(deployment: &str, phase: LeasePhase, held: u32, idle: Option<f64>) -> Lease {
-        Lease {
-            incarnation: Incarnation::new(),
-            start_id: StartId::new(),
-            organization: "default".into(),
-            agent: "a".into(),
-            deployment: deployment.into(),
-            generation: 1,
-            phase,
-            runtime_ref: String::new(),
-            capacity: 1,
-            held,
-            idle_seconds: idle,
-            suspected: false,
-            stopping: phase == LeasePhase::Draining,
-        }
-    }
-
-    fn demand(deployment: &str, claimable: u32) -> DeploymentDemand {
-        DeploymentDemand { organization: "default".into(), agent: "a".into(), deployment: deployment.into(), claimable }
-    }
-
-    fn counts(actions: &[Action]) -> (usize, usize) {
-        let starts = actions.iter().filter(|a| matches!(a, Action::Start { .. })).count();
-        (starts, actions.len() - starts)
-    }
-
-    const PER_AGENT: &str =
-        r#"{"adapter":"Exec","scope":"Agent","limits":{"maxWorkers":3},"timing":{"idleSeconds":60}}"#;
-    const PER_CONVERSATION: &str = r#"{"adapter":"Exec","limits":{"maxWorkers":2},"timing":{"idleSeconds":60}}"#;
-
-    fn idle(deployment: &str) -> Lease {
-        worker(deployment, LeasePhase::Live, 0, Some(61.0))
-    }
-
-    #[test]
-    fn the_table() {
-        use LeasePhase::*;
-        for (spec, demands, workers, expected, why) in [
-            (PER_AGENT, vec![], vec![], (0, 0), "nothing to do"),
-            (PER_AGENT, vec![demand("a", 2)], vec![], (2, 0), "two wait"),
-            (PER_AGENT, vec![demand("a", 2)], vec![worker("a", Starting, 0, None)], (1, 0), "one is coming"),
-            (PER_AGENT, vec![demand("a", 9)], vec![worker("a", Draining, 1, None)], (2, 0), "a draining one counts"),
-            (PER_AGENT, vec![], vec![worker("a", Live, 0, Some(61.0))], (0, 1), "idle for long"),
-            (
-                PER_AGENT,
-                vec![demand("a", 9)],
-                vec![idle("a"), idle("a"), idle("a")],
-                (0, 0),
-                "about to take what waits",
-            ),
-            (PER_AGENT, vec![], vec![worker("a", Live, 0, Some(59.0))], (0, 0), "not yet"),
-            (PER_AGENT, vec![], vec![worker("a", Live, 1, Some(99.0))], (0, 0), "busy by its marker"),
-            (
-                PER_CONVERSATION,
-                vec![demand("a-1", 1), demand("a-2", 1), demand("a-3", 1)],
-                vec![],
-                (2, 0),
-                "maxWorkers",
-            ),
-            (
-                PER_CONVERSATION,
-                vec![demand("a-1", 1)],
-                vec![worker("a-1", Live, 1, None)],
-                (0, 0),
-                "its worker is busy",
-            ),
-            (
-                PER_CONVERSATION,
-                vec![demand("a-3", 1)],
-                vec![worker("a-1", Live, 0, Some(1.0)), worker("a-2", Live, 0, Some(2.0))],
-                (0, 1),
-                "an idle one makes room",
-            ),
-        ] {
-            assert_eq!(counts(&plan(&agents(spec), &demands, &workers)), expected, "{why}");
-        }
-    }
-
-    #[test]
-    fn a_worker_of_a_changed_or_gone_agent_is_drained_once() {
-        let mut old = worker("a", LeasePhase::Live, 1, None);
-        old.generation = 0;
-        assert_eq!(counts(&plan(&agents(PER_AGENT), &[], &[old.clone()])), (0, 1));
-        assert_eq!(counts(&plan(&HashMap::new(), &[], &[old.clone()])), (0, 1));
-        old.stopping = true;
-        assert_eq!(counts(&plan(&agents(PER_AGENT), &[], &[old])), (0, 0));
-    }
-
-    proptest! {
-        #[test]
-        fn never_more_than_max_workers(
-            claimable in prop::collection::vec(0u32..5, 0..6),
-            live in 0usize..4, starting in 0usize..3, draining in 0usize..3, per_agent: bool,
-        ) {
-            let spec = if per_agent { PER_AGENT } else { PER_CONVERSATION };
-            let name = |i: usize| if per_agent { "a".to_string() } else { format!("a-{i}") };
-            let demands: Vec<_> = claimable.iter().enumerate().take(if per_agent { 1 } else { 6 })
-                .map(|(i, &n)| demand(&name(i), n)).collect();
-            let mut workers = Vec::new();
-            for (count, phase) in [(live, LeasePhase::Live), (starting, LeasePhase::Starting), (draining, LeasePhase::Draining)] {
-                workers.extend((0..count).map(|i| worker(&name(i), phase, 1, None)));
-            }
-            let known = agents(spec);
-            let max = known.values().next().map_or(0, |a| a.spec.limits.max_workers()) as usize;
-            let (starts, _) = counts(&plan(&known, &demands, &workers));
-            prop_assert!(starts == 0 || starts + workers.len() <= max);
-        }
-    }
-}
+#[path = "plan_tests.rs"]
+mod tests;

@@ -1,349 +1,382 @@
-//! The runtime `process`: workers are child processes of this one.
+//! The runtime `process`: workers are child processes of this one, and never outlive it.
 //!
-//! A child is proven dead when it was reaped, never before: a signal that cannot be delivered says nothing. Children end
-//! with this process, however it ends (see [`crate::local::spawn`]).
+//! Proof of death is that the child was reaped, by a thread that waits for it. A signal that cannot be delivered is no
+//! proof. Between exit and reaping the child is a zombie, so its process id, and the id of its group, are still its own:
+//! signals go out under a lock that the reaper takes, and never reach a stranger.
 
 use std::collections::HashMap;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
-use tokio::sync::{Notify, mpsc, oneshot};
+use futures::future::BoxFuture;
+use rustix::process::{Pid, Signal};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
-use super::runtime::{Death, Pending, StartRequest, WorkerRuntime};
-use crate::crd::{Adapter, AgentSpec, Container};
-use crate::local::cgroup::Cgroup;
+use super::cgroup::{Cgroups, Group};
+use super::child::{self, Worker};
+use super::command::{command, container};
+use super::log::{self, Tail};
+use super::runtime::{Death, StartRequest, WorkerRuntime};
+use crate::crd::SecretKeyRef;
 use crate::local::spawn::Spawner;
 use crate::store::{Store, StoreError};
 use crate::turn::decide::Look;
 use crate::turn::keys::StartId;
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
-use crate::wire::env;
 
-/// Standard error that is kept for the detail of a failure, in bytes.
-const STDERR_TAIL: usize = 8 * 1024;
-/// A longer line of a worker's log is cut.
-const MAX_LINE: usize = 4 * 1024;
-/// How long a dead worker's pipes are read to their end; a grandchild may hold them open.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+/// The runtime's name in the lease.
+pub const NAME: &str = "process";
+/// At the end of its drain the worker itself ends what is left and says so: what SIGKILL waits for beyond
+/// `drainSeconds`.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// How long a killed process may take to be reaped at the runtime's end.
+const REAPING: Duration = Duration::from_secs(5);
+/// Dead workers whose cause a look still finds.
+const MAX_REMEMBERED: usize = 1024;
 
-/// Where and how workers are started.
-#[derive(Debug, Clone)]
+/// Resolves a Secret on one machine.
+pub type Secrets = Arc<dyn Fn(&SecretKeyRef) -> Option<String> + Send + Sync>;
+
+/// How processes are started.
+#[derive(Clone)]
 pub struct ProcessConfig {
-    /// Names this machine's data directory over restarts.
-    pub node: Uuid,
-    /// Names this process.
+    /// Names this machine's data directory, for good; no slash. Only one process at a time may use it.
+    pub node: String,
+    /// Names this life of the process.
     pub boot: Uuid,
-    /// Base URL of the worker port.
+    /// Base URLs of the worker port, comma-separated, as [`crate::wire::env::GATEWAY`] has them.
     pub gateway: String,
-    /// Relative paths in Agents start here.
+    /// What relative working directories are relative to: the directory of the file of Agents.
     pub base_dir: PathBuf,
-    /// How long workers may take when this process stops.
-    pub stop_grace: Duration,
+    /// The binary `lastword`, for the adapters.
+    pub program: PathBuf,
+    /// Where API keys come from.
+    pub secrets: Secrets,
+    /// How long workers may take when this process stops; their own `drainSeconds` if that is shorter or this absent.
+    pub stop_within: Option<Duration>,
 }
 
-struct Running {
-    pid: Pid,
-    /// Set once it is reaped.
-    gone: Arc<Notify>,
+impl ProcessConfig {
+    /// With this very binary, a new boot, and no secrets.
+    ///
+    /// # Errors
+    /// If the path of this binary cannot be found out.
+    pub fn new(node: &str, gateway: &str, base_dir: impl Into<PathBuf>) -> std::io::Result<Self> {
+        Ok(ProcessConfig {
+            node: node.to_owned(),
+            boot: Uuid::now_v7(),
+            gateway: gateway.to_owned(),
+            base_dir: base_dir.into(),
+            program: std::env::current_exe()?,
+            secrets: Arc::new(|_| None),
+            stop_within: None,
+        })
+    }
 }
 
-/// Workers as child processes.
+/// Workers as child processes. Needs a Tokio runtime.
 pub struct ProcessRuntime {
     config: ProcessConfig,
-    children: Arc<Mutex<HashMap<StartId, Running>>>,
-    deaths: (mpsc::UnboundedSender<Death>, tokio::sync::Mutex<mpsc::UnboundedReceiver<Death>>),
+    /// Found out at the first worker with a limit.
+    cgroups: OnceLock<Option<Cgroups>>,
+    shared: Arc<Shared>,
 }
 
-/// Fails the workers of former runs on this node: they ended with their `dev`.
-pub async fn fail_former_boots(store: &Store, node: Uuid, boot: Uuid) -> Result<usize, StoreError> {
-    let failure = Failure::detailed(Reason::WorkerExited, "lastword was restarted on this machine");
-    let mut failed = 0;
-    for worker in store.workers().await? {
-        let mut parts = worker.runtime_ref.split('/');
-        let (of_node, of_boot) = (parts.next(), parts.next());
-        if of_node == Some(node.to_string().as_str()) && of_boot != Some(boot.to_string().as_str()) {
-            // Told to stop, so that turns which only waited for it get another start.
-            store.drain_worker(worker.incarnation, Reason::WorkerExited).await?;
-            store.fail_worker(worker.incarnation, &failure).await?;
-            failed += 1;
+/// What the reapers write to.
+pub(super) struct Shared {
+    workers: Mutex<HashMap<StartId, Arc<Worker>>>,
+    causes: Mutex<Causes>,
+    deaths: Mutex<Deaths>,
+    /// How many workers there are, for the end.
+    count: watch::Sender<usize>,
+}
+
+#[derive(Default)]
+struct Causes {
+    by_start: HashMap<StartId, Failure>,
+    order: std::collections::VecDeque<StartId>,
+}
+
+struct Deaths {
+    sender: mpsc::UnboundedSender<Death>,
+    first: Option<mpsc::UnboundedReceiver<Death>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// A worker was reaped.
+    pub fn dead(&self, start_id: StartId, cause: Failure) {
+        let mut causes = lock(&self.causes);
+        if causes.order.len() >= MAX_REMEMBERED
+            && let Some(oldest) = causes.order.pop_front()
+        {
+            causes.by_start.remove(&oldest);
         }
+        causes.order.push_back(start_id);
+        causes.by_start.insert(start_id, cause.clone());
+        drop(causes);
+        // Nobody listens at the very end of the process.
+        let _ = lock(&self.deaths).sender.send(Death { start_id, cause: Some(cause) });
+        let mut workers = lock(&self.workers);
+        workers.remove(&start_id);
+        self.count.send_replace(workers.len());
     }
-    Ok(failed)
+
+    fn add(&self, start_id: StartId, worker: Arc<Worker>) {
+        let mut workers = lock(&self.workers);
+        workers.insert(start_id, worker);
+        self.count.send_replace(workers.len());
+    }
+
+    fn get(&self, start_id: StartId) -> Option<Arc<Worker>> {
+        lock(&self.workers).get(&start_id).cloned()
+    }
 }
 
 impl ProcessRuntime {
+    /// Starts nothing yet.
     pub fn new(config: ProcessConfig) -> Self {
-        let (send, receive) = mpsc::unbounded_channel();
-        ProcessRuntime { config, children: Arc::default(), deaths: (send, tokio::sync::Mutex::new(receive)) }
+        let (sender, first) = mpsc::unbounded_channel();
+        let shared = Shared {
+            workers: Mutex::default(),
+            causes: Mutex::default(),
+            deaths: Mutex::new(Deaths { sender, first: Some(first) }),
+            count: watch::Sender::new(0),
+        };
+        ProcessRuntime { config, cgroups: OnceLock::new(), shared: Arc::new(shared) }
     }
 
-    fn with<T>(&self, f: impl FnOnce(&mut HashMap<StartId, Running>) -> T) -> T {
-        f(&mut self.children.lock().unwrap_or_else(PoisonError::into_inner))
+    /// A cgroup for a worker with a memory limit; none where that is not permitted.
+    fn group(&self, request: &StartRequest) -> Result<Option<Group>, Failure> {
+        let Some(container) = container(&request.spec) else { return Ok(None) };
+        let cannot = |why: String| Failure::detailed(Reason::StartFailed, format!("resources.limits.memory: {why}"));
+        let Some(bytes) = container.memory_limit_bytes().map_err(|e| cannot(e.to_string()))? else { return Ok(None) };
+        let cgroups = self.cgroups.get_or_init(|| {
+            let cgroups = Cgroups::detect(&self.config.node);
+            if cgroups.is_none() {
+                tracing::warn!(
+                    "memory limits of Agents are not enforced: no cgroup with the memory controller is writable here"
+                );
+            }
+            cgroups
+        });
+        let Some(cgroups) = cgroups else { return Ok(None) };
+        cgroups.create(request.start_id, bytes).map(Some).map_err(|e| cannot(format!("cannot make a cgroup: {e}")))
     }
 
-    fn spawn(&self, request: &StartRequest) -> Result<(), Failure> {
-        let failed = |why: String| Failure::detailed(Reason::StartFailed, why);
-        let program = program(&request.spec);
-        let mut command = self.command(request, program)?;
+    async fn spawn(&self, request: &StartRequest) -> Result<(), Failure> {
+        let mut command = command(&self.config, request)?;
+        let group = self.group(request)?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        let limit = program
-            .map(Container::memory_limit_bytes)
-            .transpose()
-            .map_err(|e| failed(format!("resources.limits.memory: {e}")))?
-            .flatten();
-        let cgroup = limit.and_then(|bytes| Cgroup::limited(&format!("lastword-{}", request.start_id), bytes));
-        let shown = command.get_program().to_string_lossy().to_string();
-        let mut child =
-            Spawner::global().spawn(command, Signal::KILL).map_err(|e| failed(format!("cannot start {shown}: {e}")))?;
-        let pid = Pid::from_child(&child);
-        if let Some(cgroup) = &cgroup {
-            cgroup.add(child.id());
+        let program = command.get_program().to_string_lossy().into_owned();
+        let place = Place {
+            start_id: request.start_id,
+            agent: request.agent.clone(),
+            grace: Duration::from_secs(request.spec.timing.drain_seconds().into()) + FAREWELL,
+            shared: self.shared.clone(),
+            handle: Handle::current(),
+        };
+        // Not in this task: a start that has begun must not be cancelled between the fork and its reaper.
+        let spawned = tokio::task::spawn_blocking(move || place.spawn(command, group)).await;
+        match spawned {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(Failure::detailed(Reason::StartFailed, format!("cannot start {program}: {error}"))),
+            Err(error) => Err(Failure::detailed(Reason::StartFailed, format!("cannot start {program}: {error}"))),
         }
-        let tail = self.follow(&mut child, request);
-        let gone = Arc::new(Notify::new());
-        self.with(|c| c.insert(request.start_id, Running { pid, gone: gone.clone() }));
-        self.reap(child, request.start_id, tail, cgroup, gone);
+    }
+
+    fn reference_of(&self, start_id: StartId) -> String {
+        format!("{}/{}/{start_id}", self.config.node, self.config.boot)
+    }
+}
+
+/// Where a child belongs.
+struct Place {
+    start_id: StartId,
+    agent: String,
+    grace: Duration,
+    shared: Arc<Shared>,
+    handle: Handle,
+}
+
+impl Place {
+    fn spawn(self, command: std::process::Command, group: Option<Group>) -> std::io::Result<()> {
+        let mut child = match Spawner::global().spawn(command, Signal::KILL) {
+            Ok(child) => child,
+            Err(error) => {
+                group.into_iter().for_each(Group::remove);
+                return Err(error);
+            }
+        };
+        // At once: what the child allocates before is not counted, which harms nobody.
+        let pid = Pid::from_child(&child);
+        if let Some(group) = &group
+            && let Err(error) = group.add(pid)
+        {
+            tracing::warn!(start = %self.start_id, %error, "a worker runs without its memory limit");
+        }
+        let worker = Arc::new(Worker::new(pid, self.grace));
+        self.shared.add(self.start_id, worker.clone());
+        let tail = Tail::default();
+        let errors_read = self.read_output(&mut child, tail.clone());
+        let reaper = child::Reaper { start_id: self.start_id, child, worker, group, tail, errors_read };
+        reaper.start(self.shared);
         Ok(())
     }
 
-    fn command(&self, request: &StartRequest, program: Option<&Container>) -> Result<Command, Failure> {
-        let failed = |why: String| Failure::detailed(Reason::StartFailed, why);
-        let itself = || std::env::current_exe().map_err(|e| failed(format!("cannot find our own program: {e}")));
-        let words = || program.iter().flat_map(|c| c.command.iter().chain(&c.args));
-        let mut command = match request.spec.adapter {
-            Adapter::Exec => {
-                let mut command = Command::new(itself()?);
-                command.args(["worker", "exec", "--"]).args(words());
-                command
-            }
-            Adapter::OpenAI => openai(Command::new(itself()?), &request.spec, words().collect())?,
-            Adapter::Custom => {
-                let mut words = words();
-                let first = words.next().ok_or_else(|| failed("container agent has no command".into()))?;
-                let mut command = Command::new(first);
-                command.args(words);
-                command
-            }
-        };
-        let directory = program.and_then(|c| c.working_dir.as_deref()).unwrap_or(".");
-        command.current_dir(self.config.base_dir.join(directory));
-        for variable in program.iter().flat_map(|c| &c.env) {
-            let value = variable
-                .value
-                .as_deref()
-                .ok_or_else(|| failed(format!("env {}: on one machine only plain values are known", variable.name)))?;
-            command.env(&variable.name, value);
+    /// Copies what the child prints to the log. The receiver learns when its stderr is at its end.
+    fn read_output(&self, child: &mut std::process::Child, tail: Tail) -> std::sync::mpsc::Receiver<()> {
+        let (read, errors_read) = std::sync::mpsc::channel();
+        let _entered = self.handle.enter();
+        let (agent, start) = (self.agent.clone(), self.start_id);
+        if let Some(Ok(stdout)) = child.stdout.take().map(tokio::process::ChildStdout::from_std) {
+            let say = move |line: &str| tracing::info!(target: "worker", agent, %start, "{line}");
+            tokio::spawn(log::copy(stdout, None, say));
         }
-        // Nothing of ours: the database's URL is no agent's business.
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LASTWORD_")) {
-            if !program.is_some_and(|c| c.env.iter().any(|v| name == *v.name)) {
-                command.env_remove(name);
-            }
-        }
-        command
-            .env(env::GATEWAY, &self.config.gateway)
-            .env(env::CREDENTIAL, request.credential.reveal())
-            .env(env::CAPACITY, request.spec.limits.turns_per_worker().to_string())
-            .env(env::DRAIN_SECONDS, request.spec.timing.drain_seconds().to_string());
-        Ok(command)
-    }
-
-    /// Logs what the worker prints, and keeps the end of its standard error.
-    fn follow(&self, child: &mut Child, request: &StartRequest) -> oneshot::Receiver<String> {
-        let (done, tail) = oneshot::channel();
-        let (deployment, stdout) = (request.deployment.clone(), child.stdout.take());
-        if let Some(Ok(stdout)) = stdout.map(tokio::process::ChildStdout::from_std) {
-            let deployment = deployment.clone();
-            tokio::spawn(
-                async move { lines(stdout, |line| tracing::info!(target: "worker", deployment, "{line}")).await },
-            );
-        }
+        let agent = self.agent.clone();
         if let Some(Ok(stderr)) = child.stderr.take().map(tokio::process::ChildStderr::from_std) {
+            let say = move |line: &str| tracing::info!(target: "worker", agent, %start, stderr = true, "{line}");
             tokio::spawn(async move {
-                let mut kept = String::new();
-                lines(stderr, |line| {
-                    tracing::info!(target: "worker", deployment, "{line}");
-                    kept.push_str(line);
-                    kept.push('\n');
-                    if kept.len() > 2 * STDERR_TAIL {
-                        kept = tail_of(&kept).to_string();
-                    }
-                })
-                .await;
-                // The one who waits may have given up on a pipe that a grandchild holds.
-                let _ = done.send(tail_of(&kept).to_string());
+                log::copy(stderr, Some(tail), say).await;
+                // Nobody waits for it any more when the child was long dead.
+                let _ = read.send(());
             });
         }
-        tail
-    }
-
-    /// Waits for the child on a thread of its own: the wait is what reaps it.
-    fn reap(
-        &self,
-        mut child: Child,
-        start_id: StartId,
-        tail: oneshot::Receiver<String>,
-        cgroup: Option<Cgroup>,
-        gone: Arc<Notify>,
-    ) {
-        let (reaped, status) = oneshot::channel();
-        std::thread::spawn(move || {
-            let _ = reaped.send(child.wait());
-        });
-        let (children, deaths) = (self.children.clone(), self.deaths.0.clone());
-        tokio::spawn(async move {
-            let Ok(Ok(status)) = status.await else { return };
-            let stderr = tokio::time::timeout(LAST_WORDS, tail).await.ok().and_then(Result::ok).unwrap_or_default();
-            let failure = cause(status, cgroup.as_ref().is_some_and(Cgroup::killed), &stderr);
-            drop(cgroup);
-            children.lock().unwrap_or_else(PoisonError::into_inner).remove(&start_id);
-            // The fleet may be gone already, at the end of the process.
-            let _ = deaths.send(Death { start_id, failure });
-            gone.notify_waiters();
-        });
-    }
-
-    async fn end(&self, start: StartId, grace: Duration) {
-        let Some((pid, gone)) = self.with(|c| c.get(&start).map(|r| (r.pid, r.gone.clone()))) else { return };
-        let reaped = gone.notified();
-        tokio::pin!(reaped);
-        reaped.as_mut().enable();
-        if !self.with(|c| c.contains_key(&start)) {
-            return;
-        }
-        // Errors of signals mean nothing: only the reaping does.
-        let _ = kill_process(pid, Signal::TERM);
-        if tokio::time::timeout(grace, reaped.as_mut()).await.is_err() {
-            let _ = kill_process_group(pid, Signal::KILL);
-            let _ = kill_process(pid, Signal::KILL);
-            reaped.await;
-        }
+        errors_read
     }
 }
 
 impl WorkerRuntime for ProcessRuntime {
     fn name(&self) -> &'static str {
-        "process"
+        NAME
     }
 
-    fn reference(&self, start: StartId) -> String {
-        format!("{}/{}/{start}", self.config.node, self.config.boot)
+    fn reference(&self, start: &StartRequest) -> String {
+        self.reference_of(start.start_id)
     }
 
-    fn owns(&self, reference: &str) -> bool {
-        reference.starts_with(&format!("{}/{}/", self.config.node, self.config.boot))
+    fn start<'a>(&'a self, start: &'a StartRequest) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(self.spawn(start))
     }
 
-    fn start(&self, request: StartRequest) -> Pending<'_, Result<(), Failure>> {
-        Box::pin(async move { self.spawn(&request) })
-    }
-
-    fn look<'a>(&'a self, start: StartId, reference: &'a str) -> Pending<'a, Look> {
+    fn look<'a>(&'a self, start_id: StartId, runtime_ref: &'a str) -> BoxFuture<'a, Look> {
         Box::pin(async move {
-            match (self.owns(reference), self.with(|c| c.contains_key(&start))) {
-                (false, _) => Look::Unknown,
-                (true, true) => Look::Running,
-                // Its death is on its way to the database with its cause.
-                (true, false) => Look::Absent,
+            if is_former(runtime_ref, &self.config.node, self.config.boot) {
+                return Look::Terminated { cause: Some(restarted()) };
+            }
+            if runtime_ref != self.reference_of(start_id) {
+                return Look::Unknown;
+            }
+            // In this order: a worker that dies is among the causes before it leaves the workers.
+            if self.shared.get(start_id).is_some() {
+                return Look::Running;
+            }
+            match lock(&self.shared.causes).by_start.get(&start_id).cloned() {
+                Some(cause) => Look::Terminated { cause: Some(cause) },
+                None => Look::Absent,
             }
         })
     }
 
-    fn running(&self) -> Vec<StartId> {
-        self.with(|c| c.keys().copied().collect())
-    }
-
-    fn stop(&self, start: StartId, grace: Duration) -> Pending<'_, ()> {
-        let me = ProcessRuntime {
-            config: self.config.clone(),
-            children: self.children.clone(),
-            deaths: (self.deaths.0.clone(), tokio::sync::Mutex::new(mpsc::unbounded_channel().1)),
-        };
+    fn stop<'a>(&'a self, start_id: StartId, _: &'a str) -> BoxFuture<'a, ()> {
         Box::pin(async move {
-            tokio::spawn(async move { me.end(start, grace).await });
-        })
-    }
-
-    fn next_death(&self) -> Pending<'_, Death> {
-        Box::pin(async move {
-            match self.deaths.1.lock().await.recv().await {
-                Some(death) => death,
-                None => std::future::pending().await,
+            if let Some(worker) = self.shared.get(start_id) {
+                worker.stop(start_id);
             }
         })
     }
 
-    fn shutdown(&self) -> Pending<'_, ()> {
+    fn kill(&self, start_id: StartId) -> BoxFuture<'_, ()> {
         Box::pin(async move {
-            let all = self.running();
-            futures::future::join_all(all.into_iter().map(|s| self.end(s, self.config.stop_grace))).await;
+            if let Some(worker) = self.shared.get(start_id) {
+                worker.kill(start_id);
+            }
+        })
+    }
+
+    fn running(&self) -> BoxFuture<'_, Vec<StartId>> {
+        Box::pin(async { lock(&self.shared.workers).keys().copied().collect() })
+    }
+
+    fn deaths(&self) -> mpsc::UnboundedReceiver<Death> {
+        let mut deaths = lock(&self.shared.deaths);
+        deaths.first.take().unwrap_or_else(|| {
+            let (sender, receiver) = mpsc::unbounded_channel();
+            deaths.sender = sender;
+            receiver
+        })
+    }
+
+    fn ends_with_us(&self) -> bool {
+        true
+    }
+
+    fn shutdown(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            let workers: Vec<(StartId, Arc<Worker>)> =
+                lock(&self.shared.workers).iter().map(|(id, w)| (*id, w.clone())).collect();
+            let grace = workers.iter().map(|(_, w)| w.grace).max().unwrap_or_default();
+            for (start_id, worker) in &workers {
+                worker.stop(*start_id);
+            }
+            let mut count = self.shared.count.subscribe();
+            let grace = grace.min(self.config.stop_within.unwrap_or(grace));
+            if tokio::time::timeout(grace, count.wait_for(|n| *n == 0)).await.is_err() {
+                workers.iter().for_each(|(start_id, worker)| worker.kill(*start_id));
+            }
+            if tokio::time::timeout(REAPING, count.wait_for(|n| *n == 0)).await.is_err() {
+                let left = lock(&self.shared.workers).len();
+                tracing::warn!(left, "workers were killed and have not ended; they end with this process");
+            }
         })
     }
 }
 
-fn program(spec: &AgentSpec) -> Option<&Container> {
-    let containers = &spec.template.as_ref()?.spec.containers;
-    containers.iter().find(|c| c.name == crate::crd::AGENT_CONTAINER)
+/// Whether a reference names a worker of an earlier boot of this node: with that process, it died.
+fn is_former(runtime_ref: &str, node: &str, boot: Uuid) -> bool {
+    let mut parts = runtime_ref.split('/');
+    let (theirs, former) = (parts.next(), parts.next().and_then(|b| b.parse::<Uuid>().ok()));
+    theirs == Some(node) && former.is_some_and(|b| b != boot)
 }
 
-/// The OpenAI adapter's command line; the container `agent`, where there is one, is the model server that it supervises.
-fn openai(mut command: Command, spec: &AgentSpec, server: Vec<&String>) -> Result<Command, Failure> {
-    let failed = |why: String| Failure::detailed(Reason::StartFailed, why);
-    let model = spec.openai.as_ref().ok_or_else(|| failed("spec.openai is missing".into()))?;
-    command.args(["worker", "openai", "--base-url", &model.base_url, "--model", &model.model]);
-    if let Some(prompt) = &model.system_prompt {
-        command.args(["--system-prompt", prompt]);
-    }
-    if let Some(secret) = &model.api_key_secret_ref {
-        // On one machine a Secret's key is a variable of ours: name `openai`, key `api-key` is OPENAI_API_KEY.
-        let variable = format!("{}_{}", secret.name, secret.key).to_uppercase().replace(['-', '.'], "_");
-        if std::env::var_os(&variable).is_none() {
-            return Err(failed(format!("apiKeySecretRef: set {variable} in the environment of lastword dev")));
-        }
-        command.args(["--api-key-env", &variable]);
-    }
-    if !server.is_empty() {
-        command.args(["--model-server", "--"]).args(server);
-    }
-    Ok(command)
+fn restarted() -> Failure {
+    Failure::detailed(Reason::WorkerExited, "lastword was restarted")
 }
 
-/// What a worker's end means for the turns that it held.
-fn cause(status: ExitStatus, out_of_memory: bool, stderr: &str) -> Failure {
-    let how = match (status.code(), status.signal()) {
-        (Some(code), _) => format!("the worker exited with code {code}"),
-        (None, Some(signal)) => format!("the worker was killed by signal {signal}"),
-        (None, None) => "the worker ended".into(),
-    };
-    let detail = if stderr.is_empty() { how } else { format!("{how}; its last words:\n{stderr}") };
-    let reason = if out_of_memory && !status.success() { Reason::OutOfMemory } else { Reason::WorkerExited };
-    Failure::detailed(reason, detail)
-}
-
-fn tail_of(text: &str) -> &str {
-    let mut at = text.len().saturating_sub(STDERR_TAIL);
-    while !text.is_char_boundary(at) {
-        at += 1;
+/// Fails all workers that an earlier boot of this node left: they died with it. Answers with how many. To be called
+/// before [`super::run`], by the one process that holds the node's data directory; again if the database was away.
+pub async fn fail_former_boots(store: &Store, node: &str, boot: Uuid) -> Result<u32, StoreError> {
+    let mut failed = 0;
+    for worker in store.workers().await?.iter().filter(|w| is_former(&w.runtime_ref, node, boot)) {
+        // Told to stop first: turns that only waited for it get another start.
+        store.drain_worker(worker.incarnation, Reason::WorkerExited).await?;
+        failed += u32::from(store.fail_worker(worker.incarnation, &restarted()).await?.died_now);
     }
-    &text[at..]
+    Ok(failed)
 }
 
-/// Reads lines of any bytes to the end of a pipe.
-async fn lines(pipe: impl AsyncRead + Unpin, mut each: impl FnMut(&str)) {
-    let mut pipe = BufReader::new(pipe);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        match (&mut pipe).take(MAX_LINE as u64).read_until(b'\n', &mut line).await {
-            Ok(0) | Err(_) => return,
-            Ok(_) => each(String::from_utf8_lossy(&line).trim_end()),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reference_tells_node_and_boot() {
+        let (now, before) = (Uuid::now_v7(), Uuid::now_v7());
+        let start = StartId::new();
+        assert!(is_former(&format!("n/{before}/{start}"), "n", now));
+        assert!(!is_former(&format!("n/{now}/{start}"), "n", now));
+        assert!(!is_former(&format!("m/{before}/{start}"), "n", now), "another machine's");
+        for other in ["", "n", "n/x/y", "namespace/pod-1", &start.to_string()] {
+            assert!(!is_former(other, "n", now), "{other}");
         }
     }
 }

@@ -1,8 +1,9 @@
-//! What the fleet asks of a runtime: processes on one machine, pods in Kubernetes.
+//! What the fleet asks of the place where workers run: a machine's processes, or Kubernetes.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+
+use futures::future::BoxFuture;
+use tokio::sync::mpsc;
 
 use crate::crd::AgentSpec;
 use crate::turn::decide::Look;
@@ -10,17 +11,18 @@ use crate::turn::keys::StartId;
 use crate::turn::terminal::Failure;
 use crate::wire::Credential;
 
-/// A future that a runtime returns; boxed, so that the fleet need not know which runtime it has.
-pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-
-/// A worker to start. Its lease row is committed.
+/// A worker to start.
 #[derive(Debug, Clone)]
 pub struct StartRequest {
     pub start_id: StartId,
+    /// The Agent's namespace.
     pub organization: String,
     pub agent: String,
     pub deployment: String,
+    /// The Agent's generation that `spec` is.
+    pub generation: i64,
     pub spec: Arc<AgentSpec>,
+    /// What the worker shows to a gateway; its hash is in the lease.
     pub credential: Credential,
 }
 
@@ -28,38 +30,52 @@ pub struct StartRequest {
 #[derive(Debug, Clone)]
 pub struct Death {
     pub start_id: StartId,
-    pub failure: Failure,
+    /// `None`: dead, but the cause is not known yet. The runtime sends the death again when it learns it.
+    pub cause: Option<Failure>,
 }
 
-/// Where workers run.
-pub trait WorkerRuntime: Send + Sync {
-    /// The runtime's name in the lease.
+/// Where workers run. Object-safe; shared by the fleet's loops.
+///
+/// The fleet writes the lease row before [`start`](Self::start), so everything here is keyed by the start. Every call may
+/// be repeated, and may name a worker that the runtime does not know (another runtime's in the same database, or one
+/// whose start never happened): such a call does nothing.
+pub trait WorkerRuntime: Send + Sync + 'static {
+    /// `process` or `kubernetes`; stored in the lease.
     fn name(&self) -> &'static str;
 
-    /// The runtime's own reference of a start, known before it is carried out.
-    fn reference(&self, start: StartId) -> String;
+    /// The runtime's own name of a start, stored in the lease before the start: who can be asked about it later.
+    fn reference(&self, start: &StartRequest) -> String;
 
-    /// Whether a reference is this runtime's to look at and stop.
-    fn owns(&self, reference: &str) -> bool;
-
-    /// Starts a worker. An error is a failed start.
-    fn start(&self, request: StartRequest) -> Pending<'_, Result<(), Failure>>;
+    /// Starts a worker. Done means: it is on its way, and its death will be reported.
+    ///
+    /// # Errors
+    /// The cause that the turns which waited for this start are told.
+    fn start<'a>(&'a self, start: &'a StartRequest) -> BoxFuture<'a, Result<(), Failure>>;
 
     /// What is known of a worker now.
-    fn look<'a>(&'a self, start: StartId, reference: &'a str) -> Pending<'a, Look>;
+    fn look<'a>(&'a self, start_id: StartId, runtime_ref: &'a str) -> BoxFuture<'a, Look>;
 
-    /// The workers that this process runs now. One whose lease has ended is ended, too: a worker that was given up for its
-    /// silence hears nothing. A runtime that finds such workers by itself names none.
-    fn running(&self) -> Vec<StartId> {
-        Vec::new()
+    /// Asks a worker to end (SIGTERM) and ends it when the `drainSeconds` of its start are over. Returns at once.
+    fn stop<'a>(&'a self, start_id: StartId, runtime_ref: &'a str) -> BoxFuture<'a, ()>;
+
+    /// Ends a worker whose lease is dead. Returns at once.
+    fn kill(&self, start_id: StartId) -> BoxFuture<'_, ()>;
+
+    /// The starts that run here now, as far as the runtime knows: what has no lease among them is ended.
+    fn running(&self) -> BoxFuture<'_, Vec<StartId>>;
+
+    /// Deaths, pushed as they happen. A later call replaces an earlier one's receiver. Unbounded, since each start dies
+    /// once (twice with a late cause).
+    fn deaths(&self) -> mpsc::UnboundedReceiver<Death>;
+
+    /// Whether the workers cannot outlive this process. If so, the fleet's end drains them and calls
+    /// [`shutdown`](Self::shutdown).
+    fn ends_with_us(&self) -> bool {
+        false
     }
 
-    /// Tells a worker to stop, and ends it after `grace`. Answers at once.
-    fn stop(&self, start: StartId, grace: Duration) -> Pending<'_, ()>;
-
-    /// The next proof of death; each is given once.
-    fn next_death(&self) -> Pending<'_, Death>;
-
-    /// Stops all workers of this process and waits until they are gone, where they would go with it.
-    fn shutdown(&self) -> Pending<'_, ()>;
+    /// Ends all workers within their grace, and returns when their deaths have been pushed.
+    fn shutdown(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -12,10 +13,12 @@ use super::agents_file::{self, AgentsError};
 use super::database::{self, DatabaseError};
 use crate::admin::{self, Readiness};
 use crate::config::{AdminArgs, DatabaseArgs, GatewayArgs, LogArgs, TimingArgs};
-use crate::fleet::{self, FleetConfig, process};
+use crate::crd::SecretKeyRef;
+use crate::fleet::process::{ProcessConfig, ProcessRuntime};
+use crate::fleet::{self, FleetConfig};
 use crate::gateway::{self, GatewayError, Listeners};
 use crate::liveness;
-use crate::store::{Store, StoreError};
+use crate::store::{Notice, Store, StoreError};
 
 /// Run everything on one machine: Postgres, gateway, controller, and workers as child processes.
 #[derive(Debug, Clone, clap::Args)]
@@ -68,7 +71,7 @@ pub async fn run(args: DevArgs, shutdown: CancellationToken) -> Result<(), DevEr
     store.migrate().await?;
     let node = node(database.directory.as_deref()).map_err(|(path, error)| DevError::Node { path, error })?;
     let boot = Uuid::now_v7();
-    let former = process::fail_former_boots(&store, node, boot).await?;
+    let former = fleet::fail_former_boots(&store, &node, boot).await?;
     if former > 0 {
         tracing::warn!(workers = former, "{former} workers of a former run were still in hand; their turns are failed");
     }
@@ -91,15 +94,16 @@ pub async fn run(args: DevArgs, shutdown: CancellationToken) -> Result<(), DevEr
     ));
     let mut gateway =
         tokio::spawn(gateway::run(config.clone(), store.clone(), Listeners { clients, workers }, stop_rest.clone()));
-    let runtime = Arc::new(process::ProcessRuntime::new(process::ProcessConfig {
-        node,
+    let runtime = Arc::new(ProcessRuntime::new(ProcessConfig {
         boot,
-        gateway: config.advertise.clone(),
-        base_dir: base_dir(&args.agents),
-        stop_grace: Duration::from_secs(args.stop_seconds),
+        secrets: Arc::new(secret),
+        stop_within: Some(Duration::from_secs(args.stop_seconds)),
+        ..ProcessConfig::new(&node, &config.advertise, base_dir(&args.agents)).map_err(GatewayError::Io)?
     }));
     let fleet_config = FleetConfig { cause_window: args.timing.cause_window(), ..FleetConfig::default() };
-    let fleet = tokio::spawn(fleet::run(store.clone(), runtime, fleet_config, stop_fleet.clone()));
+    let wake = Arc::new(Notify::new());
+    tokio::spawn(wake_fleet(store.clone(), wake.clone(), stop_fleet.clone()));
+    let fleet = tokio::spawn(fleet::run(store.clone(), runtime, fleet_config, wake, stop_fleet.clone()));
     readiness.set();
     banner(&names, client_address);
 
@@ -142,19 +146,43 @@ fn base_dir(agents: &Path) -> PathBuf {
 
 /// Names this machine's `dev` over its runs, so that it knows its former workers: kept in the data directory, or beside
 /// the working directory's configuration.
-fn node(directory: Option<&Path>) -> Result<Uuid, (PathBuf, std::io::Error)> {
+fn node(directory: Option<&Path>) -> Result<String, (PathBuf, std::io::Error)> {
     let directory = directory.unwrap_or(Path::new(".lastword"));
     let path = directory.join("node");
     let failed = |error| (path.clone(), error);
     match std::fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse().map_err(|e: uuid::Error| failed(std::io::Error::other(e))),
+        Ok(text) => match text.trim().parse::<Uuid>() {
+            Ok(node) => Ok(node.to_string()),
+            Err(error) => Err(failed(std::io::Error::other(error))),
+        },
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let node = Uuid::now_v7();
             std::fs::create_dir_all(directory).map_err(failed)?;
             std::fs::write(&path, format!("{node}\n")).map_err(failed)?;
-            Ok(node)
+            Ok(node.to_string())
         }
         Err(error) => Err(failed(error)),
+    }
+}
+
+/// On one machine a Secret's key is a variable of ours: name `openai`, key `api-key` is OPENAI_API_KEY.
+fn secret(key: &SecretKeyRef) -> Option<String> {
+    let variable = format!("{}_{}", key.name, key.key).to_uppercase().replace(['-', '.'], "_");
+    std::env::var(variable).ok()
+}
+
+/// Wakes the fleet when something may have to be started, looked at or stopped.
+async fn wake_fleet(store: Store, wake: Arc<Notify>, shutdown: CancellationToken) {
+    let mut notices = store.local_notices();
+    loop {
+        let heard = tokio::select! {
+            heard = notices.recv() => heard,
+            () = shutdown.cancelled() => return,
+        };
+        // A listener that lagged behind has missed something.
+        if heard.as_ref().map_or(true, |n| matches!(n, Notice::Deployment(..) | Notice::Worker(_) | Notice::Agents)) {
+            wake.notify_one();
+        }
     }
 }
 

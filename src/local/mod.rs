@@ -2,7 +2,6 @@
 //! runs every role in one process.
 
 pub mod agents_file;
-pub mod cgroup;
 pub mod database;
 pub mod dev;
 pub mod postgres;

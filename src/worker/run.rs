@@ -149,7 +149,7 @@ impl<A: Adapter> Worker<A> {
                     Some(Event::Answer(answer)) => {
                         answer.stop.into_iter().for_each(|turn| self.stop(turn));
                         answer.push.into_iter().for_each(|turn| self.take(turn));
-                        if let Some(seconds) = answer.drain { self.leave(seconds) }
+                        if let Some(seconds) = answer.drain { self.leave(seconds, None) }
                     }
                     None => return Ended::Drained,
                 },
@@ -159,12 +159,12 @@ impl<A: Adapter> Worker<A> {
                 }
                 () = shutdown.cancelled(), if !told => {
                     told = true;
-                    self.leave(self.settings.drain_seconds);
+                    self.leave(self.settings.drain_seconds, Some(Reason::NodeShutdown));
                 }
                 error = &mut broken, if failure.is_none() => {
                     tracing::error!(detail = error.detail, "the adapter is broken: {}", error.reason);
                     failure = Some(error);
-                    self.leave(BROKEN_SECONDS);
+                    self.leave(BROKEN_SECONDS, None);
                 }
                 said = farewell::said(self.leaving.as_mut().map(|l| &mut l.farewell)) => {
                     if let Err(error) = said { return self.die(error).await }
@@ -180,7 +180,7 @@ impl<A: Adapter> Worker<A> {
         match line {
             ToWorker::Turn(turn) => self.take(*turn),
             ToWorker::Cancel { turn_id } => self.stop(turn_id),
-            ToWorker::Drain { seconds } => self.leave(seconds),
+            ToWorker::Drain { seconds } => self.leave(seconds, None),
             ToWorker::Hello(_) | ToWorker::Ping => {}
         }
     }
@@ -274,7 +274,7 @@ impl<A: Adapter> Worker<A> {
     }
 
     /// Begins to leave, or leaves sooner.
-    fn leave(&mut self, seconds: u32) {
+    fn leave(&mut self, seconds: u32, reason: Option<Reason>) {
         let deadline = Instant::now() + Duration::from_secs(u64::from(seconds));
         if let Some(leaving) = &mut self.leaving {
             if !leaving.killed {
@@ -283,7 +283,7 @@ impl<A: Adapter> Worker<A> {
             return;
         }
         tracing::info!(seconds, turns = self.jobs.len(), "draining");
-        let mut farewell = Farewell::new(self.reporter.clone());
+        let mut farewell = Farewell::new(self.reporter.clone(), reason);
         for turn in self.queue.drain(..).flatten() {
             farewell.hand_back(turn.turn_id);
         }

@@ -143,9 +143,7 @@ async fn writers(judge: &mut Judge<'_>) {
         workers[i].together = i % 2 == 0;
     }
     // Each conversation's open turns lie behind its head: what is claimed is found among some hundreds that wait.
-    judge
-        .within(20_000, "claim", async |store, i| assert_eq!(workers[i].claim(store, 3).await.is_empty(), false))
-        .await;
+    judge.within(20_000, "claim", async |store, i| assert!(!workers[i].claim(store, 3).await.is_empty())).await;
 
     let (worker, held) = in_hand(&db.store, "own", 3 * CALLS).await;
     judge.verb("append", async |store, i| assert_eq!(worker.append(store, held[i], 0, "hello").await, Ok(5))).await;

@@ -45,7 +45,12 @@ pub fn run<F: Future<Output = ()>>(version: Version, body: fn(Db) -> F) {
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let db = Db::fresh(version).await;
+        let name = db.name.clone();
         tokio::time::timeout(LIMIT, body(db)).await.expect("the test ends in time");
+        // A hundred databases that stay are a gigabyte that the next run has to remove.
+        let admin = PgPoolOptions::new().max_connections(1).connect_with(server(version)).await.expect("connects");
+        let drop = format!("DROP DATABASE {name} WITH (FORCE)");
+        sqlx::query(AssertSqlSafe(drop)).execute(&admin).await.expect("drops the database");
     });
 }
 
@@ -72,6 +77,7 @@ pub struct Db {
     /// For a test's own look at the tables, and to damage them.
     pub pool: PgPool,
     pub version: Version,
+    name: String,
     options: PgConnectOptions,
 }
 
@@ -95,7 +101,7 @@ impl Db {
             .connect_with(options.clone().options([("search_path", "lastword"), ("timezone", "UTC")]))
             .await
             .expect("connects");
-        Db { store, pool, version, options }
+        Db { store, pool, version, name, options }
     }
 
     /// Another replica's store on the same database.

@@ -1,0 +1,179 @@
+//! The command line and environment of a worker on one machine. Pure, but for a look at the working directory.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::process::ProcessConfig;
+use super::runtime::StartRequest;
+use crate::crd::{Adapter, AgentSpec, Container, OpenAi};
+use crate::turn::reason::Reason;
+use crate::turn::terminal::Failure;
+use crate::wire::env;
+
+/// The container that is the program.
+const AGENT: &str = "agent";
+/// A program of this name is this very binary.
+const OURSELVES: &str = "lastword";
+/// Where the adapter finds an API key.
+const API_KEY: &str = "LASTWORD_OPENAI_API_KEY";
+/// The system prompt goes this way, since it may be too long for a command line that people read.
+const SYSTEM_PROMPT: &str = "LASTWORD_OPENAI_SYSTEM_PROMPT";
+
+/// The program's container, if the Agent has one.
+pub(super) fn container(spec: &AgentSpec) -> Option<&Container> {
+    spec.template.as_ref()?.spec.containers.iter().find(|c| c.name == AGENT)
+}
+
+/// Builds the command of a worker.
+///
+/// # Errors
+/// What cannot work on this machine, for operators.
+pub(super) fn command(config: &ProcessConfig, request: &StartRequest) -> Result<Command, Failure> {
+    let spec = &*request.spec;
+    let container = container(spec);
+    let directory = working_directory(config, container)?;
+    let environment = container.map(environment).transpose()?.unwrap_or_default();
+    let program = container.map(|c| words(c, &environment)).unwrap_or_default();
+    let mut own: Vec<(&str, OsString)> = vec![
+        (env::GATEWAY, config.gateway.clone().into()),
+        (env::CREDENTIAL, request.credential.reveal().into()),
+        (env::CAPACITY, spec.limits.turns_per_worker().to_string().into()),
+        (env::DRAIN_SECONDS, spec.timing.drain_seconds().to_string().into()),
+    ];
+    let mut command = match spec.adapter {
+        Adapter::Exec => {
+            let mut command = Command::new(&config.program);
+            command.args(["worker", "exec", "--"]).args(required(program, "Exec")?);
+            command
+        }
+        Adapter::OpenAI => openai(config, spec.openai.as_ref(), &program, &mut own)?,
+        Adapter::Custom => {
+            let program = required(program, "Custom")?;
+            let mut command = Command::new(resolve(config, &directory, &program[0]));
+            command.args(&program[1..]);
+            command
+        }
+    };
+    command.current_dir(directory);
+    // The worker has the developer's environment, but nothing that is meant for us: the database, our own flags.
+    for (name, _) in std::env::vars_os() {
+        if name == "DATABASE_URL" || name.to_string_lossy().starts_with("LASTWORD_") {
+            command.env_remove(name);
+        }
+    }
+    command.envs(environment).envs(own);
+    Ok(command)
+}
+
+fn openai(
+    config: &ProcessConfig,
+    openai: Option<&OpenAi>,
+    server: &[String],
+    own: &mut Vec<(&str, OsString)>,
+) -> Result<Command, Failure> {
+    let openai = openai.ok_or_else(|| cannot("the adapter OpenAI needs spec.openai"))?;
+    let mut command = Command::new(&config.program);
+    command.args(["worker", "openai"]);
+    // With "=", so that no value is taken for a flag.
+    command.arg(format!("--base-url={}", openai.base_url)).arg(format!("--model={}", openai.model));
+    if let Some(prompt) = &openai.system_prompt {
+        own.push((SYSTEM_PROMPT, prompt.into()));
+    }
+    if let Some(secret) = &openai.api_key_secret_ref {
+        let key = (config.secrets)(secret).ok_or_else(|| {
+            cannot(format!(
+                "spec.openai.apiKeySecretRef: no secret {:?} with a key {:?} is known here",
+                secret.name, secret.key
+            ))
+        })?;
+        own.push((API_KEY, key.into()));
+        command.arg(format!("--api-key-env={API_KEY}"));
+    }
+    if !server.is_empty() {
+        command.args(["--model-server", "--"]).args(server);
+    }
+    Ok(command)
+}
+
+fn cannot(detail: impl Into<String>) -> Failure {
+    Failure::detailed(Reason::StartFailed, detail)
+}
+
+fn required(program: Vec<String>, adapter: &str) -> Result<Vec<String>, Failure> {
+    match program.is_empty() {
+        true => Err(cannot(format!(
+            "the adapter {adapter} needs a command on the container agent; images do not run on one machine"
+        ))),
+        false => Ok(program),
+    }
+}
+
+fn working_directory(config: &ProcessConfig, container: Option<&Container>) -> Result<PathBuf, Failure> {
+    let directory = match container.and_then(|c| c.working_dir.as_deref()) {
+        Some(given) => config.base_dir.join(given),
+        None => config.base_dir.clone(),
+    };
+    match directory.is_dir() {
+        true => Ok(directory),
+        false => Err(cannot(format!("the working directory {} does not exist", directory.display()))),
+    }
+}
+
+/// `$(NAME)` in values is replaced as Kubernetes does, by the variables before it.
+fn environment(container: &Container) -> Result<HashMap<String, String>, Failure> {
+    let mut environment = HashMap::new();
+    for variable in &container.env {
+        if variable.rest.contains_key("valueFrom") {
+            let name = &variable.name;
+            return Err(cannot(format!(
+                "env {name}: valueFrom works in Kubernetes alone; give a value, or set {name} in lastword's own environment"
+            )));
+        }
+        let value = expand(variable.value.as_deref().unwrap_or_default(), &environment);
+        environment.insert(variable.name.clone(), value);
+    }
+    Ok(environment)
+}
+
+fn words(container: &Container, environment: &HashMap<String, String>) -> Vec<String> {
+    container.command.iter().chain(&container.args).map(|word| expand(word, environment)).collect()
+}
+
+/// Replaces `$(NAME)`; an unknown name stays as it stands, and `$$` is a dollar.
+fn expand(text: &str, environment: &HashMap<String, String>) -> String {
+    let mut expanded = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        expanded.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let name = rest.strip_prefix("$(").and_then(|r| r.split_once(')'));
+        if let Some(after) = rest.strip_prefix("$$") {
+            expanded.push('$');
+            rest = after;
+        } else if let Some((value, after)) = name.and_then(|(n, after)| Some((environment.get(n)?, after))) {
+            expanded.push_str(value);
+            rest = after;
+        } else {
+            expanded.push('$');
+            rest = &rest[1..];
+        }
+    }
+    expanded + rest
+}
+
+/// Where a program is: a path is relative to the working directory, a name is looked up in PATH.
+fn resolve(config: &ProcessConfig, directory: &Path, program: &str) -> PathBuf {
+    if program == OURSELVES {
+        config.program.clone()
+    } else if program.contains('/') {
+        directory.join(program)
+    } else {
+        program.into()
+    }
+}
+
+#[cfg(test)]
+#[path = "command_tests.rs"]
+mod tests;

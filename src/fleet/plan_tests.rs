@@ -1,0 +1,240 @@
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+
+const ORG: &str = "default";
+
+fn key(name: &str) -> AgentKey {
+    AgentKey { organization: ORG.into(), name: name.into() }
+}
+
+fn agent(scope: &str, limits: serde_json::Value) -> Agent {
+    let spec = json!({"scope": scope, "adapter": "Custom", "limits": limits, "timing": {"idleSeconds": 10}});
+    let spec = Some(Arc::new(serde_json::from_value(spec).expect("a spec")));
+    Agent { key: key("a"), generation: 2, spec, may_warm: true }
+}
+
+fn worker(deployment: &str, phase: LeasePhase) -> Lease {
+    Lease {
+        incarnation: Incarnation::new(),
+        start_id: StartId::new(),
+        organization: ORG.into(),
+        agent: "a".into(),
+        deployment: deployment.into(),
+        generation: 2,
+        phase,
+        runtime_ref: "r".into(),
+        capacity: 1,
+        held: 0,
+        idle_seconds: None,
+        suspected: false,
+        stopping: phase == LeasePhase::Draining,
+    }
+}
+
+fn idle(deployment: &str, seconds: f64) -> Lease {
+    Lease { idle_seconds: Some(seconds), ..worker(deployment, LeasePhase::Live) }
+}
+
+fn busy(deployment: &str) -> Lease {
+    Lease { held: 1, ..worker(deployment, LeasePhase::Live) }
+}
+
+fn waits(deployment: &str, claimable: u32) -> DeploymentDemand {
+    DeploymentDemand { organization: ORG.into(), agent: "a".into(), deployment: deployment.into(), claimable }
+}
+
+fn starts(actions: &[Action]) -> Vec<&str> {
+    let of = |a: &'_ Action| matches!(a, Action::Start { .. });
+    actions
+        .iter()
+        .filter(|a| of(a))
+        .map(|a| match a {
+            Action::Start { deployment, .. } => deployment.as_str(),
+            _ => unreachable!("filtered"),
+        })
+        .collect()
+}
+
+fn drains(actions: &[Action]) -> Vec<(StartId, Why)> {
+    let drain = |a: &Action| match a {
+        Action::Drain { start_id, why, .. } => Some((*start_id, *why)),
+        _ => None,
+    };
+    actions.iter().filter_map(drain).collect()
+}
+
+#[test]
+fn starts_follow_demand_within_the_places() {
+    use LeasePhase::*;
+    let shared = |limits| agent("Agent", limits);
+    let own = |limits| agent("Conversation", limits);
+    for (agent, demand, workers, expected, why) in [
+        (own(json!({})), vec![waits("a-1", 3), waits("a-2", 1)], vec![], vec!["a-1", "a-2"], "one each"),
+        (own(json!({})), vec![waits("a-1", 1)], vec![worker("a-1", Starting)], vec![], "it is coming"),
+        (
+            own(json!({})),
+            vec![waits("a-1", 1)],
+            vec![worker("a-1", Draining)],
+            vec!["a-1"],
+            "a draining one serves nobody",
+        ),
+        (
+            own(json!({"maxWorkers": 1})),
+            vec![waits("a-1", 1)],
+            vec![worker("a-1", Draining)],
+            vec![],
+            "but has its place",
+        ),
+        (
+            own(json!({"maxWorkers": 2})),
+            vec![waits("a-1", 1), waits("a-2", 1)],
+            vec![busy("a-3")],
+            vec!["a-1"],
+            "oldest first",
+        ),
+        (own(json!({"minWorkers": 2})), vec![], vec![], vec![], "minWorkers is for scope Agent"),
+        (shared(json!({})), vec![waits("a", 2)], vec![], vec!["a", "a"], "a turn each"),
+        (shared(json!({"turnsPerWorker": 2})), vec![waits("a", 3)], vec![], vec!["a", "a"], "two a worker"),
+        (shared(json!({"minWorkers": 1})), vec![], vec![], vec!["a"], "kept warm"),
+        (
+            shared(json!({"minWorkers": 1})),
+            vec![],
+            vec![worker("a", Draining)],
+            vec!["a"],
+            "a draining one is not kept",
+        ),
+        (Agent { may_warm: false, ..shared(json!({"minWorkers": 1})) }, vec![], vec![], vec![], "held back"),
+        (
+            Agent { may_warm: false, ..shared(json!({"minWorkers": 1})) },
+            vec![waits("a", 1)],
+            vec![],
+            vec!["a"],
+            "somebody waits",
+        ),
+        (shared(json!({})), vec![waits("a-1", 2)], vec![], vec!["a-1"], "a turn routed before the scope changed"),
+        (Agent { spec: None, ..own(json!({})) }, vec![waits("a-1", 1)], vec![], vec![], "unreadable"),
+    ] {
+        assert_eq!(starts(&plan(&[agent], &demand, &workers, &Known::default())), expected, "{why}");
+    }
+}
+
+#[test]
+fn the_longest_idle_worker_goes_first_and_the_least_stay() {
+    let (young, old, fresh) = (idle("a", 20.0), idle("a", 30.0), idle("a", 5.0));
+    let workers = [young.clone(), old.clone(), fresh.clone(), busy("a")];
+    let drained = |limits, demand: &[DeploymentDemand]| {
+        drains(&plan(&[agent("Agent", limits)], demand, &workers, &Known::default()))
+    };
+    let gone = |w: &Lease| (w.start_id, Why::Idle);
+    assert_eq!(drained(json!({}), &[]), [gone(&old), gone(&young)]);
+    assert_eq!(drained(json!({"minWorkers": 3}), &[]), [gone(&old)]);
+    assert_eq!(drained(json!({"minWorkers": 4}), &[]), []);
+    assert_eq!(drained(json!({}), &[waits("a", 1)]), [], "there is something to claim");
+}
+
+#[test]
+fn an_older_generation_and_a_removed_agent_are_drained_once() {
+    let old = |phase| Lease { generation: 1, ..worker("a", phase) };
+    let newer = Lease { generation: 3, ..busy("a") };
+    let workers = [old(LeasePhase::Live), old(LeasePhase::Starting), old(LeasePhase::Draining), newer];
+    let demand = [waits("a", 1)];
+    let actions = plan(&[agent("Agent", json!({}))], &demand, &workers, &Known::default());
+    let of = |why| workers[..2].iter().map(|w| (w.start_id, why)).collect::<Vec<_>>();
+    assert_eq!(drains(&actions), of(Why::Changed));
+    assert_eq!(starts(&actions), ["a"], "demand starts the new generation");
+    let actions = plan(&[], &[], &workers, &Known::default());
+    assert_eq!(drains(&actions).len(), 3);
+    assert!(drains(&actions).iter().all(|(_, why)| *why == Why::Removed));
+    let unreadable = Agent { spec: None, ..agent("Agent", json!({})) };
+    assert_eq!(drains(&plan(&[unreadable], &[], &workers, &Known::default())), []);
+}
+
+#[test]
+fn another_conversation_makes_room() {
+    let full = || agent("Conversation", json!({"maxWorkers": 3}));
+    let (short, long) = (idle("a-1", 1.0), idle("a-2", 2.0));
+    let workers = [short, long.clone(), busy("a-3")];
+    let one = plan(&[full()], &[waits("a-4", 1)], &workers, &Known::default());
+    assert_eq!((starts(&one), drains(&one)), (vec![], vec![(long.start_id, Why::MakeRoom)]));
+    let leaving = [worker("a-9", LeasePhase::Draining), workers[0].clone(), workers[2].clone()];
+    let wait = plan(&[full()], &[waits("a-4", 1)], &leaving, &Known::default());
+    assert_eq!(drains(&wait), [], "a place comes free anyhow");
+    let theirs = plan(&[full()], &[waits("a-2", 1), waits("a-1", 1), waits("a-4", 1)], &workers, &Known::default());
+    assert_eq!(drains(&theirs), [], "they are about to claim");
+}
+
+#[test]
+fn suspicion_stops_and_queues() {
+    let suspected = Lease { suspected: true, ..busy("a") };
+    let stopping = worker("a", LeasePhase::Draining);
+    let workers = [suspected.clone(), stopping.clone()];
+    let mut known = Known { check_queues: true, ..Known::default() };
+    let agents = [agent("Agent", json!({"maxQueuedTurns": 7}))];
+    let look = Action::Look { start_id: suspected.start_id, runtime_ref: "r".into() };
+    let stop = Action::Stop { start_id: stopping.start_id, runtime_ref: "r".into() };
+    let shed = Action::Shed { agent: key("a"), max_queued: 7 };
+    assert_eq!(plan(&agents, &[], &workers, &known), [look.clone(), stop, shed.clone()]);
+    known.stopped.insert(stopping.start_id);
+    assert_eq!(plan(&agents, &[], &workers, &known), [look, shed.clone()]);
+    assert_eq!(plan(&agents, &[], &[], &known), [], "an Agent at rest costs nothing");
+    known.check_queues = false;
+    assert!(!plan(&agents, &[], &workers, &known).contains(&shed));
+}
+
+fn some_worker() -> impl Strategy<Value = Lease> {
+    use LeasePhase::*;
+    let phase = prop_oneof![Just(Starting), Just(Live), Just(Draining)];
+    (0..4u8, phase, 1..3i64, 0..3u32, prop::option::of(0.0..30.0f64), 1..4u32).prop_map(
+        |(deployment, phase, generation, held, idle_seconds, capacity)| Lease {
+            generation,
+            held,
+            capacity,
+            idle_seconds,
+            ..worker(&name(deployment), phase)
+        },
+    )
+}
+
+fn name(deployment: u8) -> String {
+    if deployment == 0 { "a".into() } else { format!("a-{deployment}") }
+}
+
+proptest! {
+    #[test]
+    fn whatever_there_is_the_bounds_hold(
+        shared in any::<bool>(), min in 0..4u32, more in 0..5u32, per in 1..4u32,
+        workers in prop::collection::vec(some_worker(), 0..12),
+        queues in prop::collection::btree_map(0..6u8, 0..20u32, 0..6),
+    ) {
+        let max = (min + more).max(1);
+        let limits = json!({"minWorkers": min, "maxWorkers": max, "turnsPerWorker": per});
+        let agent = agent(if shared { "Agent" } else { "Conversation" }, limits);
+        let demand: Vec<_> = queues.iter().map(|(d, n)| waits(&name(*d), *n)).collect();
+        let actions = plan(&[agent], &demand, &workers, &Known::default());
+        let (started, drained) = (starts(&actions), drains(&actions));
+        prop_assert!(started.is_empty() || workers.len() + started.len() <= max as usize);
+        for (at, (start, why)) in drained.iter().enumerate() {
+            prop_assert!(drained[..at].iter().all(|(other, _)| other != start), "drained once");
+            let worker = workers.iter().find(|w| w.start_id == *start).expect("one of them");
+            prop_assert!(worker.phase != LeasePhase::Draining);
+            prop_assert_eq!(*why == Why::Changed, worker.generation < 2);
+            let waiting = queues.iter().any(|(d, n)| name(*d) == worker.deployment && *n > 0);
+            prop_assert!(*why == Why::Changed || (worker.held == 0 && !waiting), "nobody needs it");
+        }
+        let kept = workers.iter().filter(|w| {
+            w.deployment == "a" && w.generation == 2 && serves(w) && !drained.iter().any(|(id, _)| *id == w.start_id)
+        });
+        let current = workers.iter().filter(|w| w.deployment == "a" && w.generation == 2 && serves(w)).count();
+        if shared {
+            prop_assert!(kept.count() >= current.min(min as usize), "minWorkers stay");
+        }
+        for deployment in 1..6u8 {
+            let name = name(deployment);
+            let new = started.iter().filter(|d| **d == name).count();
+            let have = workers.iter().any(|w| w.deployment == name && w.generation == 2 && serves(w));
+            prop_assert!(new <= usize::from(!have), "a conversation has one worker");
+        }
+    }
+}
