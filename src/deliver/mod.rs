@@ -26,6 +26,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const CLAIM_SECONDS: u32 = 10;
 /// Rows of one look.
 const MAX_ROWS: u32 = 500;
+/// The pause after the database refused.
+const RETRY: Duration = Duration::from_millis(500);
 /// A session polls its conversation by way of this, for wake-ups that were lost.
 const POLL_EVERY: Duration = Duration::from_secs(2);
 
@@ -44,9 +46,10 @@ impl Shown {
             while waiting.recv_many(&mut batch, 500).await > 0 {
                 batch.sort();
                 batch.dedup();
-                if let Err(error) = store.delivered(API, &batch).await {
-                    // The rows become due again, and the sessions' cursors know better.
-                    tracing::debug!(%error, "shown terminals were not taken off the list");
+                // Nobody notes them again: cursors know that they were shown.
+                while let Err(error) = store.delivered(API, &batch).await {
+                    tracing::debug!(%error, "shown terminals are not taken off the list yet");
+                    tokio::time::sleep(RETRY).await;
                 }
                 batch.clear();
             }

@@ -7,7 +7,7 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::Stream;
@@ -81,6 +81,7 @@ impl Streams {
                     }
                     // The client's side took the frames over: whoever is asked for more has passed on what it had.
                     tail.was_shown(&step.ended);
+                    tail.last_sent = Instant::now();
                 }
                 if tail.over {
                     return;
@@ -150,6 +151,8 @@ struct Tail {
     over: bool,
     failed: bool,
     erased: bool,
+    /// When the client was last sent anything.
+    last_sent: Instant,
 }
 
 impl Tail {
@@ -170,6 +173,7 @@ impl Tail {
             over: false,
             failed: false,
             erased: false,
+            last_sent: Instant::now(),
         }
     }
 
@@ -223,8 +227,10 @@ impl Tail {
                 self.viewer.cursor.compact(&all, last);
             }
         }
-        self.more = cut && self.viewer.cursor.base() > base;
+        let moved = self.viewer.cursor.base() > base;
         self.open.retain(|v| self.viewer.cursor.shown(v.number) != Shown::Done);
+        // The rest is read when what can be shown of this part was: that moves the base.
+        self.more = cut && (moved || self.open.iter().any(|v| v.terminal.is_some()));
         self.todo = self.open.clone();
         // Whoever comes back behind a turn's terminal finds the end of its stream.
         self.over |= self.scope == Scope::Turn && !nothing && self.open.is_empty();
@@ -252,7 +258,14 @@ impl Tail {
     async fn step(&mut self, view: &TurnView) -> Result<Option<Step>, StoreError> {
         let scope = self.scope_of(view);
         if let Some(owed) = render::owed(view, &self.viewer.cursor, scope) {
-            let span = self.read_log(view, owed).await?;
+            let span = match self.read_log(view, owed).await {
+                // What cannot be read (a newer version's frame, say) must not keep the terminal back.
+                Err(StoreError::Refused(why)) => {
+                    tracing::error!(turn = %owed.log, %why, "the log of turn {} cannot be shown", owed.log);
+                    Span::default()
+                }
+                read => read?,
+            };
             if !span.is_empty() {
                 let frames = render::output(view, &mut self.viewer.cursor, span);
                 return Ok(Some(Step { frames, ended: Vec::new() }));
@@ -307,10 +320,11 @@ impl Tail {
                 self.streams.follower.follow(view.turn_id, view.conversation_id, worker, offset);
             }
         }
+        let silence = KEEP_ALIVE.saturating_sub(self.last_sent.elapsed());
         let pause = match (self.failed, remote) {
-            (true, _) => RETRY,
-            (_, true) => REMOTE_LOG_EVERY,
-            _ => KEEP_ALIVE,
+            (true, _) => RETRY.min(silence),
+            (_, true) => REMOTE_LOG_EVERY.min(silence),
+            _ => silence,
         };
         tokio::select! {
             news = self.feed.changed() => {
@@ -323,7 +337,8 @@ impl Tail {
                 Woken::News
             }
             () = tokio::time::sleep(pause) => {
-                if pause == KEEP_ALIVE {
+                if pause == silence {
+                    self.last_sent = Instant::now();
                     return Woken::KeepAlive;
                 }
                 self.todo = self.open.clone();

@@ -178,10 +178,11 @@ async fn turns(
     let drain = terms.draining;
     let (worker, mut lines) = port.workers.join(incarnation, stream, terms, &asked);
     tracing::info!(%incarnation, deployment = worker.terms.deployment, "worker {incarnation} is connected");
+    // From here on the stream's end is noticed, whatever ends it.
+    let open = OpenStream { port: port.clone(), worker: worker.clone() };
     let first = port.workers.compare(incarnation, &in_hand, beat, asked.history).await?;
     tokio::spawn(port.workers.clone().claim_for(worker.clone()));
 
-    let open = OpenStream { port: port.clone(), worker: worker.clone() };
     let body = async_stream::stream! {
         let _open = open;
         yield line(&ToWorker::Hello(hello));
@@ -258,7 +259,14 @@ async fn output(
     if !port.live.is_open(turn, caller.incarnation) {
         adopt(&port, &caller, turn).await?;
     }
-    match port.live.accept(turn, span) {
+    let mut taken = port.live.accept(turn, span.clone());
+    if let Some(Err(Refused::Missing(_))) = taken {
+        // The worker may have been with another replica, which wrote more than this one knows.
+        port.live.close(turn);
+        adopt(&port, &caller, turn).await?;
+        taken = port.live.accept(turn, span);
+    }
+    match taken {
         Some(Ok(acked)) => Ok(Json(acked)),
         Some(Err(Refused::Missing(missing))) => {
             Err(Problem::new(StatusCode::CONFLICT, "something before this output is missing here")
@@ -302,7 +310,8 @@ async fn finish(State(port): State<WorkerPort>, caller: Caller, body: Bytes) -> 
     let finish: Finish = parse(&body)?;
     check(&finish)?;
     let lead = finish.turn_ids[0];
-    let mut tail = port.live.tail(lead).unwrap_or_default();
+    let own = |t: TurnId| port.live.is_open(t, caller.incarnation);
+    let mut tail = port.live.tail(lead).filter(|_| own(lead)).unwrap_or_default();
     if let Some(last) = finish.tail {
         let last = Span::new(last.offset, last.frames.into_iter().map(|f| f.storable()).collect());
         tail = join(tail, last);
@@ -326,7 +335,7 @@ async fn finish(State(port): State<WorkerPort>, caller: Caller, body: Bytes) -> 
         }
         Err(error @ FinishError::SeveralConversations) => return Err(Problem::bad_request(error.to_string())),
     };
-    finish.turn_ids.iter().for_each(|&t| port.live.close(t));
+    finish.turn_ids.iter().filter(|&&t| own(t)).for_each(|&t| port.live.close(t));
     if let Some(worker) = port.workers.get(caller.incarnation) {
         worker.let_go(&finish.turn_ids);
     }
@@ -362,13 +371,14 @@ fn wordless(outcome: Outcome, end: u64) -> Outcome {
     }
 }
 
-/// Two pieces of one log, `last` the later; what leaves a gap is the finish's to find.
+/// Two pieces of one log, `last` the later. Where they leave a gap the later one is tried: the store knows what is durable
+/// better than this replica does.
 fn join(known: Span, last: Span) -> Span {
     if known.is_empty() || last.start <= known.start {
         return last;
     }
     if last.start > known.end() {
-        return known;
+        return last;
     }
     let end = known.end();
     let mut joined = known;
@@ -416,6 +426,7 @@ async fn goodbye(State(port): State<WorkerPort>, caller: Caller, body: Bytes) ->
             }
         }
     }
-    goodbye.hand_back.iter().for_each(|&t| port.live.close(t));
+    let own = goodbye.hand_back.iter().filter(|&&t| port.live.is_open(t, caller.incarnation));
+    own.for_each(|&t| port.live.close(t));
     Ok(StatusCode::NO_CONTENT)
 }
