@@ -166,10 +166,12 @@ async fn output_through_one_gateway_is_seen_on_the_other_before_the_end(db: Db) 
     let at = worker.say(turn.turn_id, 0, "one ").await;
     assert_eq!(text(&here.until("text").await), "one ");
     assert_eq!(text(&there.until("text").await), "one ");
+    durable(&db, at).await;
     drop(worker.connect(&second, &[turn.turn_id]).await);
     let at = worker.say(turn.turn_id, at, "two ").await;
     assert_eq!(text(&here.until("text").await), "two ");
     assert_eq!(text(&there.until("text").await), "two ");
+    durable(&db, at).await;
     drop(worker.connect(&first, &[turn.turn_id]).await);
     let at = worker.say(turn.turn_id, at, "three").await;
     assert_eq!(text(&here.until("text").await), "three");
@@ -178,6 +180,16 @@ async fn output_through_one_gateway_is_seen_on_the_other_before_the_end(db: Db) 
     for session in [&mut here, &mut there] {
         assert_eq!(names(&session.until("complete").await), ["complete"]);
     }
+}
+
+/// Waits until the only log there is is durable up to here: what is not, a worker would have to send again elsewhere.
+async fn durable(db: &Db, end: u64) {
+    let written = async {
+        while db.number("SELECT coalesce(max(end_at), 0) FROM output").await < end as i64 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), written).await.expect("the output is written");
 }
 
 /// A reply of this text and an error, each through `worker`, in this conversation.
