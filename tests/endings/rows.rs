@@ -115,7 +115,7 @@ async fn never(bench: &Bench) -> Vec<Row> {
 async fn out_of_memory(bench: &Bench) -> Vec<Row> {
     let turn = bench.submit("hungry", "hungry", "x").await;
     turn.session.complete(&turn.turn).await;
-    if bench.dev.log().contains("memory limits are not applied") {
+    if bench.dev.log().contains("memory limits of Agents are not enforced") {
         skipped("no cgroup can be made here, so nothing runs out of memory");
         return Vec::new();
     }
