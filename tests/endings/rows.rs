@@ -48,7 +48,8 @@ pub fn agents() -> Vec<(&'static str, String)> {
     vec![
         ("missing", agent("missing", shared(), &["/no/such/program"])),
         ("exits", sh("exits", "exit 1")),
-        ("crashes", sh("crashes", "kill -SEGV $$")),
+        // As in Kubernetes, a command's `$$` is a `$`.
+        ("crashes", sh("crashes", "kill -SEGV $$$$")),
         ("empty", sh("empty", "exit 0")),
         ("hungry", hungry()),
         ("silent", hang("silent", short(json!({})))),
