@@ -26,6 +26,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const CLAIM_SECONDS: u32 = 10;
 /// Rows of one look.
 const MAX_ROWS: u32 = 500;
+/// The pause after the database refused.
+const RETRY: Duration = Duration::from_millis(500);
 /// A session polls its conversation by way of this, for wake-ups that were lost.
 const POLL_EVERY: Duration = Duration::from_secs(2);
 
@@ -44,9 +46,10 @@ impl Shown {
             while waiting.recv_many(&mut batch, 500).await > 0 {
                 batch.sort();
                 batch.dedup();
-                if let Err(error) = store.delivered(API, &batch).await {
-                    // The rows become due again, and the sessions' cursors know better.
-                    tracing::debug!(%error, "shown terminals were not taken off the list");
+                // Nobody notes them again: cursors know that they were shown.
+                while let Err(error) = store.delivered(API, &batch).await {
+                    tracing::debug!(%error, "shown terminals are not taken off the list yet");
+                    tokio::time::sleep(RETRY).await;
                 }
                 batch.clear();
             }
@@ -105,11 +108,16 @@ pub async fn poll(store: Store, feeds: Feeds, shutdown: CancellationToken) {
         for part in conversations.chunks(1000) {
             // Without the database there is nothing new to see; sessions keep their clients meanwhile.
             let Ok(states) = store.conversation_states(part).await else { break };
+            let mut gone: HashSet<_> = part.iter().copied().collect();
             for (conversation, state) in states {
-                if known.insert(conversation, state).is_some_and(|before| before != state) {
+                gone.remove(&conversation);
+                // The first look counts as news too: what came between the session's own look and this one was not seen.
+                if known.insert(conversation, state) != Some(state) {
                     feeds.store_changed(conversation);
                 }
             }
+            // Erased: their sessions end.
+            gone.into_iter().for_each(|c| feeds.store_changed(c));
         }
     }
 }

@@ -26,7 +26,7 @@ use crate::turn::reason::Reason;
 use crate::turn::terminal::{Failure, Outcome};
 use crate::wire::{
     Acked, Connect, Credential, Finish, FinishResult, Finished, Goodbye, GoodbyePhase, Heartbeat, HeartbeatAnswer,
-    Hello, INCARNATION, MAX_BODY_BYTES, Output, ToWorker,
+    Hello, INCARNATION, MAX_BODY_BYTES, MAX_LOG_UNITS, Output, ToWorker,
 };
 
 /// A worker's stream that closes without goodbye raises a suspicion after this, unless it came back meanwhile.
@@ -178,10 +178,11 @@ async fn turns(
     let drain = terms.draining;
     let (worker, mut lines) = port.workers.join(incarnation, stream, terms, &asked);
     tracing::info!(%incarnation, deployment = worker.terms.deployment, "worker {incarnation} is connected");
+    // From here on the stream's end is noticed, whatever ends it.
+    let open = OpenStream { port: port.clone(), worker: worker.clone() };
     let first = port.workers.compare(incarnation, &in_hand, beat, asked.history).await?;
     tokio::spawn(port.workers.clone().claim_for(worker.clone()));
 
-    let open = OpenStream { port: port.clone(), worker: worker.clone() };
     let body = async_stream::stream! {
         let _open = open;
         yield line(&ToWorker::Hello(hello));
@@ -252,12 +253,20 @@ async fn output(
     body: Bytes,
 ) -> Result<Json<Acked>, Problem> {
     let turn = TurnId(turn);
+    in_a_log(at.offset)?;
     let output: Output = parse(&body)?;
     let span = Span::new(at.offset, output.frames.into_iter().map(|f| f.storable()).collect());
     if !port.live.is_open(turn, caller.incarnation) {
         adopt(&port, &caller, turn).await?;
     }
-    match port.live.accept(turn, span) {
+    let mut taken = port.live.accept(turn, span.clone());
+    if let Some(Err(Refused::Missing(_))) = taken {
+        // The worker may have been with another replica, which wrote more than this one knows.
+        port.live.close(turn);
+        adopt(&port, &caller, turn).await?;
+        taken = port.live.accept(turn, span);
+    }
+    match taken {
         Some(Ok(acked)) => Ok(Json(acked)),
         Some(Err(Refused::Missing(missing))) => {
             Err(Problem::new(StatusCode::CONFLICT, "something before this output is missing here")
@@ -281,20 +290,28 @@ async fn adopt(port: &WorkerPort, caller: &Caller, turn: TurnId) -> Result<(), P
         return Ok(());
     }
     port.live.close(turn);
-    let record = port.store.record(turn).await?;
-    match record {
-        Some(r) if r.organization == caller.terms.organization && r.deployment == caller.terms.deployment => {
-            Err(Problem::not_found("turn in this worker's hand"))
+    Err(not_held(port, caller, &[turn]).await?)
+}
+
+/// What to say of turns that are not in the caller's hand. 403 makes a worker stop for good, so it is only for turns that
+/// are known to be of another deployment; one that was erased meanwhile is just over.
+async fn not_held(port: &WorkerPort, caller: &Caller, turns: &[TurnId]) -> Result<Problem, Problem> {
+    for &turn in turns {
+        if let Some(record) = port.store.record(turn).await?
+            && (record.organization != caller.terms.organization || record.deployment != caller.terms.deployment)
+        {
+            return Ok(Problem::new(StatusCode::FORBIDDEN, "the turn is not of this worker's deployment"));
         }
-        _ => Err(Problem::new(StatusCode::FORBIDDEN, "the turn is not of this worker's deployment")),
     }
+    Ok(Problem::not_found("turn in this worker's hand"))
 }
 
 async fn finish(State(port): State<WorkerPort>, caller: Caller, body: Bytes) -> Result<Json<Finished>, Problem> {
     let finish: Finish = parse(&body)?;
     check(&finish)?;
     let lead = finish.turn_ids[0];
-    let mut tail = port.live.tail(lead).unwrap_or_default();
+    let own = |t: TurnId| port.live.is_open(t, caller.incarnation);
+    let mut tail = port.live.tail(lead).filter(|_| own(lead)).unwrap_or_default();
     if let Some(last) = finish.tail {
         let last = Span::new(last.offset, last.frames.into_iter().map(|f| f.storable()).collect());
         tail = join(tail, last);
@@ -314,18 +331,30 @@ async fn finish(State(port): State<WorkerPort>, caller: Caller, body: Bytes) -> 
             return Err(Problem::new(StatusCode::CONFLICT, "output below `end` is missing here").with_acked(acked));
         }
         Err(FinishError::Foreign) => {
-            return Err(Problem::new(StatusCode::FORBIDDEN, "none of these turns is held by this worker"));
+            return Err(not_held(&port, &caller, &finish.turn_ids).await?);
         }
         Err(error @ FinishError::SeveralConversations) => return Err(Problem::bad_request(error.to_string())),
     };
-    finish.turn_ids.iter().for_each(|&t| port.live.close(t));
+    finish.turn_ids.iter().filter(|&&t| own(t)).for_each(|&t| port.live.close(t));
     if let Some(worker) = port.workers.get(caller.incarnation) {
         worker.let_go(&finish.turn_ids);
     }
     Ok(Json(Finished { result }))
 }
 
+/// No log is longer; and an offset near the end of its type would break every sum behind it.
+fn in_a_log(offset: u64) -> Result<(), Problem> {
+    if offset > MAX_LOG_UNITS {
+        return Err(Problem::bad_request(format!(
+            "no log is longer than {MAX_LOG_UNITS}; the offset {offset} is in none"
+        )));
+    }
+    Ok(())
+}
+
 fn check(finish: &Finish) -> Result<(), Problem> {
+    in_a_log(finish.end)?;
+    in_a_log(finish.tail.as_ref().map_or(0, |t| t.offset))?;
     if finish.turn_ids.is_empty() || finish.turn_ids.len() > MAX_TURNS_OF_A_WORD {
         return Err(Problem::bad_request(format!("turnIds must name 1 to {MAX_TURNS_OF_A_WORD} turns")));
     }
@@ -342,13 +371,14 @@ fn wordless(outcome: Outcome, end: u64) -> Outcome {
     }
 }
 
-/// Two pieces of one log, `last` the later; what leaves a gap is the finish's to find.
+/// Two pieces of one log, `last` the later. Where they leave a gap the later one is tried: the store knows what is durable
+/// better than this replica does.
 fn join(known: Span, last: Span) -> Span {
     if known.is_empty() || last.start <= known.start {
         return last;
     }
     if last.start > known.end() {
-        return known;
+        return last;
     }
     let end = known.end();
     let mut joined = known;
@@ -396,6 +426,7 @@ async fn goodbye(State(port): State<WorkerPort>, caller: Caller, body: Bytes) ->
             }
         }
     }
-    goodbye.hand_back.iter().for_each(|&t| port.live.close(t));
+    let own = goodbye.hand_back.iter().filter(|&&t| port.live.is_open(t, caller.incarnation));
+    own.for_each(|&t| port.live.close(t));
     Ok(StatusCode::NO_CONTENT)
 }

@@ -27,6 +27,8 @@ const MAX_PENDING_BYTES: usize = 8 * 1024 * 1024;
 struct Log {
     conversation: ConversationId,
     incarnation: Incarnation,
+    /// The worker's stream is here, so that what is said of the turn comes by.
+    attached: bool,
     /// From some offset up to what was received.
     span: Span,
     end: u64,
@@ -77,7 +79,21 @@ impl LiveLogs {
                 logs.remove(&turn);
             }
             let log = logs.entry(turn).or_insert_with(|| Log::new(conversation, incarnation, durable));
-            log.incarnation = incarnation;
+            if log.end < durable {
+                // The worker was with another replica meanwhile, which has written more than this one ever saw.
+                *log = Log::new(conversation, incarnation, durable);
+            }
+            (log.incarnation, log.attached) = (incarnation, true);
+        });
+    }
+
+    /// The worker's stream here is over: its turns are looked for in the store, and what is not durable of them goes
+    /// there. Should the worker come back, it names them and they are opened again.
+    pub fn detach(&self, incarnation: Incarnation) {
+        self.with(|logs| {
+            let its = |l: &Log| l.incarnation == incarnation && !l.followed;
+            logs.values_mut().filter(|l| its(l)).for_each(|l| l.attached = false);
+            logs.retain(|_, l| l.attached || l.dirty_since.is_some());
         });
     }
 
@@ -126,12 +142,12 @@ impl LiveLogs {
 
     /// Whether the turn is in hand here, for this incarnation.
     pub fn is_open(&self, turn: TurnId, incarnation: Incarnation) -> bool {
-        self.with(|logs| logs.get(&turn).is_some_and(|l| !l.followed && l.incarnation == incarnation))
+        self.with(|logs| logs.get(&turn).is_some_and(|l| !l.followed && l.incarnation == incarnation && l.attached))
     }
 
     /// Whether the turn's output passes through this replica.
     pub fn holds(&self, turn: TurnId) -> bool {
-        self.with(|logs| logs.contains_key(&turn))
+        self.with(|logs| logs.get(&turn).is_some_and(|l| l.attached))
     }
 
     /// Takes frames of an open turn: what is known already is passed over, the rest is shown at once.
@@ -228,6 +244,10 @@ impl LiveLogs {
             } else {
                 log.dirty_since.get_or_insert_with(Instant::now);
             }
+            if !log.attached && log.dirty_since.is_none() {
+                logs.remove(&turn);
+                return;
+            }
             log.trim(log.durable);
         });
     }
@@ -252,6 +272,7 @@ impl Log {
             durable: at,
             pending_bytes: 0,
             dirty_since: None,
+            attached: true,
             followed: false,
         }
     }

@@ -12,10 +12,14 @@ use super::live::LiveLogs;
 use crate::store::{BeatAnswer, ClaimFor, Claimed, Connected, Store, StoreError};
 use crate::turn::decide::reconcile;
 use crate::turn::keys::{Incarnation, TurnId};
+use crate::turn::reason::Reason;
+use crate::turn::terminal::Failure;
 use crate::wire::{Connect, HeartbeatAnswer, MAX_HISTORY, ToWorker, TurnPush};
 
 /// How often a worker with room looks for turns that no notice told of.
 const POLL: Duration = Duration::from_secs(1);
+/// A turn is pushed this often to a worker that does not name it; then the worker has lost it, by its own word.
+const MAX_LACKING: u32 = 3;
 /// A claim may be this much younger than the answer that does not name it.
 const JUST_CLAIMED: Duration = Duration::from_secs(5);
 /// How often logs are looked through for workers that are gone.
@@ -41,6 +45,8 @@ pub struct Worker {
 struct State {
     /// Turns that were pushed (or that the markers name), and when that was learnt.
     in_hand: HashMap<TurnId, Instant>,
+    /// Turns that the worker did not name though its marker does, and how often in a row.
+    lacking: HashMap<TurnId, u32>,
     draining: bool,
     said_goodbye: bool,
 }
@@ -77,6 +83,15 @@ impl Worker {
             tracing::warn!(incarnation = %self.incarnation, "worker {} does not read its stream; closing it", self.incarnation);
             self.closed.cancel();
         }
+    }
+
+    /// Counts how often in a row the worker did not name a turn that it was pushed; answers with those that it has lost.
+    fn count_lacking(&self, lacking: &[TurnId]) -> Vec<TurnId> {
+        self.with(|s| {
+            s.lacking.retain(|t, _| lacking.contains(t));
+            let counted = lacking.iter().map(|&t| (t, *s.lacking.entry(t).and_modify(|n| *n += 1).or_insert(1)));
+            counted.filter(|(_, n)| *n > MAX_LACKING).map(|(t, _)| t).collect()
+        })
     }
 
     fn room(&self) -> u32 {
@@ -138,14 +153,16 @@ impl Workers {
         (worker, receiver)
     }
 
-    /// The stream is over. The worker's live logs stay: it may come back here.
+    /// The stream is over, and the worker may be with another replica now.
     pub fn leave(&self, worker: &Worker) {
         worker.closed.cancel();
-        self.with(|c| {
-            if c.get(&worker.incarnation).is_some_and(|w| w.stream == worker.stream) {
-                c.remove(&worker.incarnation);
-            }
+        let was_its_last = self.with(|c| {
+            let current = c.get(&worker.incarnation).is_some_and(|w| w.stream == worker.stream);
+            current && c.remove(&worker.incarnation).is_some()
         });
+        if was_its_last {
+            self.live.detach(worker.incarnation);
+        }
     }
 
     /// Something can be claimed in this deployment.
@@ -164,7 +181,7 @@ impl Workers {
 
     /// Claims for a worker while its stream is open.
     pub async fn claim_for(self, worker: Arc<Worker>) {
-        loop {
+        while !worker.closed.is_cancelled() {
             let room = worker.room();
             if room > 0 {
                 let claim = ClaimFor { incarnation: worker.incarnation, room, together: worker.terms.together };
@@ -189,7 +206,12 @@ impl Workers {
         worker.with(|s| s.in_hand.extend(claimed.iter().map(|c| (c.turn_id, Instant::now()))));
         for turn in claimed {
             self.live.open(turn.turn_id, turn.conversation_id, worker.incarnation, turn.log_end);
-            worker.send(ToWorker::Turn(Box::new(self.complete(turn, worker.history).await)));
+            let turn_id = turn.turn_id;
+            let push = self.complete(turn, worker.history).await;
+            // It may have been cancelled since.
+            if worker.with(|s| s.in_hand.contains_key(&turn_id)) {
+                worker.send(ToWorker::Turn(Box::new(push)));
+            }
         }
     }
 
@@ -232,6 +254,12 @@ impl Workers {
         let (stop, lacking) = reconcile(in_hand, &beat.held);
         let worker = self.get(incarnation);
         let mut push = Vec::new();
+        stop.iter().filter(|&&t| self.live.is_open(t, incarnation)).for_each(|&t| self.live.close(t));
+        let lost = worker.as_ref().map(|w| w.count_lacking(&lacking)).unwrap_or_default();
+        for &turn in &lost {
+            let failure = Failure::detailed(Reason::AgentError, "the worker was pushed the turn and does not hold it");
+            self.store.fail_lost_turn(turn, incarnation, &failure).await?;
+        }
         if !lacking.is_empty() {
             for turn in self.store.held(&lacking, incarnation).await? {
                 self.live.open(turn.turn_id, turn.conversation_id, incarnation, turn.log_end);

@@ -36,6 +36,8 @@ pub struct GatewayConfig {
     pub max_streams: usize,
     /// Connections at once on a port; more wait in the kernel's queue.
     pub max_connections: usize,
+    /// A client must have sent its whole header by then.
+    pub header_timeout: Duration,
     /// How long open requests may take to finish at shutdown.
     pub shutdown_grace: Duration,
 }
@@ -47,6 +49,7 @@ impl Default for GatewayConfig {
             advertise: "http://127.0.0.1:8081".into(),
             max_streams: 20_000,
             max_connections: 40_000,
+            header_timeout: Duration::from_secs(10),
             shutdown_grace: Duration::from_secs(5),
         }
     }

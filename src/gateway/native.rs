@@ -6,15 +6,17 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use time::OffsetDateTime;
+use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
 use super::Gateway;
 use super::auth::Caller;
 use super::problem::Problem;
-use crate::deliver::session::Viewer;
+use crate::deliver::session::{Registered, Viewer};
 use crate::store::{Conversation, ListFilter, Record};
 use crate::submit::{Submission, SubmitError};
 use crate::turn::cursor::{Cursor, CursorError};
@@ -83,13 +85,21 @@ pub struct Submitted {
               (status = "4XX", body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn submit(
     State(gateway): State<Gateway>,
-    caller: Caller,
+    caller: Result<Caller, Problem>,
     Path(conversation): Path<String>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
+    let caller = match caller {
+        // Nobody knows yet who calls; what they would have to send again is named all the same.
+        Err(problem) if problem.status() == StatusCode::SERVICE_UNAVAILABLE => {
+            let body: Submit = parse(&headers, &body)?;
+            return Err(problem.with_message_id(&body.message_id.unwrap_or_else(new_message_id)));
+        }
+        caller => caller?,
+    };
     let body: Submit = parse(&headers, &body)?;
-    let message_id = body.message_id.unwrap_or_else(|| Uuid::now_v7().to_string());
+    let message_id = body.message_id.unwrap_or_else(new_message_id);
     let platform = body.platform.unwrap_or_else(|| API.to_string());
     check_conversation(&conversation).map_err(|e| Problem::bad_request(e.to_string()))?;
     for (what, name) in [("messageId", &message_id), ("platform", &platform)] {
@@ -115,6 +125,10 @@ pub(super) async fn submit(
     let status = if armed.fresh { StatusCode::ACCEPTED } else { StatusCode::OK };
     Ok((status, Json(Submitted { turn_id: armed.turn_id, message_id, conversation, deployment, cursor }))
         .into_response())
+}
+
+fn new_message_id() -> String {
+    Uuid::now_v7().to_string()
 }
 
 fn parse<T: serde::de::DeserializeOwned>(headers: &HeaderMap, body: &Bytes) -> Result<T, Problem> {
@@ -193,7 +207,7 @@ fn place(text: &str, conversation: &Conversation) -> Result<Cursor, Problem> {
     if cursor.base() > conversation.last_number {
         return Err(Problem::bad_request("the cursor is ahead of its conversation"));
     }
-    if cursor.base() < conversation.pruned_through {
+    if cursor.lacks(conversation.pruned_through) {
         return Err(Problem::new(
             StatusCode::GONE,
             "turns behind this cursor are past their retention; start again without one",
@@ -223,15 +237,17 @@ pub(super) async fn session(
     }
     let owner = conversation.owner == caller.0.user;
     let given = after.map(|a| place(&a, &conversation)).transpose()?;
+    let permit = admitted(&gateway)?;
     // Registered, and committed, before anything is read.
     let session = SessionId::new();
     store.register_session(session, gateway.streams.gateway, &caller.0.organization, conversation.id, owner).await?;
+    let session = gateway.streams.registered(session);
     let cursor = match given {
         Some(cursor) => cursor,
         None => Cursor::after(conversation.id, store.session_base(conversation.id).await?),
     };
     let viewer = Viewer { conversation_id: conversation.id, conversation: name, turn: None, cursor, owner };
-    stream(gateway, viewer, Some(session))
+    Ok(stream(gateway, &caller, viewer, permit, Some(session)))
 }
 
 #[utoipa::path(get, path = "/v1/turns/{turn}/events",
@@ -262,18 +278,40 @@ pub(super) async fn turn_stream(
         cursor,
         owner: turn.owner == caller.0.user,
     };
-    stream(gateway, viewer, None)
+    let permit = admitted(&gateway)?;
+    Ok(stream(gateway, &caller, viewer, permit, None))
 }
 
-fn stream(gateway: Gateway, viewer: Viewer, session: Option<SessionId>) -> Result<Response, Problem> {
-    let permit = gateway.open_streams.clone().try_acquire_owned().map_err(|_| {
+fn admitted(gateway: &Gateway) -> Result<OwnedSemaphorePermit, Problem> {
+    gateway.open_streams.clone().try_acquire_owned().map_err(|_| {
         Problem::new(StatusCode::TOO_MANY_REQUESTS, "this replica has as many streams as it may; try again")
-    })?;
+    })
+}
+
+fn stream(
+    gateway: Gateway,
+    caller: &Caller,
+    viewer: Viewer,
+    permit: OwnedSemaphorePermit,
+    session: Option<Registered>,
+) -> Response {
+    let (auth, key) = (gateway.auth.clone(), caller.1);
     let frames = gateway.streams.clone().open(viewer, session);
     let body = async_stream::stream! {
         let _permit = permit;
-        for await frame in frames {
-            yield frame;
+        let revoked = auth.until_revoked(key);
+        tokio::pin!(frames, revoked);
+        loop {
+            tokio::select! {
+                frame = frames.next() => match frame {
+                    Some(frame) => yield frame,
+                    None => return,
+                },
+                () = &mut revoked => {
+                    yield Err(std::io::Error::other("the key was revoked"));
+                    return;
+                }
+            }
         }
     };
     let headers = [
@@ -281,7 +319,7 @@ fn stream(gateway: Gateway, viewer: Viewer, session: Option<SessionId>) -> Resul
         (header::CACHE_CONTROL, "no-store"),
         (header::HeaderName::from_static("x-accel-buffering"), "no"),
     ];
-    Ok((headers, Body::from_stream(body)).into_response())
+    (headers, Body::from_stream(body)).into_response()
 }
 
 /// The record of a turn that the caller may see; others do not exist.

@@ -82,7 +82,7 @@ async fn a_row_without_a_session_is_parked(db: Db) {
     let gateway = GatewayId(uuid::Uuid::nil());
     db.store.register_session(session, gateway, "acme", conversation, true).await.expect("registers");
     tick(&db.store, &[]).await;
-    let mut notices = db.store.listen().await.expect("listens");
+    let mut notices = db.another_store().listen().await.expect("another replica listens");
     db.store.put_back(&take().await).await.expect("puts back");
     assert_eq!(state().await.as_deref(), Some("ready"));
     let woken = async {

@@ -104,6 +104,11 @@ impl Db {
         Db { store, pool, version, name, options }
     }
 
+    /// How to connect to this database.
+    pub fn options(&self) -> PgConnectOptions {
+        self.options.clone()
+    }
+
     /// Another replica's store on the same database.
     pub fn another_store(&self) -> Store {
         Store::open(self.options.clone(), PoolSizes::default())
