@@ -77,9 +77,9 @@ impl Begun {
     pub async fn failed(&self, bench: &Bench, reason: &str) -> Instant {
         self.session.complete(&self.turn).await;
         assert_eq!(self.stream.ended().await, End::Clean, "a turn's stream ends cleanly after its terminal");
-        self.shows_one_error(reason);
         let record = bench.dev.api().record(&self.turn).await;
         assert_eq!((&record["phase"], &record["error"]["reason"]), (&"Failed".into(), &reason.into()), "{record}");
+        self.shows_one_error(reason);
         assert!(record["reply"].is_null() && record["endedAt"].is_string(), "{record}");
         // Who comes later, with the cursor of the submit, is shown the same; but text that was not yet durable when the
         // turn failed was a preview.

@@ -48,7 +48,8 @@ pub fn agents() -> Vec<(&'static str, String)> {
     vec![
         ("missing", agent("missing", shared(), &["/no/such/program"])),
         ("exits", sh("exits", "exit 1")),
-        ("crashes", sh("crashes", "kill -SEGV $$")),
+        // As in Kubernetes, a command's `$$` is a `$`.
+        ("crashes", sh("crashes", "kill -SEGV $$$$")),
         ("empty", sh("empty", "exit 0")),
         ("hungry", hungry()),
         ("silent", hang("silent", short(json!({})))),
@@ -115,7 +116,7 @@ async fn never(bench: &Bench) -> Vec<Row> {
 async fn out_of_memory(bench: &Bench) -> Vec<Row> {
     let turn = bench.submit("hungry", "hungry", "x").await;
     turn.session.complete(&turn.turn).await;
-    if bench.dev.log().contains("memory limits are not applied") {
+    if bench.dev.log().contains("memory limits of Agents are not enforced") {
         skipped("no cgroup can be made here, so nothing runs out of memory");
         return Vec::new();
     }

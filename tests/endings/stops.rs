@@ -22,7 +22,7 @@ fn patient(version: &str) -> String {
 
 /// Waits until so many workers were told to stop.
 async fn told_to_stop(bench: &Bench, workers: usize) {
-    let told = || (bench.dev.log().matches("is told to stop").count() >= workers).then_some(());
+    let told = || (bench.dev.log().matches("draining worker ").count() >= workers).then_some(());
     until("the word to stop", told).await;
 }
 
