@@ -41,7 +41,8 @@ pub fn run<F: Future<Output = ()>>(version: Version, body: fn(Db) -> F) {
     if !wanted(version) {
         return;
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let db = Db::fresh(version).await;
         tokio::time::timeout(LIMIT, body(db)).await.expect("the test ends in time");
@@ -95,6 +96,11 @@ impl Db {
             .await
             .expect("connects");
         Db { store, pool, version, options }
+    }
+
+    /// How to connect to this database.
+    pub fn options(&self) -> PgConnectOptions {
+        self.options.clone()
     }
 
     /// Another replica's store on the same database.
