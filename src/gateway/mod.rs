@@ -36,6 +36,10 @@ pub struct GatewayConfig {
     pub max_streams: usize,
     /// Connections at once on a port; more wait in the kernel's queue.
     pub max_connections: usize,
+    /// A client must have sent its whole header by then.
+    pub header_timeout: Duration,
+    /// And its whole body within this time after that.
+    pub body_timeout: Duration,
     /// How long open requests may take to finish at shutdown.
     pub shutdown_grace: Duration,
 }
@@ -47,6 +51,8 @@ impl Default for GatewayConfig {
             advertise: "http://127.0.0.1:8081".into(),
             max_streams: 20_000,
             max_connections: 40_000,
+            header_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(30),
             shutdown_grace: Duration::from_secs(5),
         }
     }

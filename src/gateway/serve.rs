@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use hyper::server::conn::http1;
@@ -20,14 +20,12 @@ use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::GatewayConfig;
-use super::problem::Problem;
+use super::problem::{self, Problem};
 
-/// A client must have sent its whole header by then.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// And its whole body by then.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// The largest body of any port; each port's routes have smaller ones.
 const MAX_BODY: usize = crate::wire::MAX_BODY_BYTES;
+/// The longest text of the framework's own that is said on.
+const MAX_REFUSAL: usize = 4096;
 
 /// Serves a port until `shutdown`, then lets requests finish for the configured grace.
 pub(super) async fn serve(
@@ -36,12 +34,14 @@ pub(super) async fn serve(
     config: &GatewayConfig,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let router = router
-        .layer(middleware::from_fn(whole_body))
-        .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
+    let body_timeout = config.body_timeout;
+    let bodies = middleware::from_fn(move |request, next| whole_body(body_timeout, request, next));
+    let router = router.layer(bodies).layer(middleware::map_response(as_problem)).layer(CatchPanicLayer::custom(
+        |_: Box<dyn std::any::Any + Send>| {
             tracing::error!("a handler panicked; this is a bug in Lastword");
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "a fault of Lastword; it was logged").into_response()
-        }));
+        },
+    ));
     let connections = TaskTracker::new();
     let room = Arc::new(Semaphore::new(config.max_connections));
     loop {
@@ -65,12 +65,12 @@ pub(super) async fn serve(
         // SSE frames are small and must not wait for more.
         let _ = stream.set_nodelay(true);
         let service = TowerToHyperService::new(router.clone());
-        let shutdown = shutdown.clone();
+        let (shutdown, header_timeout) = (shutdown.clone(), config.header_timeout);
         connections.spawn(async move {
             let _permit = permit;
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
+                .header_read_timeout(header_timeout)
                 .serve_connection(TokioIo::new(stream), service);
             tokio::pin!(connection);
             tokio::select! {
@@ -95,13 +95,14 @@ fn trace_end(ended: Result<(), hyper::Error>) {
 }
 
 /// Reads a request's body whole before anything is done with it: within its time and its size.
-async fn whole_body(request: Request, next: Next) -> Response {
+async fn whole_body(within: Duration, request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
     let limited = axum::body::to_bytes(body, MAX_BODY);
-    let bytes = match tokio::time::timeout(BODY_TIMEOUT, limited).await {
+    let bytes = match tokio::time::timeout(within, limited).await {
         Ok(Ok(bytes)) => bytes,
         Ok(Err(error)) => {
-            let too_large = std::error::Error::source(&error).is_some_and(|e| e.is::<http_body_util::LengthLimitError>());
+            let too_large =
+                std::error::Error::source(&error).is_some_and(|e| e.is::<http_body_util::LengthLimitError>());
             return if too_large {
                 Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large").into_response()
             } else {
@@ -111,4 +112,28 @@ async fn whole_body(request: Request, next: Next) -> Response {
         Err(_) => return Problem::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time").into_response(),
     };
     next.run(Request::from_parts(parts, Body::from(bytes))).await
+}
+
+/// What the framework itself refuses (a path, a query, a method, a body's size) is said in plain text; every error that
+/// leaves this process is a problem.
+async fn as_problem(response: Response) -> Response {
+    let status = response.status();
+    let kind = response.headers().get(header::CONTENT_TYPE).map(|v| v.as_bytes());
+    if !(status.is_client_error() || status.is_server_error()) || kind == Some(problem::CONTENT_TYPE.as_bytes()) {
+        return response;
+    }
+    let (parts, body) = response.into_parts();
+    let said = axum::body::to_bytes(body, MAX_REFUSAL).await.unwrap_or_default();
+    let detail = match std::str::from_utf8(&said) {
+        Ok(text) if !text.is_empty() => text,
+        _ => status.canonical_reason().unwrap_or("refused"),
+    };
+    let mut answer = Problem::new(status, detail).into_response();
+    // Such as `Allow` on 405.
+    for (name, value) in &parts.headers {
+        if ![header::CONTENT_TYPE, header::CONTENT_LENGTH].contains(name) {
+            answer.headers_mut().insert(name, value.clone());
+        }
+    }
+    answer
 }
