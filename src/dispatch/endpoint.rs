@@ -25,8 +25,8 @@ use crate::turn::keys::{GatewayId, Incarnation, TurnId};
 use crate::turn::reason::Reason;
 use crate::turn::terminal::{Failure, Outcome};
 use crate::wire::{
-    Acked, Connect, Credential, Finish, FinishResult, Finished, Goodbye, GoodbyePhase, Heartbeat, HeartbeatAnswer, Hello,
-    INCARNATION, MAX_BODY_BYTES, Output, ToWorker,
+    Acked, Connect, Credential, Finish, FinishResult, Finished, Goodbye, GoodbyePhase, Heartbeat, HeartbeatAnswer,
+    Hello, INCARNATION, MAX_BODY_BYTES, MAX_LOG_UNITS, Output, ToWorker,
 };
 
 /// A worker's stream that closes without goodbye raises a suspicion after this, unless it came back meanwhile.
@@ -102,7 +102,9 @@ impl<S: Sync> FromRequestParts<S> for Shown {
             .and_then(Credential::parse)
             .ok_or_else(|| Problem::new(StatusCode::UNAUTHORIZED, "show the worker credential as a bearer token"))?;
         let incarnation = text(INCARNATION).and_then(|v| v.parse().ok()).ok_or_else(|| {
-            Problem::bad_request(format!("the header {INCARNATION} must hold the UUID that the worker made at its start"))
+            Problem::bad_request(format!(
+                "the header {INCARNATION} must hold the UUID that the worker made at its start"
+            ))
         })?;
         Ok(Shown { credential, incarnation })
     }
@@ -246,6 +248,7 @@ async fn output(
     body: Bytes,
 ) -> Result<Json<Acked>, Problem> {
     let turn = TurnId(turn);
+    in_a_log(at.offset)?;
     let output: Output = parse(&body)?;
     let span = Span::new(at.offset, output.frames.into_iter().map(|f| f.storable()).collect());
     if !port.live.is_open(turn, caller.incarnation) {
@@ -254,7 +257,8 @@ async fn output(
     match port.live.accept(turn, span) {
         Some(Ok(acked)) => Ok(Json(acked)),
         Some(Err(Refused::Missing(missing))) => {
-            Err(Problem::new(StatusCode::CONFLICT, "something before this output is missing here").with_acked(missing.acked))
+            Err(Problem::new(StatusCode::CONFLICT, "something before this output is missing here")
+                .with_acked(missing.acked))
         }
         Some(Err(Refused::Full)) => {
             Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "the turn's log is full; finish it with an error"))
@@ -274,13 +278,20 @@ async fn adopt(port: &WorkerPort, caller: &Caller, turn: TurnId) -> Result<(), P
         return Ok(());
     }
     port.live.close(turn);
-    let record = port.store.record(turn).await?;
-    match record {
-        Some(r) if r.organization == caller.terms.organization && r.deployment == caller.terms.deployment => {
-            Err(Problem::not_found("turn in this worker's hand"))
+    Err(not_held(port, caller, &[turn]).await?)
+}
+
+/// What to say of turns that are not in the caller's hand. 403 makes a worker stop for good, so it is only for turns that
+/// are known to be of another deployment; one that was erased meanwhile is just over.
+async fn not_held(port: &WorkerPort, caller: &Caller, turns: &[TurnId]) -> Result<Problem, Problem> {
+    for &turn in turns {
+        if let Some(record) = port.store.record(turn).await?
+            && (record.organization != caller.terms.organization || record.deployment != caller.terms.deployment)
+        {
+            return Ok(Problem::new(StatusCode::FORBIDDEN, "the turn is not of this worker's deployment"));
         }
-        _ => Err(Problem::new(StatusCode::FORBIDDEN, "the turn is not of this worker's deployment")),
     }
+    Ok(Problem::not_found("turn in this worker's hand"))
 }
 
 async fn finish(State(port): State<WorkerPort>, caller: Caller, body: Bytes) -> Result<Json<Finished>, Problem> {
@@ -307,7 +318,7 @@ async fn finish(State(port): State<WorkerPort>, caller: Caller, body: Bytes) -> 
             return Err(Problem::new(StatusCode::CONFLICT, "output below `end` is missing here").with_acked(acked));
         }
         Err(FinishError::Foreign) => {
-            return Err(Problem::new(StatusCode::FORBIDDEN, "none of these turns is held by this worker"));
+            return Err(not_held(&port, &caller, &finish.turn_ids).await?);
         }
         Err(error @ FinishError::SeveralConversations) => return Err(Problem::bad_request(error.to_string())),
     };
@@ -318,7 +329,19 @@ async fn finish(State(port): State<WorkerPort>, caller: Caller, body: Bytes) -> 
     Ok(Json(Finished { result }))
 }
 
+/// No log is longer; and an offset near the end of its type would break every sum behind it.
+fn in_a_log(offset: u64) -> Result<(), Problem> {
+    if offset > MAX_LOG_UNITS {
+        return Err(Problem::bad_request(format!(
+            "no log is longer than {MAX_LOG_UNITS}; the offset {offset} is in none"
+        )));
+    }
+    Ok(())
+}
+
 fn check(finish: &Finish) -> Result<(), Problem> {
+    in_a_log(finish.end)?;
+    in_a_log(finish.tail.as_ref().map_or(0, |t| t.offset))?;
     if finish.turn_ids.is_empty() || finish.turn_ids.len() > MAX_TURNS_OF_A_WORD {
         return Err(Problem::bad_request(format!("turnIds must name 1 to {MAX_TURNS_OF_A_WORD} turns")));
     }
