@@ -27,6 +27,8 @@ const MAX_PENDING_BYTES: usize = 8 * 1024 * 1024;
 struct Log {
     conversation: ConversationId,
     incarnation: Incarnation,
+    /// The worker's stream is here, so that what is said of the turn comes by.
+    attached: bool,
     /// From some offset up to what was received.
     span: Span,
     end: u64,
@@ -69,24 +71,45 @@ impl LiveLogs {
             let log = logs.entry(turn).or_insert_with(|| Log {
                 conversation,
                 incarnation,
+                attached: true,
                 span: Span::new(durable, Vec::new()),
                 end: durable,
                 durable,
                 pending_bytes: 0,
                 dirty_since: None,
             });
-            log.incarnation = incarnation;
+            if log.end < durable {
+                // The worker was with another replica meanwhile, which has written more than this one ever saw.
+                *log = Log {
+                    span: Span::new(durable, Vec::new()),
+                    end: durable,
+                    durable,
+                    pending_bytes: 0,
+                    dirty_since: None,
+                    ..*log
+                };
+            }
+            (log.incarnation, log.attached) = (incarnation, true);
+        });
+    }
+
+    /// The worker's stream here is over: its turns are looked for in the store, and what is not durable of them goes
+    /// there. Should the worker come back, it names them and they are opened again.
+    pub fn detach(&self, incarnation: Incarnation) {
+        self.with(|logs| {
+            logs.values_mut().filter(|l| l.incarnation == incarnation).for_each(|l| l.attached = false);
+            logs.retain(|_, l| l.attached || l.dirty_since.is_some());
         });
     }
 
     /// Whether the turn is in hand here, for this incarnation.
     pub fn is_open(&self, turn: TurnId, incarnation: Incarnation) -> bool {
-        self.with(|logs| logs.get(&turn).is_some_and(|l| l.incarnation == incarnation))
+        self.with(|logs| logs.get(&turn).is_some_and(|l| l.incarnation == incarnation && l.attached))
     }
 
     /// Whether the turn's output passes through this replica.
     pub fn holds(&self, turn: TurnId) -> bool {
-        self.with(|logs| logs.contains_key(&turn))
+        self.with(|logs| logs.get(&turn).is_some_and(|l| l.attached))
     }
 
     /// Takes frames of an open turn: what is known already is passed over, the rest is shown at once.
@@ -107,9 +130,8 @@ impl LiveLogs {
     pub fn read(&self, turn: TurnId, offset: u64) -> Option<Span> {
         self.with(|logs| {
             let log = logs.get(&turn)?;
-            (offset >= log.span.start).then(|| {
-                if offset >= log.end { Span::new(offset, Vec::new()) } else { log.span.clone().from(offset) }
-            })
+            (offset >= log.span.start)
+                .then(|| if offset >= log.end { Span::new(offset, Vec::new()) } else { log.span.clone().from(offset) })
         })
     }
 
@@ -181,6 +203,10 @@ impl LiveLogs {
                 log.dirty_since = None;
             } else {
                 log.dirty_since.get_or_insert_with(Instant::now);
+            }
+            if !log.attached && log.dirty_since.is_none() {
+                logs.remove(&turn);
+                return;
             }
             let keep_from = log.end.saturating_sub(KEPT_UNITS).min(log.durable);
             if keep_from > log.span.start + KEPT_UNITS / 4 {

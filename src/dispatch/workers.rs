@@ -133,14 +133,16 @@ impl Workers {
         (worker, receiver)
     }
 
-    /// The stream is over. The worker's live logs stay: it may come back here.
+    /// The stream is over, and the worker may be with another replica now.
     pub fn leave(&self, worker: &Worker) {
         worker.closed.cancel();
-        self.with(|c| {
-            if c.get(&worker.incarnation).is_some_and(|w| w.stream == worker.stream) {
-                c.remove(&worker.incarnation);
-            }
+        let was_its_last = self.with(|c| {
+            let current = c.get(&worker.incarnation).is_some_and(|w| w.stream == worker.stream);
+            current && c.remove(&worker.incarnation).is_some()
         });
+        if was_its_last {
+            self.live.detach(worker.incarnation);
+        }
     }
 
     /// Something can be claimed in this deployment.
@@ -162,8 +164,7 @@ impl Workers {
         loop {
             let room = worker.room();
             if room > 0 {
-                let claim =
-                    ClaimFor { incarnation: worker.incarnation, room, together: worker.terms.together };
+                let claim = ClaimFor { incarnation: worker.incarnation, room, together: worker.terms.together };
                 match self.store.claim(claim).await {
                     Ok(claimed) if !claimed.is_empty() => {
                         self.push(&worker, claimed).await;
