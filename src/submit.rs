@@ -47,6 +47,15 @@ impl Agents {
         known.get(&(namespace.to_string(), name.to_string())).cloned()
     }
 
+    /// An Agent, read from the table if it is not known yet: it may be new, or the table may not have been read at all.
+    pub async fn find(&self, store: &Store, namespace: &str, name: &str) -> Result<Option<Arc<Agent>>, StoreError> {
+        if let Some(agent) = self.get(namespace, name) {
+            return Ok(Some(agent));
+        }
+        self.refresh(store).await?;
+        Ok(self.get(namespace, name))
+    }
+
     /// Reads the table again. An Agent that cannot be read keeps its last readable form.
     pub async fn refresh(&self, store: &Store) -> Result<(), StoreError> {
         let mut fresh = HashMap::new();
@@ -127,8 +136,8 @@ pub struct Submitter {
 impl Submitter {
     /// Arms a turn (or finds the one that the same message id armed) and has it guarded.
     pub async fn submit(&self, submission: Submission) -> Result<(Armed, String), SubmitError> {
-        let agent =
-            self.agents.get(&submission.organization, &submission.agent).ok_or(SubmitError::NoAgent)?;
+        let found = self.agents.find(&self.store, &submission.organization, &submission.agent).await?;
+        let agent = found.ok_or(SubmitError::NoAgent)?;
         if submission.platform != crate::turn::routing::API
             && !agent.spec.platforms.iter().any(|p| p.name == submission.platform)
         {
@@ -163,26 +172,41 @@ impl Submitter {
     /// Checks a turn and writes what came of it, however often the database refuses.
     async fn guard(self, turn: GuardedTurn, agent: Arc<Agent>) {
         let turn_id = turn.turn_id.to_string();
-        let keeping = self.keep(turn.turn_id);
-        let verdict = tokio::select! {
-            verdict = agent.guards.check(&self.http, input(&turn, &turn_id)) => verdict,
-            // Another replica guards it now; its verdict counts.
-            () = keeping => return,
+        let judging = async {
+            let verdict = agent.guards.check(&self.http, input(&turn, &turn_id)).await;
+            self.write_verdict(&turn, &verdict).await;
         };
+        // Kept until the verdict is written, else another replica could pass what this one rejects.
+        tokio::select! {
+            () = judging => {}
+            // Another replica guards it now; its verdict counts.
+            () = self.keep(turn.turn_id) => {}
+        }
+    }
+
+    async fn write_verdict(&self, turn: &GuardedTurn, verdict: &Verdict) {
         loop {
-            let written = match &verdict {
-                Verdict::Allow => self.store.pass_guard(turn.turn_id, self.gateway).await.map(drop),
-                Verdict::Reject { message, detail } => {
-                    let failure = Failure::detailed(Reason::GuardrailRejected, detail.clone()).with_message(message.clone());
-                    self.store.fail_turn(turn.turn_id, &failure).await.map(drop)
-                }
-            };
-            match written {
+            match self.try_verdict(turn, verdict).await {
                 Ok(()) => return,
                 Err(error) => {
                     tracing::warn!(turn = %turn.turn_id, %error, "the guard's verdict on turn {} waits for the database", turn.turn_id);
                     tokio::time::sleep(RETRY).await;
                 }
+            }
+        }
+    }
+
+    async fn try_verdict(&self, turn: &GuardedTurn, verdict: &Verdict) -> Result<(), StoreError> {
+        match verdict {
+            Verdict::Allow => self.store.pass_guard(turn.turn_id, self.gateway).await.map(drop),
+            Verdict::Reject { message, detail } => {
+                // A rejection is no word on a turn that another replica let pass.
+                if !self.store.keep_guarding(turn.turn_id, self.gateway, GUARD_SECONDS).await? {
+                    return Ok(());
+                }
+                let failure =
+                    Failure::detailed(Reason::GuardrailRejected, detail.clone()).with_message(message.clone());
+                self.store.fail_turn(turn.turn_id, &failure).await.map(drop)
             }
         }
     }
@@ -207,9 +231,10 @@ impl Submitter {
             // Without the database nothing is dispatched either.
             let Ok(turns) = self.store.take_unguarded(self.gateway, GUARD_SECONDS).await else { continue };
             for turn in turns {
-                match self.agents.get(&turn.organization, &turn.agent) {
-                    Some(agent) => drop(tokio::spawn(self.clone().guard(turn, agent))),
-                    None => {
+                match self.agents.find(&self.store, &turn.organization, &turn.agent).await {
+                    Ok(Some(agent)) => drop(tokio::spawn(self.clone().guard(turn, agent))),
+                    Err(error) => tracing::debug!(%error, "the lease of turn {} runs out again", turn.turn_id),
+                    Ok(None) => {
                         let failure = Failure::new(Reason::AgentNotFound);
                         if let Err(error) = self.store.fail_turn(turn.turn_id, &failure).await {
                             tracing::debug!(%error, "its lease runs out again");
