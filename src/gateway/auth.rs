@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::Gateway;
@@ -16,6 +17,8 @@ use crate::store::keys::{self, Principal, Role};
 
 /// How long a key's principal is believed without asking again: a revoked key ends within a second.
 const BELIEVED_FOR: Duration = Duration::from_millis(500);
+/// How often the key of an open stream is asked about, whatever was heard.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
 /// Keys that are remembered.
 const MAX_REMEMBERED: usize = 10_000;
 
@@ -33,22 +36,45 @@ pub enum AuthMode {
 pub struct Auth {
     mode: AuthMode,
     store: Store,
-    remembered: Arc<Mutex<HashMap<String, (Principal, Instant)>>>,
+    remembered: Arc<Mutex<HashMap<String, (Known, Instant)>>>,
+    /// Told whenever a key was revoked somewhere.
+    changes: Arc<watch::Sender<()>>,
 }
+
+/// A key's principal and its id.
+type Known = (Principal, Uuid);
 
 impl Auth {
     pub fn new(mode: AuthMode, store: Store) -> Self {
-        Auth { mode, store, remembered: Arc::default() }
+        Auth { mode, store, remembered: Arc::default(), changes: Arc::new(watch::Sender::new(())) }
     }
 
     /// A key was revoked somewhere.
     pub fn forget(&self) {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.changes.send_replace(());
     }
 
-    async fn principal(&self, parts: &Parts) -> Result<Principal, Problem> {
+    /// Ends when this key is no longer good: what was opened with it ends too.
+    pub async fn until_revoked(&self, key: Option<Uuid>) {
+        let Some(key) = key else { return std::future::pending().await };
+        let mut changes = self.changes.subscribe();
+        loop {
+            tokio::select! {
+                // The sender lives as long as this value.
+                _ = changes.changed() => {}
+                () = tokio::time::sleep(ASK_AGAIN) => {}
+            }
+            // Without the database nobody is cut off.
+            if let Ok(false) = keys::is_good(self.store.pool(), key).await {
+                return;
+            }
+        }
+    }
+
+    async fn principal(&self, parts: &Parts) -> Result<Caller, Problem> {
         match self.mode {
-            AuthMode::None => local(parts),
+            AuthMode::None => local(parts).map(|principal| Caller(principal, None)),
             AuthMode::Keys => {
                 let shown = parts
                     .headers
@@ -56,34 +82,32 @@ impl Auth {
                     .and_then(|v| v.to_str().ok())
                     .and_then(|v| v.strip_prefix("Bearer "))
                     .ok_or_else(|| unauthorized("show an API key as a bearer token"))?;
-                self.keyed(shown).await
+                self.keyed(shown).await.map(|(principal, key)| Caller(principal, Some(key)))
             }
         }
     }
 
-    async fn keyed(&self, shown: &str) -> Result<Principal, Problem> {
-        if let Some(principal) = self.recall(shown) {
-            return Ok(principal);
+    async fn keyed(&self, shown: &str) -> Result<Known, Problem> {
+        if let Some(known) = self.recall(shown) {
+            return Ok(known);
         }
         let found = keys::authenticate(self.store.pool(), shown).await.map_err(|error| {
             tracing::warn!(%error, "an API key could not be checked");
             Problem::unavailable()
         })?;
-        let principal = found.map(|(p, _): (Principal, Uuid)| p).ok_or_else(|| {
-            unauthorized("the API key is unknown, revoked or expired")
-        })?;
+        let known = found.ok_or_else(|| unauthorized("the API key is unknown, revoked or expired"))?;
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         if remembered.len() >= MAX_REMEMBERED {
             remembered.clear();
         }
-        remembered.insert(fingerprint(shown), (principal.clone(), Instant::now()));
-        Ok(principal)
+        remembered.insert(fingerprint(shown), (known.clone(), Instant::now()));
+        Ok(known)
     }
 
-    fn recall(&self, shown: &str) -> Option<Principal> {
+    fn recall(&self, shown: &str) -> Option<Known> {
         let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        let (principal, at) = remembered.get(&fingerprint(shown))?;
-        (at.elapsed() < BELIEVED_FOR).then(|| principal.clone())
+        let (known, at) = remembered.get(&fingerprint(shown))?;
+        (at.elapsed() < BELIEVED_FOR).then(|| known.clone())
     }
 }
 
@@ -108,8 +132,8 @@ fn unauthorized(detail: &str) -> Problem {
     Problem::new(StatusCode::UNAUTHORIZED, detail)
 }
 
-/// The authenticated caller of a request.
-pub struct Caller(pub Principal);
+/// The authenticated caller of a request, and the key that was shown.
+pub struct Caller(pub Principal, pub Option<Uuid>);
 
 impl Caller {
     /// Whether the caller sees what this user of this organization owns.
@@ -126,6 +150,6 @@ impl FromRequestParts<Gateway> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, gateway: &Gateway) -> Result<Self, Problem> {
-        gateway.auth.principal(parts).await.map(Caller)
+        gateway.auth.principal(parts).await
     }
 }

@@ -272,6 +272,11 @@ pub async fn find(pool: &PgPool, id: Uuid) -> Result<Option<(KeyInfo, Vec<u8>)>,
     .transpose()
 }
 
+/// Whether a key is neither revoked nor expired.
+pub async fn is_good(pool: &PgPool, id: Uuid) -> Result<bool, KeyError> {
+    Ok(find(pool, id).await?.is_some_and(|(info, _)| !info.expired && info.revoked_at.is_none()))
+}
+
 /// Who presents this key, and the key's id; `None` if it is no key, unknown, revoked or expired.
 pub async fn authenticate(pool: &PgPool, presented: &str) -> Result<Option<(Principal, Uuid)>, KeyError> {
     let Ok(key) = presented.parse::<ApiKey>() else { return Ok(None) };
