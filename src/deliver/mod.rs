@@ -105,11 +105,16 @@ pub async fn poll(store: Store, feeds: Feeds, shutdown: CancellationToken) {
         for part in conversations.chunks(1000) {
             // Without the database there is nothing new to see; sessions keep their clients meanwhile.
             let Ok(states) = store.conversation_states(part).await else { break };
+            let mut gone: HashSet<_> = part.iter().copied().collect();
             for (conversation, state) in states {
-                if known.insert(conversation, state).is_some_and(|before| before != state) {
+                gone.remove(&conversation);
+                // The first look counts as news too: what came between the session's own look and this one was not seen.
+                if known.insert(conversation, state) != Some(state) {
                     feeds.store_changed(conversation);
                 }
             }
+            // Erased: their sessions end.
+            gone.into_iter().for_each(|c| feeds.store_changed(c));
         }
     }
 }

@@ -5,6 +5,7 @@
 //! wake-up costs a poll's time. It ends cleanly only when no turn on it lacks its terminal; otherwise it is aborted,
 //! since every client library takes a clean end for success.
 
+use std::collections::HashSet;
 use std::io;
 use std::time::Duration;
 
@@ -53,10 +54,19 @@ pub struct Viewer {
 }
 
 impl Streams {
+    /// Takes charge of a session's row: it goes when this value does.
+    pub fn registered(&self, id: SessionId) -> Registered {
+        Registered { id, store: self.store.clone() }
+    }
+
     /// The stream's bytes. A session must have been registered before.
-    pub fn open(self, viewer: Viewer, session: Option<SessionId>) -> impl Stream<Item = Result<Bytes, io::Error>> + Send {
+    pub fn open(
+        self,
+        viewer: Viewer,
+        session: Option<Registered>,
+    ) -> impl Stream<Item = Result<Bytes, io::Error>> + Send {
         async_stream::try_stream! {
-            let _registered = session.map(|id| Registered { id, store: self.store.clone() });
+            let _registered = session;
             // Subscribed before the first look: what comes after the look is news.
             let feed = self.feeds.subscribe(viewer.conversation_id);
             let about = viewer.turn.as_ref().map(|(id, message)| sse::About { turn_id: *id, message_id: message });
@@ -76,8 +86,12 @@ impl Streams {
                 match tail.wait().await {
                     Woken::News => {}
                     Woken::KeepAlive => yield sse::keep_alive(),
-                    Woken::Shutdown if tail.open.is_empty() => return,
-                    Woken::Shutdown => Err(io::Error::other("the gateway stops before the turn's terminal"))?,
+                    Woken::Shutdown => {
+                        if tail.owes_nothing().await {
+                            return;
+                        }
+                        Err(io::Error::other("the gateway stops before the turn's terminal"))?;
+                    }
                     Woken::Erased => Err(io::Error::other("the conversation was erased"))?,
                 }
             }
@@ -86,7 +100,7 @@ impl Streams {
 }
 
 /// Takes a session off the registry when its stream is dropped.
-struct Registered {
+pub struct Registered {
     id: SessionId,
     store: Store,
 }
@@ -122,6 +136,8 @@ struct Tail {
     feed: Feed,
     /// Turns that owe something, in order.
     open: Vec<TurnView>,
+    /// Every turn of the last look at the store, shown or not.
+    listed: HashSet<TurnId>,
     /// Read the store before the next step.
     stale: bool,
     /// The last look at the store was cut at its limit.
@@ -144,6 +160,7 @@ impl Tail {
             scope,
             feed,
             open: Vec::new(),
+            listed: HashSet::new(),
             stale: true,
             more: false,
             todo: Vec::new(),
@@ -183,15 +200,21 @@ impl Tail {
 
     async fn read_store(&mut self) -> Result<(), StoreError> {
         let store = &self.streams.store;
+        let before: Vec<TurnId> = self.open.iter().map(|v| v.turn_id).collect();
         self.open = match &self.viewer.turn {
             Some((turn, _)) => store.view(*turn).await?.into_iter().collect(),
             None => store.views(&[(self.viewer.conversation_id, self.viewer.cursor.base())]).await?,
         };
         let base = self.viewer.cursor.base();
         let cut = self.open.len() as i64 >= crate::store::MAX_VIEWED;
-        if self.viewer.turn.is_some() && self.open.is_empty() {
-            self.erased = true;
-        }
+        // Turns of a conversation go one by one only after their terminals, by the retention.
+        let gone = before.iter().any(|t| !self.open.iter().any(|v| v.turn_id == *t));
+        let nothing = self.open.is_empty();
+        self.erased = match self.scope {
+            Scope::Turn => nothing,
+            Scope::Session => gone || (nothing && !self.exists().await?),
+        };
+        self.listed = self.open.iter().map(|v| v.turn_id).collect();
         if self.scope == Scope::Session {
             let all: Vec<i64> = self.open.iter().map(|v| v.number).collect();
             if let Some(&last) = all.last() {
@@ -201,12 +224,32 @@ impl Tail {
         self.more = cut && self.viewer.cursor.base() > base;
         self.open.retain(|v| self.viewer.cursor.shown(v.number) != crate::turn::cursor::Shown::Done);
         self.todo = self.open.clone();
+        // Whoever comes back behind a turn's terminal finds the end of its stream.
+        self.over |= self.scope == Scope::Turn && !nothing && self.open.is_empty();
         Ok(())
+    }
+
+    async fn exists(&self) -> Result<bool, StoreError> {
+        Ok(!self.streams.store.conversation_states(&[self.viewer.conversation_id]).await?.is_empty())
+    }
+
+    /// Whether the stream may end cleanly now: a turn that nobody told it of counts too.
+    async fn owes_nothing(&mut self) -> bool {
+        self.read_store().await.is_ok() && self.open.is_empty() && !self.more && !self.erased
+    }
+
+    /// How a turn is shown here: with its holder's on a session, unless that lies before the session's beginning.
+    fn scope_of(&self, view: &TurnView) -> Scope {
+        match &view.terminal {
+            Some(terminal) if !self.listed.contains(&terminal.holder) => Scope::Turn,
+            _ => self.scope,
+        }
     }
 
     /// Shows a part of a turn; `None` when it owes nothing more now.
     async fn step(&mut self, view: &TurnView) -> Result<Option<Step>, StoreError> {
-        if let Some(owed) = render::owed(view, &self.viewer.cursor, self.scope) {
+        let scope = self.scope_of(view);
+        if let Some(owed) = render::owed(view, &self.viewer.cursor, scope) {
             let span = self.read_log(view, owed).await?;
             if !span.is_empty() {
                 let frames = render::output(view, &mut self.viewer.cursor, span);
@@ -218,7 +261,7 @@ impl Tail {
             0 | 1 => Vec::new(),
             _ => self.streams.store.answered_by(terminal.holder).await?,
         };
-        let frames = render::terminal(view, terminal, &mut self.viewer.cursor, self.scope, &answered);
+        let frames = render::terminal(view, terminal, &mut self.viewer.cursor, scope, &answered);
         self.open.retain(|v| v.turn_id != view.turn_id);
         self.over |= self.scope == Scope::Turn;
         self.todo.remove(0);
@@ -233,7 +276,9 @@ impl Tail {
         let span = match self.streams.live.read(owed.log, owed.from) {
             // Nobody runs it yet: there is no log.
             None if owed.until.is_none() && view.worker.is_none() => return Ok(Span::default()),
-            Some(span) if owed.until.is_none_or(|until| span.end() >= until) => span,
+            // What is in memory of a turn whose worker went to another replica may be all that it said here.
+            Some(span) if owed.until.is_none() && (!span.is_empty() || self.streams.live.holds(owed.log)) => span,
+            Some(span) if owed.until.is_some_and(|until| span.end() >= until) => span,
             _ => self.streams.store.read_log(owed.log, owed.from, LOG_ROWS).await?,
         };
         Ok(match owed.until {

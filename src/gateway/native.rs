@@ -6,15 +6,17 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use time::OffsetDateTime;
+use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
 use super::Gateway;
 use super::auth::Caller;
 use super::problem::Problem;
-use crate::deliver::session::Viewer;
+use crate::deliver::session::{Registered, Viewer};
 use crate::store::{Conversation, ListFilter, Record};
 use crate::submit::{Submission, SubmitError};
 use crate::turn::cursor::{Cursor, CursorError};
@@ -83,13 +85,21 @@ pub struct Submitted {
               (status = "4XX", body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn submit(
     State(gateway): State<Gateway>,
-    caller: Caller,
+    caller: Result<Caller, Problem>,
     Path(conversation): Path<String>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
+    let caller = match caller {
+        // Nobody knows yet who calls; what they would have to send again is named all the same.
+        Err(problem) if problem.status() == StatusCode::SERVICE_UNAVAILABLE => {
+            let body: Submit = parse(&headers, &body)?;
+            return Err(problem.with_message_id(&body.message_id.unwrap_or_else(new_message_id)));
+        }
+        caller => caller?,
+    };
     let body: Submit = parse(&headers, &body)?;
-    let message_id = body.message_id.unwrap_or_else(|| Uuid::now_v7().to_string());
+    let message_id = body.message_id.unwrap_or_else(new_message_id);
     let platform = body.platform.unwrap_or_else(|| API.to_string());
     for (what, name) in [("conversation", &conversation), ("messageId", &message_id), ("platform", &platform)] {
         check_name(what, name).map_err(|e| Problem::bad_request(e.to_string()))?;
@@ -112,11 +122,15 @@ pub(super) async fn submit(
         traceparent: headers.get("traceparent").and_then(|v| v.to_str().ok()).map(str::to_string),
     };
     let (message_id, conversation) = (submission.message_id.clone(), submission.conversation.clone());
-    let (armed, deployment) =
-        gateway.submitter.submit(submission).await.map_err(|e| refused(e, &message_id))?;
+    let (armed, deployment) = gateway.submitter.submit(submission).await.map_err(|e| refused(e, &message_id))?;
     let cursor = Cursor::after(armed.conversation_id, armed.number - 1).to_string();
     let status = if armed.fresh { StatusCode::ACCEPTED } else { StatusCode::OK };
-    Ok((status, Json(Submitted { turn_id: armed.turn_id, message_id, conversation, deployment, cursor })).into_response())
+    Ok((status, Json(Submitted { turn_id: armed.turn_id, message_id, conversation, deployment, cursor }))
+        .into_response())
+}
+
+fn new_message_id() -> String {
+    Uuid::now_v7().to_string()
 }
 
 fn parse<T: serde::de::DeserializeOwned>(headers: &HeaderMap, body: &Bytes) -> Result<T, Problem> {
@@ -129,7 +143,10 @@ fn parse<T: serde::de::DeserializeOwned>(headers: &HeaderMap, body: &Bytes) -> R
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send application/json"));
     }
     if body.len() > MAX_BODY_BYTES {
-        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {MAX_BODY_BYTES} bytes")));
+        return Err(Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the body is larger than {MAX_BODY_BYTES} bytes"),
+        ));
     }
     serde_json::from_slice(body).map_err(|e| Problem::bad_request(format!("the body is malformed: {e}")))
 }
@@ -192,8 +209,11 @@ fn place(text: &str, conversation: &Conversation) -> Result<Cursor, Problem> {
     if cursor.base() > conversation.last_number {
         return Err(Problem::bad_request("the cursor is ahead of its conversation"));
     }
-    if cursor.base() < conversation.pruned_through {
-        return Err(Problem::new(StatusCode::GONE, "turns behind this cursor are past their retention; start again without one"));
+    if cursor.lacks(conversation.pruned_through) {
+        return Err(Problem::new(
+            StatusCode::GONE,
+            "turns behind this cursor are past their retention; start again without one",
+        ));
     }
     Ok(cursor)
 }
@@ -219,17 +239,17 @@ pub(super) async fn session(
     }
     let owner = conversation.owner == caller.0.user;
     let given = after.map(|a| place(&a, &conversation)).transpose()?;
+    let permit = admitted(&gateway)?;
     // Registered, and committed, before anything is read.
     let session = SessionId::new();
-    store
-        .register_session(session, gateway.streams.gateway, &caller.0.organization, conversation.id, owner)
-        .await?;
+    store.register_session(session, gateway.streams.gateway, &caller.0.organization, conversation.id, owner).await?;
+    let session = gateway.streams.registered(session);
     let cursor = match given {
         Some(cursor) => cursor,
         None => Cursor::after(conversation.id, store.session_base(conversation.id).await?),
     };
     let viewer = Viewer { conversation_id: conversation.id, conversation: name, turn: None, cursor, owner };
-    stream(gateway, viewer, Some(session))
+    Ok(stream(gateway, &caller, viewer, permit, Some(session)))
 }
 
 #[utoipa::path(get, path = "/v1/turns/{turn}/events",
@@ -260,18 +280,40 @@ pub(super) async fn turn_stream(
         cursor,
         owner: turn.owner == caller.0.user,
     };
-    stream(gateway, viewer, None)
+    let permit = admitted(&gateway)?;
+    Ok(stream(gateway, &caller, viewer, permit, None))
 }
 
-fn stream(gateway: Gateway, viewer: Viewer, session: Option<SessionId>) -> Result<Response, Problem> {
-    let permit = gateway.open_streams.clone().try_acquire_owned().map_err(|_| {
+fn admitted(gateway: &Gateway) -> Result<OwnedSemaphorePermit, Problem> {
+    gateway.open_streams.clone().try_acquire_owned().map_err(|_| {
         Problem::new(StatusCode::TOO_MANY_REQUESTS, "this replica has as many streams as it may; try again")
-    })?;
+    })
+}
+
+fn stream(
+    gateway: Gateway,
+    caller: &Caller,
+    viewer: Viewer,
+    permit: OwnedSemaphorePermit,
+    session: Option<Registered>,
+) -> Response {
+    let (auth, key) = (gateway.auth.clone(), caller.1);
     let frames = gateway.streams.clone().open(viewer, session);
     let body = async_stream::stream! {
         let _permit = permit;
-        for await frame in frames {
-            yield frame;
+        let revoked = auth.until_revoked(key);
+        tokio::pin!(frames, revoked);
+        loop {
+            tokio::select! {
+                frame = frames.next() => match frame {
+                    Some(frame) => yield frame,
+                    None => return,
+                },
+                () = &mut revoked => {
+                    yield Err(std::io::Error::other("the key was revoked"));
+                    return;
+                }
+            }
         }
     };
     let headers = [
@@ -279,7 +321,7 @@ fn stream(gateway: Gateway, viewer: Viewer, session: Option<SessionId>) -> Resul
         (header::CACHE_CONTROL, "no-store"),
         (header::HeaderName::from_static("x-accel-buffering"), "no"),
     ];
-    Ok((headers, Body::from_stream(body)).into_response())
+    (headers, Body::from_stream(body)).into_response()
 }
 
 /// The record of a turn that the caller may see; others do not exist.
@@ -428,9 +470,7 @@ pub(super) async fn history(
 
 async fn seen_conversation(gateway: &Gateway, caller: &Caller, name: &str) -> Result<Conversation, Problem> {
     let found = gateway.store.conversation(&caller.0.organization, name).await?;
-    found
-        .filter(|c| caller.sees(&caller.0.organization, &c.owner))
-        .ok_or_else(|| Problem::not_found("conversation"))
+    found.filter(|c| caller.sees(&caller.0.organization, &c.owner)).ok_or_else(|| Problem::not_found("conversation"))
 }
 
 #[derive(Debug, Deserialize)]

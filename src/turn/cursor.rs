@@ -90,6 +90,12 @@ impl Cursor {
         self.base
     }
 
+    /// Whether something up to this turn was not shown.
+    pub fn lacks(&self, through: i64) -> bool {
+        // Each pass but the last meets an entry of the map: the cursor's own length bounds the loop.
+        (self.base.saturating_add(1)..=through).any(|number| self.shown(number) != Shown::Done)
+    }
+
     /// What was shown of a turn.
     pub fn shown(&self, number: i64) -> Shown {
         if number <= self.base {
