@@ -93,6 +93,7 @@ CREATE TABLE terminal (
     holder          uuid NOT NULL,                -- the turn whose log holds the reply: this one, or the first of several
     end_at          bigint NOT NULL CHECK (end_at >= 0),
     answers         smallint NOT NULL DEFAULT 1,  -- how many turns share the reply
+    claimed_at      timestamptz,
     ended_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
     CHECK ((outcome = 'error') = (reason IS NOT NULL)),
     CHECK ((outcome = 'error') = (message IS NOT NULL)),

@@ -317,7 +317,8 @@ async fn nothing_breaks_out_of_a_frame(db: Db) {
 
 /// A18: a header that comes one byte at a time has the time of a header, no more; so has one that never comes.
 async fn a_header_that_trickles_in_is_cut_off(db: Db) {
-    let gateway = Gateway::with(db.options(), |c| c.header_timeout = Duration::from_millis(700)).await;
+    let short = Duration::from_millis(700);
+    let gateway = Gateway::with(db.options(), |c| (c.header_timeout, c.body_timeout) = (short, short)).await;
     for base in [&gateway.clients, &gateway.workers] {
         let address = base.strip_prefix("http://").expect("http");
         for trickle in [true, false] {
@@ -338,6 +339,9 @@ async fn a_header_that_trickles_in_is_cut_off(db: Db) {
             writer.abort();
         }
     }
+    // A body that never comes whole has its time too.
+    let head = "POST /v1/conversations/c/turns HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{";
+    assert!(raw(&gateway.clients, head.as_bytes()).await.starts_with("HTTP/1.1 408"));
     // A stream that is open for longer than that is no slow header.
     let mut session = gateway.client().session("c", None).await;
     assert!(session.next_within(Duration::from_millis(1500)).await.is_none());
@@ -414,7 +418,8 @@ fn random_request(random: &mut SmallRng, turns: &[TurnId]) -> Vec<u8> {
 /// every turn that was armed by the noise has its terminal in the end.
 async fn two_thousand_random_requests_lose_nothing(db: Db) {
     let seed = support::seed();
-    let gateway = Gateway::with(db.options(), |c| c.header_timeout = Duration::from_millis(500)).await;
+    let short = Duration::from_millis(500);
+    let gateway = Gateway::with(db.options(), |c| (c.header_timeout, c.body_timeout) = (short, short)).await;
     let serving = FakeWorker::on(&db.store, &gateway).await.serve(7);
     let client = gateway.client();
     let mut known = Vec::new();

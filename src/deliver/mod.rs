@@ -104,7 +104,8 @@ pub async fn poll(store: Store, feeds: Feeds, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
         }
         let conversations = feeds.conversations();
-        known.retain(|c, _| conversations.contains(c));
+        let wanted: HashSet<_> = conversations.iter().copied().collect();
+        known.retain(|c, _| wanted.contains(c));
         for part in conversations.chunks(1000) {
             // Without the database there is nothing new to see; sessions keep their clients meanwhile.
             let Ok(states) = store.conversation_states(part).await else { break };

@@ -38,6 +38,8 @@ pub struct GatewayConfig {
     pub max_connections: usize,
     /// A client must have sent its whole header by then.
     pub header_timeout: Duration,
+    /// And its whole body within this time after that.
+    pub body_timeout: Duration,
     /// How long open requests may take to finish at shutdown.
     pub shutdown_grace: Duration,
 }
@@ -50,6 +52,7 @@ impl Default for GatewayConfig {
             max_streams: 20_000,
             max_connections: 40_000,
             header_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(30),
             shutdown_grace: Duration::from_secs(5),
         }
     }

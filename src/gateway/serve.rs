@@ -22,8 +22,6 @@ use tower_http::catch_panic::CatchPanicLayer;
 use super::GatewayConfig;
 use super::problem::{self, Problem};
 
-/// A client must have sent its whole body by then.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// The largest body of any port; each port's routes have smaller ones.
 const MAX_BODY: usize = crate::wire::MAX_BODY_BYTES;
 /// The longest text of the framework's own that is said on.
@@ -36,12 +34,14 @@ pub(super) async fn serve(
     config: &GatewayConfig,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let router = router.layer(middleware::from_fn(whole_body)).layer(middleware::map_response(as_problem)).layer(
-        CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
+    let body_timeout = config.body_timeout;
+    let bodies = middleware::from_fn(move |request, next| whole_body(body_timeout, request, next));
+    let router = router.layer(bodies).layer(middleware::map_response(as_problem)).layer(CatchPanicLayer::custom(
+        |_: Box<dyn std::any::Any + Send>| {
             tracing::error!("a handler panicked; this is a bug in Lastword");
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "a fault of Lastword; it was logged").into_response()
-        }),
-    );
+        },
+    ));
     let connections = TaskTracker::new();
     let room = Arc::new(Semaphore::new(config.max_connections));
     loop {
@@ -95,10 +95,10 @@ fn trace_end(ended: Result<(), hyper::Error>) {
 }
 
 /// Reads a request's body whole before anything is done with it: within its time and its size.
-async fn whole_body(request: Request, next: Next) -> Response {
+async fn whole_body(within: Duration, request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
     let limited = axum::body::to_bytes(body, MAX_BODY);
-    let bytes = match tokio::time::timeout(BODY_TIMEOUT, limited).await {
+    let bytes = match tokio::time::timeout(within, limited).await {
         Ok(Ok(bytes)) => bytes,
         Ok(Err(error)) => {
             let too_large =

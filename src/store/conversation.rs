@@ -220,7 +220,7 @@ impl Store {
         let ids: Vec<Uuid> = conversations.iter().map(|c| c.0).collect();
         let rows: Vec<(Uuid, i64, i64)> = sqlx::query_as(
             "SELECT c.id, c.last_number,
-                    (SELECT coalesce(sum(m.number * 2 + (m.incarnation IS NOT NULL)::int), 0)::bigint
+                    (SELECT coalesce(sum(m.number * 1000 + (m.incarnation IS NOT NULL)::int), 0)::bigint
                      FROM marker m WHERE m.conversation_id = c.id)
              FROM conversation c WHERE c.id = ANY($1)",
         )

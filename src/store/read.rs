@@ -95,7 +95,7 @@ const VIEW: &str = "t.id, t.conversation_id, t.number, t.message_id, m.incarnati
     e.turn_id IS NOT NULL AS ended, e.reason, e.message, e.detail, e.holder, e.end_at, e.answers";
 
 const RECORD: &str = r#"SELECT t.id, t.conversation_id, t.organization, t.conversation, t.number, t.message_id, t.agent,
-    t.deployment, t."user", t.routing, t.input, t.armed_at, m.claimed_at, m.turn_id IS NOT NULL AS open,
+    t.deployment, t."user", t.routing, t.input, t.armed_at, coalesce(m.claimed_at, e.claimed_at) AS claimed_at, m.turn_id IS NOT NULL AS open,
     coalesce(m.incarnation, e.incarnation) AS worker, e.ended_at, e.outcome, e.reason, e.message, e.detail, e.reply_id,
     e.holder, e.end_at, c.owner,
     (SELECT s.outcome || coalesce(': ' || s.reason, '') || coalesce(': ' || nullif(s.text, ''), '') FROM superseded s WHERE s.turn_id = t.id) AS superseded

@@ -119,6 +119,8 @@ async fn submit(State(stub): State<Stub>, Json(body): Json<Value>) -> Response {
     let armed = json!({
         "turnId": stub.turn, "messageId": body["messageId"], "conversation": "c", "deployment": "bc", "cursor": "0"
     });
+    drop(script);
+    stub.log.send_modify(|_| {});
     (StatusCode::ACCEPTED, Json(armed)).into_response()
 }
 
@@ -133,6 +135,10 @@ async fn events(State(stub): State<Stub>, headers: HeaderMap) -> Response {
     let body = stream! {
         let mut at = after.unwrap_or(0);
         yield Ok(sse(at, "connected", json!({"turnId": null, "messageId": null, "conversation": "c", "cursor": at})));
+        // A session is open before its first turn: nothing is said before somebody asked.
+        while stub.script.lock().unwrap().submits.is_empty() {
+            if log.changed().await.is_err() { return }
+        }
         loop {
             if let Some((_, clean)) = cut.filter(|(cut, _)| *cut == at) {
                 if !clean {

@@ -2,6 +2,7 @@
 
 use futures::StreamExt;
 use futures::future::OptionFuture;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior};
@@ -64,6 +65,11 @@ pub fn ticker() -> Interval {
     ticker
 }
 
+/// Ctrl-C, as a listener that is kept: one made anew for each wait would miss what comes between two waits.
+pub fn interrupts() -> std::io::Result<Signal> {
+    signal(SignalKind::interrupt())
+}
+
 /// Submits, showing that it takes time. `None`: the person left.
 pub async fn submit(
     client: &Client,
@@ -76,23 +82,20 @@ pub async fn submit(
         let _ = noted.send(format!("{why}; trying again"));
     };
     let mut call = std::pin::pin!(client.submit(conversation, message, &mut on_retry));
-    let mut ticker = ticker();
+    let (mut ticker, mut interrupts) = (ticker(), interrupts()?);
     loop {
         tokio::select! {
             submitted = &mut call => return Ok(Some(submitted?)),
             Some(note) = notes.recv() => view.note(&note)?,
             _ = ticker.tick() => view.tick()?,
-            left = tokio::signal::ctrl_c() => {
-                left?;
-                return Ok(None);
-            }
+            Some(()) = interrupts.recv() => return Ok(None),
         }
     }
 }
 
 /// Shows everything up to the turn's `complete`.
 pub async fn follow(client: &Client, feed: &mut Feed, turn: TurnId, view: &mut View) -> Result<Ended, CliError> {
-    let mut ticker = ticker();
+    let (mut ticker, mut interrupts) = (ticker(), interrupts()?);
     let mut failure = None;
     let mut cancelling: Option<JoinHandle<Result<Record, ClientError>>> = None;
     let mut asked = false;
@@ -117,8 +120,7 @@ pub async fn follow(client: &Client, feed: &mut Feed, turn: TurnId, view: &mut V
                 }
             }
             _ = ticker.tick() => view.tick()?,
-            pressed = tokio::signal::ctrl_c() => {
-                pressed?;
+            Some(()) = interrupts.recv() => {
                 if asked {
                     return Ok(Ended::Left);
                 }

@@ -118,7 +118,7 @@ impl Chat {
     /// Shows what the conversation has undelivered, and follows what is open in it.
     async fn leftovers(&mut self) -> Result<(), CliError> {
         self.view.begin();
-        let mut ticker = follow::ticker();
+        let (mut ticker, mut interrupts) = (follow::ticker(), follow::interrupts()?);
         let mut open: Option<TurnId> = None;
         let mut connected = false;
         loop {
@@ -146,10 +146,7 @@ impl Chat {
                 },
                 _ = quiet, if connected && open.is_none() => break,
                 _ = ticker.tick(), if open.is_some() || !connected => self.view.tick()?,
-                pressed = tokio::signal::ctrl_c() => {
-                    pressed?;
-                    break;
-                }
+                Some(()) = interrupts.recv() => break,
             }
         }
         Ok(self.view.rest()?)
