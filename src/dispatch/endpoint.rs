@@ -297,8 +297,8 @@ async fn adopt(port: &WorkerPort, caller: &Caller, turn: TurnId) -> Result<(), P
 /// are known to be of another deployment; one that was erased meanwhile is just over.
 async fn not_held(port: &WorkerPort, caller: &Caller, turns: &[TurnId]) -> Result<Problem, Problem> {
     for &turn in turns {
-        if let Some(record) = port.store.record(turn).await?
-            && (record.organization != caller.terms.organization || record.deployment != caller.terms.deployment)
+        if let Some(head) = port.store.head(turn).await?
+            && (head.organization != caller.terms.organization || head.deployment != caller.terms.deployment)
         {
             return Ok(Problem::new(StatusCode::FORBIDDEN, "the turn is not of this worker's deployment"));
         }

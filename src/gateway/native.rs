@@ -263,7 +263,10 @@ pub(super) async fn turn_stream(
     Query(after): Query<After>,
 ) -> Result<Response, Problem> {
     let after = resume_at(&headers, after)?;
-    let turn = seen_turn(&gateway, &caller, &turn).await?;
+    let id: TurnId = turn.parse().map_err(|_| Problem::not_found("turn"))?;
+    // Only the place: a stream reads what it shows by itself.
+    let turn = gateway.store.head(id).await?.filter(|t| caller.sees(&t.organization, &t.owner));
+    let turn = turn.ok_or_else(|| Problem::not_found("turn"))?;
     let cursor = match after {
         Some(text) => {
             let cursor = Cursor::parse(&text, turn.conversation_id).map_err(|e| Problem::bad_request(e.to_string()))?;

@@ -56,7 +56,7 @@ pub use lease::{ConnectError, Connected, DeploymentDemand, Lease, LeasePhase, Ne
 pub use notify::{Notice, Notices};
 pub use output::{Append, AppendError};
 pub(crate) use read::MAX_VIEWED;
-pub use read::{ListFilter, Record, RecordedReply, Terminal, TurnView};
+pub use read::{Head, ListFilter, Record, RecordedReply, Terminal, TurnView};
 pub use retention::Retention;
 pub use session::OtherSession;
 pub use sweep::Swept;

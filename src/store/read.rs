@@ -44,6 +44,19 @@ pub struct Terminal {
     pub answers: u32,
 }
 
+/// Where a turn is and whose: what every call on a turn asks first.
+#[derive(Debug, Clone)]
+pub struct Head {
+    pub turn_id: TurnId,
+    pub conversation_id: ConversationId,
+    pub owner: String,
+    pub organization: String,
+    pub conversation: String,
+    pub deployment: String,
+    pub number: i64,
+    pub message_id: String,
+}
+
 /// All that is known of a turn.
 #[derive(Debug, Clone)]
 pub struct Record {
@@ -146,6 +159,30 @@ impl Store {
         .fetch_all(&self.general)
         .await?;
         Ok(rows.into_iter().map(|(id, message)| (TurnId(id), message)).collect())
+    }
+
+    /// A turn's place and owner.
+    pub async fn head(&self, turn: TurnId) -> Result<Option<Head>, StoreError> {
+        let row = sqlx::query(
+            "SELECT t.conversation_id, c.owner, t.organization, t.conversation, t.deployment, t.number, t.message_id
+             FROM turn t JOIN conversation c ON c.id = t.conversation_id WHERE t.id = $1",
+        )
+        .bind(turn.0)
+        .fetch_optional(&self.general)
+        .await?;
+        row.map(|r| {
+            Ok(Head {
+                turn_id: turn,
+                conversation_id: ConversationId(r.try_get("conversation_id")?),
+                owner: r.try_get("owner")?,
+                organization: r.try_get("organization")?,
+                conversation: r.try_get("conversation")?,
+                deployment: r.try_get("deployment")?,
+                number: r.try_get("number")?,
+                message_id: r.try_get("message_id")?,
+            })
+        })
+        .transpose()
     }
 
     /// A turn's record.
