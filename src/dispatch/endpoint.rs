@@ -256,17 +256,16 @@ async fn output(
     in_a_log(at.offset)?;
     let output: Output = parse(&body)?;
     let span = Span::new(at.offset, output.frames.into_iter().map(|f| f.storable()).collect());
-    if !port.live.is_open(turn, caller.incarnation) {
-        adopt(&port, &caller, turn).await?;
-    }
-    let mut taken = port.live.accept(turn, span.clone());
-    if let Some(Err(Refused::Missing(_))) = taken {
+    let known = port.live.is_open(turn, caller.incarnation);
+    let behind = known && port.live.lacks(turn, at.offset);
+    if behind {
         // The worker may have been with another replica, which wrote more than this one knows.
         port.live.close(turn);
-        adopt(&port, &caller, turn).await?;
-        taken = port.live.accept(turn, span);
     }
-    match taken {
+    if behind || !known {
+        adopt(&port, &caller, turn).await?;
+    }
+    match port.live.accept(turn, span) {
         Some(Ok(acked)) => Ok(Json(acked)),
         Some(Err(Refused::Missing(missing))) => {
             Err(Problem::new(StatusCode::CONFLICT, "something before this output is missing here")

@@ -145,6 +145,11 @@ impl LiveLogs {
         self.with(|logs| logs.get(&turn).is_some_and(|l| !l.followed && l.incarnation == incarnation && l.attached))
     }
 
+    /// Whether something before `offset` of a turn in hand has not come by here.
+    pub fn lacks(&self, turn: TurnId, offset: u64) -> bool {
+        self.with(|logs| logs.get(&turn).is_some_and(|l| l.end < offset))
+    }
+
     /// Whether the turn's output passes through this replica.
     pub fn holds(&self, turn: TurnId) -> bool {
         self.with(|logs| logs.get(&turn).is_some_and(|l| l.attached))

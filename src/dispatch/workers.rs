@@ -121,11 +121,6 @@ impl Workers {
         self.with(|c| c.get(&incarnation).cloned())
     }
 
-    /// Workers that are connected here.
-    pub fn count(&self) -> usize {
-        self.with(|c| c.len())
-    }
-
     /// Takes a connected worker in. Lines for it come out of the receiver, until its `closed` is cancelled.
     pub fn join(
         &self,
