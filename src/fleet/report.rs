@@ -12,8 +12,7 @@ use super::backoff::Backoff;
 use super::runtime::Death;
 use crate::store::{Store, StoreError};
 use crate::turn::decide::{AfterLook, Look, after_look};
-use crate::turn::keys::{Incarnation, StartId};
-use crate::turn::reason::Reason;
+use crate::turn::keys::StartId;
 use crate::turn::terminal::Failure;
 
 /// Between two attempts to report what the database did not take, or whose cause is awaited.
@@ -122,7 +121,6 @@ async fn fail(store: &Store, start: StartId, failure: Failure) -> Result<Option<
     // A connect of the worker may commit between the two statements, and change the incarnation.
     for _ in 0..MAX_INCARNATIONS {
         let Some(incarnation) = store.incarnation_of(start).await? else { return Ok(failed_start) };
-        let failure = of_a_start(start, incarnation, failure.clone());
         let failed = store.fail_worker(incarnation, &failure).await?;
         if failed.died_now {
             let detail = failure.detail.as_deref().unwrap_or_default();
@@ -131,15 +129,4 @@ async fn fail(store: &Store, start: StartId, failure: Failure) -> Result<Option<
         }
     }
     Err(StoreError::Raced(format!("start {start} changes its incarnation again and again").into()))
-}
-
-/// A worker that ended before it ever connected did not start.
-fn of_a_start(start: StartId, incarnation: Incarnation, failure: Failure) -> Failure {
-    let never_connected = incarnation.0 == start.0;
-    match failure.reason {
-        Reason::WorkerExited if never_connected => {
-            Failure { detail: failure.detail, ..Failure::new(Reason::StartFailed) }
-        }
-        _ => failure,
-    }
 }
