@@ -22,6 +22,11 @@ impl Readiness {
         self.0.store(true, Ordering::Relaxed);
     }
 
+    /// The role is about to end.
+    pub fn clear(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
     pub fn is_ready(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
@@ -43,7 +48,7 @@ fn ready(readiness: &Readiness) -> Response {
     if readiness.is_ready() {
         "ok\n".into_response()
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "starting: waiting for the database and its schema\n").into_response()
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready: it waits for the database and its schema, or is about to end\n").into_response()
     }
 }
 

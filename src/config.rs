@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::gateway::{AuthMode, GatewayConfig};
+use crate::operator::{Injector, OperatorConfig};
 use crate::store::{PoolSizes, Retention};
 
 /// Where the state is.
@@ -61,6 +62,9 @@ pub struct GatewayArgs {
     /// How callers are known. `none`: everybody is the local operator, on loopback alone.
     #[arg(long, env = "LASTWORD_AUTH", value_name = "MODE", default_value = "none")]
     pub auth: AuthMode,
+    /// How long requests are still taken after a SIGTERM: the time until Services and Ingresses send no more. [0 in dev]
+    #[arg(long, env = "LASTWORD_DRAIN_DELAY_SECONDS", value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=300))]
+    pub drain_delay_seconds: u64,
     /// SSE streams that may be open at once.
     #[arg(long, env = "LASTWORD_MAX_STREAMS", value_name = "COUNT", default_value_t = 20_000)]
     pub max_streams: usize,
@@ -84,6 +88,62 @@ pub struct AdminArgs {
     /// Where health, readiness and metrics are served.
     #[arg(long, env = "LASTWORD_ADMIN_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:9090")]
     pub admin_listen: SocketAddr,
+}
+
+/// What the controller is to Kubernetes.
+#[derive(Debug, Clone, Args)]
+pub struct OperatorArgs {
+    /// Namespaces whose Agents and AgentTurns are served, comma-separated [default: all].
+    #[arg(long, env = "LASTWORD_WATCH_NAMESPACES", value_name = "NAMESPACE,…", value_delimiter = ',')]
+    pub watch_namespaces: Vec<String>,
+    /// The controller's own namespace, where its Lease lies.
+    #[arg(long, env = "LASTWORD_NAMESPACE", value_name = "NAMESPACE", default_value = "default")]
+    pub namespace: String,
+    /// Names this replica in the Lease [default: the host's name, which is the pod's].
+    #[arg(long, env = "LASTWORD_IDENTITY", value_name = "NAME")]
+    pub identity: Option<String>,
+    /// Base URLs of the gateways' worker port, as worker pods reach it.
+    #[arg(long, env = "LASTWORD_WORKER_GATEWAY", value_name = "URL,…", value_delimiter = ',', required = true)]
+    pub worker_gateway: Vec<String>,
+    /// The image of Lastword that an init container of each worker pod copies the adapter from.
+    #[arg(long, env = "LASTWORD_INJECTOR_IMAGE", value_name = "IMAGE")]
+    pub injector_image: String,
+    /// `Always`, `IfNotPresent` or `Never` [default: as Kubernetes chooses].
+    #[arg(long, env = "LASTWORD_INJECTOR_PULL_POLICY", value_name = "POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
+    pub injector_pull_policy: Option<String>,
+    /// Pull Secrets for it, comma-separated; they must be in the Agents' namespaces.
+    #[arg(long, env = "LASTWORD_INJECTOR_PULL_SECRETS", value_name = "SECRET,…", value_delimiter = ',')]
+    pub injector_pull_secrets: Vec<String>,
+}
+
+impl OperatorArgs {
+    /// The operator's configuration.
+    pub fn config(&self) -> OperatorConfig {
+        let some = |list: &[String]| list.iter().filter(|s| !s.is_empty()).cloned().collect::<Vec<_>>();
+        OperatorConfig {
+            namespaces: some(&self.watch_namespaces),
+            own_namespace: self.namespace.clone(),
+            identity: self.identity.clone().unwrap_or_else(hostname),
+            worker_gateways: some(&self.worker_gateway),
+            injector: Injector {
+                image: self.injector_image.as_str().into(),
+                pull_policy: self.injector_pull_policy.clone(),
+                pull_secrets: some(&self.injector_pull_secrets),
+            },
+        }
+    }
+}
+
+fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// Whether, and for which callers, the gateway asks Kubernetes.
+#[derive(Debug, Clone, Args)]
+pub struct ReviewArgs {
+    /// Let pods prove who they are by a token of their ServiceAccount (TokenReview): the gateway must run in the cluster.
+    #[arg(long, env = "LASTWORD_TOKEN_REVIEW")]
+    pub token_review: bool,
 }
 
 /// The knobs of failure detection and housekeeping that are not an Agent's own.

@@ -46,6 +46,7 @@ pub mod gateway;
 pub mod guard;
 pub mod liveness;
 pub mod local;
+pub mod operator;
 pub mod roles;
 pub mod store;
 pub mod submit;

@@ -21,6 +21,7 @@ mod backoff;
 pub mod cgroup;
 mod child;
 mod command;
+mod leadership;
 mod log;
 mod pass;
 pub mod plan;
@@ -34,8 +35,9 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::store::Store;
+use crate::store::{Notice, Store};
 use backoff::Backoff;
+pub use leadership::Leadership;
 pub use process::fail_former_boots;
 pub use runtime::{Death, StartRequest, WorkerRuntime};
 
@@ -75,12 +77,15 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Runs the fleet until `shutdown`. Whoever listens to notices calls [`Notify::notify_one`] on `wake` for a deployment,
 /// a worker, the Agents, and after a listener's reconnect.
 ///
+/// Only a leader starts and stops workers; looking at suspected ones, reporting deaths and shedding is every replica's.
+///
 /// At the end nothing more is started; workers that cannot outlive this process are drained (within the longest
 /// `drainSeconds` among them), and their deaths are reported.
 pub async fn run(
     store: Store,
     runtime: Arc<dyn WorkerRuntime>,
     config: FleetConfig,
+    leadership: Leadership,
     wake: Arc<Notify>,
     shutdown: CancellationToken,
 ) {
@@ -90,7 +95,7 @@ pub async fn run(
     let all_said = CancellationToken::new();
     let reports = report::Reports::new(store.clone(), config.cause_window, backoff.clone(), wake.clone());
     let mut reports = tokio::spawn(reports.run(deaths, looked, all_said.clone()));
-    let mut passes = pass::Passes::new(store.clone(), runtime.clone(), config.clone(), looks, backoff);
+    let mut passes = pass::Passes::new(store.clone(), runtime.clone(), config.clone(), leadership, looks, backoff);
     passes.run(&wake, &shutdown).await;
     if runtime.ends_with_us() {
         passes.leave(LAST_WORDS).await;
@@ -101,4 +106,48 @@ pub async fn run(
         tracing::warn!("the database did not take all deaths; the leases will end those turns");
         reports.abort();
     }
+}
+
+/// Wakes the fleet when this process changed something that may have to be started, looked at or stopped.
+pub async fn wake_on_notices(store: Store, wake: Arc<Notify>, shutdown: CancellationToken) {
+    let mut notices = store.local_notices();
+    loop {
+        let heard = tokio::select! {
+            heard = notices.recv() => heard,
+            () = shutdown.cancelled() => return,
+        };
+        // A listener that lagged behind has missed something.
+        if heard.as_ref().map_or(true, is_news) {
+            wake.notify_one();
+        }
+    }
+}
+
+/// The same for what other processes changed: they say so through the database.
+pub async fn wake_on_news(store: Store, wake: Arc<Notify>, shutdown: CancellationToken) {
+    let listen = async {
+        loop {
+            if let Ok(mut notices) = store.listen().await {
+                // What came while nobody listened is unknown.
+                wake.notify_one();
+                while let Ok(heard) = notices.next().await {
+                    if heard.is_none_or(|some| some.iter().any(is_news)) {
+                        wake.notify_one();
+                    }
+                }
+            }
+            tokio::time::sleep(LISTEN_AGAIN).await;
+        }
+    };
+    tokio::select! {
+        () = listen => {}
+        () = shutdown.cancelled() => {}
+    }
+}
+
+/// The pause before listening again.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+
+fn is_news(notice: &Notice) -> bool {
+    matches!(notice, Notice::Deployment(..) | Notice::Worker(_) | Notice::Agents)
 }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::FleetConfig;
 use super::backoff::Backoff;
+use super::leadership::Leadership;
 use super::plan::{Action, Agent, AgentKey, Known, Why, plan};
 use super::runtime::{Death, StartRequest, WorkerRuntime};
 use crate::crd::AgentSpec;
@@ -30,6 +31,7 @@ pub(super) struct Passes {
     store: Store,
     runtime: Arc<dyn WorkerRuntime>,
     config: FleetConfig,
+    leadership: Leadership,
     looks: mpsc::UnboundedSender<Death>,
     backoff: Arc<Backoff>,
     specs: HashMap<AgentKey, (i64, Option<Arc<AgentSpec>>)>,
@@ -46,6 +48,7 @@ impl Passes {
         store: Store,
         runtime: Arc<dyn WorkerRuntime>,
         config: FleetConfig,
+        leadership: Leadership,
         looks: mpsc::UnboundedSender<Death>,
         backoff: Arc<Backoff>,
     ) -> Self {
@@ -53,6 +56,7 @@ impl Passes {
             store,
             runtime,
             config,
+            leadership,
             looks,
             backoff,
             specs: HashMap::new(),
@@ -99,6 +103,10 @@ impl Passes {
         self.known.stopped.retain(|start| alive.contains(start));
         self.known.check_queues = polled;
         let mut actions = plan(&agents, &demand, &workers, &self.known);
+        let leads = self.leadership.is_leader();
+        if !leads {
+            actions.retain(|action| matches!(action, Action::Look { .. } | Action::Shed { .. }));
+        }
         let more = actions.len() > self.config.max_actions;
         actions.truncate(self.config.max_actions);
         let agents: HashMap<&AgentKey, &Agent> = agents.iter().map(|a| (&a.key, a)).collect();
@@ -121,7 +129,9 @@ impl Passes {
         for done in done {
             self.known.stopped.extend(done?);
         }
-        self.kill_strays(&running, &alive).await;
+        if leads {
+            self.kill_strays(&running, &alive).await;
+        }
         if polled {
             self.orphan().await?;
         }

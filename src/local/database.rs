@@ -22,6 +22,8 @@ pub struct Database {
 pub enum DatabaseError {
     #[error("--database-url {0:?} is neither postgres://…, file://DIR nor a directory")]
     Url(String),
+    #[error("--database-url {0:?} is a directory of this machine; replicas share a postgres://… (`lastword dev` runs one process)")]
+    NotShared(String),
     #[error("--database-url cannot be read: {0}")]
     Malformed(sqlx::Error),
     #[error(transparent)]
@@ -41,6 +43,17 @@ fn named(url: &str) -> Result<Named, DatabaseError> {
         Some(dir) if !dir.is_empty() => Ok(Named::Directory(dir.into())),
         None if !url.is_empty() && !url.contains("://") => Ok(Named::Directory(url.into())),
         _ => Err(DatabaseError::Url(url.to_string())),
+    }
+}
+
+/// What replicas share: an external database, which may be away now.
+///
+/// # Errors
+/// If the URL names a directory: an embedded database belongs to one process.
+pub fn external(args: &DatabaseArgs) -> Result<PgConnectOptions, DatabaseError> {
+    match named(&args.database_url)? {
+        Named::External(options) => Ok(*options),
+        Named::Directory(_) => Err(DatabaseError::NotShared(args.database_url.clone())),
     }
 }
 

@@ -15,10 +15,10 @@ use crate::admin::{self, Readiness};
 use crate::config::{AdminArgs, DatabaseArgs, GatewayArgs, LogArgs, TimingArgs};
 use crate::crd::SecretKeyRef;
 use crate::fleet::process::{ProcessConfig, ProcessRuntime};
-use crate::fleet::{self, FleetConfig};
+use crate::fleet::{self, FleetConfig, Leadership};
 use crate::gateway::{self, GatewayError, Listeners};
 use crate::liveness;
-use crate::store::{Notice, Store, StoreError};
+use crate::store::{Store, StoreError};
 
 /// Run everything on one machine: Postgres, gateway, controller, and workers as child processes.
 #[derive(Debug, Clone, clap::Args)]
@@ -102,8 +102,15 @@ pub async fn run(args: DevArgs, shutdown: CancellationToken) -> Result<(), DevEr
     }));
     let fleet_config = FleetConfig { cause_window: args.timing.cause_window(), ..FleetConfig::default() };
     let wake = Arc::new(Notify::new());
-    tokio::spawn(wake_fleet(store.clone(), wake.clone(), stop_fleet.clone()));
-    let fleet = tokio::spawn(fleet::run(store.clone(), runtime, fleet_config, wake, stop_fleet.clone()));
+    tokio::spawn(fleet::wake_on_notices(store.clone(), wake.clone(), stop_fleet.clone()));
+    let fleet = tokio::spawn(fleet::run(
+        store.clone(),
+        runtime,
+        fleet_config,
+        Leadership::always(),
+        wake,
+        stop_fleet.clone(),
+    ));
     readiness.set();
     banner(&names, client_address);
 
@@ -169,21 +176,6 @@ fn node(directory: Option<&Path>) -> Result<String, (PathBuf, std::io::Error)> {
 fn secret(key: &SecretKeyRef) -> Option<String> {
     let variable = format!("{}_{}", key.name, key.key).to_uppercase().replace(['-', '.'], "_");
     std::env::var(variable).ok()
-}
-
-/// Wakes the fleet when something may have to be started, looked at or stopped.
-async fn wake_fleet(store: Store, wake: Arc<Notify>, shutdown: CancellationToken) {
-    let mut notices = store.local_notices();
-    loop {
-        let heard = tokio::select! {
-            heard = notices.recv() => heard,
-            () = shutdown.cancelled() => return,
-        };
-        // A listener that lagged behind has missed something.
-        if heard.as_ref().map_or(true, |n| matches!(n, Notice::Deployment(..) | Notice::Worker(_) | Notice::Agents)) {
-            wake.notify_one();
-        }
-    }
 }
 
 fn banner(agents: &[String], address: std::net::SocketAddr) {

@@ -1,7 +1,12 @@
 //! One binary, a subcommand a role.
 
-use std::process::ExitCode;
+mod controller;
+mod gateway;
 
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -15,6 +20,8 @@ use crate::worker;
 #[derive(Debug, clap::Subcommand)]
 pub enum Role {
     Dev(Box<dev::DevArgs>),
+    Gateway(Box<gateway::GatewayRole>),
+    Controller(Box<controller::ControllerRole>),
     /// Be a worker: run turns with a program or a model.
     Worker(worker::WorkerArgs),
     Chat(cli::chat::ChatArgs),
@@ -57,6 +64,14 @@ async fn dispatch(role: Role) -> ExitCode {
             crate::telemetry::init(&args.log);
             report(dev::run(*args, until_told()).await.map(|()| ExitCode::SUCCESS))
         }
+        Role::Gateway(args) => {
+            crate::telemetry::init(&args.log);
+            report(gateway::run(*args, until_told()).await.map(|()| ExitCode::SUCCESS))
+        }
+        Role::Controller(args) => {
+            crate::telemetry::init(&args.log);
+            report(controller::run(*args, until_told()).await.map(|()| ExitCode::SUCCESS))
+        }
         Role::Worker(args) => report(worker::run(args, until_told()).await),
         Role::Chat(args) => cli_report(cli::chat::run(args).await),
         Role::Turns(args) => cli_report(cli::turns::run(args).await),
@@ -86,6 +101,51 @@ async fn dispatch(role: Role) -> ExitCode {
             Err(error) => fail(&error.to_string()),
         },
         Role::Init(args) => cli_report(cli::init::run(args).await),
+    }
+}
+
+/// Why a role did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RoleError {
+    #[error(transparent)]
+    Database(#[from] database::DatabaseError),
+    #[error(transparent)]
+    Gateway(#[from] crate::gateway::GatewayError),
+    #[error("cannot listen on {address} ({error}); choose another with {flag}")]
+    Listen { address: std::net::SocketAddr, flag: &'static str, error: std::io::Error },
+    #[error("there is no Kubernetes to talk to: {0}; run it in a pod, or set KUBECONFIG")]
+    Kubernetes(#[from] kube::Error),
+}
+
+async fn listen(address: std::net::SocketAddr, flag: &'static str) -> Result<TcpListener, RoleError> {
+    TcpListener::bind(address).await.map_err(|error| RoleError::Listen { address, flag, error })
+}
+
+/// Opens the external database that replicas share; it may be away now.
+fn open_store(args: &DatabaseArgs) -> Result<Store, RoleError> {
+    Ok(Store::open(database::external(args)?, args.pools()))
+}
+
+/// How often the schema is looked for.
+const SCHEMA_EVERY: Duration = Duration::from_secs(1);
+
+/// Waits, unready, for the database and its schema; false if `shutdown` came first.
+async fn schema(store: &Store, shutdown: &CancellationToken) -> bool {
+    let mut said = String::new();
+    loop {
+        let why = match store.schema_ready().await {
+            Ok(true) => return true,
+            Ok(false) => "the schema is older than this program; run `lastword migrate`".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        if said != why {
+            tracing::warn!("waiting: {why}");
+            said = why;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(SCHEMA_EVERY) => {}
+            () = shutdown.cancelled() => return false,
+        }
     }
 }
 

@@ -1,0 +1,19 @@
+-- What Kubernetes adds: workers that are pods.
+
+-- The object's UID; null on one machine. An Agent that was deleted and made again is another Agent.
+ALTER TABLE agent ADD COLUMN uid text;
+
+-- The UID of the worker's pod, recorded when it was made: what a pod's token is held against. Null for processes, and
+-- for a start whose pod is not made yet.
+ALTER TABLE lease ADD COLUMN pod_uid text;
+-- Whether `stop_reason` was recorded by whoever stopped the worker, or is only what the worker guessed from a signal.
+ALTER TABLE lease ADD COLUMN stop_recorded boolean NOT NULL DEFAULT true;
+CREATE INDEX lease_of_pod ON lease (runtime_ref) WHERE phase <> 'dead';
+
+-- Numbers the starts of a deployment, so that each has a name of its own.
+CREATE TABLE attempt (
+    organization text NOT NULL,
+    deployment   text NOT NULL,
+    number       bigint NOT NULL,
+    PRIMARY KEY (organization, deployment)
+) WITH (fillfactor = 80);

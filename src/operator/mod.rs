@@ -1,0 +1,68 @@
+//! All of Kubernetes: Agents, AgentTurns, worker pods. Only this module, `crd`, and the gateway's TokenReview know kube.
+//!
+//! - [`leader`]: the Lease that makes one replica the writer of Kubernetes objects.
+//!
+//! Everything here may be cut off from the API server at any time: what needs it waits and tries again; sweep, suspicion
+//! and deliveries of other platforms go on without it.
+
+pub mod leader;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::Client;
+use tokio_util::sync::CancellationToken;
+
+use crate::store::Store;
+
+/// How the operator works; from the controller's flags.
+#[derive(Debug, Clone)]
+pub struct OperatorConfig {
+    /// Namespaces that are served; empty: all.
+    pub namespaces: Vec<String>,
+    /// The namespace of the controller itself, where its Lease lies.
+    pub own_namespace: String,
+    /// Names this replica in the Lease: the pod's name.
+    pub identity: String,
+    /// Base URLs of the gateways' worker port as worker pods reach it.
+    pub worker_gateways: Vec<String>,
+    /// What puts the binary `lastword` into worker pods.
+    pub injector: Injector,
+}
+
+/// The image that an init container of each worker pod copies the binary from.
+#[derive(Debug, Clone)]
+pub struct Injector {
+    pub image: Arc<str>,
+    /// `Always`, `IfNotPresent` or `Never`; absent: the cluster's default.
+    pub pull_policy: Option<String>,
+    /// Names of pull Secrets in the workers' namespace.
+    pub pull_secrets: Vec<String>,
+}
+
+/// The audience of the tokens that worker pods show to gateways.
+pub const AUDIENCE: &str = "lastword.dev";
+/// Our name as a writer of Kubernetes objects (server-side apply, Events).
+pub const MANAGER: &str = "lastword-controller";
+
+/// A client from the pod's ServiceAccount, or from `KUBECONFIG`; it asks nothing yet.
+///
+/// # Errors
+/// If there is neither.
+pub async fn client() -> Result<Client, kube::Error> {
+    let config = kube::Config::infer().await.map_err(kube::Error::InferConfig)?;
+    Client::try_from(config)
+}
+
+/// Runs the operator until `shutdown`.
+pub async fn run(
+    config: OperatorConfig,
+    store: Store,
+    client: Client,
+    cause_window: Duration,
+    shutdown: CancellationToken,
+) {
+    let leadership = leader::elect(client.clone(), &config, shutdown.clone());
+    let _ = (store, cause_window, leadership);
+    shutdown.cancelled().await;
+}

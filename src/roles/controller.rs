@@ -1,0 +1,46 @@
+//! The role `controller`: the sweep, the renderers of other platforms, and the operator; one of several replicas.
+
+use tokio_util::sync::CancellationToken;
+
+use super::{RoleError, listen, open_store};
+use crate::admin::{self, Readiness};
+use crate::config::{AdminArgs, DatabaseArgs, LogArgs, OperatorArgs, TimingArgs};
+use crate::{liveness, operator};
+
+/// Be the operator: Agents, AgentTurns and worker pods in Kubernetes, and the sweep; run two or more replicas.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ControllerRole {
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    #[command(flatten)]
+    pub operator: OperatorArgs,
+    #[command(flatten)]
+    pub timing: TimingArgs,
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// Runs until `shutdown`. The API server may be away at any time, at the start too.
+pub async fn run(args: ControllerRole, shutdown: CancellationToken) -> Result<(), RoleError> {
+    let admin = listen(args.admin.admin_listen, "--admin-listen").await?;
+    let client = operator::client().await?;
+    let readiness = Readiness::default();
+    let end = CancellationToken::new();
+    let store = open_store(&args.database)?;
+    let admin = tokio::spawn(admin::run(admin, store.clone(), readiness.clone(), end.clone()));
+    if super::schema(&store, &shutdown).await {
+        readiness.set();
+        let every = args.timing.sweep_every();
+        let sweep = liveness::sweep(store.clone(), args.timing.retention(), every, shutdown.clone());
+        let cause_window = args.timing.cause_window();
+        let operate = operator::run(args.operator.config(), store.clone(), client, cause_window, shutdown.clone());
+        tokio::join!(sweep, operate);
+    }
+    end.cancel();
+    // It only answers questions; one that failed has said so.
+    let _ = admin.await;
+    store.close().await;
+    Ok(())
+}

@@ -1,0 +1,59 @@
+//! The role `gateway`: serves clients and workers; one of several replicas.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{RoleError, listen, open_store};
+use crate::admin::{self, Readiness};
+use crate::config::{AdminArgs, DatabaseArgs, GatewayArgs, LogArgs, ReviewArgs};
+use crate::gateway::{self, GatewayError, Listeners};
+
+/// Serve clients and workers; run as many replicas as you like.
+#[derive(Debug, Clone, clap::Args)]
+pub struct GatewayRole {
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    #[command(flatten)]
+    pub gateway: GatewayArgs,
+    #[command(flatten)]
+    pub review: ReviewArgs,
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// Runs until `shutdown`, and then on for the drain delay.
+pub async fn run(args: GatewayRole, shutdown: CancellationToken) -> Result<(), RoleError> {
+    let clients = listen(args.gateway.listen, "--listen").await?;
+    let workers = listen(args.gateway.worker_listen, "--worker-listen").await?;
+    let admin = listen(args.admin.admin_listen, "--admin-listen").await?;
+    let readiness = Readiness::default();
+    let end = CancellationToken::new();
+    let store = open_store(&args.database)?;
+    let admin = tokio::spawn(admin::run(admin, store.clone(), readiness.clone(), end.clone()));
+    if super::schema(&store, &shutdown).await {
+        let config = args.gateway.config(workers.local_addr().map_err(GatewayError::Io)?);
+        readiness.set();
+        let delay = Duration::from_secs(args.gateway.drain_delay_seconds);
+        tokio::spawn(delayed(shutdown, delay, readiness.clone(), end.clone()));
+        gateway::run(config, store.clone(), Listeners { clients, workers }, end.clone()).await?;
+    }
+    end.cancel();
+    // It only answers questions; one that failed has said so.
+    let _ = admin.await;
+    store.close().await;
+    Ok(())
+}
+
+/// After `shutdown` the replica is unready at once, and serves on until those who route to it have noticed.
+async fn delayed(shutdown: CancellationToken, delay: Duration, readiness: Readiness, end: CancellationToken) {
+    shutdown.cancelled().await;
+    readiness.clear();
+    if !delay.is_zero() {
+        tracing::info!("told to stop; serving on for {} s until no more requests are sent here", delay.as_secs());
+        tokio::time::sleep(delay).await;
+    }
+    end.cancel();
+}
