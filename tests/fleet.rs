@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use lastword::fleet::process::{ProcessConfig, ProcessRuntime};
-use lastword::fleet::{FleetConfig, WorkerRuntime, fail_former_boots, run};
+use lastword::fleet::{FleetConfig, Leadership, WorkerRuntime, fail_former_boots, run};
 use lastword::local::postgres::{Embedded, Options, Shutdown};
 use lastword::store::{Arm, ClaimFor, Lease, LeasePhase, NewStart, PoolSizes, Store};
 use lastword::turn::keys::{GatewayId, Grouping, Incarnation, StartId, TurnId, deployment};
@@ -82,7 +82,14 @@ impl Scene {
         let processes = ProcessConfig::new("test", "http://127.0.0.1:1", directory.path()).expect("our own path");
         let runtime = Arc::new(ProcessRuntime::new(processes));
         let (wake, shutdown) = (Arc::new(Notify::new()), CancellationToken::new());
-        let fleet = tokio::spawn(run(store.clone(), runtime.clone(), config, wake.clone(), shutdown.clone()));
+        let fleet = tokio::spawn(run(
+            store.clone(),
+            runtime.clone(),
+            config,
+            Leadership::always(),
+            wake.clone(),
+            shutdown.clone(),
+        ));
         let mut notices = store.listen().await.expect("listens");
         let ear = wake.clone();
         tokio::spawn(async move {
