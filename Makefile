@@ -2,14 +2,16 @@
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
-PROFILE ?= dev
 AGENTS ?= examples/agents.yaml
+# Where cargo puts what it builds for this machine; see .cargo/config.toml.
+BUILT = target/$(shell rustc --print host-tuple)/debug
 
 .PHONY: dev test lint fmt generate bench tools help
 
 dev: tools ## Run everything on this machine: Postgres, gateway, controller, workers; then chat
 	cargo build --locked
-	exec target/debug/lastword dev --agents $(AGENTS) $(ARGS)
+	ln -sfn ../$(BUILT)/lastword target/lastword
+	exec target/lastword dev --agents $(AGENTS) $(ARGS)
 
 test: tools ## Pass all tests
 	tests/run

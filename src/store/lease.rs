@@ -7,6 +7,7 @@ use super::batch::retry_races;
 use super::elect;
 use super::fail::{bury, lock_lease};
 use super::{FailedWorker, Notice, Store, StoreError};
+use crate::crd::defaults;
 use crate::turn::keys::{GatewayId, Incarnation, StartId, TurnId};
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
@@ -333,18 +334,24 @@ impl Store {
             .collect()
     }
 
-    /// What waits, a row a deployment: the oldest 1,000 claimable turns of each agent.
+    /// What waits, a row a deployment: of each agent the oldest claimable turns, twice as many as its workers can hold and
+    /// at most 1,000. More would change no decision, and a queue may be very deep.
     pub async fn demand(&self) -> Result<Vec<DeploymentDemand>, StoreError> {
+        // Not NOT EXISTS: as an anti join it looks at all that wait before the first head is found.
         let rows = sqlx::query(
             "SELECT a.namespace AS organization, a.name AS agent, m.deployment, count(*) AS claimable
              FROM agent a CROSS JOIN LATERAL (
                SELECT deployment FROM marker m
                WHERE m.organization = a.namespace AND m.agent = a.name AND m.incarnation IS NULL AND m.phase = 'waiting'
-                 AND NOT EXISTS (SELECT FROM marker e WHERE e.conversation_id = m.conversation_id AND e.number < m.number)
-               ORDER BY m.armed_at LIMIT 1000
+                 AND (SELECT true FROM marker e WHERE e.conversation_id = m.conversation_id AND e.number < m.number
+                      LIMIT 1) IS NULL
+               ORDER BY m.armed_at LIMIT least(1000, 16 + 2 * coalesce((a.spec #>> '{limits,maxWorkers}')::bigint, $1)
+                                                          * coalesce((a.spec #>> '{limits,turnsPerWorker}')::bigint, $2))
              ) m
              WHERE a.deleted_at IS NULL GROUP BY 1, 2, 3",
         )
+        .bind(i64::from(defaults::MAX_WORKERS))
+        .bind(i64::from(defaults::TURNS_PER_WORKER))
         .fetch_all(&self.general)
         .await?;
         rows.iter()
