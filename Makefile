@@ -4,8 +4,10 @@ SHELL := /bin/bash
 
 PROFILE ?= dev
 AGENTS ?= examples/agents.yaml
+BINARY ?= target/x86_64-unknown-linux-gnu/release/lastword
+IMAGE ?= localhost/lastword:dev
 
-.PHONY: dev test lint fmt generate bench tools help
+.PHONY: dev test lint fmt generate bench cluster cluster-down image tools help
 
 dev: tools ## Run everything on this machine: Postgres, gateway, controller, workers; then chat
 	cargo build --locked
@@ -27,8 +29,17 @@ generate: ## Write what is generated and committed: crds/
 bench: ## Measure turns/s and latency beside raw Postgres
 	benches/run
 
+cluster: ## Start a Kubernetes of two nodes on this machine (Linux, root), for tests and to try things
+	tests/cluster/cluster up
+
+cluster-down: ## End it and leave nothing
+	tests/cluster/cluster down
+
+image: ## Write the container image from BINARY, a static build: target/lastword.tar
+	scripts/lastword-image $(BINARY) target/lastword.tar $(IMAGE)
+
 tools:
 	@scripts/prerequisites
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort

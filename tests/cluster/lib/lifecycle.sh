@@ -47,6 +47,7 @@ up_failed() {
   local status=$?
   trap '' INT TERM HUP
   trap - EXIT
+  set +e # whatever fails on the way, the rest must be ended too
   say "did not come up: taking it down again"
   show_last_words
   cluster_take_down
@@ -57,7 +58,10 @@ up_failed() {
 show_last_words() {
   local log
   for log in "$STATE"/logs/*/*.log; do
-    [[ -s $log ]] && { echo "--- ${log#"$STATE/logs/"}"; tail -n 5 "$log"; } >&2
+    if [[ -s $log ]]; then
+      echo "--- ${log#"$STATE/logs/"}"
+      tail -n 5 "$log"
+    fi >&2
   done
 }
 

@@ -33,10 +33,11 @@ machine_start() {
   rm -f "$directory/ready" "$directory"/*.pid
   # shellcheck disable=SC2016
   setsid bash -c '
-    echo "$BASHPID $(sed -E "s/^.*\) //" /proc/$BASHPID/stat | cut -d" " -f20)" >"$1/machine"
+    echo "$$ $(sed -E "s/^.*\) //" /proc/$$/stat | cut -d" " -f20)" >"$1/machine"
     exec unshare --net --mount --uts --ipc --pid --fork --kill-child --mount-proc -- "$2" "$3" "$1"
   ' guard "$directory" "$HERE/lib/first-process" "lastword-$name" \
     </dev/null >>"$STATE/logs/$name/machine.log" 2>&1 9>&- &
+  disown
   wait_until 10 "machine $name" test -e "$directory/ready"
 }
 
