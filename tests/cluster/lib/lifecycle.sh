@@ -113,7 +113,8 @@ cluster_take_down() {
   [[ -e $STATE/.lastword-cluster ]] || return 0
   local machine
   visitors_end
-  for machine in "${MACHINES[@]}"; do machine_kill "$machine"; done
+  for machine in "${MACHINES[@]}"; do machine_kill "$machine" & done
+  wait
   cgroups_remove
   rm -rf "$STATE"
 }

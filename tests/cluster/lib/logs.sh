@@ -15,16 +15,16 @@ logs_collect() {
 
 # Each container's output, also of the run before its last restart.
 pod_logs() {
-  local directory=$1 namespace pod containers container previous
+  local directory=$1 namespace pod containers container
   mkdir -p "$directory"
   kubectl get pods --all-namespaces --output=jsonpath='{range .items[*]}{.metadata.namespace}{" "}{.metadata.name}{" "}{.spec.initContainers[*].name}{" "}{.spec.containers[*].name}{"\n"}{end}' 2>/dev/null |
     while read -r namespace pod containers; do
       for container in $containers; do
-        for previous in false true; do
-          kubectl logs --namespace "$namespace" "$pod" --container "$container" --previous="$previous" \
-            >"$directory/$namespace.$pod.$container.previous-$previous.log" 2>/dev/null </dev/null || true
-        done
+        one_log "$namespace" "$pod" "$container" >"$directory/$namespace.$pod.$container.log"
+        one_log "$namespace" "$pod" "$container" --previous >"$directory/$namespace.$pod.$container.before.log"
       done
     done
   find "$directory" -empty -type f -delete
 }
+
+one_log() { kubectl logs --namespace "$1" "$2" --container "${@:3}" 2>/dev/null </dev/null || true; }

@@ -88,7 +88,7 @@ daemon_is_gone() { ! daemon_is_running "$1" "$2"; }
 daemon_stop() {
   local machine=$1 name=$2
   daemon_signal "$machine" "$name" TERM || { rm -f "$STATE/$machine/$name.pid"; return 0; }
-  if ! wait_quietly 10 daemon_is_gone "$machine" "$name"; then
+  if ! wait_quietly 5 daemon_is_gone "$machine" "$name"; then
     daemon_signal "$machine" "$name" KILL || true
     wait_until 10 "the end of $name on $machine" daemon_is_gone "$machine" "$name"
   fi

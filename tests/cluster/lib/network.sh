@@ -4,7 +4,8 @@
 
 # The bridge, and what the API server's machine must know to reach pods and services.
 network_start() {
-  on control ip link add lan type bridge
+  # An address of its own: a bridge without one takes another whenever a node goes, and the rest no longer find it.
+  on control ip link add lan address 02:00:0a:4d:00:01 type bridge
   on control ip address add "${ADDRESS[control]}/24" dev lan
   on control ip link set lan up
   # Services have no machine; a route lets packets to them leave, so that kube-proxy's rules can turn them to a pod.
@@ -26,4 +27,9 @@ network_plug() {
   for other in "${NODES[@]}"; do
     [[ $other == "$node" ]] || on "$node" ip route add "${POD_CIDR[$other]}" via "${ADDRESS[$other]}"
   done
+}
+
+# Takes a lost node's cable out at once; by itself the kernel would, some time later.
+network_unplug() {
+  if on control ip link show "to-$1" >/dev/null 2>&1; then on control ip link delete "to-$1" 2>/dev/null || true; fi
 }

@@ -59,18 +59,21 @@ node_is_ready() {
 # The node is lost, as when its plug is pulled.
 node_kill() {
   machine_kill "$1"
+  network_unplug "$1"
   cgroups_remove "$1"
 }
 
-# A lost node comes back: with an empty disk, or with the one it had when `keep` is given.
+# A lost node comes back: with an empty disk, or with the one it had when `keep` is given. One that is there stays as it is.
 node_restore() {
   local node=$1 disk=${2:-empty}
-  machine_is_on "$node" && { echo "cluster: node $node is on already" >&2; return; }
+  if machine_is_on "$node" && node_is_ready "$node"; then return; fi
+  node_kill "$node" # what half a restore may have left
   [[ $disk == keep ]] || rm -rf "$STATE/$node/containerd" "$STATE/$node/kubelet" "$STATE/$node/pods"
   machine_start "$node"
   node_prepare "$node"
   node_join "$node"
   wait_until 60 "node $node to be Ready" node_is_ready "$node"
+  wait_until 60 "the cluster's DNS" dns_answers # which runs on the system node
 }
 
 # cgroups: one directory a node in each hierarchy (one in all with cgroup v2), below a directory of the cluster's.
