@@ -5,8 +5,11 @@ SHELL := /bin/bash
 AGENTS ?= examples/agents.yaml
 # Where cargo puts what it builds for this machine; see .cargo/config.toml.
 BUILT = target/$(shell rustc --print host-tuple)/debug
+# For `make image`: a static binary.
+BINARY ?= $(BUILT)/lastword
+IMAGE ?= localhost/lastword:dev
 
-.PHONY: dev test lint fmt generate bench tools help
+.PHONY: dev test lint fmt generate bench cluster cluster-down image tools help
 
 dev: tools ## Run everything on this machine: Postgres, gateway, controller, workers; then chat
 	cargo build --locked
@@ -29,8 +32,17 @@ generate: ## Write what is generated and committed: crds/
 bench: ## Measure turns/s and latency beside raw Postgres
 	benches/run
 
+cluster: ## Start a Kubernetes of two nodes on this machine (Linux, root), for tests and to try things
+	tests/cluster/cluster up
+
+cluster-down: ## End it and leave nothing
+	tests/cluster/cluster down
+
+image: ## Write the container image from BINARY, a static build: target/lastword.tar
+	scripts/lastword-image $(BINARY) target/lastword.tar $(IMAGE)
+
 tools:
 	@scripts/prerequisites
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort

@@ -1,0 +1,3 @@
+module lastword.dev/cluster/pause
+
+go 1.26.0
