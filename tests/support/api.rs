@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use eventsource_stream::Eventsource;
 use futures::StreamExt;
+use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -15,6 +16,7 @@ use super::{BOUND, pause};
 pub struct Api {
     url: String,
     http: reqwest::Client,
+    key: Option<String>,
 }
 
 /// What an armed turn was acknowledged with.
@@ -46,7 +48,20 @@ impl Api {
         // Another test of this process may have been first.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().no_proxy().connect_timeout(Duration::from_secs(5)).build().unwrap();
-        Api { url: url.to_string(), http }
+        Api { url: url.to_string(), http, key: None }
+    }
+
+    /// One that shows an API key with every call.
+    pub fn with_key(url: &str, key: &str) -> Api {
+        Api { key: Some(key.to_string()), ..Api::new(url) }
+    }
+
+    fn call(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        let call = self.http.request(method, format!("{}{path}", self.url));
+        match &self.key {
+            Some(key) => call.bearer_auth(key),
+            None => call,
+        }
     }
 
     /// Submits; the status and the body, or why there is no answer.
@@ -61,7 +76,7 @@ impl Api {
         if let Some(id) = id {
             body["messageId"] = id.into();
         }
-        let call = self.http.post(format!("{}/v1/conversations/{conversation}/turns", self.url)).json(&body);
+        let call = self.call(Method::POST, &format!("/v1/conversations/{conversation}/turns")).json(&body);
         let answer = call.timeout(Duration::from_secs(30)).send().await?;
         Ok((answer.status().as_u16(), answer.json().await?))
     }
@@ -75,7 +90,7 @@ impl Api {
     }
 
     pub async fn get(&self, path: &str) -> (u16, Value) {
-        let answer = self.http.get(format!("{}{path}", self.url)).timeout(BOUND).send().await.unwrap();
+        let answer = self.call(Method::GET, path).timeout(BOUND).send().await.unwrap();
         (answer.status().as_u16(), answer.json().await.unwrap())
     }
 
@@ -99,7 +114,7 @@ impl Api {
     }
 
     pub async fn cancel(&self, turn: &str) -> Value {
-        let call = self.http.post(format!("{}/v1/turns/{turn}/cancel", self.url));
+        let call = self.call(Method::POST, &format!("/v1/turns/{turn}/cancel"));
         call.send().await.unwrap().json().await.unwrap()
     }
 
@@ -128,7 +143,7 @@ impl Api {
     }
 
     fn watch(&self, path: String, after: Option<&str>) -> Watched {
-        let mut call = self.http.get(format!("{}{path}", self.url)).header("Accept", "text/event-stream");
+        let mut call = self.call(Method::GET, &path).header("Accept", "text/event-stream");
         if let Some(after) = after {
             call = call.header("Last-Event-ID", after);
         }

@@ -1,0 +1,141 @@
+//! B7: deliberate stops. No error to anyone for claimed turns, and a begun turn runs once.
+
+use kube::ResourceExt;
+use kube::api::EvictParams;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::support::agents::{ACTOR, shell, with, with_pod};
+use crate::support::cluster::Cluster;
+use crate::support::notebook::Notebook;
+use crate::support::place::Place;
+use crate::support::turns::Chat;
+use crate::support::{processes, until};
+
+/// An agent that notes each turn that it begins.
+struct Stop {
+    place: Place,
+    notebook: Notebook,
+}
+
+impl Stop {
+    async fn prepare(row: &str) -> Option<Stop> {
+        let cluster = Cluster::connect_local("a program's signal").await?;
+        let place = Place::new(cluster, row).await;
+        let notebook = Notebook::open(&node_address(&place).await).await;
+        Some(Stop { place, notebook })
+    }
+
+    fn agent(&self, version: u32) -> Value {
+        let agent = shell(&format!("{}\n: version {version}\n{ACTOR}", self.notebook.note()));
+        with_pod(agent, json!({"terminationGracePeriodSeconds": 60}))
+    }
+
+    async fn begun(&self) -> Chat {
+        let chat = self.place.chat("agent", "x").await;
+        chat.begun().await;
+        chat
+    }
+
+    async fn finishes(&self, chat: &Chat) {
+        processes::program_of(&chat.turn).await.0.signal(Signal::USR1);
+        chat.replied(&self.place, "begun\ndone\n").await;
+        assert_eq!(self.notebook.times(&chat.turn), 1, "it ran once");
+    }
+
+    async fn end(self) {
+        self.notebook.none_twice();
+        self.place.done().await;
+    }
+}
+
+pub async fn node_address(place: &Place) -> String {
+    let nodes: kube::Api<k8s_openapi::api::core::v1::Node> = kube::Api::all(place.cluster.kube.clone());
+    let node = nodes.get(crate::support::cluster::NODE).await.expect("the local cluster's node");
+    let addresses = node.status.unwrap_or_default().addresses.unwrap_or_default();
+    addresses.into_iter().find(|a| a.type_ == "InternalIP").expect("a node has an address").address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_worker_goes_unnoticed() {
+    let Some(stop) = Stop::prepare("idle").await else { return };
+    let place = &stop.place;
+    place.agent("agent", with(stop.agent(1), json!({"timing": {"idleSeconds": 2}}))).await;
+    let first = stop.begun().await;
+    stop.finishes(&first).await;
+    place.no_workers().await;
+    let second = stop.begun().await;
+    stop.finishes(&second).await;
+    let names: Vec<String> = first.session.frames().into_iter().map(|f| f.event).collect();
+    assert!(!names.iter().any(|n| n.ends_with("error")), "{names:?}");
+    stop.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_agent_finishes_what_it_has_begun() {
+    let Some(stop) = Stop::prepare("agent-deleted").await else { return };
+    let place = &stop.place;
+    let agent = with(stop.agent(1), json!({"limits": {"maxWorkers": 1, "turnsPerWorker": 1}}));
+    place.agent("agent", agent).await;
+    let running = stop.begun().await;
+    let waiting = place.chat("agent", "y").await;
+    place.delete_agent("agent").await;
+    // What never began ends with its agent.
+    waiting.failed(place, &["AgentNotFound"]).await;
+    assert_eq!(stop.notebook.times(&waiting.turn), 0);
+    stop.finishes(&running).await;
+    place.no_workers().await;
+    stop.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_agent_finishes_the_old_way_and_begins_the_new() {
+    let Some(stop) = Stop::prepare("agent-changed").await else { return };
+    let place = &stop.place;
+    place.agent("agent", stop.agent(1)).await;
+    let running = stop.begun().await;
+    let old = place.worker().await.name_any();
+    place.agent("agent", stop.agent(2)).await;
+    let next = stop.begun().await;
+    let new = place.worker().await.name_any();
+    assert_ne!(old, new, "another template, another pod");
+    stop.finishes(&running).await;
+    stop.finishes(&next).await;
+    stop.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scale_down_finishes_what_is_in_hand() {
+    let Some(stop) = Stop::prepare("scale-down").await else { return };
+    let place = &stop.place;
+    let scaled = |n: u32| json!({"limits": {"minWorkers": n, "maxWorkers": n, "turnsPerWorker": 1}});
+    place.agent("agent", with(stop.agent(1), scaled(2))).await;
+    let (one, two) = (stop.begun().await, stop.begun().await);
+    place.agent("agent", with(stop.agent(1), scaled(1))).await;
+    stop.finishes(&one).await;
+    stop.finishes(&two).await;
+    place.worker().await;
+    stop.end().await;
+}
+
+/// As `kubectl drain` does it, which is a row of `serial::nodes`.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_eviction_with_enough_grace_fails_nothing() {
+    let Some(stop) = Stop::prepare("graceful").await else { return };
+    let place = &stop.place;
+    place.agent("agent", stop.agent(1)).await;
+    let running = stop.begun().await;
+    let pod = place.worker().await;
+    place.pods().evict(&pod.name_any(), &EvictParams::default()).await.expect("evicts");
+    place.no_workers().await;
+    // Who leaves claims nothing more: the next turn has another worker.
+    let next = stop.begun().await;
+    stop.finishes(&running).await;
+    stop.finishes(&next).await;
+    until("the end of the evicted pod", async || {
+        let found = place.pods().get_opt(&pod.name_any()).await.map_err(|e| e.to_string())?;
+        if found.is_none() { Ok(()) } else { Err("it is there".into()) }
+    })
+    .await;
+    stop.end().await;
+}

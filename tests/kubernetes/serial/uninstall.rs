@@ -1,0 +1,47 @@
+//! B11: `helm uninstall`, then deleting a namespace with Agents and 1,000 AgentTurns, completes: nothing waits for a finalizer
+//! that nobody is there to remove. The very last row.
+
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::Api;
+use kube::api::DeleteParams;
+
+use crate::support::agents::{ACTOR, exec, shell};
+use crate::support::cluster::{Cluster, SYSTEM};
+use crate::support::place::Place;
+use crate::support::times::tell;
+use crate::support::{command, within};
+
+const TURNS: usize = 1000;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn uninstall_and_delete_a_full_namespace() {
+    let Some(cluster) = Cluster::connect().await else { return };
+    let place = Place::new(cluster, "uninstall").await;
+    place.agent("agent", shell(ACTOR)).await;
+    place.agent("other", exec(&["cat"])).await;
+    let made = futures::stream::iter(0..TURNS).map(|_| place.object("agent", "x")).buffer_unordered(16);
+    let made: Vec<_> = made.collect().await;
+    made[0].condition(&place, "Armed").await;
+    command("helm", &["uninstall", "lastword", "--namespace", SYSTEM, "--wait", "--timeout=120s"]).await;
+    let begun = Instant::now();
+    let namespaces: Api<Namespace> = Api::all(place.cluster.kube.clone());
+    namespaces.delete(&place.name, &DeleteParams::default()).await.expect("deletes");
+    within(Duration::from_secs(150), "the namespace to be gone", async || {
+        match namespaces.get_opt(&place.name).await {
+            Ok(None) => Ok(()),
+            Ok(Some(namespace)) => Err(format!("{:?}", namespace.status)),
+            Err(error) => Err(error.to_string()),
+        }
+    })
+    .await;
+    tell(
+        "B11",
+        &format!(
+            "a namespace with {TURNS} AgentTurns was gone {:.1} s after its deletion, uninstalled before",
+            begun.elapsed().as_secs_f64()
+        ),
+    );
+}

@@ -1,0 +1,110 @@
+//! B14: a rolling upgrade of controller and gateways under load: no turn fails, no worker is replaced.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use kube::ResourceExt;
+use serde_json::json;
+
+use crate::support::agents::{exec, with};
+use crate::support::cluster::{Cluster, SYSTEM};
+use crate::support::place::Place;
+use crate::support::times::tell;
+use crate::support::{BOUND, command, count, follow, try_command, until};
+
+/// Chats a second that are begun; what two cores can do besides a whole cluster may be less, and is printed.
+const RATE: usize = 50;
+/// A bound on what runs at a time, should they come slower than they are begun.
+const OPEN: usize = 300;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_load() {
+    let Some(cluster) = Cluster::connect_local("the chart's release").await else { return };
+    let place = Place::new(cluster, "upgrade").await;
+    let limits =
+        json!({"limits": {"minWorkers": 2, "maxWorkers": 2, "turnsPerWorker": 20}, "timing": {"leaseSeconds": 20}});
+    place.agent("echo", with(exec(&["cat"]), limits)).await;
+    let workers = until("both workers", async || {
+        let mut pods: Vec<(String, Option<String>)> =
+            place.living_pods().await.into_iter().map(|p| (p.name_any(), p.metadata.uid)).collect();
+        pods.sort();
+        if pods.len() == 2 { Ok(pods) } else { Err(format!("{pods:?}")) }
+    })
+    .await;
+    place.chat("echo", "before").await.replied(&place, "before").await;
+
+    let over = AtomicBool::new(false);
+    let begun = Instant::now();
+    let upgrade = async {
+        let changed = upgrade().await;
+        over.store(true, Ordering::Relaxed);
+        changed
+    };
+    let (outcomes, upgraded) = tokio::join!(load(&place, &over), upgrade);
+    upgraded.expect("the upgrade");
+    let elapsed = begun.elapsed();
+
+    let failed: Vec<&Result<follow::Ended, String>> =
+        outcomes.iter().filter(|o| !o.as_ref().is_ok_and(|e| e.outcome == "Succeeded" && e.endings == 1)).collect();
+    let breaks: usize = outcomes.iter().flatten().map(|e| e.breaks).sum();
+    let rate = outcomes.len() as f64 / elapsed.as_secs_f64();
+    tell(
+        "B14",
+        &format!(
+            "{} chats, {rate:.1}/s, {} failed, {breaks} streams resumed, upgraded in {:.0} s",
+            outcomes.len(),
+            failed.len(),
+            elapsed.as_secs_f64()
+        ),
+    );
+    assert!(failed.is_empty(), "{} of {}: {:#?}", failed.len(), outcomes.len(), &failed[..failed.len().min(5)]);
+    let mut after: Vec<(String, Option<String>)> =
+        place.living_pods().await.into_iter().map(|p| (p.name_any(), p.metadata.uid)).collect();
+    after.sort();
+    assert_eq!(after, workers, "no worker was replaced");
+    place.done().await;
+}
+
+/// Begins chats at the rate until it is over; how each ended.
+async fn load(place: &Place, over: &AtomicBool) -> Vec<Result<follow::Ended, String>> {
+    let mut tick = tokio::time::interval(Duration::from_secs(1) / count("LASTWORD_RATE", RATE) as u32);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let (mut open, mut ended) = (FuturesUnordered::new(), Vec::new());
+    while !over.load(Ordering::Relaxed) {
+        tokio::select! {
+            _ = tick.tick(), if open.len() < OPEN => open.push(follow::ask(&place.api, "echo", "hello", BOUND)),
+            Some(one) = open.next() => ended.push(one),
+        }
+    }
+    ended.extend(open.collect::<Vec<_>>().await);
+    ended
+}
+
+/// Other pods of the same release: every replica of both roles is replaced.
+async fn upgrade() -> Result<(), String> {
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/lastword");
+    let mark = uuid::Uuid::new_v4().to_string();
+    let (controller, gateway) =
+        (format!("controller.podAnnotations.e2e={mark}"), format!("gateway.podAnnotations.e2e={mark}"));
+    let helm = [
+        "upgrade",
+        "lastword",
+        chart,
+        "--namespace",
+        SYSTEM,
+        "--reuse-values",
+        "--set-string",
+        &controller,
+        "--set-string",
+        &gateway,
+        "--wait",
+        "--timeout=180s",
+    ];
+    try_command("helm", &helm).await?;
+    for pod in ["deploy/lastword-gateway", "deploy/lastword-controller"] {
+        command("kubectl", &["-n", SYSTEM, "rollout", "status", pod, "--timeout=60s"]).await;
+    }
+    Ok(())
+}
