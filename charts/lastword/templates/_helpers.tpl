@@ -97,7 +97,11 @@ priorityClassName: {{ . }}
 {{- with $values.topologySpreadConstraints }}
 topologySpreadConstraints:
   {{- range . }}
-  - {{ merge (deepCopy .) (dict "labelSelector" (dict "matchLabels" (include "lastword.selector" $selector | fromYaml))) | toYaml | nindent 4 | trim }}
+  {{- $constraint := deepCopy . }}
+  {{- if not .labelSelector }}
+  {{- $_ := set $constraint "labelSelector" (dict "matchLabels" (include "lastword.selector" $selector | fromYaml)) }}
+  {{- end }}
+  - {{ toYaml $constraint | nindent 4 | trim }}
   {{- end }}
 {{- end }}
 {{- end -}}
