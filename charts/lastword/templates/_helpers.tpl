@@ -136,6 +136,12 @@ securityContext:
 - {name: LASTWORD_POOL_GENERAL, value: {{ .Values.database.pool.general | int64 | quote }}}
 - {name: LASTWORD_POOL_VITAL, value: {{ .Values.database.pool.vital | int64 | quote }}}
 - {name: LASTWORD_ADMIN_LISTEN, value: {{ include "lastword.listen" (dict "root" . "port" 9090) | quote }}}
+{{- with .Values.egress.allow }}
+- {name: LASTWORD_EGRESS_ALLOW, value: {{ join "," . | quote }}}
+{{- end }}
+{{- with .Values.egress.deny }}
+- {name: LASTWORD_EGRESS_DENY, value: {{ join "," . | quote }}}
+{{- end }}
 - {name: LASTWORD_LOG, value: {{ .Values.log.filter | quote }}}
 - {name: LASTWORD_LOG_JSON, value: {{ .Values.log.json | quote }}}
 {{- end -}}
