@@ -128,6 +128,16 @@ securityContext:
       name: {{ .Values.database.existingSecret.name | quote }}
       key: {{ .Values.database.existingSecret.key | quote }}
       {{- end }}
+{{- with .Values.database.caSecret }}
+{{- if .name }}
+- name: PGSSLROOTCERT
+  valueFrom:
+    secretKeyRef: {name: {{ .name | quote }}, key: {{ .key | quote }}}
+{{- end }}
+{{- end }}
+{{- with .Values.database.sslMode | default (ternary "verify-full" "" (ne .Values.database.caSecret.name "")) }}
+- {name: PGSSLMODE, value: {{ . }}}
+{{- end }}
 {{- end -}}
 
 {{/* Environment of both roles. */}}
