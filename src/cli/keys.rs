@@ -1,7 +1,10 @@
 //! `lastword keys`: API keys, directly in the database. There is no API to make keys with: whoever reaches the database
 //! may.
 
+use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -67,6 +70,10 @@ pub struct CreateArgs {
     /// How to print it; `table` prints the key alone on stdout.
     #[arg(long, short, env = "LASTWORD_OUTPUT", value_name = "FORMAT", default_value = "table")]
     pub output: Output,
+    /// Write it to this file as `LASTWORD_API_KEY=…` in place of printing it; the file is new, and its owner's alone.
+    /// A `lastword.env` serves commands that run in its directory.
+    #[arg(long, value_name = "FILE")]
+    pub to: Option<PathBuf>,
 }
 
 /// Runs `lastword keys`.
@@ -89,7 +96,12 @@ async fn create(args: CreateArgs, pool: &PgPool) -> Result<(), CliError> {
         role: args.role,
         valid_for: args.expires_in,
     };
+    // Before the key is made: one that cannot be told is no use.
+    let mut file = args.to.as_deref().map(create_private).transpose()?;
     let (info, key) = keys::create(pool, &new).await?;
+    if let Some(file) = &mut file {
+        return Ok(writeln!(file, "LASTWORD_API_KEY={}", key.reveal())?);
+    }
     if args.output == Output::Json {
         let mut value = serde_json::to_value(&info).map_err(io::Error::from)?;
         value["key"] = key.reveal().into();
@@ -101,6 +113,12 @@ async fn create(args: CreateArgs, pool: &PgPool) -> Result<(), CliError> {
         style(format!("key {} of {role} {user} in {organization}; it is shown this once:", info.id)).for_stderr().dim()
     );
     Ok(writeln!(io::stdout(), "{}", key.reveal())?)
+}
+
+/// A new file that only its owner may read.
+fn create_private(path: &Path) -> Result<File, CliError> {
+    let opened = File::options().write(true).create_new(true).mode(0o600).open(path);
+    opened.map_err(|source| CliError::Io { doing: format!("create {}", path.display()), source })
 }
 
 fn list(keys: &[KeyInfo], output: Output) -> Result<(), CliError> {
@@ -171,6 +189,16 @@ fn duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_file_is_new_and_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lastword.env");
+        let made = create_private(&path).unwrap();
+        assert_eq!(made.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(create_private(&path).is_err(), "a file that is there is not written over");
+    }
 
     #[test]
     fn durations() {
