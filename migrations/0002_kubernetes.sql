@@ -8,7 +8,13 @@ ALTER TABLE agent ADD COLUMN uid text;
 ALTER TABLE lease ADD COLUMN pod_uid text;
 -- Whether `stop_reason` was recorded by whoever stopped the worker, or is only what the worker guessed from a signal.
 ALTER TABLE lease ADD COLUMN stop_recorded boolean NOT NULL DEFAULT true;
-CREATE INDEX lease_of_pod ON lease (runtime_ref) WHERE phase <> 'dead';
+-- Dead ones too: a token of a pod whose lease is dead is told so.
+CREATE INDEX lease_of_pod ON lease (runtime_ref) WHERE runtime = 'kubernetes';
+-- Seconds between SIGTERM and SIGKILL in the pod; null until it was made.
+ALTER TABLE lease ADD COLUMN grace_seconds integer;
+-- Why the start has not come to life so far, where it may still heal: its reason if the start deadline passes.
+ALTER TABLE lease ADD COLUMN start_cause text;
+ALTER TABLE lease ADD COLUMN start_detail text;
 
 -- Numbers the starts of a deployment, so that each has a name of its own.
 CREATE TABLE attempt (

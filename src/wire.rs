@@ -2,6 +2,7 @@
 //!
 //! | call | sends | answers |
 //! |---|---|---|
+//! | `POST /worker/v1/session`, in Kubernetes alone | | [`Session`]; 425: not yet known, ask again |
 //! | `GET /worker/v1/turns` ([`Connect`] as query) | | NDJSON of [`ToWorker`], open until either side ends it |
 //! | `POST /worker/v1/turns/{id}/output?offset=N` | [`Output`] | [`Acked`] |
 //! | `POST /worker/v1/finish` | [`Finish`] | [`Finished`]; 409 [`Missing`] |
@@ -40,8 +41,15 @@ pub mod env {
     pub const CREDENTIAL: &str = "LASTWORD_CREDENTIAL";
     /// Turns that the worker may hold at once.
     pub const CAPACITY: &str = "LASTWORD_TURNS_PER_WORKER";
+    /// In Kubernetes, in place of the credential: the file with the token of the pod's ServiceAccount, which
+    /// `POST /worker/v1/session` exchanges for one.
+    pub const TOKEN_FILE: &str = "LASTWORD_TOKEN_FILE";
     /// Seconds that a worker has to finish what it holds after SIGTERM.
     pub const DRAIN_SECONDS: &str = "LASTWORD_DRAIN_SECONDS";
+    /// Of the adapter `exec`: seconds between SIGTERM and SIGKILL for a program.
+    pub const KILL_SECONDS: &str = "LASTWORD_KILL_SECONDS";
+    /// The file that tells Kubernetes why a container ended; only of interest where it exists.
+    pub const TERMINATION_LOG: &str = "LASTWORD_TERMINATION_LOG";
 }
 
 /// A worker's credential: `lww_<start id>_<secret>`. The runtime that starts the worker makes it and stores its hash
@@ -82,6 +90,13 @@ impl fmt::Debug for Credential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Credential({}, …)", self.start)
     }
+}
+
+/// Answer to `POST /worker/v1/session`, which carries the pod's ServiceAccount token in place of a credential.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Session {
+    /// In the form of [`Credential`], good for this pod on any replica. A later session of the pod replaces it.
+    pub credential: String,
 }
 
 /// Query of `GET /worker/v1/turns`.

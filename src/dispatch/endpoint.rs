@@ -15,6 +15,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
+use super::identity::{Reviewer, Reviews};
 use super::live::{LiveLogs, Refused};
 use super::workers::{Worker, Workers};
 use crate::gateway::problem::Problem;
@@ -49,17 +50,28 @@ pub struct WorkerPort {
     pub live: LiveLogs,
     pub workers: Workers,
     pub heartbeats: Heartbeats,
+    /// Absent: no pod can show who it is here.
+    pub(super) reviews: Option<Reviews>,
+    /// How long it is waited for that somebody records why a worker was stopped.
+    pub(super) cause_window: Duration,
     known: Arc<Mutex<Known>>,
 }
 
 impl WorkerPort {
     pub fn new(replica: Replica, store: Store, live: LiveLogs, workers: Workers, heartbeats: Heartbeats) -> Self {
-        WorkerPort { replica, store, live, workers, heartbeats, known: Arc::default() }
+        let (reviews, cause_window) = (None, Duration::ZERO);
+        WorkerPort { replica, store, live, workers, heartbeats, reviews, cause_window, known: Arc::default() }
+    }
+
+    /// The same for workers that are pods, too.
+    pub fn for_pods(self, reviewer: Option<Arc<dyn Reviewer>>, cause_window: Duration) -> Self {
+        WorkerPort { reviews: reviewer.map(Reviews::new), cause_window, ..self }
     }
 
     /// The routes of the worker port.
     pub fn router(self) -> Router {
         Router::new()
+            .route("/worker/v1/session", post(super::identity::session))
             .route("/worker/v1/turns", get(turns))
             .route("/worker/v1/turns/{id}/output", post(output))
             .route("/worker/v1/finish", post(finish))
@@ -319,7 +331,7 @@ async fn finish(State(port): State<WorkerPort>, caller: Caller, body: Bytes) -> 
         incarnation: caller.incarnation,
         turn_ids: finish.turn_ids.clone(),
         reply_id: finish.reply_id,
-        outcome: wordless(finish.outcome, finish.end),
+        outcome: port.outcome_of(caller.incarnation, wordless(finish.outcome, finish.end)).await?,
         end: finish.end,
         tail,
     };
@@ -401,6 +413,13 @@ async fn heartbeat(
     }
 }
 
+async fn gone_by_its_word(port: WorkerPort, worker: Incarnation, hand_back: Vec<TurnId>) -> Result<(), Problem> {
+    port.store.worker_draining(worker, &hand_back).await?;
+    port.stop_reason_known(worker).await?;
+    port.store.worker_gone(worker, &hand_back).await?;
+    Ok(())
+}
+
 async fn goodbye(State(port): State<WorkerPort>, caller: Caller, body: Bytes) -> Result<StatusCode, Problem> {
     let goodbye: Goodbye = parse(&body)?;
     let worker = port.workers.get(caller.incarnation);
@@ -418,7 +437,9 @@ async fn goodbye(State(port): State<WorkerPort>, caller: Caller, body: Bytes) ->
             }
         }
         GoodbyePhase::Gone => {
-            port.store.worker_gone(caller.incarnation, &goodbye.hand_back).await?;
+            // To its end, though the worker may not wait for the answer.
+            let ending = tokio::spawn(gone_by_its_word(port.clone(), caller.incarnation, goodbye.hand_back.clone()));
+            ending.await.map_err(|_| Problem::unavailable())??;
             port.forget(caller.incarnation);
             if let Some(worker) = &worker {
                 worker.says_goodbye();

@@ -5,9 +5,12 @@
 //! - [`feeds`]: who waits for news of a conversation
 //! - [`follow`]: the output of turns whose worker another replica holds
 //! - [`endpoint`]: the worker protocol over HTTP
+//! - [`identity`]: who a pod is, by its token
 
 pub mod endpoint;
 pub mod feeds;
 pub mod follow;
+pub mod identity;
 pub mod live;
+mod stops;
 pub mod workers;

@@ -22,6 +22,9 @@ fn request(spec: serde_json::Value) -> StartRequest {
         deployment: "a".into(),
         generation: 1,
         spec: Arc::new(serde_json::from_value(spec).expect("a spec")),
+        agent_uid: None,
+        attempt: 0,
+        runtime_ref: String::new(),
         credential: Credential::new(start_id),
     }
 }

@@ -26,6 +26,8 @@ use crate::wire::Credential;
 /// Ending an Agent's turns takes at most 500 a call: calls of one pass.
 const MAX_BATCHES: usize = 20;
 const BATCH: u32 = 500;
+/// Between two attempts to make a worker of one start.
+const REMAKE_EVERY: Duration = Duration::from_secs(2);
 
 pub(super) struct Passes {
     store: Store,
@@ -38,6 +40,8 @@ pub(super) struct Passes {
     known: Known,
     /// Workers that run without a lease, since when.
     strays: HashMap<StartId, Instant>,
+    /// Starts that were made again, and when.
+    remade: HashMap<StartId, Instant>,
     /// Starts whose row may or may not have been written: nothing was started.
     unsure: Mutex<HashSet<StartId>>,
     away: bool,
@@ -62,6 +66,7 @@ impl Passes {
             specs: HashMap::new(),
             known: Known::default(),
             strays: HashMap::new(),
+            remade: HashMap::new(),
             unsure: Mutex::default(),
             away: false,
         }
@@ -102,11 +107,18 @@ impl Passes {
         let alive: HashSet<StartId> = workers.iter().map(|w| w.start_id).collect();
         self.known.stopped.retain(|start| alive.contains(start));
         self.known.check_queues = polled;
+        self.remade.retain(|start, at| alive.contains(start) && at.elapsed() < REMAKE_EVERY);
+        self.known.remade = self.remade.keys().copied().collect();
         let mut actions = plan(&agents, &demand, &workers, &self.known);
         let leads = self.leadership.is_leader();
         if !leads {
             actions.retain(|action| matches!(action, Action::Look { .. } | Action::Shed { .. }));
         }
+        let remakes = actions.iter().filter_map(|action| match action {
+            Action::Remake { start_id, .. } => Some((*start_id, Instant::now())),
+            _ => None,
+        });
+        self.remade.extend(remakes);
         let more = actions.len() > self.config.max_actions;
         actions.truncate(self.config.max_actions);
         let agents: HashMap<&AgentKey, &Agent> = agents.iter().map(|a| (&a.key, a)).collect();
@@ -146,7 +158,7 @@ impl Passes {
         let stored = self.store.agents().await?;
         let mut before = std::mem::take(&mut self.specs);
         let mut agents = Vec::with_capacity(stored.len());
-        for StoredAgent { namespace, name, spec, generation } in stored {
+        for StoredAgent { namespace, name, spec, generation, uid } in stored {
             let key = AgentKey { organization: namespace, name };
             let spec = match before.remove(&key) {
                 Some((parsed, spec)) if parsed == generation => spec,
@@ -161,7 +173,7 @@ impl Passes {
             };
             self.specs.insert(key.clone(), (generation, spec.clone()));
             let may_warm = self.backoff.may_warm(&key, generation);
-            agents.push(Agent { key, generation, spec, may_warm });
+            agents.push(Agent { key, generation, uid, spec, may_warm });
         }
         self.backoff.keep(|agent| self.specs.contains_key(agent));
         Ok(agents)
@@ -177,6 +189,15 @@ impl Passes {
             Action::Start { agent, deployment, only_first } => {
                 if let Some(agent) = agents.get(&agent) {
                     self.start(agent, deployment, only_first).await?;
+                }
+                Ok(None)
+            }
+            Action::Remake { agent, deployment, start_id, runtime_ref } => {
+                if let Some(agent) = agents.get(&agent)
+                    && let Some(spec) = agent.spec.clone()
+                {
+                    let request = StartRequest { runtime_ref, ..request(agent, spec, deployment, start_id) };
+                    self.make(&request).await;
                 }
                 Ok(None)
             }
@@ -217,15 +238,11 @@ impl Passes {
     async fn start(&self, agent: &Agent, deployment: String, only_first: bool) -> Result<(), StoreError> {
         let Some(spec) = agent.spec.clone() else { return Ok(()) };
         let start_id = StartId::new();
-        let request = StartRequest {
-            start_id,
-            organization: agent.key.organization.clone(),
-            agent: agent.key.name.clone(),
-            deployment,
-            generation: agent.generation,
-            spec,
-            credential: Credential::new(start_id),
-        };
+        let mut request = request(agent, spec, deployment, start_id);
+        if self.runtime.numbered() {
+            request.attempt = self.store.next_attempt(&request.organization, &request.deployment).await?;
+        }
+        request.runtime_ref = self.runtime.reference(&request);
         let row = new_start(&request, &*self.runtime);
         match self.store.start_worker(&row, only_first).await {
             Ok(true) => {}
@@ -238,11 +255,15 @@ impl Passes {
         self.backoff.started(start_id, agent.key.clone(), agent.generation);
         let StartRequest { organization, agent, deployment, .. } = &request;
         tracing::info!(organization, agent, deployment, start = %start_id, "starting a worker");
-        if let Err(failure) = self.runtime.start(&request).await {
-            // As a death, so that it is not lost if the database goes away just now.
-            let _ = self.looks.send(Death { start_id, cause: Some(failure) });
-        }
+        self.make(&request).await;
         Ok(())
+    }
+
+    async fn make(&self, request: &StartRequest) {
+        if let Err(failure) = self.runtime.start(request).await {
+            // As a death, so that it is not lost if the database goes away just now.
+            let _ = self.looks.send(Death { start_id: request.start_id, cause: Some(failure) });
+        }
     }
 
     /// Ends the leases of starts that an outage kept from happening. As stops, so that no turn fails for it.
@@ -345,6 +366,21 @@ async fn in_batches<F: Future<Output = Result<u32, StoreError>>>(call: impl Fn()
     Ok(all)
 }
 
+fn request(agent: &Agent, spec: Arc<AgentSpec>, deployment: String, start_id: StartId) -> StartRequest {
+    StartRequest {
+        start_id,
+        organization: agent.key.organization.clone(),
+        agent: agent.key.name.clone(),
+        deployment,
+        generation: agent.generation,
+        spec,
+        agent_uid: agent.uid.clone(),
+        attempt: 0,
+        runtime_ref: String::new(),
+        credential: Credential::new(start_id),
+    }
+}
+
 fn new_start(request: &StartRequest, runtime: &dyn WorkerRuntime) -> NewStart {
     let (limits, timing) = (&request.spec.limits, &request.spec.timing);
     NewStart {
@@ -354,7 +390,7 @@ fn new_start(request: &StartRequest, runtime: &dyn WorkerRuntime) -> NewStart {
         deployment: request.deployment.clone(),
         generation: request.generation,
         runtime: runtime.name(),
-        runtime_ref: runtime.reference(request),
+        runtime_ref: request.runtime_ref.clone(),
         secret_hash: request.credential.hash(),
         capacity: limits.turns_per_worker(),
         // Whole seconds in the protocol: a lease of 1 or 2 s beats each second.

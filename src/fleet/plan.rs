@@ -30,6 +30,8 @@ pub struct AgentKey {
 pub struct Agent {
     pub key: AgentKey,
     pub generation: i64,
+    /// The object's UID in Kubernetes.
+    pub uid: Option<String>,
     /// `None`: it cannot be read. Its workers are left as they are.
     pub spec: Option<Arc<AgentSpec>>,
     /// Whether workers may be started for `minWorkers` alone (see `backoff`).
@@ -41,6 +43,8 @@ pub struct Agent {
 pub struct Known {
     /// Workers whose runtime was told to stop them.
     pub stopped: HashSet<StartId>,
+    /// Starts that were made again a moment ago.
+    pub remade: HashSet<StartId>,
     /// Whether queues are to be checked against `maxQueuedTurns` in this pass.
     pub check_queues: bool,
 }
@@ -50,6 +54,8 @@ pub struct Known {
 pub enum Action {
     /// Start a worker; `only_first`: unless the deployment has one.
     Start { agent: AgentKey, deployment: String, only_first: bool },
+    /// Make a start again whose worker may have been lost on its way.
+    Remake { agent: AgentKey, deployment: String, start_id: StartId, runtime_ref: String },
     /// Stop a worker deliberately: draining in the store, then [`Action::Stop`].
     Drain { incarnation: Incarnation, start_id: StartId, runtime_ref: String, why: Why },
     /// Tell the runtime of a stop that the store knows of.
@@ -112,6 +118,7 @@ pub fn plan(agents: &[Agent], demand: &[DeploymentDemand], workers: &[Lease], kn
         let total = workers.len() as u32;
         let mut fleet = OneAgent { agent, spec, demand, workers, total, taken: total, actions: &mut actions };
         fleet.drain_changed();
+        fleet.remake(known);
         fleet.drain_idle();
         fleet.start();
     }
@@ -153,6 +160,18 @@ impl OneAgent<'_> {
         let generation = self.agent.generation;
         for worker in self.workers.iter().filter(|w| serves(w) && w.generation < generation) {
             self.actions.push(drain(worker, Why::Changed));
+        }
+    }
+
+    fn remake(&mut self, known: &Known) {
+        let current = self.workers.iter().filter(|w| serves(w) && w.generation == self.agent.generation);
+        for worker in current.filter(|w| w.unmade && !known.remade.contains(&w.start_id)) {
+            self.actions.push(Action::Remake {
+                agent: self.agent.key.clone(),
+                deployment: worker.deployment.clone(),
+                start_id: worker.start_id,
+                runtime_ref: worker.runtime_ref.clone(),
+            });
         }
     }
 

@@ -12,7 +12,7 @@ fn key(name: &str) -> AgentKey {
 fn agent(scope: &str, limits: serde_json::Value) -> Agent {
     let spec = json!({"scope": scope, "adapter": "Custom", "limits": limits, "timing": {"idleSeconds": 10}});
     let spec = Some(Arc::new(serde_json::from_value(spec).expect("a spec")));
-    Agent { key: key("a"), generation: 2, spec, may_warm: true }
+    Agent { key: key("a"), generation: 2, uid: None, spec, may_warm: true }
 }
 
 fn worker(deployment: &str, phase: LeasePhase) -> Lease {
@@ -30,6 +30,7 @@ fn worker(deployment: &str, phase: LeasePhase) -> Lease {
         idle_seconds: None,
         suspected: false,
         stopping: phase == LeasePhase::Draining,
+        unmade: false,
     }
 }
 
@@ -237,4 +238,18 @@ proptest! {
             prop_assert!(new <= usize::from(!have), "a conversation has one worker");
         }
     }
+}
+
+/// A start that may be lost is made again: of the Agent's generation alone, and not again at once.
+#[test]
+fn a_lost_start_is_made_again() {
+    let lost = Lease { unmade: true, ..worker("a", LeasePhase::Starting) };
+    let old = Lease { generation: 1, ..lost.clone() };
+    let remakes = |workers: &[Lease], known: &Known| {
+        let actions = plan(&[agent("Agent", json!({}))], &[], workers, known);
+        actions.into_iter().filter(|a| matches!(a, Action::Remake { .. })).count()
+    };
+    assert_eq!(remakes(&[lost.clone(), worker("a", LeasePhase::Starting), old], &Known::default()), 1);
+    let known = Known { remade: HashSet::from([lost.start_id]), ..Known::default() };
+    assert_eq!(remakes(&[lost], &known), 0);
 }

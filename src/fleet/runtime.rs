@@ -22,7 +22,13 @@ pub struct StartRequest {
     /// The Agent's generation that `spec` is.
     pub generation: i64,
     pub spec: Arc<AgentSpec>,
-    /// What the worker shows to a gateway; its hash is in the lease.
+    /// The Agent's UID in Kubernetes.
+    pub agent_uid: Option<String>,
+    /// Numbers the starts of the deployment, from 1, where the runtime asks for it; else 0.
+    pub attempt: i64,
+    /// The runtime's own [`reference`](WorkerRuntime::reference), as it is in the lease.
+    pub runtime_ref: String,
+    /// What the worker shows to a gateway; its hash is in the lease. A pod gets its own instead, for its token.
     pub credential: Credential,
 }
 
@@ -43,10 +49,16 @@ pub trait WorkerRuntime: Send + Sync + 'static {
     /// `process` or `kubernetes`; stored in the lease.
     fn name(&self) -> &'static str;
 
+    /// Whether starts are numbered by deployment.
+    fn numbered(&self) -> bool {
+        false
+    }
+
     /// The runtime's own name of a start, stored in the lease before the start: who can be asked about it later.
     fn reference(&self, start: &StartRequest) -> String;
 
-    /// Starts a worker. Done means: it is on its way, and its death will be reported.
+    /// Starts a worker. Done means: it is on its way, and its death will be reported. A start that may have been lost on
+    /// its way (the lease's [`unmade`](crate::store::Lease::unmade)) is asked for again: it makes no second worker.
     ///
     /// # Errors
     /// The cause that the turns which waited for this start are told.

@@ -19,6 +19,7 @@ use crate::deliver::{self, Shown};
 use crate::dispatch::endpoint::WorkerPort;
 use crate::dispatch::feeds::Feeds;
 use crate::dispatch::follow::Follower;
+use crate::dispatch::identity::Reviewer;
 use crate::dispatch::live::LiveLogs;
 use crate::dispatch::workers::Workers;
 use crate::liveness::Heartbeats;
@@ -40,6 +41,10 @@ pub struct GatewayConfig {
     pub header_timeout: Duration,
     /// And its whole body within this time after that.
     pub body_timeout: Duration,
+    /// Who reviews the tokens of pods; absent: nobody, and no pod can be a worker here.
+    pub reviewer: Option<std::sync::Arc<dyn Reviewer>>,
+    /// How long it is waited for that somebody records why a worker was stopped.
+    pub cause_window: Duration,
     /// How long open requests may take to finish at shutdown.
     pub shutdown_grace: Duration,
 }
@@ -53,6 +58,8 @@ impl Default for GatewayConfig {
             max_connections: 40_000,
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
+            reviewer: None,
+            cause_window: Duration::from_secs(5),
             shutdown_grace: Duration::from_secs(5),
         }
     }
@@ -132,7 +139,8 @@ pub async fn run(
         streams,
         workers: workers.clone(),
     };
-    let port = WorkerPort::new(replica, store.clone(), live.clone(), workers.clone(), heartbeats);
+    let port = WorkerPort::new(replica, store.clone(), live.clone(), workers.clone(), heartbeats)
+        .for_pods(config.reviewer.clone(), config.cause_window);
 
     tasks.spawn(workers.clone().tidy(background.clone()));
     tasks.spawn(live.flush(store.clone(), background.clone()));

@@ -1,18 +1,25 @@
 //! All of Kubernetes: Agents, AgentTurns, worker pods. Only this module, `crd`, and the gateway's TokenReview know kube.
 //!
+//! - [`pods`]: worker pods, and the fleet's runtime that makes them.
+//! - [`review`]: who a pod is, by its token; for gateways.
 //! - [`leader`]: the Lease that makes one replica the writer of Kubernetes objects.
 //!
 //! Everything here may be cut off from the API server at any time: what needs it waits and tries again; sweep, suspicion
 //! and deliveries of other platforms go on without it.
 
 pub mod leader;
+pub mod pods;
+pub mod review;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use self::pods::{PodRuntime, Pods};
+use crate::fleet::{self, FleetConfig};
 use crate::store::Store;
 
 /// How the operator works; from the controller's flags.
@@ -63,6 +70,16 @@ pub async fn run(
     shutdown: CancellationToken,
 ) {
     let leadership = leader::elect(client.clone(), &config, shutdown.clone());
-    let _ = (store, cause_window, leadership);
-    shutdown.cancelled().await;
+    let pods = Pods::new(client, store.clone(), config);
+    let wake = Arc::new(Notify::new());
+    let fleet_config = FleetConfig { cause_window, ..FleetConfig::default() };
+    let runtime = Arc::new(PodRuntime(pods.clone()));
+    tokio::join!(
+        pods.clone().watch(shutdown.clone()),
+        pods.clone().observe(shutdown.clone()),
+        pods.tidy(leadership.clone(), shutdown.clone()),
+        fleet::run(store.clone(), runtime, fleet_config, leadership, wake.clone(), shutdown.clone()),
+        fleet::wake_on_notices(store.clone(), wake.clone(), shutdown.clone()),
+        fleet::wake_on_news(store, wake, shutdown),
+    );
 }

@@ -1,5 +1,6 @@
 //! The role `gateway`: serves clients and workers; one of several replicas.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -8,6 +9,7 @@ use super::{RoleError, listen, open_store};
 use crate::admin::{self, Readiness};
 use crate::config::{AdminArgs, DatabaseArgs, GatewayArgs, LogArgs, ReviewArgs};
 use crate::gateway::{self, GatewayError, Listeners};
+use crate::operator::{self, review::TokenReviewer};
 
 /// Serve clients and workers; run as many replicas as you like.
 #[derive(Debug, Clone, clap::Args)]
@@ -34,7 +36,10 @@ pub async fn run(args: GatewayRole, shutdown: CancellationToken) -> Result<(), R
     let store = open_store(&args.database)?;
     let admin = tokio::spawn(admin::run(admin, store.clone(), readiness.clone(), end.clone()));
     if super::schema(&store, &shutdown).await {
-        let config = args.gateway.config(workers.local_addr().map_err(GatewayError::Io)?);
+        let mut config = args.gateway.config(workers.local_addr().map_err(GatewayError::Io)?);
+        if args.review.token_review {
+            config.reviewer = Some(Arc::new(TokenReviewer::new(operator::client().await?)));
+        }
         readiness.set();
         let delay = Duration::from_secs(args.gateway.drain_delay_seconds);
         tokio::spawn(delayed(shutdown, delay, readiness.clone(), end.clone()));

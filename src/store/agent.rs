@@ -14,6 +14,8 @@ pub struct StoredAgent {
     pub spec: Value,
     /// Grows with each change of the spec.
     pub generation: i64,
+    /// The object's UID in Kubernetes.
+    pub uid: Option<String>,
 }
 
 impl Store {
@@ -57,7 +59,7 @@ impl Store {
     /// All Agents.
     pub async fn agents(&self) -> Result<Vec<StoredAgent>, StoreError> {
         let rows = sqlx::query(
-            "SELECT namespace, name, spec, generation FROM agent
+            "SELECT namespace, name, spec, generation, uid FROM agent
              WHERE deleted_at IS NULL ORDER BY namespace, name",
         )
         .fetch_all(&self.general)
@@ -69,6 +71,7 @@ impl Store {
                     name: r.try_get("name")?,
                     spec: r.try_get("spec")?,
                     generation: r.try_get("generation")?,
+                    uid: r.try_get("uid")?,
                 })
             })
             .collect()

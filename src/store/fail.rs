@@ -146,6 +146,10 @@ pub(super) struct Ending {
     pub claimed: bool,
     pub start_attempts: i32,
     pub stop_reason: Option<String>,
+    /// Whoever stopped it said so; else it is the worker's guess.
+    pub stop_recorded: bool,
+    /// Why it has not come to life so far, with the detail.
+    pub start_cause: Option<(String, Option<String>)>,
     pub lapsed: bool,
     pub drained: bool,
 }
@@ -153,8 +157,8 @@ pub(super) struct Ending {
 /// Locks a lease FOR UPDATE: no claim holds it, and none will before this transaction ends.
 pub(super) async fn lock_lease(tx: &mut PgConnection, incarnation: Incarnation) -> Result<Option<Ending>, StoreError> {
     let row = sqlx::query(
-        "SELECT organization, deployment, phase, claimed, start_attempts, stop_reason,
-                expires_at < clock_timestamp() AS lapsed,
+        "SELECT organization, deployment, phase, claimed, start_attempts, stop_reason, stop_recorded, start_cause,
+                start_detail, expires_at < clock_timestamp() AS lapsed,
                 phase = 'draining' AND drain_until < clock_timestamp() AS drained
          FROM lease WHERE incarnation = $1 FOR UPDATE",
     )
@@ -169,6 +173,11 @@ pub(super) async fn lock_lease(tx: &mut PgConnection, incarnation: Incarnation) 
             claimed: r.try_get("claimed")?,
             start_attempts: r.try_get("start_attempts")?,
             stop_reason: r.try_get("stop_reason")?,
+            stop_recorded: r.try_get("stop_recorded")?,
+            start_cause: r
+                .try_get::<Option<String>, _>("start_cause")?
+                .map(|cause| Ok::<_, StoreError>((cause, r.try_get("start_detail")?)))
+                .transpose()?,
             lapsed: r.try_get("lapsed")?,
             drained: r.try_get("drained")?,
         })
@@ -193,17 +202,8 @@ async fn end_lease(
     if !may {
         return Ok(Default::default());
     }
-    // What a worker leaves behind after it was told to stop carries the reason of the stop.
     let stopped: Option<Reason> = lease.stop_reason.as_deref().and_then(|r| r.parse().ok());
-    let failure = match (stopped, failure.reason) {
-        (Some(reason), _) => Failure { detail: failure.detail.clone(), ..Failure::new(reason) },
-        // Nobody was connected that could have exited.
-        (None, Reason::WorkerExited) if lease.phase == "starting" => {
-            Failure { detail: failure.detail.clone(), ..Failure::new(Reason::StartFailed) }
-        }
-        (None, _) => failure.clone(),
-    }
-    .storable();
+    let failure = cause(&lease, stopped, failure, only).storable();
     let died_now = lease.phase != "dead";
     if died_now {
         bury(tx, incarnation, &failure).await?;
@@ -219,6 +219,29 @@ async fn end_lease(
         ended.extend(fail_waiting(tx, &lease, &failure).await?);
     }
     Ok((FailedWorker { died_now, failed_start, ended: ended.iter().map(|e| e.turn_id).collect() }, ended))
+}
+
+/// What the lease knows better than whoever ends it.
+fn cause(lease: &Ending, stopped: Option<Reason>, failure: &Failure, only: Only) -> Failure {
+    let but = |reason| Failure { detail: failure.detail.clone(), ..Failure::new(reason) };
+    match stopped {
+        // A proof that knows why beats what the worker guessed from a signal.
+        Some(_) if !lease.stop_recorded && only == Only::Always && failure.reason != Reason::WorkerExited => {
+            failure.clone()
+        }
+        // What a worker leaves behind after it was told to stop carries the reason of the stop.
+        Some(reason) => but(reason),
+        None if lease.phase != "starting" => failure.clone(),
+        // Nobody was connected that could have exited.
+        None if failure.reason == Reason::WorkerExited => but(Reason::StartFailed),
+        None => match &lease.start_cause {
+            Some((reason, detail)) if only == Only::IfLapsed => Failure {
+                detail: detail.clone().or_else(|| failure.detail.clone()),
+                ..Failure::new(reason.parse().unwrap_or(failure.reason))
+            },
+            _ => failure.clone(),
+        },
+    }
 }
 
 /// Writes the tombstone.

@@ -73,7 +73,12 @@ pub struct Lease {
     pub suspected: bool,
     /// It was told to stop.
     pub stopping: bool,
+    /// A pod's start without a pod for a while: whoever was to make it died, or could not.
+    pub unmade: bool,
 }
+
+/// After this long a start whose pod is not recorded is made again, in seconds.
+const UNMADE_SECONDS: f64 = 3.0;
 
 /// One deployment's queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -254,11 +259,12 @@ impl Store {
         Ok(done)
     }
 
-    /// The worker was told to stop by somebody else (a signal): what it leaves behind carries `reason`, unless a reason
-    /// was recorded before, and its end is no failed start.
+    /// The worker was told to stop by somebody else (a signal), and guesses why: what it leaves behind carries `reason`,
+    /// unless whoever stopped it records a better one, before or after; and its end is no failed start.
     pub async fn note_stop(&self, incarnation: Incarnation, reason: Reason) -> Result<(), StoreError> {
         sqlx::query(
-            "UPDATE lease SET stop_reason = $2 WHERE incarnation = $1 AND phase <> 'dead' AND stop_reason IS NULL",
+            "UPDATE lease SET stop_reason = $2, stop_recorded = false
+             WHERE incarnation = $1 AND phase <> 'dead' AND stop_reason IS NULL",
         )
         .bind(incarnation.0)
         .bind(reason.as_str())
@@ -307,10 +313,13 @@ impl Store {
         let rows = sqlx::query(
             "SELECT l.incarnation, l.start_id, l.organization, l.agent, l.deployment, l.generation, l.phase,
                     l.runtime_ref, l.capacity, l.suspected_at IS NOT NULL AS suspected, l.stop_reason IS NOT NULL AS stopping,
+                    l.runtime = 'kubernetes' AND l.phase = 'starting' AND l.pod_uid IS NULL
+                      AND l.started_at < statement_timestamp() - make_interval(secs => $1) AS unmade,
                     extract(epoch FROM statement_timestamp() - l.idle_since)::float8 AS idle_seconds,
                     (SELECT count(*) FROM marker m WHERE m.incarnation = l.incarnation) AS held
              FROM lease l WHERE phase <> 'dead' ORDER BY l.started_at",
         )
+        .bind(UNMADE_SECONDS)
         .fetch_all(self.vital())
         .await?;
         rows.iter()
@@ -329,6 +338,7 @@ impl Store {
                     idle_seconds: r.try_get("idle_seconds")?,
                     suspected: r.try_get("suspected")?,
                     stopping: r.try_get("stopping")?,
+                    unmade: r.try_get("unmade")?,
                 })
             })
             .collect()
@@ -424,12 +434,14 @@ async fn find_start(
             sqlx::query(
                 "INSERT INTO lease (incarnation, start_id, organization, agent, deployment, generation, phase, runtime,
                                     runtime_ref, secret_hash, capacity, heartbeat_seconds, lease_seconds, drain_seconds,
-                                    start_attempts, expires_at, drain_until, stop_reason)
+                                    start_attempts, expires_at, drain_until, stop_reason, stop_recorded, pod_uid,
+                                    grace_seconds)
                  SELECT $2, start_id, organization, agent, deployment, generation,
                         -- A stop holds for the container, whichever process runs in it.
                         CASE WHEN drain_until IS NULL THEN 'starting' ELSE 'draining' END, runtime, runtime_ref,
                         secret_hash, capacity, heartbeat_seconds, lease_seconds, drain_seconds, start_attempts,
-                        clock_timestamp() + make_interval(secs => lease_seconds), drain_until, stop_reason
+                        clock_timestamp() + make_interval(secs => lease_seconds), drain_until, stop_reason, stop_recorded,
+                        pod_uid, grace_seconds
                  FROM lease WHERE incarnation = $1",
             )
             .bind(id)
@@ -488,7 +500,8 @@ async fn read_terms(tx: &mut PgConnection, incarnation: Incarnation) -> Result<C
     })
 }
 
-/// Moves a locked lease to `draining`.
+/// Moves a locked lease to `draining`. Without a reason it does so by the worker's own word: a pod that somebody else stops
+/// has its own grace.
 async fn set_draining(
     tx: &mut PgConnection,
     incarnation: Incarnation,
@@ -496,7 +509,9 @@ async fn set_draining(
 ) -> Result<(), StoreError> {
     sqlx::query(
         "UPDATE lease SET phase = 'draining', stop_reason = coalesce(stop_reason, $2),
-                drain_until = coalesce(drain_until, clock_timestamp() + make_interval(secs => drain_seconds))
+                drain_until = coalesce(drain_until, clock_timestamp() + make_interval(secs =>
+                  CASE WHEN $2 IS NULL AND stop_reason IS NOT NULL THEN greatest(drain_seconds, grace_seconds)
+                       ELSE drain_seconds END))
          WHERE incarnation = $1",
     )
     .bind(incarnation.0)

@@ -30,7 +30,7 @@ pub enum CallError {
     #[error("the gateway says that this worker's lease is dead (410)")]
     Gone,
     /// 401, 403: stop.
-    #[error("the gateway refuses the credential in LASTWORD_CREDENTIAL (status {0})")]
+    #[error("the gateway refuses the credential in LASTWORD_CREDENTIAL, or the pod's token (status {0})")]
     Refused(u16),
     /// 404: the turn is not, or no longer, this worker's.
     #[error("the turn is not this worker's (404)")]
@@ -69,18 +69,7 @@ impl Client {
         incarnation: Incarnation,
     ) -> Result<Self, reqwest::Error> {
         authorization.set_sensitive(true);
-        let mut builder = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_keepalive(Duration::from_secs(15))
-            .redirect(reqwest::redirect::Policy::none())
-            .http1_only()
-            // The gateway is a neighbour; a proxy that the agent program needs is not for us.
-            .no_proxy();
-        if gateways.iter().all(|url| url.scheme() == "http") {
-            // An agent's image may have no certificates at all, and then the client would not start.
-            builder = builder.tls_certs_only([]);
-        }
-        Ok(Client { http: builder.build()?, authorization, incarnation: incarnation.to_string() })
+        Ok(Client { http: http_client(gateways)?, authorization, incarnation: incarnation.to_string() })
     }
 
     /// Opens the stream of turns.
@@ -147,7 +136,23 @@ impl Client {
     }
 }
 
-fn endpoint(gateway: &Url, call: &str) -> Url {
+/// What every call to a gateway is made with.
+pub(super) fn http_client(gateways: &[Url]) -> Result<reqwest::Client, reqwest::Error> {
+    let mut builder = reqwest::Client::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_keepalive(Duration::from_secs(15))
+        .redirect(reqwest::redirect::Policy::none())
+        .http1_only()
+        // The gateway is a neighbour; a proxy that the agent program needs is not for us.
+        .no_proxy();
+    if gateways.iter().all(|url| url.scheme() == "http") {
+        // An agent's image may have no certificates at all, and then the client would not start.
+        builder = builder.tls_certs_only([]);
+    }
+    builder.build()
+}
+
+pub(super) fn endpoint(gateway: &Url, call: &str) -> Url {
     let mut url = gateway.clone();
     let base = url.path().trim_end_matches('/').to_string();
     url.set_path(&format!("{base}/worker/v1/{call}"));

@@ -13,6 +13,7 @@ use super::adapter::{Adapter, OutputSink};
 use super::client::{CallError, Client};
 use super::link::{Backoff, Link};
 use super::log::{Log, Step};
+use super::termination;
 use crate::turn::frame::Frame;
 use crate::turn::keys::TurnId;
 use crate::turn::reason::Reason;
@@ -77,16 +78,25 @@ pub(super) async fn run<A: Adapter>(
     let out = OutputSink::new(handles.log.clone(), handles.cancel.clone());
     let cancel = handles.cancel.clone();
     let program = tokio::spawn(async move { adapter.run(turns, out, cancel).await });
-    let log = handles.log.clone();
+    let (log, cancel) = (handles.log.clone(), handles.cancel.clone());
     let mut ending = AbortOnDropHandle::new(tokio::spawn(async move {
         let outcome = program.await.unwrap_or_else(|error| {
             Outcome::Error(Failure::detailed(Reason::Internal, format!("the adapter failed: {error}")))
         });
+        if let Outcome::Error(failure) = &outcome
+            && !cancel.is_cancelled()
+        {
+            // First: what killed the program may kill us before the word is out.
+            termination::note(failure);
+        }
         log.close(outcome);
     }));
     let end = report(ids, &handles, reporter).await;
     handles.cancel.cancel();
     let _ = (&mut ending).await;
+    if !matches!(end, JobEnd::Dead(_)) {
+        termination::clear();
+    }
     end
 }
 

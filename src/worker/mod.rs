@@ -9,6 +9,7 @@ pub mod conformance;
 mod echo;
 mod exec;
 mod farewell;
+mod identity;
 mod install;
 mod job;
 mod lines;
@@ -19,6 +20,7 @@ mod openai;
 mod options;
 mod process;
 pub mod run;
+mod termination;
 mod text;
 
 use std::process::ExitCode;
@@ -28,6 +30,8 @@ use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
 use self::adapter::Adapter;
+use self::client::CallError;
+use self::identity::NoSession;
 use self::options::Common;
 use self::run::Ended;
 
@@ -65,6 +69,8 @@ pub enum Command {
 pub enum WorkerError {
     #[error("{0} is not set; the runtime that starts a worker gives it its credential there")]
     NoCredential(&'static str),
+    #[error("no credential for the pod's token: {0}")]
+    NoSession(#[from] identity::NoSession),
     #[error("{0} holds characters that no credential has")]
     BadCredential(&'static str),
     #[error("the gateway's URL {0} is neither http:// nor https://")]
@@ -106,11 +112,27 @@ async fn work(
     shutdown: CancellationToken,
 ) -> Result<ExitCode, WorkerError> {
     process::hide_environment();
-    let ended = run::serve(common.settings(history, together)?, Arc::new(adapter), shutdown).await?;
+    let settings = match common.settings(history, together, &shutdown).await {
+        Ok(settings) => settings,
+        Err(WorkerError::NoSession(NoSession::Stopped)) => return Ok(ExitCode::SUCCESS),
+        Err(WorkerError::NoSession(NoSession::Final(error))) => {
+            tracing::error!("{error}: the worker stops");
+            return Ok(exit_code(&error).into());
+        }
+        Err(error) => return Err(error),
+    };
+    let ended = run::serve(settings, Arc::new(adapter), shutdown).await?;
     Ok(match ended {
         Ended::Drained => ExitCode::SUCCESS,
-        Ended::Dead(client::CallError::Refused(_)) => EXIT_REFUSED.into(),
-        Ended::Dead(_) => EXIT_GONE.into(),
+        Ended::Dead(error) => exit_code(&error).into(),
         Ended::Broken(_) => EXIT_BROKEN.into(),
     })
+}
+
+/// What this process says of why Lastword wants nothing of it any more.
+fn exit_code(error: &CallError) -> u8 {
+    match error {
+        CallError::Refused(_) => EXIT_REFUSED,
+        _ => EXIT_GONE,
+    }
 }

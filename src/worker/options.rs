@@ -1,14 +1,17 @@
 //! Flags that all adapters have.
 
+use std::path::Path;
+
 use reqwest::header::HeaderValue;
+use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::WorkerError;
 use super::run::Settings;
+use super::{WorkerError, identity};
 use crate::wire::env;
 
-/// How to reach Lastword, and how much to take. The credential comes from LASTWORD_CREDENTIAL alone: a flag would show
-/// in the process list.
+/// How to reach Lastword, and how much to take. The credential comes from LASTWORD_CREDENTIAL alone (a flag would show in the
+/// process list), or, in a pod, for the token in LASTWORD_TOKEN_FILE.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Common {
     /// Base URLs of the gateways' worker port; one is used, the next when it fails
@@ -35,19 +38,27 @@ pub struct Common {
 }
 
 impl Common {
-    pub(super) fn settings(&self, history: u32, together: bool) -> Result<Settings, WorkerError> {
-        let credential = std::env::var(env::CREDENTIAL).unwrap_or_default();
-        if credential.is_empty() {
-            return Err(WorkerError::NoCredential(env::CREDENTIAL));
-        }
-        let mut authorization = HeaderValue::from_str(&format!("Bearer {credential}"))
-            .map_err(|_| WorkerError::BadCredential(env::CREDENTIAL))?;
-        authorization.set_sensitive(true);
+    /// Settings with the credential of the environment, or the one that the pod's token is exchanged for.
+    pub(super) async fn settings(
+        &self,
+        history: u32,
+        together: bool,
+        shutdown: &CancellationToken,
+    ) -> Result<Settings, WorkerError> {
         for url in &self.gateway {
             if !matches!(url.scheme(), "http" | "https") {
                 return Err(WorkerError::BadGateway(url.clone()));
             }
         }
+        let given = std::env::var(env::CREDENTIAL).unwrap_or_default();
+        let credential = match std::env::var_os(env::TOKEN_FILE).filter(|file| !file.is_empty()) {
+            _ if !given.is_empty() => given,
+            Some(file) => identity::exchange(&self.gateway, Path::new(&file), shutdown).await?,
+            None => return Err(WorkerError::NoCredential(env::CREDENTIAL)),
+        };
+        let mut authorization = HeaderValue::from_str(&format!("Bearer {credential}"))
+            .map_err(|_| WorkerError::BadCredential(env::CREDENTIAL))?;
+        authorization.set_sensitive(true);
         Ok(Settings {
             gateways: self.gateway.clone(),
             authorization,

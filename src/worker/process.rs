@@ -95,7 +95,7 @@ impl Drop for Process {
 /// A command whose environment is ours without what is the worker's own: the credential above all.
 pub(super) fn agent_command(program: &str) -> Command {
     let mut command = Command::new(program);
-    for name in [env::CREDENTIAL, env::GATEWAY, env::CAPACITY, env::DRAIN_SECONDS] {
+    for name in [env::CREDENTIAL, env::TOKEN_FILE, env::GATEWAY, env::CAPACITY, env::DRAIN_SECONDS] {
         command.env_remove(name);
     }
     command

@@ -17,6 +17,7 @@ use super::client::{CallError, Client};
 use super::farewell::{self, Farewell};
 use super::job::{self, Handles, JobEnd, Reporter};
 use super::link::{Connection, Event, Link};
+use super::termination;
 use crate::turn::keys::{Incarnation, TurnId};
 use crate::turn::reason::Reason;
 use crate::turn::terminal::{Failure, Outcome};
@@ -173,6 +174,9 @@ impl<A: Adapter> Worker<A> {
             }
         }
         farewell::gone(&self.reporter, &self.settings.gateways).await;
+        if let Some(failure) = &failure {
+            termination::note(failure);
+        }
         failure.map_or(Ended::Drained, Ended::Broken)
     }
 

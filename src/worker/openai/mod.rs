@@ -18,7 +18,7 @@ use super::adapter::{Adapter, OutputSink};
 use super::client::{body_of, causes};
 use super::lines::Lines;
 use super::options::Common;
-use super::{EXIT_BROKEN, WorkerError, process, work};
+use super::{EXIT_BROKEN, WorkerError, process, termination, work};
 use crate::turn::reason::Reason;
 use crate::turn::terminal::{Failure, Outcome};
 use crate::wire::{MAX_HISTORY, TurnPush};
@@ -95,6 +95,7 @@ pub(super) async fn run(args: OpenAiArgs, shutdown: CancellationToken) -> Result
         Some(Ok(())) => work(args.common.clone(), args.history, false, adapter, shutdown).await,
         Some(Err(error)) => {
             tracing::error!("{error}");
+            termination::note(&Failure::detailed(Reason::StartFailed, error.to_string()));
             Ok(EXIT_BROKEN.into())
         }
     };

@@ -1,0 +1,330 @@
+//! The pod of a worker, built from its Agent's template. Pure: JSON in, JSON out, so that what we don't know is kept.
+//!
+//! | adapter | the adapter runs in | what is added |
+//! |---|---|---|
+//! | `Exec` | container `agent`, as its first process | binary (by an init container), environment, token |
+//! | `OpenAI` | container `lastword` of our own image | that container; `agent` is the optional model server |
+//! | `Custom` | container `agent` as it is | environment, token |
+//!
+//! What the template says wins over every default; a `null` in its security context leaves the field unset (OpenShift
+//! chooses uids itself).
+
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use super::secure;
+use crate::crd::{AGENT_CONTAINER, Adapter, AgentSpec, OpenAi, PodTemplate};
+use crate::fleet::StartRequest;
+use crate::operator::{AUDIENCE, Injector, OperatorConfig};
+use crate::turn::keys::hex;
+use crate::turn::reason::Reason;
+use crate::turn::terminal::Failure;
+use crate::wire::env;
+
+/// Label of everything that we make, and what a watch selects.
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+pub const OURSELVES: &str = "lastword";
+/// Label: the Agent's name.
+pub const AGENT: &str = "lastword.dev/agent";
+/// Annotation: the deployment (not always a valid label).
+pub const DEPLOYMENT: &str = "lastword.dev/deployment";
+/// Annotation: the start that the pod is for.
+pub const START: &str = "lastword.dev/start";
+
+/// The container that runs our adapter beside a model server.
+pub const ADAPTER_CONTAINER: &str = "lastword";
+/// The init container that brings the binary.
+const INSTALL_CONTAINER: &str = "lastword-install";
+const BINARY_VOLUME: &str = "lastword-bin";
+const BINARY_DIRECTORY: &str = "/lastword-bin";
+const TOKEN_VOLUME: &str = "lastword-token";
+const TOKEN_DIRECTORY: &str = "/var/run/secrets/lastword.dev";
+const TOKEN_FILE: &str = "/var/run/secrets/lastword.dev/token";
+/// The least that Kubernetes gives.
+const TOKEN_SECONDS: u32 = 600;
+/// A worker whose turns may take an hour is not waited for that long when its node is drained.
+const LONGEST_DEFAULT_GRACE: u32 = 600;
+/// The program is stopped this long before the grace ends, so that its turn's last word is heard.
+const LAST_WORD_SECONDS: u32 = 5;
+const API_KEY: &str = "LASTWORD_OPENAI_API_KEY";
+const SYSTEM_PROMPT: &str = "LASTWORD_OPENAI_SYSTEM_PROMPT";
+const MAX_LABEL: usize = 63;
+
+/// The name of a start's pod, a DNS label: the Agent's name (cut), a hash of the deployment, the attempt.
+pub fn name(start: &StartRequest) -> String {
+    let hash = hex(&Sha256::digest(start.deployment.as_bytes()));
+    let end = format!("-{}-{}", &hash[..10], start.attempt);
+    let agent: String = start.agent.chars().take(MAX_LABEL.saturating_sub(end.len())).collect();
+    format!("{}{end}", agent.trim_end_matches('-'))
+}
+
+/// Seconds between SIGTERM and SIGKILL: the template's, or as long as a turn may take, within bounds.
+pub fn grace_seconds(spec: &AgentSpec) -> u32 {
+    let given = spec.template.as_ref().and_then(|t| t.spec.rest.get("terminationGracePeriodSeconds")?.as_u64());
+    match given {
+        Some(seconds) => u32::try_from(seconds).unwrap_or(u32::MAX),
+        None => spec.timing.turn_seconds().min(LONGEST_DEFAULT_GRACE),
+    }
+}
+
+/// How long a program may work on after SIGTERM, in whole seconds: until 5 s before the grace ends, or half of it.
+fn drain_seconds(grace: u32) -> u32 {
+    grace - LAST_WORD_SECONDS.min(grace.div_ceil(2))
+}
+
+/// Builds a start's pod: `metadata` and `spec`.
+///
+/// # Errors
+/// `StartFailed`, with what is wrong with the template, for operators.
+pub fn pod(config: &OperatorConfig, start: &StartRequest) -> Result<Value, Failure> {
+    let template = start.spec.template.clone().unwrap_or_default();
+    let mut spec = object(serde_json::to_value(&template.spec).map_err(|e| cannot(e.to_string()))?);
+    let grace = grace_seconds(&start.spec);
+    let mut pod =
+        Building { config, start, volumes: list(&mut spec, "volumes")?, init: list(&mut spec, "initContainers")? };
+    let mut containers = list(&mut spec, "containers")?;
+    pod.reserve(&containers)?;
+    match start.spec.adapter {
+        Adapter::Exec => pod.exec(agent(&mut containers)?, grace)?,
+        Adapter::Custom => pod.custom(agent(&mut containers)?, grace)?,
+        Adapter::OpenAI => {
+            let openai = start.spec.openai.as_ref().ok_or_else(|| cannot("the adapter OpenAI needs spec.openai"))?;
+            if let Ok(agent) = agent(&mut containers) {
+                required_image(agent, "a container named agent")?;
+            }
+            containers.push(pod.openai(openai, grace)?);
+        }
+    }
+    pod.token_volume();
+    let Building { mut volumes, mut init, .. } = pod;
+    secure::containers(&mut init, &mut volumes, "init");
+    secure::containers(&mut containers, &mut volumes, "main");
+    pull_secrets(&mut spec, &config.injector, init.iter().chain(&containers))?;
+    secure::pod(&mut spec);
+    spec.insert("restartPolicy".into(), json!("Never"));
+    spec.insert("terminationGracePeriodSeconds".into(), json!(grace));
+    spec.insert("containers".into(), containers.into());
+    spec.insert("volumes".into(), volumes.into());
+    if !init.is_empty() {
+        spec.insert("initContainers".into(), init.into());
+    }
+    Ok(json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata(&template, start)?, "spec": spec}))
+}
+
+fn metadata(template: &PodTemplate, start: &StartRequest) -> Result<Value, Failure> {
+    let uid = start.agent_uid.as_deref().ok_or_else(|| cannot("the Agent's UID is not known"))?;
+    let given = template.metadata.clone().unwrap_or_default();
+    let (mut labels, mut annotations) = (given.labels, given.annotations);
+    labels.insert(MANAGED_BY.into(), OURSELVES.into());
+    labels.insert(AGENT.into(), start.agent.clone());
+    annotations.insert(DEPLOYMENT.into(), start.deployment.clone());
+    annotations.insert(START.into(), start.start_id.to_string());
+    let name = start.runtime_ref.rsplit('/').next().unwrap_or_default();
+    Ok(json!({
+        "name": name,
+        "namespace": start.organization,
+        "labels": labels,
+        "annotations": annotations,
+        "ownerReferences": [{
+            "apiVersion": format!("{}/{}", crate::crd::GROUP, crate::crd::VERSION),
+            "kind": "Agent",
+            "name": start.agent,
+            "uid": uid,
+            "controller": true,
+            "blockOwnerDeletion": false,
+        }],
+    }))
+}
+
+struct Building<'a> {
+    config: &'a OperatorConfig,
+    start: &'a StartRequest,
+    volumes: Vec<Value>,
+    init: Vec<Value>,
+}
+
+impl Building<'_> {
+    /// Names that the template may not use.
+    fn reserve(&self, containers: &[Value]) -> Result<(), Failure> {
+        let taken = containers.iter().chain(&self.init).map(named).find(|name| match *name {
+            INSTALL_CONTAINER => true,
+            ADAPTER_CONTAINER => self.start.spec.adapter == Adapter::OpenAI,
+            _ => false,
+        });
+        if let Some(name) = taken {
+            return Err(cannot(format!("the container name {name} is reserved")));
+        }
+        match self.volumes.iter().map(named).find(|name| name.starts_with("lastword-")) {
+            Some(name) => Err(cannot(format!("the volume name {name} is reserved: it begins with lastword-"))),
+            None => Ok(()),
+        }
+    }
+
+    fn exec(&mut self, agent: &mut Map<String, Value>, grace: u32) -> Result<(), Failure> {
+        required_image(agent, "the adapter Exec")?;
+        let program = agent.get("command").and_then(Value::as_array).filter(|c| !c.is_empty());
+        let program = program.ok_or_else(|| cannot("the adapter Exec needs a command on the container agent"))?;
+        let binary = format!("{BINARY_DIRECTORY}/lastword");
+        let mut command = vec![json!(binary), json!("worker"), json!("exec"), json!("--")];
+        command.extend(program.iter().cloned());
+        agent.insert("command".into(), command.into());
+        // Before SIGKILL takes us too.
+        let kill = (grace - drain_seconds(grace)) / 2;
+        let more = json!([{"name": env::KILL_SECONDS, "value": kill.min(2).to_string()}]);
+        self.connect(agent, grace, more)?;
+        mount(agent, BINARY_VOLUME, BINARY_DIRECTORY)?;
+        self.volumes.push(json!({"name": BINARY_VOLUME, "emptyDir": {}}));
+        let mut install = self.injected(INSTALL_CONTAINER, &["/lastword", "worker", "install", BINARY_DIRECTORY]);
+        install["volumeMounts"] = json!([{"name": BINARY_VOLUME, "mountPath": BINARY_DIRECTORY}]);
+        install["resources"] = resources("128Mi");
+        self.init.push(install);
+        Ok(())
+    }
+
+    fn custom(&mut self, agent: &mut Map<String, Value>, grace: u32) -> Result<(), Failure> {
+        required_image(agent, "the adapter Custom")?;
+        self.connect(agent, grace, json!([]))
+    }
+
+    fn openai(&mut self, openai: &OpenAi, grace: u32) -> Result<Value, Failure> {
+        // With "=", so that no value is taken for a flag.
+        let base_url = format!("--base-url={}", literal(&openai.base_url));
+        let model = format!("--model={}", literal(&openai.model));
+        let wait = format!("--wait-ready={}", self.start.spec.timing.start_seconds());
+        let mut command = vec!["/lastword", "worker", "openai", &base_url, &model, &wait];
+        let mut more = Vec::new();
+        if let Some(prompt) = &openai.system_prompt {
+            more.push(json!({"name": SYSTEM_PROMPT, "value": literal(prompt)}));
+        }
+        let key = format!("--api-key-env={API_KEY}");
+        if let Some(secret) = &openai.api_key_secret_ref {
+            let reference = json!({"secretKeyRef": {"name": secret.name, "key": secret.key}});
+            more.push(json!({"name": API_KEY, "valueFrom": reference}));
+            command.push(&key);
+        }
+        let mut container = self.injected(ADAPTER_CONTAINER, &command);
+        container["resources"] = resources("256Mi");
+        let mut container = object(container);
+        self.connect(&mut container, grace, more.into())?;
+        Ok(container.into())
+    }
+
+    /// A container of our own image.
+    fn injected(&self, name: &str, command: &[&str]) -> Value {
+        let Injector { image, pull_policy, .. } = &self.config.injector;
+        let mut container = json!({"name": name, "image": &**image, "command": command});
+        if let Some(policy) = pull_policy {
+            container["imagePullPolicy"] = json!(policy);
+        }
+        container
+    }
+
+    /// What makes a container an adapter: where the gateways are, the terms, the token. In front of the template's own
+    /// variables, which may refer to them, and in place of their namesakes.
+    fn connect(&self, container: &mut Map<String, Value>, grace: u32, more: Value) -> Result<(), Failure> {
+        let mut own = vec![
+            json!({"name": env::GATEWAY, "value": literal(&self.config.worker_gateways.join(","))}),
+            json!({"name": env::TOKEN_FILE, "value": TOKEN_FILE}),
+            json!({"name": env::CAPACITY, "value": self.start.spec.limits.turns_per_worker().to_string()}),
+            json!({"name": env::DRAIN_SECONDS, "value": drain_seconds(grace).to_string()}),
+        ];
+        if let Some(path) = container.get("terminationMessagePath").and_then(Value::as_str) {
+            own.push(json!({"name": env::TERMINATION_LOG, "value": literal(path)}));
+        }
+        own.extend(more.as_array().into_iter().flatten().cloned());
+        let given = list(container, "env")?;
+        let ours = |v: &Value| named(v) == env::CREDENTIAL || own.iter().any(|o| named(o) == named(v));
+        let given: Vec<Value> = given.into_iter().filter(|v| !ours(v)).collect();
+        own.extend(given);
+        container.insert("env".into(), own.into());
+        mount(container, TOKEN_VOLUME, TOKEN_DIRECTORY)
+    }
+
+    fn token_volume(&mut self) {
+        let token = json!({"audience": AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": "token"});
+        // Readable for whatever uid the container has; no other container mounts it.
+        let projected = json!({"defaultMode": 0o444, "sources": [{"serviceAccountToken": token}]});
+        self.volumes.push(json!({"name": TOKEN_VOLUME, "projected": projected}));
+    }
+}
+
+/// Small, and with limits, so that namespaces with a quota admit it.
+fn resources(memory: &str) -> Value {
+    json!({"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"cpu": "1", "memory": memory}})
+}
+
+/// Read-only, at a path that is ours.
+fn mount(container: &mut Map<String, Value>, volume: &str, path: &str) -> Result<(), Failure> {
+    let mut mounts = list(container, "volumeMounts")?;
+    let at = |m: &Value| m["mountPath"].as_str().map(|p| p.trim_end_matches('/').to_owned());
+    if mounts.iter().any(|m| at(m).as_deref() == Some(path)) {
+        return Err(cannot(format!("the mount path {path} is reserved")));
+    }
+    mounts.push(json!({"name": volume, "mountPath": path, "readOnly": true}));
+    container.insert("volumeMounts".into(), mounts.into());
+    Ok(())
+}
+
+/// Pull Secrets of our image, where our image is used.
+fn pull_secrets<'a>(
+    spec: &mut Map<String, Value>,
+    injector: &Injector,
+    mut containers: impl Iterator<Item = &'a Value>,
+) -> Result<(), Failure> {
+    if injector.pull_secrets.is_empty() || !containers.any(|c| c["image"] == *injector.image) {
+        return Ok(());
+    }
+    let mut secrets = list(spec, "imagePullSecrets")?;
+    for name in &injector.pull_secrets {
+        if !secrets.iter().any(|s| named(s) == name) {
+            secrets.push(json!({"name": name}));
+        }
+    }
+    spec.insert("imagePullSecrets".into(), secrets.into());
+    Ok(())
+}
+
+/// Kubernetes replaces `$(NAME)` in commands and values, and makes one `$` of two.
+fn literal(text: &str) -> String {
+    text.replace('$', "$$")
+}
+
+fn agent(containers: &mut [Value]) -> Result<&mut Map<String, Value>, Failure> {
+    let agent = containers.iter_mut().find(|c| named(c) == AGENT_CONTAINER).and_then(Value::as_object_mut);
+    agent.ok_or_else(|| cannot("the template has no container named agent"))
+}
+
+fn required_image(container: &Map<String, Value>, who: &str) -> Result<(), Failure> {
+    match container.get("image").and_then(Value::as_str) {
+        Some(image) if !image.is_empty() => Ok(()),
+        _ => Err(cannot(format!("{who} needs an image in Kubernetes"))),
+    }
+}
+
+pub(super) fn named(value: &Value) -> &str {
+    value["name"].as_str().unwrap_or_default()
+}
+
+/// Takes a list out of an object; none is an empty one.
+pub(super) fn list(object: &mut Map<String, Value>, key: &str) -> Result<Vec<Value>, Failure> {
+    match object.remove(key) {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(items)) if items.iter().all(Value::is_object) => Ok(items),
+        Some(_) => Err(cannot(format!("{key} in the template must be a list of objects"))),
+    }
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(object) => object,
+        _ => Map::new(),
+    }
+}
+
+fn cannot(detail: impl Into<String>) -> Failure {
+    Failure::detailed(Reason::StartFailed, detail)
+}
+
+#[cfg(test)]
+#[path = "build_tests.rs"]
+mod tests;

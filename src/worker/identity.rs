@@ -1,0 +1,85 @@
+//! A worker in a pod has no credential: it shows the token of its ServiceAccount once, and gets one.
+
+use std::path::Path;
+use std::time::Duration;
+
+use reqwest::StatusCode;
+use reqwest::header::HeaderValue;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use super::client::{CallError, body_of, causes, endpoint, http_client};
+use super::link::Backoff;
+use crate::wire::{Credential, Session};
+
+/// A gateway asks the API server, which may take a while.
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// The longest answer, in bytes.
+const ANSWER_BYTES: usize = 64 * 1024;
+
+/// Why there is no credential.
+#[derive(Debug, thiserror::Error)]
+pub enum NoSession {
+    /// 401, 403, 410: stop.
+    #[error("{0}")]
+    Final(CallError),
+    /// SIGTERM came first.
+    #[error("told to stop")]
+    Stopped,
+    #[error("no HTTP client: {0}")]
+    Http(#[from] reqwest::Error),
+}
+
+/// Asks one gateway after the other until one answers for good, or until `shutdown`.
+pub(super) async fn exchange(
+    gateways: &[Url],
+    token_file: &Path,
+    shutdown: &CancellationToken,
+) -> Result<String, NoSession> {
+    let http = http_client(gateways)?;
+    let mut pause = Backoff::default();
+    for gateway in gateways.iter().cycle() {
+        let asked = tokio::select! {
+            asked = ask(&http, gateway, token_file) => asked,
+            () = shutdown.cancelled() => return Err(NoSession::Stopped),
+        };
+        match asked {
+            Ok(credential) => return Ok(credential),
+            Err(error) if error.is_fatal() => return Err(NoSession::Final(error)),
+            Err(error) => tracing::info!(%gateway, "no session yet: {error}"),
+        }
+        tokio::select! {
+            () = sleep(pause.next()) => {}
+            () = shutdown.cancelled() => return Err(NoSession::Stopped),
+        }
+    }
+    Err(NoSession::Stopped)
+}
+
+async fn ask(http: &reqwest::Client, gateway: &Url, token_file: &Path) -> Result<String, CallError> {
+    let later = |why: String| CallError::Unavailable(why);
+    // Again each time: it is replaced long before it expires.
+    let token = tokio::fs::read_to_string(token_file).await;
+    let token = token.map_err(|e| later(format!("cannot read the token in {}: {e}", token_file.display())))?;
+    let mut bearer = HeaderValue::from_str(&format!("Bearer {}", token.trim()))
+        .map_err(|_| later(format!("{} holds no token", token_file.display())))?;
+    bearer.set_sensitive(true);
+    let request = http.post(endpoint(gateway, "session")).header(reqwest::header::AUTHORIZATION, bearer);
+    let response = request.timeout(CALL_TIMEOUT).send().await.map_err(|e| later(causes(&e)))?;
+    let status = response.status();
+    let body = body_of(response, ANSWER_BYTES).await.map_err(later)?;
+    match status {
+        StatusCode::GONE => Err(CallError::Gone),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(CallError::Refused(status.as_u16())),
+        status if status.is_success() => {
+            let session: Session =
+                serde_json::from_slice(&body).map_err(|e| later(format!("an answer not understood: {e}")))?;
+            match Credential::parse(&session.credential) {
+                Some(_) => Ok(session.credential),
+                None => Err(later("an answer without a credential".into())),
+            }
+        }
+        status => Err(later(format!("status {}: {}", status.as_u16(), String::from_utf8_lossy(&body).trim()))),
+    }
+}
