@@ -48,7 +48,8 @@ fn ready(readiness: &Readiness) -> Response {
     if readiness.is_ready() {
         "ok\n".into_response()
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready: it waits for the database and its schema, or is about to end\n").into_response()
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready: it waits for the database and its schema, or is about to end\n")
+            .into_response()
     }
 }
 

@@ -22,7 +22,9 @@ pub struct Database {
 pub enum DatabaseError {
     #[error("--database-url {0:?} is neither postgres://…, file://DIR nor a directory")]
     Url(String),
-    #[error("--database-url {0:?} is a directory of this machine; replicas share a postgres://… (`lastword dev` runs one process)")]
+    #[error(
+        "--database-url {0:?} is a directory of this machine; replicas share a postgres://… (`lastword dev` runs one process)"
+    )]
     NotShared(String),
     #[error("--database-url cannot be read: {0}")]
     Malformed(sqlx::Error),

@@ -1,11 +1,13 @@
 //! All of Kubernetes: Agents, AgentTurns, worker pods. Only this module, `crd`, and the gateway's TokenReview know kube.
 //!
 //! - [`leader`]: the Lease that makes one replica the writer of Kubernetes objects.
+//! - [`secrets`]: Secrets that Agents name, read at use.
 //!
 //! Everything here may be cut off from the API server at any time: what needs it waits and tries again; sweep, suspicion
 //! and deliveries of other platforms go on without it.
 
 pub mod leader;
+pub mod secrets;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,13 +1,15 @@
 //! The role `gateway`: serves clients and workers; one of several replicas.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use super::{RoleError, listen, open_store};
 use crate::admin::{self, Readiness};
-use crate::config::{AdminArgs, DatabaseArgs, GatewayArgs, LogArgs, ReviewArgs};
+use crate::config::{AdminArgs, DatabaseArgs, EgressArgs, GatewayArgs, LogArgs, ReviewArgs};
 use crate::gateway::{self, GatewayError, Listeners};
+use crate::operator::{self, secrets::KubeSecrets};
 
 /// Serve clients and workers; run as many replicas as you like.
 #[derive(Debug, Clone, clap::Args)]
@@ -16,6 +18,8 @@ pub struct GatewayRole {
     pub database: DatabaseArgs,
     #[command(flatten)]
     pub gateway: GatewayArgs,
+    #[command(flatten)]
+    pub egress: EgressArgs,
     #[command(flatten)]
     pub review: ReviewArgs,
     #[command(flatten)]
@@ -34,7 +38,11 @@ pub async fn run(args: GatewayRole, shutdown: CancellationToken) -> Result<(), R
     let store = open_store(&args.database)?;
     let admin = tokio::spawn(admin::run(admin, store.clone(), readiness.clone(), end.clone()));
     if super::schema(&store, &shutdown).await {
-        let config = args.gateway.config(workers.local_addr().map_err(GatewayError::Io)?);
+        let mut config = args.gateway.config(workers.local_addr().map_err(GatewayError::Io)?);
+        config.egress = args.egress.egress();
+        if args.review.token_review {
+            config.secrets = Arc::new(KubeSecrets::new(operator::client().await?));
+        }
         readiness.set();
         let delay = Duration::from_secs(args.gateway.drain_delay_seconds);
         tokio::spawn(delayed(shutdown, delay, readiness.clone(), end.clone()));
