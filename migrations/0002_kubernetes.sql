@@ -23,3 +23,8 @@ CREATE TABLE attempt (
     number       bigint NOT NULL,
     PRIMARY KEY (organization, deployment)
 ) WITH (fillfactor = 80);
+
+-- What the renderers of other platforms (webhook, slack) look for: few rows, whatever `api` has parked.
+ALTER TABLE delivery ADD COLUMN problem text;      -- why the last attempt failed; never a URL
+CREATE INDEX delivery_posts ON delivery (due_at) WHERE state = 'ready' AND platform NOT IN ('api', 'kubernetes');
+CREATE INDEX delivery_given_up ON delivery (turn_id) WHERE state = 'parked' AND platform NOT IN ('api', 'kubernetes');

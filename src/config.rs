@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use ipnet::IpNet;
 
+use crate::deliver::egress::Egress;
 use crate::gateway::{AuthMode, GatewayConfig};
 use crate::operator::{Injector, OperatorConfig};
 use crate::store::{PoolSizes, Retention};
@@ -144,6 +146,25 @@ pub struct ReviewArgs {
     /// Let pods prove who they are by a token of their ServiceAccount (TokenReview): the gateway must run in the cluster.
     #[arg(long, env = "LASTWORD_TOKEN_REVIEW")]
     pub token_review: bool,
+}
+
+/// Where Agents' webhooks, Slack URLs and guardrails may be.
+#[derive(Debug, Clone, Args)]
+pub struct EgressArgs {
+    /// Networks (CIDR) that Agents' URLs may lead to though they are loopback, link-local or private; http is taken there
+    /// too. Guardrails may lead to private ones anyway. `dev` allows loopback.
+    #[arg(long, env = "LASTWORD_EGRESS_ALLOW", value_name = "CIDR,…", value_delimiter = ',')]
+    pub egress_allow: Vec<IpNet>,
+    /// Networks (CIDR) that no Agent's URL may lead to; wins over --egress-allow.
+    #[arg(long, env = "LASTWORD_EGRESS_DENY", value_name = "CIDR,…", value_delimiter = ',')]
+    pub egress_deny: Vec<IpNet>,
+}
+
+impl EgressArgs {
+    /// The rules.
+    pub fn egress(&self) -> Egress {
+        Egress { allow: self.egress_allow.clone(), deny: self.egress_deny.clone() }
+    }
 }
 
 /// The knobs of failure detection and housekeeping that are not an Agent's own.

@@ -22,10 +22,10 @@
 //! | output | [`dispatch::live`], [`store`] `output.rs` | shown at once, durable in batches |
 //! | finish | [`store`] `finish.rs`, `elect.rs` | the election |
 //! | or fail | [`store`] `fail.rs`, `sweep.rs`, [`liveness`] | the same election, by proof or by silence |
-//! | deliver | [`deliver`] | sessions pull by cursor; [`deliver::render`] knows what is yet to be shown |
+//! | deliver | [`deliver`] | sessions pull by cursor; [`deliver::render`] knows what is yet to be shown; [`deliver::platforms`] posts to webhooks and Slack |
 //!
 //! [`turn`] holds what is decided without IO: cursors, offsets, elections, reasons. [`wire`] is the worker protocol,
-//! [`crd`] the custom resources, [`local`] what one machine needs (Postgres, `dev`), [`cli`] the commands for people.
+//! [`crd`] the custom resources, [`secrets`] where Secrets are read, [`local`] what one machine needs (Postgres, `dev`), [`cli`] the commands for people.
 //!
 //! ## What holds
 //!
@@ -48,9 +48,11 @@ pub mod liveness;
 pub mod local;
 pub mod operator;
 pub mod roles;
+pub mod secrets;
 pub mod store;
 pub mod submit;
 pub mod telemetry;
+pub mod tls;
 pub mod turn;
 pub mod wire;
 pub mod worker;

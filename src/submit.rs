@@ -148,7 +148,8 @@ pub struct Submitter {
     pub store: Store,
     pub agents: Agents,
     pub gateway: GatewayId,
-    pub http: reqwest::Client,
+    /// What guardrails may ask.
+    pub services: guard::Services,
 }
 
 impl Submitter {
@@ -191,7 +192,7 @@ impl Submitter {
     async fn guard(self, turn: GuardedTurn, agent: Arc<Agent>) {
         let turn_id = turn.turn_id.to_string();
         let judging = async {
-            let verdict = agent.guards.check(&self.http, input(&turn, &turn_id)).await;
+            let verdict = agent.guards.check(&self.services, input(&turn, &turn_id)).await;
             self.write_verdict(&turn, &verdict).await;
         };
         // Kept until the verdict is written, else another replica could pass what this one rejects.

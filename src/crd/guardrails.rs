@@ -8,6 +8,13 @@ use serde::{Deserialize, Serialize};
 
 use super::agent::defaults;
 
+/// Rules of whatever has a URL. Expression and message.
+const ONE_SOURCE: (&str, &str) = ("has(self.url) != has(self.urlSecretRef)", "set exactly one of url and urlSecretRef");
+const HTTP_URL: (&str, &str) = (
+    "!has(self.url) || self.url.startsWith('http://') || self.url.startsWith('https://')",
+    "url must be an http or https URL",
+);
+
 /// What a message must pass before the agent sees it.
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -53,15 +60,9 @@ pub enum FailurePolicy {
 /// A service that decides on messages.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(
-    validation = ("has(self.url) != has(self.urlSecretRef)", "set exactly one of url and urlSecretRef"),
-    validation = (
-        "!has(self.url) || self.url.startsWith('http://') || self.url.startsWith('https://')",
-        "url must be an http or https URL"
-    )
-)]
+#[x_kube(validation = ONE_SOURCE, validation = HTTP_URL)]
 pub struct Webhook {
-    /// The service's URL; on one machine the only way to give it.
+    /// The service's URL.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 2048))]
     pub url: Option<String>,
@@ -104,26 +105,37 @@ pub struct Platform {
     /// The name by which clients choose it.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
-    /// POSTs the terminal as JSON.
+    /// POSTs the terminal as JSON, signed as Standard Webhooks say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub webhook: Option<Destination>,
+    pub webhook: Option<SignedDestination>,
     /// Posts the text to a Slack incoming webhook.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slack: Option<Destination>,
 }
 
+/// Where a platform's messages go, and how the receiver knows that they are ours.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ONE_SOURCE, validation = HTTP_URL)]
+pub struct SignedDestination {
+    /// The URL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 2048))]
+    pub url: Option<String>,
+    /// The key of a Secret in the agent's namespace that holds the URL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url_secret_ref: Option<SecretKeyRef>,
+    /// The key of a Secret in the agent's namespace that holds the signing secret, whsec_ and 24 to 64 bytes as base64;
+    /// several, separated by white space, while it is changed.
+    pub signing_secret_ref: SecretKeyRef,
+}
+
 /// Where a platform's messages go.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(
-    validation = ("has(self.url) != has(self.urlSecretRef)", "set exactly one of url and urlSecretRef"),
-    validation = (
-        "!has(self.url) || self.url.startsWith('http://') || self.url.startsWith('https://')",
-        "url must be an http or https URL"
-    )
-)]
+#[x_kube(validation = ONE_SOURCE, validation = HTTP_URL)]
 pub struct Destination {
-    /// The URL; on one machine the only way to give it.
+    /// The URL. Better in a Secret if whoever knows it can post.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 2048))]
     pub url: Option<String>,

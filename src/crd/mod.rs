@@ -18,7 +18,9 @@ mod yaml;
 
 pub use agent::{Adapter, Agent, AgentSpec, AgentStatus, LastFailure, Limits, OpenAi, Scope, Timing, defaults};
 pub use check::{FieldError, InvalidAgent};
-pub use guardrails::{Destination, FailurePolicy, Guardrail, Guardrails, Platform, SecretKeyRef, Webhook};
+pub use guardrails::{
+    Destination, FailurePolicy, Guardrail, Guardrails, Platform, SecretKeyRef, SignedDestination, Webhook,
+};
 pub use template::{Container, EnvVar, NotAQuantity, PodMetadata, PodSpec, PodTemplate, RestartPolicy, quantity_bytes};
 pub use turn::{AgentRef, AgentTurn, AgentTurnSpec, AgentTurnStatus, Phase, TurnError};
 pub use yaml::{YamlError, agents_from_yaml};

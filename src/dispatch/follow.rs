@@ -53,7 +53,7 @@ pub struct Follower {
 
 impl Follower {
     pub fn new(gateway: GatewayId, store: Store, live: LiveLogs, feeds: Feeds) -> Result<Self, reqwest::Error> {
-        let http = reqwest::Client::builder()
+        let http = crate::tls::http()
             .connect_timeout(CONNECT_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()

@@ -8,12 +8,14 @@ mod openapi;
 pub mod problem;
 mod serve;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::deliver::egress::{Egress, Outbound, Reach};
 use crate::deliver::session::Streams;
 use crate::deliver::{self, Shown};
 use crate::dispatch::endpoint::WorkerPort;
@@ -22,7 +24,9 @@ use crate::dispatch::follow::Follower;
 use crate::dispatch::identity::Reviewer;
 use crate::dispatch::live::LiveLogs;
 use crate::dispatch::workers::Workers;
+use crate::guard::Services;
 use crate::liveness::Heartbeats;
+use crate::secrets::{NoSecrets, Secrets};
 use crate::store::{Notice, Replica, Store};
 use crate::submit::{Agents, Submitter};
 pub use auth::{Auth, AuthMode};
@@ -47,6 +51,10 @@ pub struct GatewayConfig {
     pub cause_window: Duration,
     /// How long open requests may take to finish at shutdown.
     pub shutdown_grace: Duration,
+    /// Where guardrails may be.
+    pub egress: Egress,
+    /// Where their URLs may be.
+    pub secrets: Arc<dyn Secrets>,
 }
 
 impl Default for GatewayConfig {
@@ -61,6 +69,8 @@ impl Default for GatewayConfig {
             reviewer: None,
             cause_window: Duration::from_secs(5),
             shutdown_grace: Duration::from_secs(5),
+            egress: Egress::default(),
+            secrets: Arc::new(NoSecrets),
         }
     }
 }
@@ -80,7 +90,7 @@ pub struct Gateway {
     pub submitter: Submitter,
     pub streams: Streams,
     pub workers: Workers,
-    pub open_streams: std::sync::Arc<tokio::sync::Semaphore>,
+    pub open_streams: Arc<tokio::sync::Semaphore>,
 }
 
 /// Why a gateway did not start.
@@ -128,11 +138,12 @@ pub async fn run(
         shown,
         shutdown: shutdown.clone(),
     };
-    let http = crate::guard::http_client()?;
-    let submitter = Submitter { store: store.clone(), agents: agents.clone(), gateway: id, http };
+    let outbound = Outbound::new(config.egress.clone(), Reach::Cluster)?;
+    let services = Services { outbound, secrets: config.secrets.clone() };
+    let submitter = Submitter { store: store.clone(), agents: agents.clone(), gateway: id, services };
     let gateway = Gateway {
         auth: Auth::new(config.auth, store.clone()),
-        open_streams: std::sync::Arc::new(tokio::sync::Semaphore::new(config.max_streams)),
+        open_streams: Arc::new(tokio::sync::Semaphore::new(config.max_streams)),
         store: store.clone(),
         agents: agents.clone(),
         submitter: submitter.clone(),

@@ -15,16 +15,24 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::crd::{FailurePolicy, Guardrail, Guardrails, SecretKeyRef};
+use crate::crd::{FailurePolicy, Guardrail, Guardrails};
+use crate::deliver::egress::Outbound;
+use crate::secrets::Secrets;
 use crate::turn::reason::Reason;
-
-pub use webhook::http_client;
 
 /// The largest message that is checked, in bytes; a larger one is rejected, if there is any rail.
 pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
 
 /// What the client is told if a check was broken under `failurePolicy: Fail`.
 pub const NOT_CHECKED: &str = "The input could not be checked. Please try again later.";
+
+/// What rails may ask: services that they can reach, whose URLs may be in Secrets. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Services {
+    /// With [`Reach::Cluster`](crate::deliver::egress::Reach::Cluster).
+    pub outbound: Outbound,
+    pub secrets: Arc<dyn Secrets>,
+}
 
 /// A turn's message and where it comes from.
 #[derive(Clone, Copy, Debug)]
@@ -119,24 +127,12 @@ enum Check {
 }
 
 impl Guards {
-    /// Compiles the rails of an Agent. A webhook whose URL is in a Secret is broken until
-    /// [`compile_with`](Self::compile_with) resolves it.
+    /// Compiles the rails of an Agent.
     ///
     /// # Errors
     /// The first rail that can never work.
     pub fn compile(guardrails: &Guardrails) -> Result<Self, CompileError> {
-        Self::compile_with(guardrails, |_| None)
-    }
-
-    /// As [`compile`](Self::compile), with `resolve` giving the URLs that are in Secrets, where they are known.
-    ///
-    /// # Errors
-    /// The first rail that can never work.
-    pub fn compile_with(
-        guardrails: &Guardrails,
-        resolve: impl Fn(&SecretKeyRef) -> Option<String>,
-    ) -> Result<Self, CompileError> {
-        let compile = |(index, rail)| compile_rail(rail, &resolve).map_err(|problem| CompileError { index, problem });
+        let compile = |(index, rail)| compile_rail(rail).map_err(|problem| CompileError { index, problem });
         let rails = guardrails.input.iter().enumerate().map(compile).collect::<Result<_, _>>()?;
         Ok(Self { rails })
     }
@@ -147,10 +143,7 @@ impl Guards {
     }
 
     /// Asks the rails in order. It takes at most the sum of their timeouts (CEL 1 s; webhook 5 s, at most 30 s).
-    ///
-    /// `client` must not follow redirects, else a message could be sent where the Agent's author did not say; a followed
-    /// redirect counts as broken. [`http_client`] makes a fitting one.
-    pub async fn check(&self, client: &reqwest::Client, input: Input<'_>) -> Verdict {
+    pub async fn check(&self, services: &Services, input: Input<'_>) -> Verdict {
         if !self.rails.is_empty() && input.message.len() > MAX_MESSAGE_BYTES {
             let detail = format!("message of {} bytes is larger than {MAX_MESSAGE_BYTES}", input.message.len());
             return Verdict::Reject { message: "The message is too long.".into(), detail };
@@ -158,7 +151,7 @@ impl Guards {
         for (index, rail) in self.rails.iter().enumerate() {
             let (kind, answer) = match &rail.check {
                 Check::Cel(expression) => ("cel", expression.ask(input).await),
-                Check::Webhook(service) => ("webhook", service.ask(client, input).await),
+                Check::Webhook(service) => ("webhook", service.ask(services, input).await),
             };
             match (answer, rail.policy) {
                 (Answer::Allow, _) => {}
@@ -181,10 +174,10 @@ impl Guards {
     }
 }
 
-fn compile_rail(rail: &Guardrail, resolve: impl Fn(&SecretKeyRef) -> Option<String>) -> Result<Rail, Problem> {
+fn compile_rail(rail: &Guardrail) -> Result<Rail, Problem> {
     let check = match (&rail.cel, &rail.webhook) {
         (Some(source), None) => Check::Cel(cel::Expression::compile(source).map_err(Problem::Cel)?),
-        (None, Some(webhook)) => Check::Webhook(webhook::Service::new(webhook, resolve)?),
+        (None, Some(webhook)) => Check::Webhook(webhook::Service::new(webhook)?),
         _ => return Err(Problem::Kind),
     };
     Ok(Rail { check, message: rail.message.clone(), policy: rail.failure_policy })

@@ -6,32 +6,30 @@
 
 use std::time::Duration;
 
-use reqwest::{Client, Url, redirect};
+use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Input, Problem};
+use super::{Answer, Input, Problem, Services};
 use crate::crd::{SecretKeyRef, Webhook};
+use crate::deliver::egress::{explain, refusal};
 
 /// The largest answer that is read, in bytes.
 pub const MAX_ANSWER_BYTES: usize = 64 * 1024;
 /// The longest message of a service that is passed on to a client, in characters.
 const MAX_CLIENT_MESSAGE: usize = 512;
 
-/// A client as [`Guards::check`](super::Guards::check) needs it: no redirects. The process must have installed a rustls
-/// provider before.
-///
-/// # Errors
-/// If the TLS backend cannot be initialised.
-pub fn http_client() -> Result<Client, reqwest::Error> {
-    Client::builder().redirect(redirect::Policy::none()).build()
-}
-
 /// A service that decides on messages.
 #[derive(Debug)]
 pub(super) struct Service {
-    /// None while the Secret that holds it is unknown.
-    url: Option<Url>,
+    url: Source,
     timeout: Duration,
+}
+
+#[derive(Debug)]
+enum Source {
+    Url(Url),
+    /// Read for every question.
+    Secret(SecretKeyRef),
 }
 
 #[derive(Serialize)]
@@ -53,25 +51,32 @@ struct Decision {
 }
 
 impl Service {
-    pub(super) fn new(webhook: &Webhook, resolve: impl Fn(&SecretKeyRef) -> Option<String>) -> Result<Self, Problem> {
+    pub(super) fn new(webhook: &Webhook) -> Result<Self, Problem> {
         let url = match (&webhook.url, &webhook.url_secret_ref) {
-            (Some(url), None) => Some(parse(url).ok_or(Problem::Url)?),
-            // A Secret with a bad URL may be corrected any time: broken, not impossible.
-            (None, Some(secret)) => resolve(secret).as_deref().and_then(parse),
+            (Some(url), None) => Source::Url(parse(url).ok_or(Problem::Url)?),
+            (None, Some(secret)) => Source::Secret(secret.clone()),
             _ => return Err(Problem::UrlSource),
         };
         Ok(Self { url, timeout: webhook.timeout() })
     }
 
-    pub(super) async fn ask(&self, client: &Client, input: Input<'_>) -> Answer {
-        let Some(url) = &self.url else {
-            return Answer::Broken("its Secret is missing or holds no http or https URL".into());
-        };
-        match tokio::time::timeout(self.timeout, exchange(client, url, input)).await {
+    pub(super) async fn ask(&self, services: &Services, input: Input<'_>) -> Answer {
+        let asking = async { exchange(services, &self.url(services, input.organization).await?, input).await };
+        match tokio::time::timeout(self.timeout, asking).await {
             Ok(Ok(Decision { allow: true, .. })) => Answer::Allow,
             Ok(Ok(Decision { message, .. })) => Answer::Reject(message.and_then(presentable)),
             Ok(Err(cause)) => Answer::Broken(cause),
             Err(_) => Answer::Broken(format!("no answer within {:?}", self.timeout)),
+        }
+    }
+
+    async fn url(&self, services: &Services, namespace: &str) -> Result<Url, String> {
+        match &self.url {
+            Source::Url(url) => Ok(url.clone()),
+            Source::Secret(secret) => {
+                let value = services.secrets.get(namespace, secret).await.map_err(|e| e.to_string())?;
+                value.as_deref().and_then(parse).ok_or("its Secret is missing or holds no http or https URL".into())
+            }
         }
     }
 }
@@ -80,7 +85,7 @@ fn parse(url: &str) -> Option<Url> {
     Url::parse(url.trim()).ok().filter(|url| matches!(url.scheme(), "http" | "https"))
 }
 
-async fn exchange(client: &Client, url: &Url, input: Input<'_>) -> Result<Decision, String> {
+async fn exchange(services: &Services, url: &Url, input: Input<'_>) -> Result<Decision, String> {
     let question = Question {
         turn_id: input.turn_id,
         message_id: input.message_id,
@@ -90,11 +95,9 @@ async fn exchange(client: &Client, url: &Url, input: Input<'_>) -> Result<Decisi
         organization: input.organization,
         message: input.message,
     };
-    let request = client.post(url.clone()).header("webhook-id", input.turn_id).json(&question);
-    let mut response = request.send().await.map_err(explain)?;
-    if response.url() != url {
-        return Err("it redirected, and the client followed".into());
-    }
+    let request = services.outbound.post(url).map_err(|why| why.to_string())?;
+    let request = request.header("webhook-id", input.turn_id).json(&question);
+    let mut response = request.send().await.map_err(|e| refusal(&e).map_or_else(|| explain(e), |w| w.to_string()))?;
     if !response.status().is_success() {
         return Err(format!("it answered {}", response.status()));
     }
@@ -107,18 +110,6 @@ async fn exchange(client: &Client, url: &Url, input: Input<'_>) -> Result<Decisi
     }
     serde_json::from_slice(&body)
         .map_err(|error| format!("its answer is not {{allow: bool, message?: string}}: {error}"))
-}
-
-/// An error with its causes, without the URL: that may be a secret.
-fn explain(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(&error);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// A service's message as a client may see it: one bounded line, or none.

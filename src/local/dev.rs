@@ -11,12 +11,14 @@ use uuid::Uuid;
 
 use super::agents_file::{self, AgentsError};
 use super::database::{self, DatabaseError};
+use super::secrets::LocalSecrets;
 use crate::admin::{self, Readiness};
-use crate::config::{AdminArgs, DatabaseArgs, GatewayArgs, LogArgs, TimingArgs};
-use crate::crd::SecretKeyRef;
+use crate::config::{AdminArgs, DatabaseArgs, EgressArgs, GatewayArgs, LogArgs, TimingArgs};
+use crate::deliver::egress::{Outbound, Reach};
+use crate::deliver::platforms;
 use crate::fleet::process::{ProcessConfig, ProcessRuntime};
 use crate::fleet::{self, FleetConfig, Leadership};
-use crate::gateway::{self, GatewayError, Listeners};
+use crate::gateway::{self, GatewayConfig, GatewayError, Listeners};
 use crate::liveness;
 use crate::store::{Store, StoreError};
 
@@ -34,6 +36,11 @@ pub struct DevArgs {
     /// YAML with Agents; watched.
     #[arg(long, env = "LASTWORD_AGENTS", value_name = "FILE", default_value = "examples/agents.yaml")]
     pub agents: PathBuf,
+    /// A directory with Secrets, one file a key: DIR/NAME/KEY. What is not there is looked for as a variable NAME_KEY.
+    #[arg(long, env = "LASTWORD_SECRETS", value_name = "DIR")]
+    pub secrets: Option<PathBuf>,
+    #[command(flatten)]
+    pub egress: EgressArgs,
     /// How long workers may take to finish what they hold when `dev` is told to stop.
     #[arg(long, env = "LASTWORD_STOP_SECONDS", value_name = "SECONDS", default_value_t = 3)]
     pub stop_seconds: u64,
@@ -80,7 +87,11 @@ pub async fn run(args: DevArgs, shutdown: CancellationToken) -> Result<(), DevEr
     let readiness = Readiness::default();
     let worker_address = workers.local_addr().map_err(GatewayError::Io)?;
     let client_address = clients.local_addr().map_err(GatewayError::Io)?;
-    let config = args.gateway.config(worker_address);
+    let secrets = LocalSecrets { directory: args.secrets.clone() };
+    // Whoever runs it may reach their own machine anyway.
+    let egress = args.egress.egress().with_loopback();
+    let outbound = Outbound::new(egress.clone(), Reach::Public).map_err(GatewayError::Http)?;
+    let config = GatewayConfig { egress, secrets: Arc::new(secrets.clone()), ..args.gateway.config(worker_address) };
     // Stopped in this order: the fleet, which needs the gateway for its workers' last words; then the rest.
     let stop_rest = CancellationToken::new();
     let stop_fleet = shutdown.child_token();
@@ -92,11 +103,12 @@ pub async fn run(args: DevArgs, shutdown: CancellationToken) -> Result<(), DevEr
         args.timing.sweep_every(),
         stop_rest.clone(),
     ));
+    let posts = tokio::spawn(platforms::run(store.clone(), Arc::new(secrets.clone()), outbound, stop_rest.clone()));
     let mut gateway =
         tokio::spawn(gateway::run(config.clone(), store.clone(), Listeners { clients, workers }, stop_rest.clone()));
     let runtime = Arc::new(ProcessRuntime::new(ProcessConfig {
         boot,
-        secrets: Arc::new(secret),
+        secrets: Arc::new(move |key| secrets.read(key).ok().flatten()),
         stop_within: Some(Duration::from_secs(args.stop_seconds)),
         ..ProcessConfig::new(&node, &config.advertise, base_dir(&args.agents)).map_err(GatewayError::Io)?
     }));
@@ -121,6 +133,7 @@ pub async fn run(args: DevArgs, shutdown: CancellationToken) -> Result<(), DevEr
         let _ = gateway.await;
     }
     let _ = sweep.await;
+    let _ = posts.await;
     store.close().await;
     if let Some(embedded) = database.embedded {
         embedded.stop().await;
@@ -164,12 +177,6 @@ fn node(directory: Option<&Path>) -> Result<String, (PathBuf, std::io::Error)> {
         }
         Err(error) => Err(failed(error)),
     }
-}
-
-/// On one machine a Secret's key is a variable of ours: name `openai`, key `api-key` is OPENAI_API_KEY.
-fn secret(key: &SecretKeyRef) -> Option<String> {
-    let variable = format!("{}_{}", key.name, key.key).to_uppercase().replace(['-', '.'], "_");
-    std::env::var(variable).ok()
 }
 
 fn banner(agents: &[String], address: std::net::SocketAddr) {

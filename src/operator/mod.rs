@@ -3,6 +3,7 @@
 //! - [`pods`]: worker pods, and the fleet's runtime that makes them.
 //! - [`review`]: who a pod is, by its token; for gateways.
 //! - [`leader`]: the Lease that makes one replica the writer of Kubernetes objects.
+//! - [`secrets`]: Secrets that Agents name, read at use.
 //!
 //! Everything here may be cut off from the API server at any time: what needs it waits and tries again; sweep, suspicion
 //! and deliveries of other platforms go on without it.
@@ -10,6 +11,7 @@
 pub mod leader;
 pub mod pods;
 pub mod review;
+pub mod secrets;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,10 +1,15 @@
 //! The role `controller`: the sweep, the renderers of other platforms, and the operator; one of several replicas.
 
+use std::sync::Arc;
+
 use tokio_util::sync::CancellationToken;
 
 use super::{RoleError, listen, open_store};
 use crate::admin::{self, Readiness};
-use crate::config::{AdminArgs, DatabaseArgs, LogArgs, OperatorArgs, TimingArgs};
+use crate::config::{AdminArgs, DatabaseArgs, EgressArgs, LogArgs, OperatorArgs, TimingArgs};
+use crate::deliver::egress::{Outbound, Reach};
+use crate::deliver::platforms;
+use crate::operator::secrets::KubeSecrets;
 use crate::{liveness, operator};
 
 /// Be the operator: Agents, AgentTurns and worker pods in Kubernetes, and the sweep; run two or more replicas.
@@ -14,6 +19,8 @@ pub struct ControllerRole {
     pub database: DatabaseArgs,
     #[command(flatten)]
     pub operator: OperatorArgs,
+    #[command(flatten)]
+    pub egress: EgressArgs,
     #[command(flatten)]
     pub timing: TimingArgs,
     #[command(flatten)]
@@ -26,6 +33,7 @@ pub struct ControllerRole {
 pub async fn run(args: ControllerRole, shutdown: CancellationToken) -> Result<(), RoleError> {
     let admin = listen(args.admin.admin_listen, "--admin-listen").await?;
     let client = operator::client().await?;
+    let outbound = Outbound::new(args.egress.egress(), Reach::Public)?;
     let readiness = Readiness::default();
     let end = CancellationToken::new();
     let store = open_store(&args.database)?;
@@ -34,9 +42,11 @@ pub async fn run(args: ControllerRole, shutdown: CancellationToken) -> Result<()
         readiness.set();
         let every = args.timing.sweep_every();
         let sweep = liveness::sweep(store.clone(), args.timing.retention(), every, shutdown.clone());
+        let secrets = Arc::new(KubeSecrets::new(client.clone()));
+        let posts = platforms::run(store.clone(), secrets, outbound, shutdown.clone());
         let cause_window = args.timing.cause_window();
         let operate = operator::run(args.operator.config(), store.clone(), client, cause_window, shutdown.clone());
-        tokio::join!(sweep, operate);
+        tokio::join!(sweep, posts, operate);
     }
     end.cancel();
     // It only answers questions; one that failed has said so.

@@ -7,9 +7,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{RoleError, listen, open_store};
 use crate::admin::{self, Readiness};
-use crate::config::{AdminArgs, DatabaseArgs, GatewayArgs, LogArgs, ReviewArgs};
+use crate::config::{AdminArgs, DatabaseArgs, EgressArgs, GatewayArgs, LogArgs, ReviewArgs};
 use crate::gateway::{self, GatewayError, Listeners};
-use crate::operator::{self, review::TokenReviewer};
+use crate::operator::{self, review::TokenReviewer, secrets::KubeSecrets};
 
 /// Serve clients and workers; run as many replicas as you like.
 #[derive(Debug, Clone, clap::Args)]
@@ -18,6 +18,8 @@ pub struct GatewayRole {
     pub database: DatabaseArgs,
     #[command(flatten)]
     pub gateway: GatewayArgs,
+    #[command(flatten)]
+    pub egress: EgressArgs,
     #[command(flatten)]
     pub review: ReviewArgs,
     #[command(flatten)]
@@ -37,8 +39,11 @@ pub async fn run(args: GatewayRole, shutdown: CancellationToken) -> Result<(), R
     let admin = tokio::spawn(admin::run(admin, store.clone(), readiness.clone(), end.clone()));
     if super::schema(&store, &shutdown).await {
         let mut config = args.gateway.config(workers.local_addr().map_err(GatewayError::Io)?);
+        config.egress = args.egress.egress();
         if args.review.token_review {
-            config.reviewer = Some(Arc::new(TokenReviewer::new(operator::client().await?)));
+            let client = operator::client().await?;
+            config.reviewer = Some(Arc::new(TokenReviewer::new(client.clone())));
+            config.secrets = Arc::new(KubeSecrets::new(client));
         }
         readiness.set();
         let delay = Duration::from_secs(args.gateway.drain_delay_seconds);

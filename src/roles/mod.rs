@@ -115,6 +115,8 @@ pub enum RoleError {
     Listen { address: std::net::SocketAddr, flag: &'static str, error: std::io::Error },
     #[error("there is no Kubernetes to talk to: {0}; run it in a pod, or set KUBECONFIG")]
     Kubernetes(#[from] kube::Error),
+    #[error("cannot make an HTTP client: {0}")]
+    Http(#[from] reqwest::Error),
 }
 
 async fn listen(address: std::net::SocketAddr, flag: &'static str) -> Result<TcpListener, RoleError> {

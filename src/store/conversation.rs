@@ -81,7 +81,8 @@ impl Store {
     pub async fn session_base(&self, conversation: ConversationId) -> Result<i64, StoreError> {
         Ok(sqlx::query_scalar(
             "SELECT least((SELECT min(number) FROM marker WHERE conversation_id = $1),
-                          (SELECT min(number) FROM delivery WHERE conversation_id = $1),
+                          (SELECT min(number) FROM delivery WHERE conversation_id = $1
+                             AND (platform = 'api' OR state = 'ready')),
                           (SELECT last_number + 1 FROM conversation WHERE id = $1), 9223372036854775807) - 1",
         )
         .bind(conversation.0)

@@ -17,6 +17,8 @@ pub struct Figures {
     pub workers: Vec<(String, i64)>,
     /// Terminals of the last hour by reason; replies are `Succeeded`.
     pub terminals_last_hour: Vec<(String, i64)>,
+    /// Terminals for webhooks and Slack that are yet to be posted, and those that were given up and not yet pruned.
+    pub posts: Vec<(String, i64)>,
     /// Seconds since a gateway last ticked: large means that verdicts of silence are held back.
     pub gate_seen_seconds: f64,
     /// Age in transactions of the oldest snapshot, which holds back vacuum.
@@ -40,6 +42,14 @@ impl Store {
         )
         .fetch_all(&mut *connection)
         .await?;
+        // Each by its own partial index.
+        let posts = sqlx::query_as(
+            "SELECT 'due', count(*) FROM delivery WHERE state = 'ready' AND platform NOT IN ('api', 'kubernetes')
+             UNION ALL
+             SELECT 'given-up', count(*) FROM delivery WHERE state = 'parked' AND platform NOT IN ('api', 'kubernetes')",
+        )
+        .fetch_all(&mut *connection)
+        .await?;
         let row = sqlx::query(
             "SELECT extract(epoch FROM statement_timestamp() - g.seen)::float8 AS seen,
                     coalesce((SELECT extract(epoch FROM statement_timestamp() - min(armed_at)) FROM marker
@@ -53,6 +63,7 @@ impl Store {
             open_turns,
             workers,
             terminals_last_hour,
+            posts,
             oldest_waiting_seconds: row.try_get("oldest")?,
             gate_seen_seconds: row.try_get("seen")?,
             oldest_xmin_age: row.try_get("xmin")?,
@@ -88,6 +99,12 @@ impl Figures {
             "Terminals of the last hour.",
             Some("reason"),
             &counted(&self.terminals_last_hour),
+        );
+        gauge(
+            "lastword_posts",
+            "Terminals for webhooks and Slack that are due, or were given up.",
+            Some("state"),
+            &counted(&self.posts),
         );
         gauge(
             "lastword_gate_seen_seconds",

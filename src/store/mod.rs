@@ -31,6 +31,7 @@ mod lease;
 mod notify;
 mod output;
 mod pod;
+mod post;
 pub mod probe;
 mod read;
 mod retention;
@@ -57,6 +58,7 @@ pub use lease::{ConnectError, Connected, DeploymentDemand, Lease, LeasePhase, Ne
 pub use notify::{Notice, Notices};
 pub use output::{Append, AppendError};
 pub use pod::{PodSession, RecordedPod};
+pub use post::DuePost;
 pub(crate) use read::MAX_VIEWED;
 pub use read::{Head, ListFilter, Record, RecordedReply, Terminal, TurnView};
 pub use retention::Retention;

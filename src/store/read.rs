@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use serde_json::Value;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, QueryBuilder, Row};
 use time::OffsetDateTime;
@@ -71,6 +72,7 @@ pub struct Record {
     pub deployment: String,
     pub user: String,
     pub platform: String,
+    pub platform_metadata: Value,
     pub message: String,
     pub armed_at: OffsetDateTime,
     pub claimed_at: Option<OffsetDateTime>,
@@ -338,6 +340,7 @@ async fn records(connection: &mut PgConnection, rows: &[PgRow]) -> Result<Vec<Re
                 }),
                 _ => None,
             };
+            let routing = elect::routing(row).unwrap_or_default();
             Ok(Record {
                 turn_id: TurnId(row.try_get("id")?),
                 conversation_id: ConversationId(row.try_get("conversation_id")?),
@@ -349,7 +352,8 @@ async fn records(connection: &mut PgConnection, rows: &[PgRow]) -> Result<Vec<Re
                 agent: row.try_get("agent")?,
                 deployment: row.try_get("deployment")?,
                 user: row.try_get("user")?,
-                platform: elect::routing(row).unwrap_or_default().platform,
+                platform: routing.platform,
+                platform_metadata: routing.platform_metadata,
                 message: row.try_get("input")?,
                 armed_at: row.try_get("armed_at")?,
                 claimed_at: row.try_get("claimed_at")?,

@@ -25,7 +25,7 @@ impl Default for Retention {
 
 impl Store {
     /// One pass; answers how many turns were removed. Waits for deliveries that are still owed on other platforms than
-    /// `api` (whose parked rows end with the retention), also for those of turns whose reply lies in another turn's log.
+    /// `api`, also for those of turns whose reply lies in another turn's log; what is parked ends with the retention.
     pub async fn prune(&self, retention: &Retention) -> Result<u64, StoreError> {
         self.prune_leases(retention).await?;
         retry_races(|| async {
@@ -33,8 +33,8 @@ impl Store {
             // Not NOT EXISTS: as anti joins, these scan the whole of `delivery` to find the 500 oldest.
             let old: Vec<Uuid> = sqlx::query_scalar(
                 "SELECT turn_id FROM terminal t WHERE ended_at < statement_timestamp() - make_interval(secs => $1)
-                   AND (SELECT true FROM delivery d WHERE d.turn_id = t.turn_id AND d.platform <> 'api' LIMIT 1) IS NULL
-                   AND (SELECT true FROM terminal o JOIN delivery d ON d.turn_id = o.turn_id AND d.platform <> 'api'
+                   AND (SELECT true FROM delivery d WHERE d.turn_id = t.turn_id AND d.platform <> 'api' AND d.state = 'ready' LIMIT 1) IS NULL
+                   AND (SELECT true FROM terminal o JOIN delivery d ON d.turn_id = o.turn_id AND d.platform <> 'api' AND d.state = 'ready'
                         WHERE o.conversation_id = t.conversation_id AND o.holder = t.turn_id
                           AND o.number BETWEEN t.number + 1 AND t.number + 100 LIMIT 1) IS NULL
                  ORDER BY ended_at LIMIT $2",

@@ -1,0 +1,365 @@
+//! Where requests may go whose URL an Agent's author gave: the addresses that are really connected to are checked, so
+//! that neither a name that points inside nor one that changes between check and connect gets past.
+//!
+//! | address | platforms ([`Reach::Public`]) | guardrails ([`Reach::Cluster`]) |
+//! |---|---|---|
+//! | loopback, link-local, unspecified, multicast, reserved, cloud metadata | refused | refused |
+//! | private: 10/8, 172.16/12, 192.168/16, 100.64/10, 198.18/15, fc00::/7, fec0::/10 | refused | http and https |
+//! | all others | https | https |
+//! | in `--egress-deny` | refused | refused |
+//! | in `--egress-allow`, and not in `--egress-deny` | http and https | http and https |
+//!
+//! Guardrails reach further since they are services in the cluster as a rule, asked for a decision that their author may
+//! make anyway; what is the gateway's own (its loopback, its node) stays closed to them too. An IPv6 address that stands
+//! for an IPv4 one is judged as that one.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::{Client, RequestBuilder, Url, redirect};
+use url::Host;
+
+/// The connection must stand within this time; then the request's own timeout counts.
+const CONNECT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+/// Loopback, which `dev` allows.
+const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
+/// Never a peer's: this host, link-local, protocol assignments, multicast, reserved; and metadata services elsewhere
+/// (Alibaba, Azure, AWS over IPv6; Oracle's is in 192.0.0.0/24, all others link-local).
+const OWN: [&str; 15] = [
+    "0.0.0.0/8",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "192.0.0.0/24",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+    "100.100.100.200/32",
+    "168.63.129.16/32",
+    "::/128",
+    "::1/128",
+    "fe80::/10",
+    "ff00::/8",
+    "fd00:ec2::/32",
+    "100::/64",
+    "64:ff9b:1::/48",
+];
+/// Where clusters and offices live.
+const PRIVATE: [&str; 7] =
+    ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "198.18.0.0/15", "fc00::/7", "fec0::/10"];
+
+/// How far requests of a kind may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Outside alone.
+    Public,
+    /// Into the cluster's ranges too.
+    Cluster,
+}
+
+/// The operator's lists; empty by default.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Egress {
+    pub allow: Vec<IpNet>,
+    /// Wins over `allow`.
+    pub deny: Vec<IpNet>,
+}
+
+/// An address that may not be connected to, and why. It names no URL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    #[error("the address is in a range that is refused by --egress-deny")]
+    Denied,
+    #[error("the address is loopback, link-local or otherwise never a peer's; allow it with --egress-allow")]
+    Own,
+    #[error("the address is in a private or cluster range; allow it with --egress-allow")]
+    Private,
+    #[error("http is refused but for destinations in --egress-allow; use https")]
+    Plain,
+    #[error("only http and https URLs with a host can be posted to")]
+    NoHost,
+}
+
+impl Egress {
+    /// The same, with loopback allowed: for `dev`, where receivers run on the same machine.
+    pub fn with_loopback(mut self) -> Self {
+        self.allow.extend(nets(&LOOPBACK));
+        self
+    }
+
+    /// Whether this address may be connected to; `plain`: without TLS.
+    ///
+    /// # Errors
+    /// The rule that refuses it.
+    pub fn check(&self, address: IpAddr, reach: Reach, plain: bool) -> Result<(), Refused> {
+        let address = canonical(address);
+        if holds(&self.deny, address) {
+            return Err(Refused::Denied);
+        }
+        if holds(&self.allow, address) {
+            return Ok(());
+        }
+        if holds(nets(&OWN), address) {
+            return Err(Refused::Own);
+        }
+        match (holds(nets(&PRIVATE), address), reach) {
+            (true, Reach::Public) => Err(Refused::Private),
+            (true, Reach::Cluster) => Ok(()),
+            (false, _) if plain => Err(Refused::Plain),
+            (false, _) => Ok(()),
+        }
+    }
+}
+
+/// The IPv4 address that an IPv6 one stands for (mapped, compatible, NAT64, 6to4), or the address itself.
+fn canonical(address: IpAddr) -> IpAddr {
+    let IpAddr::V6(v6) = address else { return address };
+    let s = v6.segments();
+    let v4 = |high: u16, low: u16| IpAddr::V4(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low)));
+    match s {
+        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => v4(high, low),
+        [0x2002, high, low, ..] => v4(high, low),
+        [0, 0, 0, 0, 0, 0, high, low] if v6 != Ipv6Addr::LOCALHOST && v6 != Ipv6Addr::UNSPECIFIED => v4(high, low),
+        _ => address,
+    }
+}
+
+fn holds(nets: impl IntoIterator<Item = impl std::borrow::Borrow<IpNet>>, address: IpAddr) -> bool {
+    nets.into_iter().any(|net| net.borrow().contains(&address))
+}
+
+/// Our own tables are right: a test reads each of them.
+fn nets(table: &'static [&'static str]) -> impl Iterator<Item = IpNet> {
+    table.iter().filter_map(|net| net.parse().ok())
+}
+
+/// Sends requests within the rules; cheap to clone.
+#[derive(Clone)]
+pub struct Outbound {
+    secure: Client,
+    plain: Client,
+    egress: Arc<Egress>,
+    reach: Reach,
+}
+
+impl fmt::Debug for Outbound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outbound").field("egress", &self.egress).field("reach", &self.reach).finish_non_exhaustive()
+    }
+}
+
+impl Outbound {
+    /// Redirects are not followed, and no proxy of the environment is used: both would connect to what was not checked.
+    /// The process must have installed a rustls provider before.
+    ///
+    /// # Errors
+    /// If the TLS backend cannot be initialised.
+    pub fn new(egress: Egress, reach: Reach) -> Result<Self, reqwest::Error> {
+        let egress = Arc::new(egress);
+        let client = |plain| {
+            crate::tls::http()
+                .redirect(redirect::Policy::none())
+                .no_proxy()
+                .user_agent(concat!("lastword/", env!("CARGO_PKG_VERSION")))
+                .connect_timeout(CONNECT_TIMEOUT)
+                .dns_resolver(Arc::new(Filtered { egress: egress.clone(), reach, plain }))
+                .build()
+        };
+        Ok(Outbound { secure: client(false)?, plain: client(true)?, egress, reach })
+    }
+
+    /// A POST to this URL. An address in it is judged here; those of a name are when it is resolved, see [`refusal`].
+    ///
+    /// # Errors
+    /// The rule that refuses it.
+    pub fn post(&self, url: &Url) -> Result<RequestBuilder, Refused> {
+        let plain = match url.scheme() {
+            "https" => false,
+            "http" => true,
+            _ => return Err(Refused::NoHost),
+        };
+        match url.host().ok_or(Refused::NoHost)? {
+            Host::Domain(_) => {}
+            // These are connected to without asking the resolver.
+            Host::Ipv4(address) => self.egress.check(address.into(), self.reach, plain)?,
+            Host::Ipv6(address) => self.egress.check(address.into(), self.reach, plain)?,
+        }
+        let client = if plain { &self.plain } else { &self.secure };
+        Ok(client.post(url.clone()))
+    }
+}
+
+/// The rule by which a request was refused, if that is why it failed.
+pub fn refusal(error: &reqwest::Error) -> Option<Refused> {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if let Some(refused) = error.downcast_ref::<Refused>() {
+            return Some(*refused);
+        }
+        cause = error.source();
+    }
+    None
+}
+
+/// An error with its causes, without the URL: that may be a secret.
+pub fn explain(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// The system's resolver, without the addresses that are refused.
+struct Filtered {
+    egress: Arc<Egress>,
+    reach: Reach,
+    plain: bool,
+}
+
+impl Resolve for Filtered {
+    fn resolve(&self, name: Name) -> Resolving {
+        let (egress, reach, plain) = (self.egress.clone(), self.reach, self.plain);
+        Box::pin(async move {
+            let mut permitted = Vec::new();
+            let mut refused = None;
+            for address in tokio::net::lookup_host((name.as_str(), 0)).await? {
+                match egress.check(address.ip(), reach, plain) {
+                    Ok(()) => permitted.push(address),
+                    Err(why) => refused = Some(why),
+                }
+            }
+            match refused {
+                Some(why) if permitted.is_empty() => Err(why.into()),
+                _ => Ok(Box::new(permitted.into_iter()) as Addrs),
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn egress(allow: &[&str], deny: &[&str]) -> Egress {
+        let parse = |list: &[&str]| list.iter().map(|n| n.parse().expect("a net")).collect();
+        Egress { allow: parse(allow), deny: parse(deny) }
+    }
+
+    #[test]
+    fn every_range_of_our_own_is_readable() {
+        assert_eq!(nets(&OWN).count(), OWN.len());
+        assert_eq!(nets(&PRIVATE).count(), PRIVATE.len());
+        assert_eq!(nets(&LOOPBACK).count(), LOOPBACK.len());
+    }
+
+    #[test]
+    fn the_table_of_addresses() {
+        use Refused::{Own, Plain, Private};
+        // address; platforms over https and http; guardrails over https and http
+        let public = [Ok(()), Err(Plain), Ok(()), Err(Plain)];
+        let private = [Err(Private), Err(Private), Ok(()), Ok(())];
+        let own = [Err(Own); 4];
+        for (address, expected) in [
+            ("1.1.1.1", public),
+            ("172.15.255.255", public),
+            ("172.32.0.1", public),
+            ("100.128.0.1", public),
+            ("2606:4700::1111", public),
+            ("::ffff:1.1.1.1", public),
+            ("10.96.0.1", private),
+            ("172.16.0.1", private),
+            ("172.31.255.255", private),
+            ("192.168.1.1", private),
+            ("100.64.0.1", private),
+            ("198.19.0.1", private),
+            ("fd12::1", private),
+            ("::ffff:10.0.0.1", private),
+            ("64:ff9b::10.0.0.1", private),
+            ("2002:0a00:0001::1", private),
+            ("::10.0.0.1", private),
+            ("127.0.0.1", own),
+            ("127.8.8.8", own),
+            ("0.0.0.0", own),
+            ("0.1.2.3", own),
+            ("169.254.169.254", own),
+            ("192.0.0.192", own),
+            ("100.100.100.200", own),
+            ("168.63.129.16", own),
+            ("224.0.0.1", own),
+            ("255.255.255.255", own),
+            ("::", own),
+            ("::1", own),
+            ("fe80::1", own),
+            ("ff02::1", own),
+            ("fd00:ec2::254", own),
+            ("::ffff:127.0.0.1", own),
+            ("::ffff:169.254.169.254", own),
+            ("64:ff9b::127.0.0.1", own),
+            ("2002:7f00:0001::", own),
+            ("::127.0.0.1", own),
+        ] {
+            let ip: IpAddr = address.parse().expect("an address");
+            let none = Egress::default();
+            let found =
+                [(Reach::Public, false), (Reach::Public, true), (Reach::Cluster, false), (Reach::Cluster, true)]
+                    .map(|(reach, plain)| none.check(ip, reach, plain));
+            assert_eq!(found, expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn lists_win_and_deny_wins_over_allow() {
+        let lists = egress(&["10.1.0.0/16", "127.0.0.1/32", "1.1.1.0/24"], &["10.1.2.0/24", "8.8.8.8/32"]);
+        for (address, expected) in [
+            ("10.1.0.1", Ok(())),
+            ("::ffff:10.1.0.1", Ok(())),
+            ("10.1.2.3", Err(Refused::Denied)),
+            ("::ffff:10.1.2.3", Err(Refused::Denied)),
+            ("10.2.0.1", Err(Refused::Private)),
+            ("127.0.0.1", Ok(())),
+            ("127.0.0.2", Err(Refused::Own)),
+            ("1.1.1.1", Ok(())),
+            ("8.8.8.8", Err(Refused::Denied)),
+        ] {
+            let ip = address.parse().expect("an address");
+            assert_eq!(lists.check(ip, Reach::Public, true), expected, "{address}");
+        }
+        let dev = Egress::default().with_loopback();
+        assert_eq!(dev.check("::1".parse().expect("an address"), Reach::Public, true), Ok(()));
+    }
+
+    /// Addresses in URLs in every spelling, and names, before anything is connected to.
+    #[tokio::test]
+    async fn a_url_into_a_refused_range_is_refused() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let outbound = Outbound::new(Egress::default(), Reach::Public).expect("a client");
+        for (url, expected) in [
+            ("https://127.0.0.1/", Refused::Own),
+            ("https://2130706433/", Refused::Own),
+            ("https://0x7f.1/", Refused::Own),
+            ("https://0177.0.0.1/", Refused::Own),
+            ("https://[::1]/", Refused::Own),
+            ("https://[::ffff:169.254.169.254]/", Refused::Own),
+            ("https://user@10.0.0.1:443/", Refused::Private),
+            ("http://1.1.1.1/", Refused::Plain),
+            ("ftp://1.1.1.1/", Refused::NoHost),
+        ] {
+            let url = Url::parse(url).expect("a URL");
+            assert_eq!(outbound.post(&url).err(), Some(expected), "{url}");
+        }
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        for scheme in ["http", "https"] {
+            let url = Url::parse(&format!("{scheme}://localhost:{port}/")).expect("a URL");
+            let failed = outbound.post(&url).expect("a name").send().await.expect_err("refused");
+            assert_eq!(refusal(&failed), Some(Refused::Own), "{failed:?}");
+        }
+        listener.set_nonblocking(true).expect("set");
+        assert!(listener.accept().is_err(), "nobody connected");
+    }
+}

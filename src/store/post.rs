@@ -1,0 +1,120 @@
+//! Posts: deliveries of the platforms that an Agent names itself (webhook, slack). A renderer takes due rows, and removes
+//! what was posted; what failed is put off, and at last given up: parked with its problem, for operators, until the
+//! retention of its turn.
+
+use sqlx::Row;
+
+use super::{Store, StoreError};
+use crate::turn::keys::{GatewayId, TurnId};
+
+/// The longest problem that is kept, in bytes.
+const MAX_PROBLEM_BYTES: usize = 512;
+
+/// A row that this renderer has taken for the length of its claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DuePost {
+    pub turn_id: TurnId,
+    pub organization: String,
+    /// The name of one of the Agent's platforms.
+    pub platform: String,
+    /// How often it was taken, now included.
+    pub attempts: u32,
+    by: GatewayId,
+}
+
+impl DuePost {
+    /// One platform of an organization, as [`Store::take_posts`] knows it.
+    pub fn place(&self) -> String {
+        format!("{}/{}", self.organization, self.platform)
+    }
+}
+
+impl Store {
+    /// Takes due rows of all platforms but `api` and `kubernetes` for `seconds`, which must exceed all that the renderer
+    /// does with one. Rows of the places in `busy` are left.
+    pub async fn take_posts(
+        &self,
+        by: GatewayId,
+        seconds: u32,
+        limit: u32,
+        busy: &[String],
+    ) -> Result<Vec<DuePost>, StoreError> {
+        if limit == 0 {
+            return Ok(Vec::new());
+        }
+        // The platforms are written as the partial index delivery_posts has them.
+        let rows = sqlx::query(
+            "WITH due AS MATERIALIZED (
+               SELECT turn_id, platform FROM delivery
+               WHERE state = 'ready' AND platform NOT IN ('api', 'kubernetes') AND due_at < statement_timestamp()
+                 AND organization || '/' || platform <> ALL($4)
+               ORDER BY due_at LIMIT $3 FOR UPDATE SKIP LOCKED)
+             UPDATE delivery d SET due_at = clock_timestamp() + make_interval(secs => $2), claimed_by = $1,
+                    attempts = d.attempts + 1
+             FROM due WHERE d.turn_id = due.turn_id AND d.platform = due.platform
+             RETURNING d.turn_id, d.organization, d.platform, d.attempts",
+        )
+        .bind(by.0)
+        .bind(f64::from(seconds))
+        .bind(i64::from(limit))
+        .bind(busy)
+        .fetch_all(&self.general)
+        .await?;
+        rows.iter()
+            .map(|r| {
+                Ok(DuePost {
+                    turn_id: TurnId(r.try_get("turn_id")?),
+                    organization: r.try_get("organization")?,
+                    platform: r.try_get("platform")?,
+                    attempts: r.try_get::<i32, _>("attempts")? as u32,
+                    by,
+                })
+            })
+            .collect()
+    }
+
+    /// Tries a post again after so many seconds, unless another renderer has taken it meanwhile.
+    pub async fn put_off_post(&self, post: &DuePost, seconds: f64, problem: &str) -> Result<(), StoreError> {
+        self.leave_post(post, "ready", seconds, problem).await
+    }
+
+    /// Tries a post no more, unless another renderer has taken it meanwhile.
+    pub async fn give_up_post(&self, post: &DuePost, problem: &str) -> Result<(), StoreError> {
+        self.leave_post(post, "parked", 0.0, problem).await
+    }
+
+    async fn leave_post(&self, post: &DuePost, state: &str, seconds: f64, problem: &str) -> Result<(), StoreError> {
+        let problem = crate::turn::terminal::cut(crate::turn::frame::storable(problem.to_string()), MAX_PROBLEM_BYTES);
+        sqlx::query(
+            "UPDATE delivery SET state = $5, due_at = clock_timestamp() + make_interval(secs => $6), problem = $7,
+                    claimed_by = NULL
+             WHERE turn_id = $1 AND platform = $2 AND claimed_by = $3 AND attempts = $4",
+        )
+        .bind(post.turn_id.0)
+        .bind(&post.platform)
+        .bind(post.by.0)
+        .bind(post.attempts as i32)
+        .bind(state)
+        .bind(seconds)
+        .bind(problem)
+        .execute(&self.general)
+        .await?;
+        Ok(())
+    }
+
+    /// An Agent's spec as it is now; `None` when there is no such Agent.
+    pub async fn agent_spec(&self, namespace: &str, name: &str) -> Result<Option<serde_json::Value>, StoreError> {
+        Ok(sqlx::query_scalar("SELECT spec FROM agent WHERE namespace = $1 AND name = $2 AND deleted_at IS NULL")
+            .bind(namespace)
+            .bind(name)
+            .fetch_optional(&self.general)
+            .await?)
+    }
+
+    /// The platform that a turn came in on.
+    pub async fn platform_of(&self, turn: TurnId) -> Result<Option<String>, StoreError> {
+        let row =
+            sqlx::query("SELECT routing FROM turn WHERE id = $1").bind(turn.0).fetch_optional(&self.general).await?;
+        Ok(row.map(|r| super::elect::routing(&r).unwrap_or_default().platform))
+    }
+}
