@@ -1,11 +1,16 @@
 //! All of Kubernetes: Agents, AgentTurns, worker pods. Only this module, `crd`, and the gateway's TokenReview know kube.
 //!
+//! - [`agents`]: their projection into the store, and their statuses; [`turns`]: AgentTurns; [`events`]: failures as Events.
 //! - [`leader`]: the Lease that makes one replica the writer of Kubernetes objects.
 //!
 //! Everything here may be cut off from the API server at any time: what needs it waits and tries again; sweep, suspicion
 //! and deliveries of other platforms go on without it.
 
+pub mod agents;
+pub mod events;
 pub mod leader;
+pub mod turns;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,6 +68,18 @@ pub async fn run(
     shutdown: CancellationToken,
 ) {
     let leadership = leader::elect(client.clone(), &config, shutdown.clone());
-    let _ = (store, cause_window, leadership);
-    shutdown.cancelled().await;
+    let _ = cause_window;
+    let namespaces: Arc<[String]> = config.namespaces.clone().into();
+    let failures = events::LastFailures::default();
+    let agents = agents::Hands {
+        store: store.clone(),
+        client: client.clone(),
+        draft: Arc::new(|_| Err("worker pods are not built yet".into())),
+        failures: failures.clone(),
+    };
+    tokio::join!(
+        agents::run(agents, namespaces.clone(), leadership.clone(), shutdown.clone()),
+        turns::run(store.clone(), client.clone(), namespaces, leadership.clone(), shutdown.clone()),
+        events::run(store, client, failures, leadership, shutdown),
+    );
 }
