@@ -28,3 +28,24 @@ CREATE TABLE attempt (
 ALTER TABLE delivery ADD COLUMN problem text;      -- why the last attempt failed; never a URL
 CREATE INDEX delivery_posts ON delivery (due_at) WHERE state = 'ready' AND platform NOT IN ('api', 'kubernetes');
 CREATE INDEX delivery_given_up ON delivery (turn_id) WHERE state = 'parked' AND platform NOT IN ('api', 'kubernetes');
+
+-- AgentTurns.
+
+-- The object's metadata.generation: what an older reading of the same object is told from.
+ALTER TABLE agent ADD COLUMN object_generation bigint;
+
+-- Whose hand a turn was in when it ended, also where that worker did not say the last word.
+ALTER TABLE terminal ADD COLUMN held_by uuid;
+-- What the writer of Events reads: failures in their order, and deaths of workers.
+CREATE INDEX terminal_failed_at ON terminal (ended_at) WHERE outcome = 'error';
+
+-- The AgentTurn that a turn was armed for; written with the turn, removed when its status shows the terminal or the
+-- object is gone.
+CREATE TABLE object (
+    turn_id      uuid PRIMARY KEY,
+    organization text NOT NULL,                   -- its namespace
+    name         text NOT NULL,
+    uid          text NOT NULL,
+    armed_at     timestamptz NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0.02);
+CREATE INDEX object_uid ON object (organization, uid);

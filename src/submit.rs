@@ -14,11 +14,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::crd::{AgentSpec, Scope};
 use crate::guard::{self, Guards, Verdict};
-use crate::store::{Arm, ArmError, Armed, GuardedTurn, Store, StoreError};
+use crate::store::{Arm, ArmError, Armed, GuardedTurn, ObjectRef, Store, StoreError};
 use crate::turn::cursor::MAX_OPEN_TURNS;
 use crate::turn::keys::{GatewayId, Grouping, TurnId, content_hash, deployment};
 use crate::turn::reason::Reason;
-use crate::turn::routing::Routing;
+use crate::turn::routing::{API, KUBERNETES, Routing};
 use crate::turn::terminal::Failure;
 
 /// A guard's lease on a turn; kept up while the check runs.
@@ -122,6 +122,21 @@ pub struct Submission {
     pub platform: String,
     pub platform_metadata: Value,
     pub traceparent: Option<String>,
+    /// The hard deadline from arming; absent: the Agent's.
+    pub deadline_seconds: Option<u32>,
+    /// The AgentTurn that asks; what makes the platform `kubernetes` allowed.
+    pub object: Option<ObjectRef>,
+}
+
+impl Submission {
+    /// Whether its platform is one that anybody may name, the AgentTurn's own, or one of the Agent's.
+    fn may_be_shown(&self, agent: &Agent) -> bool {
+        match self.platform.as_str() {
+            API => true,
+            KUBERNETES => self.object.is_some(),
+            other => agent.spec.platforms.iter().any(|p| p.name == other),
+        }
+    }
 }
 
 /// Why a submission did not become a turn.
@@ -157,9 +172,7 @@ impl Submitter {
     pub async fn submit(&self, submission: Submission) -> Result<(Armed, String), SubmitError> {
         let found = self.agents.find(&self.store, &submission.organization, &submission.agent).await?;
         let agent = found.ok_or(SubmitError::NoAgent)?;
-        if submission.platform != crate::turn::routing::API
-            && !agent.spec.platforms.iter().any(|p| p.name == submission.platform)
-        {
+        if !submission.may_be_shown(&agent) {
             return Err(SubmitError::NoPlatform);
         }
         self.check_room(&submission, &agent).await?;
@@ -283,9 +296,10 @@ fn arm(submission: &Submission, agent: &Agent, deployment: String, gateway: Gate
         input: submission.message.clone(),
         content_hash: hash,
         traceparent: submission.traceparent.clone(),
-        turn_seconds: agent.spec.timing.turn_seconds(),
+        turn_seconds: submission.deadline_seconds.unwrap_or(agent.spec.timing.turn_seconds()),
         lease_seconds: agent.spec.timing.lease_seconds(),
         guard: (!agent.guards.is_empty()).then_some((gateway, GUARD_SECONDS)),
+        object: submission.object.clone(),
     }
 }
 

@@ -127,6 +127,7 @@ impl Scene {
             turn_seconds: 600,
             lease_seconds: 60,
             guard: None,
+            object: None,
         };
         self.store.arm(arm).await.expect("the database answers").expect("armed").turn_id
     }

@@ -158,7 +158,7 @@ impl Passes {
         let stored = self.store.agents().await?;
         let mut before = std::mem::take(&mut self.specs);
         let mut agents = Vec::with_capacity(stored.len());
-        for StoredAgent { namespace, name, spec, generation, uid } in stored {
+        for StoredAgent { namespace, name, spec, generation, uid, .. } in stored {
             let key = AgentKey { organization: namespace, name };
             let spec = match before.remove(&key) {
                 Some((parsed, spec)) if parsed == generation => spec,

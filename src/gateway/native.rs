@@ -118,6 +118,8 @@ pub(super) async fn submit(
         platform,
         platform_metadata: storable_json(body.platform_metadata),
         traceparent: headers.get("traceparent").and_then(|v| v.to_str().ok()).map(str::to_string),
+        deadline_seconds: None,
+        object: None,
     };
     let (message_id, conversation) = (submission.message_id.clone(), submission.conversation.clone());
     let (armed, deployment) = gateway.submitter.submit(submission).await.map_err(|e| refused(e, &message_id))?;

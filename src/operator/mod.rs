@@ -2,16 +2,21 @@
 //!
 //! - [`pods`]: worker pods, and the fleet's runtime that makes them.
 //! - [`review`]: who a pod is, by its token; for gateways.
+//! - [`agents`]: their projection into the store, and their statuses; [`turns`]: AgentTurns; [`events`]: failures as Events.
 //! - [`leader`]: the Lease that makes one replica the writer of Kubernetes objects.
 //! - [`secrets`]: Secrets that Agents name, read at use.
 //!
 //! Everything here may be cut off from the API server at any time: what needs it waits and tries again; sweep, suspicion
 //! and deliveries of other platforms go on without it.
 
+pub mod agents;
+pub mod events;
 pub mod leader;
 pub mod pods;
 pub mod review;
 pub mod secrets;
+pub mod turns;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::pods::{PodRuntime, Pods};
 use crate::fleet::{self, FleetConfig};
+use crate::guard::Services;
 use crate::store::Store;
 
 /// How the operator works; from the controller's flags.
@@ -63,20 +69,33 @@ pub async fn client() -> Result<Client, kube::Error> {
     Client::try_from(config)
 }
 
-/// Runs the operator until `shutdown`.
+/// Runs the operator until `shutdown`. `services` are what guardrails of AgentTurns may ask.
 pub async fn run(
     config: OperatorConfig,
     store: Store,
     client: Client,
+    services: Services,
     cause_window: Duration,
     shutdown: CancellationToken,
 ) {
     let leadership = leader::elect(client.clone(), &config, shutdown.clone());
-    let pods = Pods::new(client, store.clone(), config);
+    let namespaces: Arc<[String]> = config.namespaces.clone().into();
+    let failures = events::LastFailures::default();
+    let drafts = config.clone();
+    let pods = Pods::new(client.clone(), store.clone(), config);
+    let agents = agents::Hands {
+        store: store.clone(),
+        client: client.clone(),
+        draft: Arc::new(move |agent| pods::draft::draft(&drafts, agent)),
+        failures: failures.clone(),
+    };
     let wake = Arc::new(Notify::new());
     let fleet_config = FleetConfig { cause_window, ..FleetConfig::default() };
     let runtime = Arc::new(PodRuntime(pods.clone()));
     tokio::join!(
+        agents::run(agents, namespaces.clone(), leadership.clone(), shutdown.clone()),
+        turns::run(store.clone(), client.clone(), services, namespaces, leadership.clone(), shutdown.clone()),
+        events::run(store.clone(), client, failures, leadership.clone(), shutdown.clone()),
         pods.clone().watch(shutdown.clone()),
         pods.clone().observe(shutdown.clone()),
         pods.tidy(leadership.clone(), shutdown.clone()),

@@ -10,6 +10,7 @@ use crate::config::{AdminArgs, DatabaseArgs, EgressArgs, LogArgs, OperatorArgs, 
 use crate::deliver::egress::{Outbound, Reach};
 use crate::deliver::platforms;
 use crate::operator::secrets::KubeSecrets;
+use crate::guard::Services;
 use crate::{liveness, operator};
 
 /// Be the operator: Agents, AgentTurns and worker pods in Kubernetes, and the sweep; run two or more replicas.
@@ -34,6 +35,7 @@ pub async fn run(args: ControllerRole, shutdown: CancellationToken) -> Result<()
     let admin = listen(args.admin.admin_listen, "--admin-listen").await?;
     let client = operator::client().await?;
     let outbound = Outbound::new(args.egress.egress(), Reach::Public)?;
+    let to_guards = Outbound::new(args.egress.egress(), Reach::Cluster)?;
     let readiness = Readiness::default();
     let end = CancellationToken::new();
     let store = open_store(&args.database)?;
@@ -43,9 +45,10 @@ pub async fn run(args: ControllerRole, shutdown: CancellationToken) -> Result<()
         let every = args.timing.sweep_every();
         let sweep = liveness::sweep(store.clone(), args.timing.retention(), every, shutdown.clone());
         let secrets = Arc::new(KubeSecrets::new(client.clone()));
-        let posts = platforms::run(store.clone(), secrets, outbound, shutdown.clone());
-        let cause_window = args.timing.cause_window();
-        let operate = operator::run(args.operator.config(), store.clone(), client, cause_window, shutdown.clone());
+        let posts = platforms::run(store.clone(), secrets.clone(), outbound, shutdown.clone());
+        let services = Services { outbound: to_guards, secrets };
+        let (config, cause_window) = (args.operator.config(), args.timing.cause_window());
+        let operate = operator::run(config, store.clone(), client, services, cause_window, shutdown.clone());
         tokio::join!(sweep, posts, operate);
     }
     end.cancel();

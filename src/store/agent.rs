@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 use sqlx::Row;
+use time::OffsetDateTime;
 
 use super::{Notice, Store, StoreError};
 
@@ -12,24 +13,64 @@ pub struct StoredAgent {
     pub name: String,
     /// `AgentSpec` as JSON.
     pub spec: Value,
-    /// Grows with each change of the spec.
+    /// Grows with each change of the spec or of the object's UID, and when a removed Agent comes back.
     pub generation: i64,
-    /// The object's UID in Kubernetes.
+    /// The object's UID; `None` on one machine.
     pub uid: Option<String>,
+}
+
+/// What an Agent has at the moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentCounts {
+    pub namespace: String,
+    pub name: String,
+    /// Live or starting.
+    pub workers: u32,
+    /// Turns that wait; counted up to 1,000,000.
+    pub queued: u32,
+    /// Turns in a worker's hand.
+    pub running: u32,
 }
 
 impl Store {
     /// Writes an Agent; true when its spec is new.
     pub async fn put_agent(&self, namespace: &str, name: &str, spec: &Value) -> Result<bool, StoreError> {
+        self.put(namespace, name, spec, None).await
+    }
+
+    /// Writes an Agent that is an object with this UID and `metadata.generation`; true when it is new. An older reading
+    /// of the same object changes nothing.
+    pub async fn put_agent_object(
+        &self,
+        namespace: &str,
+        name: &str,
+        spec: &Value,
+        uid: &str,
+        generation: i64,
+    ) -> Result<bool, StoreError> {
+        self.put(namespace, name, spec, Some((uid, generation))).await
+    }
+
+    async fn put(
+        &self,
+        namespace: &str,
+        name: &str,
+        spec: &Value,
+        object: Option<(&str, i64)>,
+    ) -> Result<bool, StoreError> {
         let done = sqlx::query(
-            "INSERT INTO agent (namespace, name, spec) VALUES ($1, $2, $3)
+            "INSERT INTO agent (namespace, name, spec, uid, object_generation) VALUES ($1, $2, $3, $4, $5)
              ON CONFLICT (namespace, name) DO UPDATE
-             SET spec = excluded.spec, generation = agent.generation + 1, updated_at = clock_timestamp(), deleted_at = NULL
-             WHERE agent.spec <> excluded.spec OR agent.deleted_at IS NOT NULL",
+             SET spec = excluded.spec, uid = excluded.uid, object_generation = excluded.object_generation,
+                 generation = agent.generation + 1, updated_at = clock_timestamp(), deleted_at = NULL
+             WHERE (agent.spec <> excluded.spec OR agent.uid IS DISTINCT FROM excluded.uid OR agent.deleted_at IS NOT NULL)
+               AND NOT coalesce(agent.uid = excluded.uid AND agent.object_generation > excluded.object_generation, false)",
         )
         .bind(namespace)
         .bind(name)
         .bind(spec)
+        .bind(object.map(|o| o.0))
+        .bind(object.map(|o| o.1))
         .execute(&self.general)
         .await?;
         let changed = done.rows_affected() == 1;
@@ -54,6 +95,78 @@ impl Store {
             self.notices.send(Notice::Agents);
         }
         Ok(removed)
+    }
+
+    /// Removes the Agent that was this object; one made again under the same name stays.
+    pub async fn remove_agent_object(&self, namespace: &str, name: &str, uid: &str) -> Result<bool, StoreError> {
+        let done = sqlx::query(
+            "UPDATE agent SET deleted_at = clock_timestamp()
+             WHERE namespace = $1 AND name = $2 AND uid = $3 AND deleted_at IS NULL",
+        )
+        .bind(namespace)
+        .bind(name)
+        .bind(uid)
+        .execute(&self.general)
+        .await?;
+        let removed = done.rows_affected() == 1;
+        if removed {
+            self.notices.send(Notice::Agents);
+        }
+        Ok(removed)
+    }
+
+    /// Removes the objects that a complete list of their namespaces (`None`: of all) did not show. `listed` are its UIDs,
+    /// `began` is when it began, by the database's clock: what was written later may be newer than the list.
+    pub async fn remove_unlisted_agents(
+        &self,
+        namespaces: Option<&[String]>,
+        listed: &[String],
+        began: OffsetDateTime,
+    ) -> Result<u64, StoreError> {
+        let done = sqlx::query(
+            "UPDATE agent SET deleted_at = clock_timestamp()
+             WHERE deleted_at IS NULL AND uid IS NOT NULL AND NOT uid = ANY($2) AND updated_at < $3
+               AND ($1::text[] IS NULL OR namespace = ANY($1))",
+        )
+        .bind(namespaces)
+        .bind(listed)
+        .bind(began)
+        .execute(&self.general)
+        .await?;
+        if done.rows_affected() > 0 {
+            self.notices.send(Notice::Agents);
+        }
+        Ok(done.rows_affected())
+    }
+
+    /// Workers and turns of every Agent, in one look.
+    pub async fn agent_counts(&self) -> Result<Vec<AgentCounts>, StoreError> {
+        let rows = sqlx::query(
+            "WITH running AS (SELECT organization, agent, count(*) AS n FROM marker WHERE incarnation IS NOT NULL GROUP BY 1, 2),
+                  workers AS (SELECT organization, agent, count(*) AS n FROM lease WHERE phase IN ('starting', 'live')
+                              GROUP BY 1, 2)
+             SELECT a.namespace, a.name, coalesce(w.n, 0) AS workers, coalesce(r.n, 0) AS running, q.n AS queued
+             FROM agent a
+             LEFT JOIN running r ON r.organization = a.namespace AND r.agent = a.name
+             LEFT JOIN workers w ON w.organization = a.namespace AND w.agent = a.name
+             CROSS JOIN LATERAL (SELECT count(*) AS n FROM (
+               SELECT FROM marker m WHERE m.organization = a.namespace AND m.agent = a.name AND m.incarnation IS NULL
+               LIMIT 1000000) AS waiting) q
+             WHERE a.deleted_at IS NULL",
+        )
+        .fetch_all(&self.general)
+        .await?;
+        rows.iter()
+            .map(|r| {
+                Ok(AgentCounts {
+                    namespace: r.try_get("namespace")?,
+                    name: r.try_get("name")?,
+                    workers: r.try_get::<i64, _>("workers")? as u32,
+                    queued: r.try_get::<i64, _>("queued")? as u32,
+                    running: r.try_get::<i64, _>("running")? as u32,
+                })
+            })
+            .collect()
     }
 
     /// All Agents.

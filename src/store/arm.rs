@@ -2,9 +2,10 @@
 
 use serde_json::Value;
 use sqlx::{PgConnection, Row};
+use time::OffsetDateTime;
 
 use super::batch::Verb as BatchVerb;
-use super::{Notice, Store, StoreError};
+use super::{Notice, ObjectRef, Store, StoreError};
 use crate::turn::keys::{ConversationId, GatewayId, TurnId};
 
 /// A turn to arm.
@@ -28,6 +29,8 @@ pub struct Arm {
     pub lease_seconds: u32,
     /// Who guards the turn, and for how long, before it may be claimed.
     pub guard: Option<(GatewayId, u32)>,
+    /// The AgentTurn that it is armed for: the tie is written by the same transaction.
+    pub object: Option<ObjectRef>,
 }
 
 /// What arming came to.
@@ -37,6 +40,8 @@ pub struct Armed {
     pub conversation_id: ConversationId,
     /// The turn's place in its conversation.
     pub number: i64,
+    /// By the database's clock.
+    pub armed_at: OffsetDateTime,
     /// Whether this call armed it; otherwise an earlier one with the same messageId and content did.
     pub fresh: bool,
 }
@@ -111,6 +116,7 @@ impl BatchVerb for Verb {
                     turn_id: found.turn_id,
                     conversation_id: places[i].id,
                     number: found.number,
+                    armed_at: found.armed_at,
                     fresh: found.turn_id == items[i].turn_id,
                 })
             } else {
@@ -186,16 +192,18 @@ async fn insert(tx: &mut PgConnection, items: &[Arm], places: &[Place], allowed:
     let hashes: Vec<&[u8]> = allowed.iter().map(|&i| items[i].content_hash.as_slice()).collect();
     let traces: Vec<Option<&str>> = allowed.iter().map(|&i| items[i].traceparent.as_deref()).collect();
     let turn_seconds: Vec<i32> = allowed.iter().map(|&i| items[i].turn_seconds as i32).collect();
+    let objects: Vec<Option<&str>> = allowed.iter().map(|&i| Some(items[i].object.as_ref()?.name.as_str())).collect();
+    let uids: Vec<Option<&str>> = allowed.iter().map(|&i| Some(items[i].object.as_ref()?.uid.as_str())).collect();
     let lease_seconds: Vec<i32> = allowed.iter().map(|&i| items[i].lease_seconds as i32).collect();
     sqlx::query(
         r#"WITH item AS (
              SELECT i.*, c.last_number + row_number() OVER (PARTITION BY i.conversation_id ORDER BY position) AS number,
                     clock_timestamp() AS armed_at
              FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
-                         $9::jsonb[], $10::text[], $11::bytea[], $12::text[], $13::int[], $14::int[], $15::uuid[], $16::int[])
+                         $9::jsonb[], $10::text[], $11::bytea[], $12::text[], $13::int[], $14::int[], $15::uuid[], $16::int[], $17::text[], $18::text[])
                   WITH ORDINALITY
                   AS i(id, conversation_id, organization, conversation, message_id, agent, deployment, "user",
-                       routing, input, content_hash, traceparent, turn_seconds, lease_seconds, guard, guard_seconds, position)
+                       routing, input, content_hash, traceparent, turn_seconds, lease_seconds, guard, guard_seconds, object_name, object_uid, position)
              JOIN conversation c ON c.id = i.conversation_id
            ), turns AS (
              INSERT INTO turn (id, conversation_id, number, organization, conversation, message_id, agent, deployment,
@@ -213,6 +221,10 @@ async fn insert(tx: &mut PgConnection, items: &[Arm], places: &[Place], allowed:
                     i.guard, i.armed_at + make_interval(secs => i.guard_seconds), i.lease_seconds,
                     i.armed_at, i.armed_at + make_interval(secs => i.turn_seconds)
              FROM item i JOIN turns USING (id)
+           ), objects AS (
+             INSERT INTO object (turn_id, organization, name, uid, armed_at)
+             SELECT i.id, i.organization, i.object_name, i.object_uid, i.armed_at
+             FROM item i JOIN turns USING (id) WHERE i.object_uid IS NOT NULL
            )
            UPDATE conversation c SET last_number = new.last, agent = coalesce(c.agent, new.agent)
            FROM (SELECT i.conversation_id, max(t.number) AS last, min(i.agent) AS agent
@@ -235,6 +247,8 @@ async fn insert(tx: &mut PgConnection, items: &[Arm], places: &[Place], allowed:
     .bind(&lease_seconds)
     .bind(&guards)
     .bind(&guard_seconds)
+    .bind(&objects)
+    .bind(&uids)
     .execute(tx)
     .await?;
     Ok(())
@@ -243,6 +257,7 @@ async fn insert(tx: &mut PgConnection, items: &[Arm], places: &[Place], allowed:
 struct Found {
     turn_id: TurnId,
     number: i64,
+    armed_at: OffsetDateTime,
     content_hash: Vec<u8>,
 }
 
@@ -253,7 +268,7 @@ async fn find(tx: &mut PgConnection, items: &[Arm], allowed: &[usize]) -> Result
     }
     let pick = |f: fn(&Arm) -> &str| -> Vec<&str> { allowed.iter().map(|&i| f(&items[i])).collect() };
     let rows = sqlx::query(
-        "SELECT t.id, t.number, t.content_hash
+        "SELECT t.id, t.number, t.armed_at, t.content_hash
          FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS i(organization, conversation, message_id, position)
          JOIN turn t USING (organization, conversation, message_id)
          ORDER BY position",
@@ -271,6 +286,7 @@ async fn find(tx: &mut PgConnection, items: &[Arm], allowed: &[usize]) -> Result
             Ok(Found {
                 turn_id: TurnId(row.try_get("id")?),
                 number: row.try_get("number")?,
+                armed_at: row.try_get("armed_at")?,
                 content_hash: row.try_get("content_hash")?,
             })
         })

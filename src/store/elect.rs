@@ -151,12 +151,12 @@ pub(super) async fn write(tx: &mut PgConnection, endings: &[Ending]) -> Result<(
                               incarnation, holder, end_at, platform, answers)
          ), elected AS (
            DELETE FROM marker m USING ending e WHERE m.turn_id = e.turn_id
-           RETURNING m.turn_id, m.conversation_id, m.number, m.organization, m.claimed_at
+           RETURNING m.turn_id, m.conversation_id, m.number, m.organization, m.claimed_at, m.incarnation AS held_by
          ), written AS (
            INSERT INTO terminal (turn_id, conversation_id, number, organization, outcome, reason, message, retryable,
-                                 detail, reply_id, incarnation, holder, end_at, answers, claimed_at)
+                                 detail, reply_id, incarnation, holder, end_at, answers, claimed_at, held_by)
            SELECT turn_id, conversation_id, number, organization, outcome, reason, message, retryable,
-                  detail, reply_id, incarnation, holder, end_at, answers, claimed_at
+                  detail, reply_id, incarnation, holder, end_at, answers, claimed_at, held_by
            FROM elected JOIN ending USING (turn_id)
          )
          INSERT INTO delivery (turn_id, platform, organization, conversation_id, number, due_at)

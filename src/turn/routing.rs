@@ -5,6 +5,8 @@ use serde_json::Value;
 
 /// The platform of turns that came in through the gateway.
 pub const API: &str = "api";
+/// The platform of AgentTurns: the controller's alone.
+pub const KUBERNETES: &str = "kubernetes";
 
 /// A turn's routing, as the `turn.routing` column holds it. Absent fields have defaults, so that what an older version
 /// wrote is readable: `platform` is `api`, `team` is the platform, `channel` is empty.

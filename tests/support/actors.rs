@@ -46,6 +46,7 @@ pub fn message(conversation: &str, message_id: &str, text: &str) -> Arm {
         turn_seconds: 600,
         lease_seconds: LEASE,
         guard: None,
+        object: None,
     }
 }
 

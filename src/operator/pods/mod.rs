@@ -15,6 +15,7 @@
 
 pub mod build;
 pub mod classify;
+pub mod draft;
 mod observe;
 mod runtime;
 mod secure;

@@ -1,0 +1,335 @@
+//! Agents: projected into the store, so that gateways need no API server; their statuses say whether they are ready, and
+//! what they have.
+//!
+//! - The projection keeps the last good spec: one that cannot be used is not `Ready`, and changes nothing.
+//! - `Ready` is a server-side dry run of the pod that would be created ([`ready`]), made again when the spec changed, or
+//!   after it failed.
+//! - An Agent that a complete list does not show is removed, unless it was written after that list began.
+//! - Only the leader does it; another one begins with a fresh list.
+
+mod ready;
+mod status;
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use kube::api::DynamicObject;
+use kube::runtime::watcher::Event;
+use kube::{Client, ResourceExt};
+use time::OffsetDateTime;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+pub use ready::PodDraft;
+use ready::Verdict;
+use status::Shown;
+
+use super::events::LastFailures;
+use super::watch;
+use crate::crd::{Agent, AgentSpec, AgentStatus};
+use crate::fleet::Leadership;
+use crate::store::{AgentCounts, Store, StoreError};
+
+/// Looks at what is to be projected, dried or patched this often.
+const TICK: Duration = Duration::from_millis(500);
+/// Counts are read and patched at most this often.
+const COUNTS: Duration = Duration::from_secs(10);
+/// A dry run that failed is repeated after this.
+const DRY_AGAIN: Duration = Duration::from_secs(30);
+/// Calls to the API server at a time.
+const CONCURRENCY: usize = 8;
+
+/// Namespace and name.
+type Key = (String, String);
+
+/// What the controller of Agents works with.
+#[derive(Clone)]
+pub struct Hands {
+    pub store: Store,
+    pub client: Client,
+    /// Builds the pod whose creation is tried.
+    pub draft: PodDraft,
+    pub failures: LastFailures,
+}
+
+/// Serves Agents until `shutdown`, whenever this replica leads.
+pub async fn run(hands: Hands, namespaces: Arc<[String]>, mut leadership: Leadership, shutdown: CancellationToken) {
+    let serve = async {
+        loop {
+            leadership.gained().await;
+            tokio::select! {
+                () = lead(hands.clone(), namespaces.clone()) => {}
+                () = leadership.lost() => {}
+            }
+        }
+    };
+    tokio::select! {
+        () = serve => {}
+        () = shutdown.cancelled() => {}
+    }
+}
+
+/// An Agent as it is known here.
+struct Known {
+    agent: Agent,
+    /// Whether the spec can be used, and why not.
+    valid: Result<(), String>,
+    projected: bool,
+    /// The generation that was dried, what came of it, and when.
+    dried: Option<(i64, Verdict, Instant)>,
+    drying: bool,
+    patching: bool,
+    /// The status as the API server last showed it.
+    shown: AgentStatus,
+}
+
+enum Report {
+    Dried(Key, i64, Verdict),
+    Patched(Key, Option<Box<AgentStatus>>),
+}
+
+struct Controller {
+    hands: Hands,
+    namespaces: Arc<[String]>,
+    known: HashMap<Key, Known>,
+    /// Removed objects (namespace, name, UID) that the store does not know to be.
+    removed: Vec<(String, String, String)>,
+    /// When the list under way of each watch began; without the database's time nothing can be told from it.
+    began: HashMap<usize, Option<OffsetDateTime>>,
+    /// UIDs that the lists under way showed.
+    listed: HashMap<usize, Vec<String>>,
+    counts: HashMap<Key, AgentCounts>,
+    counted: Option<Instant>,
+    jobs: JoinSet<Report>,
+}
+
+/// Serves Agents; runs until it is dropped.
+async fn lead(hands: Hands, namespaces: Arc<[String]>) {
+    let mut events = pin!(watch::watch(watch::apis::<Agent>(&hands.client, &namespaces)));
+    let mut controller = Controller {
+        hands,
+        namespaces,
+        known: HashMap::new(),
+        removed: Vec::new(),
+        began: HashMap::new(),
+        listed: HashMap::new(),
+        counts: HashMap::new(),
+        counted: None,
+        jobs: JoinSet::new(),
+    };
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            Some((scope, event)) = events.next() => controller.hear(scope, event).await,
+            Some(report) = controller.jobs.join_next() => controller.report(report),
+            _ = tick.tick() => controller.tick().await,
+        }
+        controller.start();
+    }
+}
+
+impl Controller {
+    async fn hear(&mut self, scope: usize, event: Event<DynamicObject>) {
+        match event {
+            Event::Init => {
+                self.began.insert(scope, self.hands.store.now().await.ok());
+                self.listed.insert(scope, Vec::new());
+            }
+            Event::InitApply(object) => {
+                self.listed.entry(scope).or_default().extend(object.uid());
+                self.seen(object).await;
+            }
+            Event::Apply(object) => self.seen(object).await,
+            Event::Delete(object) => {
+                let key = (object.namespace().unwrap_or_default(), object.name_any());
+                self.removed.extend(object.uid().map(|uid| (key.0.clone(), key.1.clone(), uid)));
+                self.known.remove(&key);
+                self.remove().await;
+            }
+            Event::InitDone => self.list_ends(scope).await,
+        }
+    }
+
+    /// Removes what a complete list did not show.
+    async fn list_ends(&mut self, scope: usize) {
+        let listed = self.listed.remove(&scope).unwrap_or_default();
+        let of_scope = self.namespaces.get(scope).cloned();
+        self.known.retain(|key, known| {
+            let ours = of_scope.as_ref().is_none_or(|namespace| *namespace == key.0);
+            !ours || known.agent.metadata.uid.as_ref().is_some_and(|uid| listed.contains(uid))
+        });
+        let Some(began) = self.began.remove(&scope).flatten() else { return };
+        let namespaces = of_scope.map(|namespace| vec![namespace]);
+        match self.hands.store.remove_unlisted_agents(namespaces.as_deref(), &listed, began).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "Agents that are gone were removed"),
+            Err(error) => tracing::warn!(%error, "Agents that are gone stay until the next list"),
+        }
+    }
+
+    /// An Agent is there, or changed.
+    async fn seen(&mut self, mut object: DynamicObject) {
+        let key = (object.namespace().unwrap_or_default(), object.name_any());
+        let shown: AgentStatus = serde_json::from_value(object.data["status"].take()).unwrap_or_default();
+        let spec = serde_json::from_value::<AgentSpec>(object.data["spec"].take()).map_err(|e| e.to_string());
+        let before = self.known.remove(&key).filter(|known| known.agent.metadata.uid == object.metadata.uid);
+        let generation = object.metadata.generation;
+        if let Some(mut same) = before {
+            same.shown = shown;
+            if same.agent.metadata.generation == generation {
+                self.known.insert(key, same);
+                return;
+            }
+            self.known.insert(key.clone(), same.changed(object, spec));
+        } else {
+            self.known.insert(key.clone(), Known::new(object, spec, shown));
+        }
+        self.project(&key).await;
+    }
+
+    /// Writes a valid spec into the store; again at the next tick if the database is away.
+    async fn project(&mut self, key: &Key) {
+        let Some(known) = self.known.get_mut(key) else { return };
+        if known.projected || known.valid.is_err() {
+            return;
+        }
+        let Ok(spec) = serde_json::to_value(&known.agent.spec) else { return };
+        let uid = known.agent.metadata.uid.clone().unwrap_or_default();
+        let generation = known.agent.metadata.generation.unwrap_or(0);
+        match self.hands.store.put_agent_object(&key.0, &key.1, &spec, &uid, generation).await {
+            Ok(changed) => {
+                known.projected = true;
+                if changed {
+                    tracing::info!(agent = %key.1, "agent {}/{} is configured", key.0, key.1);
+                }
+            }
+            Err(StoreError::Refused(why)) => known.valid = Err(format!("the database refuses the spec: {why}")),
+            Err(error) => tracing::debug!(%error, "agent {}/{} waits for the database", key.0, key.1),
+        }
+    }
+
+    async fn remove(&mut self) {
+        while let Some((namespace, name, uid)) = self.removed.last() {
+            match self.hands.store.remove_agent_object(namespace, name, uid).await {
+                Ok(_) => tracing::info!(agent = %name, "agent {namespace}/{name} was deleted"),
+                Err(error) => return tracing::debug!(%error, "agent {namespace}/{name} is removed later"),
+            }
+            self.removed.pop();
+        }
+    }
+
+    async fn tick(&mut self) {
+        self.remove().await;
+        let waiting: Vec<Key> =
+            self.known.iter().filter(|(_, k)| !k.projected && k.valid.is_ok()).map(|(key, _)| key.clone()).collect();
+        for key in waiting {
+            self.project(&key).await;
+        }
+        if self.counted.is_none_or(|at| at.elapsed() >= COUNTS) {
+            if let Ok(counts) = self.hands.store.agent_counts().await {
+                self.counts = counts.into_iter().map(|c| ((c.namespace.clone(), c.name.clone()), c)).collect();
+            }
+            self.counted = Some(Instant::now());
+        }
+    }
+
+    /// Starts dry runs and patches that are due.
+    fn start(&mut self) {
+        let now = Instant::now();
+        for (key, known) in &mut self.known {
+            if self.jobs.len() >= CONCURRENCY {
+                return;
+            }
+            let generation = known.agent.metadata.generation.unwrap_or(0);
+            if !known.drying && known.is_to_dry(generation, now) {
+                known.drying = true;
+                let (hands, agent, key) = (self.hands.clone(), known.agent.clone(), key.clone());
+                let valid = known.valid.clone();
+                self.jobs
+                    .spawn(async move { Report::Dried(key, generation, ready::check(&hands, &agent, valid).await) });
+            } else if !known.patching
+                && let Some(status) = known.status_to_patch(self.counts.get(key), self.hands.failures.get(key))
+            {
+                known.patching = true;
+                let (client, object, key) = (self.hands.client.clone(), known.agent.metadata.clone(), key.clone());
+                self.jobs.spawn(async move { Report::Patched(key, status::patch(&client, &object, status).await) });
+            }
+        }
+    }
+
+    fn report(&mut self, report: Result<Report, tokio::task::JoinError>) {
+        match report {
+            Ok(Report::Dried(key, generation, verdict)) => {
+                if let Some(known) = self.known.get_mut(&key) {
+                    known.drying = false;
+                    known.dried = Some((generation, verdict, Instant::now()));
+                }
+            }
+            Ok(Report::Patched(key, shown)) => {
+                if let Some(known) = self.known.get_mut(&key) {
+                    known.patching = false;
+                    match shown {
+                        Some(shown) => known.shown = *shown,
+                        // Not at once again.
+                        None => known.shown = AgentStatus::default(),
+                    }
+                }
+            }
+            Err(error) => tracing::error!(%error, "a job for Agents panicked; this is a bug in Lastword"),
+        }
+    }
+}
+
+impl Known {
+    fn new(object: DynamicObject, spec: Result<AgentSpec, String>, shown: AgentStatus) -> Known {
+        let (agent, valid) = read(object, spec, None);
+        Known { agent, valid, projected: false, dried: None, drying: false, patching: false, shown }
+    }
+
+    /// The same Agent with another spec.
+    fn changed(self, object: DynamicObject, spec: Result<AgentSpec, String>) -> Known {
+        let (agent, valid) = read(object, spec, Some(self.agent.spec.clone()));
+        Known { agent, valid, projected: false, ..self }
+    }
+
+    fn is_to_dry(&self, generation: i64, now: Instant) -> bool {
+        match &self.dried {
+            Some((dried, verdict, at)) if *dried == generation => !verdict.is_ready() && now - *at >= DRY_AGAIN,
+            _ => true,
+        }
+    }
+
+    /// The status that it is to have, if that is not the one that it has.
+    fn status_to_patch(
+        &self,
+        counts: Option<&AgentCounts>,
+        failure: Option<crate::crd::LastFailure>,
+    ) -> Option<AgentStatus> {
+        let (generation, verdict, _) = self.dried.as_ref()?;
+        let shown = Shown { status: &self.shown, counts, failure };
+        shown.next(*generation, verdict)
+    }
+}
+
+/// An Agent with its new spec, or with `before`, if the new one cannot be read; and whether it can be used.
+fn read(
+    object: DynamicObject,
+    spec: Result<AgentSpec, String>,
+    before: Option<AgentSpec>,
+) -> (Agent, Result<(), String>) {
+    let (spec, mut valid) = match spec {
+        Ok(spec) => (spec, Ok(())),
+        Err(error) => (before.unwrap_or_else(status::nothing), Err(format!("the spec cannot be read: {error}"))),
+    };
+    let mut agent = Agent::new("", spec);
+    agent.metadata = object.metadata;
+    if valid.is_ok() {
+        valid = agent.validate().map_err(|error| error.to_string());
+    }
+    (agent, valid)
+}

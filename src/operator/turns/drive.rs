@@ -1,0 +1,332 @@
+//! The loop that carries steps out: it hears the watch, the store and the clock, tells the table, and does what that says,
+//! a bounded number at a time.
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::DynamicObject;
+use kube::runtime::watcher::Event;
+use time::OffsetDateTime;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::act::{Done, Hands};
+use super::audit;
+use super::object::Object;
+use super::table::{Now, Table};
+use crate::crd::AgentTurn;
+use crate::operator::watch;
+use crate::store::{ObjectState, StoreError};
+use crate::turn::keys::TurnId;
+use crate::turn::reason::Reason;
+use crate::turn::routing::KUBERNETES;
+use crate::turn::terminal::Failure;
+
+/// Steps at a time: enough to fill an arm's batch, and an API server's share.
+const CONCURRENCY: usize = 64;
+/// Looks for terminals, and for turns that run by now, at least this often.
+const POLL: Duration = Duration::from_secs(1);
+/// Between two looks for terminals, however many wake-ups come.
+const SPACING: Duration = Duration::from_millis(20);
+/// Looks for objects that vanished unseen this often.
+const AUDIT: Duration = Duration::from_secs(60);
+/// Terminals that are claimed and not yet written, at the most: what holds replies in memory.
+const MAX_OWED: usize = 256;
+/// A claim of a terminal: longer than a call to the API server and its repeat.
+const CLAIM_SECONDS: u32 = 30;
+/// Turns of one question to the store, and objects of one transaction.
+const PART: usize = 500;
+const FORGET_PART: usize = 100;
+/// The pause after the database refused.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// What wakes the loop besides the watch.
+#[derive(Debug, Clone, Default)]
+pub struct Wakes {
+    /// A turn may have ended.
+    pub terminals: Arc<Notify>,
+    /// An Agent came, went or changed.
+    pub agents: Arc<Notify>,
+}
+
+/// What a job came to.
+enum Report {
+    Step(Arc<str>, Done),
+    Due(Result<(Vec<ObjectState>, OffsetDateTime), StoreError>),
+    Told(Result<(Vec<(Arc<str>, ObjectState)>, OffsetDateTime), StoreError>),
+    Forgot(Vec<(String, String)>, Result<usize, StoreError>),
+    Settled(Vec<TurnId>, Result<(), StoreError>),
+    Audited(Result<Vec<(String, String)>, audit::AuditError>),
+}
+
+/// Jobs of which one runs at a time.
+#[derive(Default)]
+struct UnderWay {
+    steps: usize,
+    due: bool,
+    told: bool,
+    forgetting: bool,
+    settling: bool,
+    auditing: bool,
+}
+
+struct Driver {
+    hands: Hands,
+    namespaces: Arc<[String]>,
+    table: Table,
+    jobs: JoinSet<Report>,
+    under_way: UnderWay,
+    /// Lists that are not complete yet: what they have not shown is not missing.
+    lists: usize,
+    look_due: bool,
+    ask: bool,
+    audit: bool,
+    /// The database refused; not before.
+    rest_until: Option<Instant>,
+}
+
+/// Serves the AgentTurns of these namespaces; runs until it is dropped, which is when this replica no longer leads.
+pub async fn run(hands: Hands, namespaces: Arc<[String]>, wakes: Wakes) {
+    let apis = watch::apis::<AgentTurn>(&hands.client, &namespaces);
+    let lists = apis.len();
+    let mut events = pin!(watch::watch(apis));
+    let mut driver = Driver {
+        hands,
+        namespaces,
+        table: Table::default(),
+        jobs: JoinSet::new(),
+        under_way: UnderWay::default(),
+        lists,
+        look_due: false,
+        ask: false,
+        audit: false,
+        rest_until: None,
+    };
+    let (mut poll, mut audit) = (interval(POLL), interval(AUDIT));
+    poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut spaced = interval(SPACING);
+    spaced.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        driver.start();
+        let timer = driver.table.next_timer().map(tokio::time::Instant::from_std);
+        tokio::select! {
+            Some((scope, event)) = events.next() => driver.hear(scope, event),
+            Some(report) = driver.jobs.join_next() => driver.report(report),
+            () = wait(timer), if timer.is_some() => driver.table.fire(now()),
+            () = async { spaced.tick().await; wakes.terminals.notified().await } => driver.look_due = true,
+            () = wakes.agents.notified() => driver.table.agents_changed(now()),
+            _ = poll.tick() => (driver.look_due, driver.ask) = (true, true),
+            _ = audit.tick() => driver.audit = true,
+        }
+    }
+}
+
+async fn wait(until: Option<tokio::time::Instant>) {
+    if let Some(until) = until {
+        tokio::time::sleep_until(until).await;
+    }
+}
+
+fn now() -> Now {
+    Now { instant: Instant::now(), wall: Timestamp::now() }
+}
+
+impl Driver {
+    fn hear(&mut self, scope: usize, event: Event<DynamicObject>) {
+        match event {
+            Event::Init => self.table.list_begins(scope),
+            Event::InitApply(object) | Event::Apply(object) => {
+                if let Some(object) = Object::read(object) {
+                    self.table.seen(scope, object, now());
+                }
+            }
+            Event::Delete(object) => {
+                if let Some(object) = Object::read(object) {
+                    self.table.deleted(&object);
+                }
+            }
+            Event::InitDone => {
+                self.table.list_ends(scope);
+                self.lists = self.lists.saturating_sub(1);
+                // What went while nobody watched, a former leader neither.
+                self.audit = true;
+            }
+        }
+    }
+
+    /// Starts whatever may run.
+    fn start(&mut self) {
+        while self.under_way.steps < CONCURRENCY {
+            let Some((object, step)) = self.table.next(now()) else { break };
+            self.under_way.steps += 1;
+            let hands = self.hands.clone();
+            self.jobs.spawn(async move {
+                let uid = object.uid.clone();
+                Report::Step(uid, hands.act(object, step).await)
+            });
+        }
+        if self.rest_until.is_some_and(|until| Instant::now() < until) {
+            return;
+        }
+        self.start_due();
+        self.start_questions();
+        self.start_forgetting();
+        self.start_settling();
+        self.start_audit();
+    }
+
+    fn start_due(&mut self) {
+        let room = MAX_OWED.saturating_sub(self.table.owed());
+        // Before the first list an object that is there would be looked for one by one.
+        if !self.look_due || self.under_way.due || self.lists > 0 || room == 0 {
+            return;
+        }
+        (self.look_due, self.under_way.due) = (false, true);
+        let (store, by) = (self.hands.store.clone(), self.hands.submitter.gateway);
+        self.jobs.spawn(async move {
+            let due = async {
+                let due = store.take_deliveries(KUBERNETES, by, CLAIM_SECONDS, room as u32).await?;
+                let turns: Vec<TurnId> = due.iter().map(|d| d.turn_id).collect();
+                Ok((store.object_states(&turns).await?, store.now().await?))
+            };
+            Report::Due(due.await)
+        });
+    }
+
+    fn start_questions(&mut self) {
+        if !self.ask || self.under_way.told || self.lists > 0 {
+            return;
+        }
+        self.ask = false;
+        let (unchecked, armed) = self.table.questions();
+        if unchecked.is_empty() && armed.is_empty() {
+            return;
+        }
+        self.under_way.told = true;
+        let store = self.hands.store.clone();
+        self.jobs.spawn(async move {
+            let told = async {
+                let uids: HashMap<TurnId, Arc<str>> = unchecked.iter().chain(&armed).cloned().collect();
+                let turns = |part: &[(TurnId, Arc<str>)]| part.iter().map(|(turn, _)| *turn).collect::<Vec<_>>();
+                let mut states = Vec::new();
+                for part in unchecked.chunks(PART) {
+                    states.extend(store.object_states(&turns(part)).await?);
+                }
+                for part in armed.chunks(PART) {
+                    states.extend(store.moved_objects(&turns(part)).await?);
+                }
+                let told = states.into_iter().filter_map(|s| Some((uids.get(&s.turn_id)?.clone(), s))).collect();
+                Ok((told, store.now().await?))
+            };
+            Report::Told(told.await)
+        });
+    }
+
+    fn start_forgetting(&mut self) {
+        if self.table.gone.is_empty() || self.under_way.forgetting {
+            return;
+        }
+        self.under_way.forgetting = true;
+        let part = self.table.gone.len().saturating_sub(FORGET_PART);
+        let gone = self.table.gone.split_off(part);
+        let store = self.hands.store.clone();
+        self.jobs.spawn(async move {
+            let cancelled = Failure::detailed(Reason::Cancelled, "its AgentTurn was deleted");
+            let forgot = store.forget_objects(&gone, &cancelled).await;
+            Report::Forgot(gone, forgot)
+        });
+    }
+
+    fn start_settling(&mut self) {
+        if self.table.settled.is_empty() || self.under_way.settling {
+            return;
+        }
+        self.under_way.settling = true;
+        let part = self.table.settled.len().saturating_sub(PART);
+        let turns = self.table.settled.split_off(part);
+        let store = self.hands.store.clone();
+        self.jobs.spawn(async move {
+            let settled = store.delivered_objects(&turns).await;
+            Report::Settled(turns, settled)
+        });
+    }
+
+    fn start_audit(&mut self) {
+        if !self.audit || self.under_way.auditing || self.lists > 0 {
+            return;
+        }
+        (self.audit, self.under_way.auditing) = (false, true);
+        let (hands, namespaces) = (self.hands.clone(), self.namespaces.clone());
+        self.jobs.spawn(async move { Report::Audited(audit::missing(&hands, &namespaces).await) });
+    }
+
+    fn report(&mut self, report: Result<Report, tokio::task::JoinError>) {
+        let report = match report {
+            Ok(report) => report,
+            Err(error) => {
+                tracing::error!(%error, "a job for AgentTurns panicked; this is a bug in Lastword");
+                return;
+            }
+        };
+        match report {
+            Report::Step(uid, done) => {
+                self.under_way.steps -= 1;
+                self.table.done(&uid, done, now());
+            }
+            Report::Due(due) => {
+                self.under_way.due = false;
+                if let Some((states, at)) = self.unless_away(due) {
+                    // There may be more than were taken.
+                    self.look_due |= !states.is_empty();
+                    self.table.due(states, at, now());
+                } else {
+                    self.look_due = true;
+                }
+            }
+            Report::Told(told) => {
+                self.under_way.told = false;
+                if let Some((told, at)) = self.unless_away(told) {
+                    self.table.told(told, at, now());
+                }
+            }
+            Report::Forgot(gone, forgot) => {
+                self.under_way.forgetting = false;
+                if self.unless_away(forgot).is_none() {
+                    self.table.gone.extend(gone);
+                }
+            }
+            Report::Settled(turns, settled) => {
+                self.under_way.settling = false;
+                if self.unless_away(settled).is_none() {
+                    self.table.settled.extend(turns);
+                }
+            }
+            Report::Audited(audited) => {
+                self.under_way.auditing = false;
+                match audited {
+                    Ok(missing) => self.table.gone.extend(missing),
+                    Err(error) => tracing::debug!(%error, "AgentTurns that vanished unseen are looked for later"),
+                }
+                self.table.doubt();
+            }
+        }
+    }
+
+    /// The store's answer; without one, all asking of it rests, and what vanished meanwhile is looked for afterwards.
+    fn unless_away<T>(&mut self, answer: Result<T, StoreError>) -> Option<T> {
+        match answer {
+            Ok(answer) => Some(answer),
+            Err(error) => {
+                tracing::debug!(%error, "AgentTurns wait for the database");
+                self.rest_until = Some(Instant::now() + RETRY);
+                self.audit = true;
+                None
+            }
+        }
+    }
+}
