@@ -71,6 +71,7 @@ cluster_start() {
   ln -s "$BIN" "$STATE/bin"
   ln -s "$IMAGES" "$STATE/images"
   credentials_make
+  private_places_make
   for machine in "${MACHINES[@]}"; do machine_start "$machine"; done
   network_start
   say "three machines are on"
@@ -116,6 +117,7 @@ cluster_take_down() {
   for machine in "${MACHINES[@]}"; do machine_kill "$machine" & done
   wait
   cgroups_remove
+  private_places_remove
   rm -rf "$STATE"
 }
 
