@@ -49,6 +49,9 @@ up_failed() {
   trap - EXIT
   set +e # whatever fails on the way, the rest must be ended too
   say "did not come up: taking it down again"
+  # shellcheck disable=SC2046
+  kill $(jobs -p) 2>/dev/null
+  wait
   show_last_words
   cluster_take_down
   exit $((status ? status : 1))

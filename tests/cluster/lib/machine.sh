@@ -36,8 +36,12 @@ private_places_make() {
   done
 }
 private_places_remove() {
+  local place
   [[ -f $STATE/made-on-host ]] || return 0
-  xargs rmdir --ignore-fail-on-non-empty <"$STATE/made-on-host" 2>/dev/null || true
+  while read -r place; do
+    # Not if another cluster has it: removing what is mounted on takes the mount away.
+    grep -qs " $place " /proc/[0-9]*/mountinfo || rmdir --ignore-fail-on-non-empty "$place" || true
+  done <"$STATE/made-on-host"
 }
 
 # Starts a machine and waits until it has set itself up. Its identity is written by the process itself before it does
