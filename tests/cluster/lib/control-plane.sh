@@ -6,7 +6,11 @@ control_plane_start() {
     --listen-client-urls=http://127.0.0.1:2379 --advertise-client-urls=http://127.0.0.1:2379 \
     --listen-peer-urls=http://127.0.0.1:2380 --logger=zap
   apiserver_start
-  # One of each: no leader election, so that they outlive an API server that is away.
+  controllers_start
+}
+
+# One of each: no leader election, so that they outlive an API server that is away.
+controllers_start() {
   daemon_start control controller-manager "$BIN/kube-controller-manager" \
     --kubeconfig="$STATE/control/controller-manager.kubeconfig" --leader-elect=false \
     --use-service-account-credentials --service-account-private-key-file="$STATE/pki/service-accounts.key" \
@@ -35,6 +39,23 @@ apiserver_start() {
 
 apiserver_is_ready() { [[ $(kubectl get --raw /readyz 2>/dev/null) == ok ]]; }
 
+# After an outage its clients would look for the API server twice a minute only: new ones look at once.
+# (Kubelets end and start without a word to their pods.)
+clients_restart() {
+  local node
+  daemon_stop control scheduler
+  daemon_stop control controller-manager
+  controllers_start
+  kube_proxy_restart control
+  for node in "${NODES[@]}"; do
+    daemon_is_running "$node" kubelet || continue # lost, or stopped on purpose
+    kubelet_stop "$node"
+    kubelet_start "$node"
+    kube_proxy_restart "$node"
+    wait_until 60 "node $node to be Ready" node_is_ready "$node"
+  done
+}
+
 apiserver_stop() { daemon_stop control apiserver; }
 
 apiserver_kill() {
@@ -51,4 +72,9 @@ kube_proxy_start() {
     --kubeconfig="$STATE/control/kube-proxy.kubeconfig" --hostname-override="lastword-$node" \
     --proxy-mode=iptables --cluster-cidr="$ALL_PODS" --iptables-min-sync-period=100ms \
     --conntrack-max-per-core=0 --conntrack-tcp-timeout-established=0s --conntrack-tcp-timeout-close-wait=0s
+}
+
+kube_proxy_restart() {
+  daemon_stop "$1" kube-proxy
+  kube_proxy_start "$1"
 }

@@ -49,6 +49,9 @@ up_failed() {
   trap - EXIT
   set +e # whatever fails on the way, the rest must be ended too
   say "did not come up: taking it down again"
+  # shellcheck disable=SC2046
+  kill $(jobs -p) 2>/dev/null
+  wait
   show_last_words
   cluster_take_down
   exit $((status ? status : 1))
@@ -71,6 +74,7 @@ cluster_start() {
   ln -s "$BIN" "$STATE/bin"
   ln -s "$IMAGES" "$STATE/images"
   credentials_make
+  private_places_make
   for machine in "${MACHINES[@]}"; do machine_start "$machine"; done
   network_start
   say "three machines are on"
@@ -116,6 +120,7 @@ cluster_take_down() {
   for machine in "${MACHINES[@]}"; do machine_kill "$machine" & done
   wait
   cgroups_remove
+  private_places_remove
   rm -rf "$STATE"
 }
 

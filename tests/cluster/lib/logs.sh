@@ -5,7 +5,7 @@
 logs_collect() {
   local directory=$1
   mkdir -p "$directory"
-  cp -rL "$STATE/logs/." "$directory/" 2>/dev/null || true # components' logs, and pods' as the kubelets keep them
+  if ! is_foreign; then cp -rL "$STATE/logs/." "$directory/" 2>/dev/null || true; fi # components', and pods' as on disk
   kubectl get all,events --all-namespaces --output=wide >"$directory/all.txt" 2>&1 || true
   kubectl get agents,agentturns --all-namespaces --output=yaml >"$directory/lastword.yaml" 2>&1 || true
   kubectl get pods --all-namespaces --output=yaml >"$directory/pods.yaml" 2>&1 || true

@@ -25,6 +25,25 @@ machine_pid() {
 
 machine_is_on() { machine_pid "$1" >/dev/null; }
 
+# Directories that daemons use wherever their own state is: each machine has its own.
+PRIVATE_PLACES=(/run /var/log /var/lib/cni /var/lib/kubelet)
+
+# A mount needs a directory to be on: those that the host lacks are made, and remembered.
+private_places_make() {
+  local place
+  for place in "${PRIVATE_PLACES[@]}"; do
+    [[ -d $place ]] || { echo "$place" >>"$STATE/made-on-host" && mkdir "$place"; }
+  done
+}
+private_places_remove() {
+  local place
+  [[ -f $STATE/made-on-host ]] || return 0
+  while read -r place; do
+    # Not if another cluster has it: removing what is mounted on takes the mount away.
+    grep -qs " $place " /proc/[0-9]*/mountinfo || rmdir --ignore-fail-on-non-empty "$place" || true
+  done <"$STATE/made-on-host"
+}
+
 # Starts a machine and waits until it has set itself up. Its identity is written by the process itself before it does
 # anything else: a crash of ours at any moment leaves nothing that `down` cannot find.
 machine_start() {
@@ -34,8 +53,8 @@ machine_start() {
   # shellcheck disable=SC2016
   setsid bash -c '
     echo "$$ $(sed -E "s/^.*\) //" /proc/$$/stat | cut -d" " -f20)" >"$1/machine"
-    exec unshare --net --mount --uts --ipc --pid --fork --kill-child --mount-proc -- "$2" "$3" "$1"
-  ' guard "$directory" "$HERE/lib/first-process" "lastword-$name" \
+    exec unshare --net --mount --uts --ipc --pid --fork --kill-child --mount-proc -- "${@:2:2}" "$1" "${@:4}"
+  ' guard "$directory" "$HERE/lib/first-process" "lastword-$name" "${PRIVATE_PLACES[@]}" \
     </dev/null >>"$STATE/logs/$name/machine.log" 2>&1 9>&- &
   disown
   wait_until 10 "machine $name" test -e "$directory/ready"

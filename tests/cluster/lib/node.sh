@@ -22,10 +22,13 @@ containerd_start() {
 containerd_answers() { on "$1" ctr version >/dev/null 2>&1; }
 
 kubelet_start() {
+  date --utc +%Y-%m-%dT%H:%M:%SZ >"$STATE/$1/kubelet.since"
   daemon_start "$1" kubelet "$BIN/kubelet" --config="$STATE/$1/kubelet.yaml" --kubeconfig="$STATE/$1/kubelet.kubeconfig" \
     --root-dir="$STATE/$1/kubelet" --cert-dir="$STATE/$1/kubelet-pki" \
     --hostname-override="lastword-$1" --node-ip="${ADDRESS[$1]}" --node-labels="lastword.dev/role=$1"
 }
+
+kubelet_stop() { daemon_stop "$1" kubelet; }
 
 # Fills in the node's configuration from config/.
 node_configure() {
@@ -52,8 +55,12 @@ images_import() {
   done
 }
 
+# Ready by the word of the kubelet that runs now, not of one before it, whose word stands for some seconds.
 node_is_ready() {
-  [[ $(kubectl get node "lastword-$1" -o jsonpath='{.status.conditions[?(@.type=="Ready")].status}' 2>/dev/null) == True ]]
+  local ready since
+  read -r ready since < <(kubectl get node "lastword-$1" 2>/dev/null \
+    -o jsonpath='{range .status.conditions[?(@.type=="Ready")]}{.status} {.lastHeartbeatTime}{end}') || true
+  [[ $ready == True && $since > $(<"$STATE/$1/kubelet.since") ]]
 }
 
 # The node is lost, as when its plug is pulled.

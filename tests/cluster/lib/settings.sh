@@ -21,4 +21,5 @@ DNS_SERVICE=10.79.0.10
 
 API_PORT=6443
 OUR_KUBECONFIG=$STATE/kubeconfig
-CGROUP=lastword-cluster
+# One of its own for each state directory, so that two worktrees do not meet.
+CGROUP=lastword-cluster-$(sha256sum <<<"$STATE" | cut -c1-8)
