@@ -9,8 +9,8 @@ use crate::admin::{self, Readiness};
 use crate::config::{AdminArgs, DatabaseArgs, EgressArgs, LogArgs, OperatorArgs, TimingArgs};
 use crate::deliver::egress::{Outbound, Reach};
 use crate::deliver::platforms;
-use crate::operator::secrets::KubeSecrets;
 use crate::guard::Services;
+use crate::operator::secrets::KubeSecrets;
 use crate::{liveness, operator};
 
 /// Be the operator: Agents, AgentTurns and worker pods in Kubernetes, and the sweep; run two or more replicas.
