@@ -157,7 +157,12 @@ impl Batch {
         };
         let won = with(Election::Win);
         match decide::verdict(&elections) {
-            Verdict::Foreign => return Err(FinishError::Foreign),
+            Verdict::Foreign => {
+                // Kept for operators; of a turn that nobody knows there is nothing to keep it with.
+                let open: Vec<TurnId> = turns.into_iter().filter(|t| self.open.contains_key(t)).collect();
+                self.plan.superseded.extend(open.into_iter().map(|turn| (turn, word.clone())));
+                return Err(FinishError::Foreign);
+            }
             Verdict::Accepted if won.is_empty() => return Ok((true, Vec::new())),
             _ => {}
         }

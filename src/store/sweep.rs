@@ -66,40 +66,44 @@ impl Store {
     }
 
     async fn sweep_deadlines(&self) -> Result<u32, StoreError> {
-        let failure = Failure::new(Reason::DeadlineExceeded);
-        self.sweep_turns(
-            format!(
-                "SELECT turn_id FROM marker, gate g
-                 WHERE deadline_at < statement_timestamp() AND {SETTLED} ORDER BY deadline_at LIMIT {MAX_TURNS}"
-            ),
-            &failure,
-        )
-        .await
+        let lapsed: Vec<Uuid> = sqlx::query_scalar(AssertSqlSafe(format!(
+            "SELECT turn_id FROM marker, gate g
+             WHERE deadline_at < statement_timestamp() AND {SETTLED} ORDER BY deadline_at LIMIT {MAX_TURNS}"
+        )))
+        .fetch_all(self.vital())
+        .await?;
+        self.sweep_turns(&lapsed, Hand::Anybodys, &Failure::new(Reason::DeadlineExceeded)).await
     }
 
-    /// Markers that name a lease that died lately: none, unless a claim slipped past a death.
+    /// Markers that name a lease that died lately: none, unless a claim slipped past a death. They end as it did.
     async fn sweep_dead(&self) -> Result<u32, StoreError> {
-        let failure = Failure::new(Reason::WorkerExited);
-        self.sweep_turns(
-            format!(
-                "SELECT m.turn_id FROM lease l JOIN marker m ON m.incarnation = l.incarnation
-                 WHERE l.phase = 'dead' AND l.died_at > statement_timestamp() - 2 * make_interval(secs => l.lease_seconds)
-                 LIMIT {MAX_TURNS}"
-            ),
-            &failure,
-        )
-        .await
+        let left: Vec<(Uuid, Vec<Uuid>, Option<String>, Option<String>)> = sqlx::query_as(AssertSqlSafe(format!(
+            "SELECT incarnation, array_agg(turn_id), death_reason, death_detail FROM (
+               SELECT l.incarnation, m.turn_id, l.death_reason, l.death_detail
+               FROM lease l JOIN marker m ON m.incarnation = l.incarnation
+               WHERE l.phase = 'dead' AND l.died_at > statement_timestamp() - 2 * make_interval(secs => l.lease_seconds)
+               LIMIT {MAX_TURNS}) AS dead GROUP BY 1, 3, 4"
+        )))
+        .fetch_all(self.vital())
+        .await?;
+        let mut ended = 0;
+        for (incarnation, turns, reason, detail) in left {
+            // A newer version's reason is no reason to leave the turns open.
+            let reason = reason.and_then(|r| r.parse().ok()).unwrap_or(Reason::WorkerExited);
+            let failure = Failure { detail, ..Failure::new(reason) };
+            ended += self.sweep_turns(&turns, Hand::Of(Incarnation(incarnation)), &failure).await?;
+        }
+        Ok(ended)
     }
 
-    async fn sweep_turns(&self, query: String, failure: &Failure) -> Result<u32, StoreError> {
-        let lapsed: Vec<Uuid> = sqlx::query_scalar(AssertSqlSafe(query)).fetch_all(self.vital()).await?;
+    async fn sweep_turns(&self, lapsed: &[Uuid], hand: Hand, failure: &Failure) -> Result<u32, StoreError> {
         if lapsed.is_empty() {
             return Ok(0);
         }
-        let lapsed: Vec<TurnId> = lapsed.into_iter().map(TurnId).collect();
+        let lapsed: Vec<TurnId> = lapsed.iter().copied().map(TurnId).collect();
         let ended: Vec<Ended> = retry_races(|| async {
             let mut tx = self.vital().begin().await?;
-            let ended = elect::fail_open(&mut tx, &lapsed, Hand::Anybodys, failure).await?;
+            let ended = elect::fail_open(&mut tx, &lapsed, hand, failure).await?;
             tx.commit().await?;
             Ok(ended)
         })

@@ -36,7 +36,7 @@ pub enum Election {
     Repeat,
     /// Somebody else had the last word; keep this one as superseded.
     Late,
-    /// The turn never belonged to the caller: change nothing.
+    /// The turn never belonged to the caller: change nothing; keep the word as superseded if there is such a turn.
     Foreign,
 }
 

@@ -49,7 +49,7 @@ async fn the_winners_repeat_is_accepted(db: Db) {
     assert_eq!(db.count("superseded").await, 1);
 }
 
-/// A5: a worker's word on a turn in another's hand, in nobody's, or unknown, changes nothing.
+/// A5: a worker's word on a turn in another's hand, in nobody's, or unknown, changes nothing, and is kept once per turn.
 async fn a_foreign_word_changes_nothing(db: Db) {
     let (mine, other) = (Worker::live(&db.store).await, Worker::live(&db.store).await);
     let turn = db.in_hand(&mine).await;
@@ -60,6 +60,8 @@ async fn a_foreign_word_changes_nothing(db: Db) {
         assert_eq!(finish(&db.store, other.error(&[foreign])).await, Err(FinishError::Foreign));
     }
     assert_eq!((db.count("terminal").await, db.count("marker").await, db.count("output").await), (0, 2, 0));
+    let kept = "superseded WHERE outcome = 'reply' AND text = 'hello'";
+    assert_eq!((db.count("superseded").await, db.count(kept).await), (2, 2), "the first word on each that exists");
 }
 
 /// A5: the late notice of an old death touches nothing that a successor claimed.
