@@ -90,8 +90,9 @@ impl Receiver {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let (noted, mut answers) = (seen.clone(), answers.to_vec().into_iter());
+        let (noted, answers) = (seen.clone(), answers.to_vec());
         std::thread::spawn(move || {
+            let mut answers = answers.into_iter();
             for connection in listener.incoming() {
                 let mut connection = connection.unwrap();
                 let Some(request) = read(&mut connection) else { continue };

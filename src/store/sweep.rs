@@ -16,6 +16,9 @@ use crate::turn::terminal::Failure;
 const MAX_WORKERS: i64 = 100;
 const MAX_TURNS: i64 = 500;
 
+/// A dead incarnation, the turns that still name it, and the reason and detail of its death.
+type LeftBehind = (Uuid, Vec<Uuid>, Option<String>, Option<String>);
+
 /// What a pass ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Swept {
@@ -77,7 +80,7 @@ impl Store {
 
     /// Markers that name a lease that died lately: none, unless a claim slipped past a death. They end as it did.
     async fn sweep_dead(&self) -> Result<u32, StoreError> {
-        let left: Vec<(Uuid, Vec<Uuid>, Option<String>, Option<String>)> = sqlx::query_as(AssertSqlSafe(format!(
+        let left: Vec<LeftBehind> = sqlx::query_as(AssertSqlSafe(format!(
             "SELECT incarnation, array_agg(turn_id), death_reason, death_detail FROM (
                SELECT l.incarnation, m.turn_id, l.death_reason, l.death_detail
                FROM lease l JOIN marker m ON m.incarnation = l.incarnation

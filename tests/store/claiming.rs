@@ -133,10 +133,10 @@ async fn what_waits_for_nobody_ends(db: Db) {
 async fn the_sweep_ends_what_a_dead_lease_left(db: Db) {
     let worker = Worker::live(&db.store).await;
     let turn = db.in_hand(&worker).await;
-    db.sql("UPDATE lease SET phase = 'dead', died_at = clock_timestamp(), death_reason = 'WorkerExited'").await;
+    db.sql("UPDATE lease SET phase = 'dead', died_at = clock_timestamp(), death_reason = 'OutOfMemory'").await;
     db.sql("UPDATE gate SET seen = clock_timestamp() - interval '1 hour'").await;
     assert_eq!(db.store.sweep().await.expect("sweeps").turns, 1);
-    assert_eq!(db.outcome(turn).await.as_deref(), Some("WorkerExited"));
+    assert_eq!(db.outcome(turn).await.as_deref(), Some("OutOfMemory"), "as its worker died");
 }
 
 crate::both!(
