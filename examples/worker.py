@@ -19,6 +19,7 @@ import uuid
 GATEWAYS = os.environ.get("LASTWORD_GATEWAY", "http://127.0.0.1:8081").split(",")
 CAPACITY = int(os.environ.get("LASTWORD_TURNS_PER_WORKER", "1"))
 DRAIN_SECONDS = int(os.environ.get("LASTWORD_DRAIN_SECONDS", "30"))
+TOKEN_FILE = os.environ.get("LASTWORD_TOKEN_FILE", "")  # in a pod, in place of the credential
 HEADERS = {
     "Authorization": "Bearer " + os.environ.get("LASTWORD_CREDENTIAL", ""),
     "Lastword-Incarnation": str(uuid.uuid4()),  # this life of this process
@@ -47,13 +48,13 @@ class Status(Exception):
         self.status, self.body = status, body
 
 
-def call(gateway, method, path, body=None, timeout=15):
+def call(gateway, method, path, body=None, timeout=15, headers=HEADERS):
     """One call. Returns the open response; its caller reads it."""
     url = urllib.parse.urlsplit(gateway)
     kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
     connection = kind(url.netloc, timeout=timeout)
     data = None if body is None else json.dumps(body)
-    connection.request(method, url.path.rstrip("/") + "/worker/v1/" + path, data, HEADERS)
+    connection.request(method, url.path.rstrip("/") + "/worker/v1/" + path, data, headers)
     response = connection.getresponse()
     if response.status in (401, 403, 410):
         print(f"lastword wants nothing of this worker any more ({response.status})", file=sys.stderr)
@@ -65,6 +66,23 @@ def call(gateway, method, path, body=None, timeout=15):
 
 def post(gateway, path, body):
     return json.loads(call(gateway, "POST", path, body).read() or b"null")
+
+
+def session():
+    """In a pod: exchanges the token of the pod's ServiceAccount for a credential. 401, 403 and 410 end the process."""
+    pause = 0.1
+    while True:
+        for gateway in GATEWAYS:
+            try:
+                with open(TOKEN_FILE) as file:  # again each time: it is replaced before it expires
+                    headers = {"Authorization": "Bearer " + file.read().strip()}
+                answer = json.loads(call(gateway, "POST", "session", headers=headers).read())
+                HEADERS["Authorization"] = "Bearer " + answer["credential"]
+                return
+            except (OSError, ValueError, http.client.HTTPException, Status) as error:  # 425: not known yet
+                print(f"{gateway}: no session yet: {error}", file=sys.stderr)
+            time.sleep(pause * random.uniform(0.5, 1))
+            pause = min(5, pause * 2)
 
 
 class Turn(threading.Thread):
@@ -162,23 +180,24 @@ class Worker:
         with self.lock:
             return list(self.turns)
 
-    def goodbye(self, phase, hand_back=()):
+    def goodbye(self, phase, hand_back=(), reason=None):
+        said = {"phase": phase, "handBack": list(hand_back)} | ({"reason": reason} if reason else {})
         for _ in range(20):
             try:
-                return post(self.gateway, "goodbye", {"phase": phase, "handBack": list(hand_back)})
+                return post(self.gateway, "goodbye", said)
             except (OSError, http.client.HTTPException, Status):
                 time.sleep(0.2)
 
-    def drain(self, seconds):
+    def drain(self, seconds, reason=None):
         """Takes nothing more, finishes what is in hand, leaves."""
         with self.lock:
             if self.draining:
                 return
             self.draining = True
-        threading.Thread(target=self.leave, args=(seconds,), daemon=True).start()
+        threading.Thread(target=self.leave, args=(seconds, reason), daemon=True).start()
 
-    def leave(self, seconds):
-        self.goodbye("draining")
+    def leave(self, seconds, reason):
+        self.goodbye("draining", reason=reason)
         with self.lock:
             self.lock.wait_for(lambda: not self.turns, timeout=seconds)
         self.goodbye("gone")
@@ -228,8 +247,10 @@ class Worker:
                 over.set()
 
     def run(self):
-        signal.signal(signal.SIGTERM, lambda *_: self.drain(DRAIN_SECONDS))
-        signal.signal(signal.SIGINT, lambda *_: self.drain(DRAIN_SECONDS))
+        signal.signal(signal.SIGTERM, lambda *_: self.drain(DRAIN_SECONDS, "NodeShutdown"))
+        signal.signal(signal.SIGINT, lambda *_: self.drain(DRAIN_SECONDS, "NodeShutdown"))
+        if TOKEN_FILE and not os.environ.get("LASTWORD_CREDENTIAL"):
+            session()
         while True:
             for gateway in GATEWAYS:
                 try:

@@ -67,9 +67,11 @@ pub trait Reviewer: fmt::Debug + Send + Sync + 'static {
 pub(super) struct Reviews {
     reviewer: Arc<dyn Reviewer>,
     room: Arc<Semaphore>,
-    /// By the token's hash.
-    refused: Arc<Mutex<HashMap<[u8; 32], (ReviewError, Instant)>>>,
+    refused: Arc<Mutex<Refused>>,
 }
+
+/// Tokens that were refused lately, by their hash.
+type Refused = HashMap<[u8; 32], (ReviewError, Instant)>;
 
 impl Reviews {
     pub fn new(reviewer: Arc<dyn Reviewer>) -> Self {

@@ -124,7 +124,10 @@ impl Pods {
         match tokio::time::timeout(runtime::CALL_TIMEOUT, api.delete(name, &params)).await {
             Ok(Ok(_)) => true,
             // 409: the name is another pod's by now.
-            Ok(Err(kube::Error::Api(status))) if status.is_not_found() || status.is_conflict() => true,
+            Ok(Err(kube::Error::Api(status))) if status.is_not_found() || status.is_conflict() => {
+                self.state().pods.remove(uid);
+                true
+            }
             Ok(Err(error)) => {
                 tracing::warn!(%error, "pod {namespace}/{name} was not deleted");
                 false

@@ -56,27 +56,27 @@ impl Pods {
     }
 
     async fn tell_all(&self) -> Result<(), StoreError> {
-        let (uids, news): (Vec<String>, Vec<Seen>) = {
+        let news: Vec<(String, Seen)> = {
             let mut state = self.state();
             let uids: Vec<String> = state.todo.drain().collect();
-            uids.into_iter().filter_map(|uid| Some((uid.clone(), state.pods.get(&uid)?.clone()))).unzip()
+            uids.into_iter().filter_map(|uid| Some((uid.clone(), state.pods.get(&uid)?.clone()))).collect()
         };
-        let told: Vec<_> = futures::stream::iter(uids.iter().zip(&news))
-            .map(async |(uid, seen)| (uid, seen, self.tell(seen).await))
-            .buffer_unordered(CONCURRENCY)
-            .collect()
-            .await;
+        let tell = |(uid, seen): (String, Seen)| async move {
+            let told = self.tell(&seen).await;
+            (uid, seen, told)
+        };
+        let told: Vec<_> = futures::stream::iter(news).map(tell).buffer_unordered(CONCURRENCY).collect().await;
         let mut failed = None;
         let mut state = self.state();
         for (uid, seen, told) in told {
             match told {
                 Err(error) => {
-                    state.todo.insert(uid.clone());
+                    state.todo.insert(uid);
                     failed = Some(error);
                 }
-                Ok(_) if seen.gone => drop(state.pods.remove(uid)),
+                Ok(_) if seen.gone => drop(state.pods.remove(&uid)),
                 Ok(noted) => {
-                    if let Some(now) = state.pods.get_mut(uid) {
+                    if let Some(now) = state.pods.get_mut(&uid) {
                         now.noted = noted;
                         now.told = Arc::ptr_eq(&now.pod, &seen.pod);
                     }

@@ -24,6 +24,8 @@ const EVERY: Duration = Duration::from_secs(2);
 const KEPT: Duration = Duration::from_secs(600);
 /// Failed pods that stay, of one Agent.
 const KEPT_OF_AN_AGENT: usize = 10;
+/// For containers that outlived their adapter, in seconds.
+const LEFT_GRACE: u32 = 30;
 /// Pods of one round that are deleted, or asked about, at the most.
 const OF_A_ROUND: usize = 50;
 /// A pod that starts is asked about when it is this old.
@@ -59,7 +61,7 @@ impl Pods {
         for index in removable(&ended, Timestamp::now()).into_iter().take(OF_A_ROUND) {
             let Ended { namespace, name, uid, .. } = &ended[index];
             tracing::info!("removing the ended pod {namespace}/{name}");
-            self.delete(namespace, name, uid, Some(1)).await;
+            self.delete(namespace, name, uid, Some(LEFT_GRACE)).await;
         }
     }
 

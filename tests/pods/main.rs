@@ -1,0 +1,25 @@
+//! Worker pods without a cluster: how a pod shows who it is, and what the watch makes of an API server that forgets, lies or
+//! goes away. The pods themselves are played; everything else is real.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+#[path = "../support/gateway.rs"]
+mod gateway;
+
+mod api_server;
+mod runtime;
+mod session;
+mod watch;
+
+use lastword::store::NewStart;
+
+/// The pod of every start here.
+pub const POD: &str = "default/bot-1";
+pub const UID: &str = "uid-1";
+
+/// A start is a pod's.
+pub fn kubernetes(start: &mut NewStart) {
+    start.runtime = "kubernetes";
+    start.runtime_ref = POD.into();
+}
