@@ -15,6 +15,7 @@ mod late;
 mod log;
 mod malformed;
 mod million;
+mod objects;
 mod poison;
 mod race;
 mod scale;

@@ -243,3 +243,7 @@ fn check(submission: &Submission) -> Result<(), String> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "act_tests.rs"]
+mod tests;
