@@ -51,7 +51,10 @@ pub mod defaults {
     derive = "PartialEq",
     category = "lastword",
     doc = "An agent that people chat with: how its workers are run, limited and reached.",
-    validation = ("self.metadata.name.size() <= 63", "metadata.name must be at most 63 characters"),
+    validation = (
+        "self.metadata.name.size() <= 63 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+        "metadata.name must be 1 to 63 of a-z, 0-9 and -, and begin and end with a letter or digit"
+    ),
     printcolumn(name = "Adapter", type_ = "string", json_path = ".spec.adapter"),
     printcolumn(name = "Scope", type_ = "string", json_path = ".spec.scope"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
@@ -212,7 +215,8 @@ pub struct Timing {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3600))]
     pub heartbeat_seconds: Option<u32>,
-    /// Silence after which a worker is given up; default 60.
+    /// Silence after which a worker is given up; default 60. Below 5, a gateway that is cut off from the database for
+    /// some seconds can cost turns.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 86400))]
     pub lease_seconds: Option<u32>,

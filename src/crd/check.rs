@@ -76,14 +76,18 @@ impl Agent {
 
 /// Checks a raw spec: structure first; the CEL rules only if that holds, since they rest on it.
 pub(super) fn check_spec(spec: &Value) -> Vec<FieldError> {
-    let schema = &agent_schema()["properties"]["spec"];
+    check_part(&agent_schema()["properties"]["spec"], spec, "spec")
+}
+
+/// Checks a part of an object against its schema.
+pub(super) fn check_part(schema: &Value, value: &Value, path: &str) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    check_value(schema, spec, "spec", &mut errors);
+    check_value(schema, value, path, &mut errors);
     if errors.is_empty()
-        && let Err(broken) = Validator::new().validate(schema, spec, None)
+        && let Err(broken) = Validator::new().validate(schema, value, None)
     {
         errors.extend(broken.into_vec().into_iter().map(|e| FieldError {
-            path: if e.field_path.is_empty() { "spec".into() } else { format!("spec.{}", e.field_path) },
+            path: if e.field_path.is_empty() { path.into() } else { format!("{path}.{}", e.field_path) },
             problem: e.message,
         }));
     }

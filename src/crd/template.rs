@@ -58,6 +58,10 @@ pub enum RestartPolicy {
 /// A container.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = (
+    "self.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+    "name must be of a-z, 0-9 and -, and begin and end with a letter or digit"
+))]
 pub struct Container {
     /// The container's name; agent is the program.
     #[schemars(length(min = 1, max = 63))]

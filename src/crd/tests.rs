@@ -245,3 +245,52 @@ fn the_rules_know_the_defaults() {
         assert!(text.contains(&stated), "{stated}");
     }
 }
+
+#[path = "../../tests/kubernetes/fields.rs"]
+mod fields;
+
+/// Every property path of a schema below `path`, e.g. `spec.list[0].field`; what is preserved unknown has none.
+fn paths(schema: &Value, path: &str, found: &mut Vec<String>) {
+    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        let mut property = property;
+        found.push(path.clone());
+        let mut path = path;
+        while property["items"].is_object() {
+            property = &property["items"];
+            path.push_str("[0]");
+            if property["properties"].is_object() {
+                found.push(path.clone());
+            }
+        }
+        paths(property, &path, found);
+    }
+}
+
+#[test]
+fn every_field_has_a_valid_and_a_rejected_example() {
+    for (index, kind) in ["agent", "agentturn"].into_iter().enumerate() {
+        let schema = schema_of(&crds()[index]);
+        let table = fields::Table::read(kind);
+        let mut known = Vec::new();
+        paths(&schema, "", &mut known);
+        known.retain(|path| !["apiVersion", "kind", "metadata", "spec"].contains(&path.as_str()));
+        for path in &known {
+            assert!(table.paths().contains(&path.as_str()), "{kind}: {path} has no example");
+        }
+        for path in table.paths() {
+            assert!(known.iter().any(|known| known == path) || path == "metadata.name", "{kind}: there is no {path}");
+        }
+        for case in table.cases() {
+            let part = case.path.split('.').next().unwrap();
+            let errors = match part {
+                "metadata" => {
+                    let read: Result<Agent, _> = serde_json::from_value(case.object.clone());
+                    read.unwrap().validate().map_or_else(|invalid| invalid.0, |()| Vec::new())
+                }
+                part => check::check_part(&schema["properties"][part], &case.object[part], part),
+            };
+            assert_eq!(errors.is_empty(), case.valid, "{kind} {}: {errors:?} {}", case.path, case.object[part]);
+        }
+    }
+}

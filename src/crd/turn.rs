@@ -19,6 +19,7 @@ use crate::turn::reason::Reason;
     category = "lastword",
     shortname = "turn",
     shortname = "turns",
+    selectable = ".status.phase",
     doc = "One message to an agent, and its one reply or error.",
     printcolumn(name = "Agent", type_ = "string", json_path = ".spec.agentRef.name"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
@@ -47,7 +48,19 @@ use crate::turn::reason::Reason;
         "deadlineSeconds is immutable"
     ),
     validation = ("!oldSelf.cancel || self.cancel", "a cancelled turn stays cancelled"),
-    validation = ("size(bytes(self.input)) <= 131072", "input must be at most 131072 bytes")
+    validation = ("size(bytes(self.input)) <= 131072", "input must be at most 131072 bytes"),
+    validation = (
+        "!has(self.conversation) || (size(bytes(self.conversation)) <= 256 && self.conversation.matches('^\\\\P{Cc}+$') && !(self.conversation in ['.', '..']))",
+        "conversation must be at most 256 bytes without control characters, and not . or .."
+    ),
+    validation = (
+        "!has(self.messageId) || (size(bytes(self.messageId)) <= 256 && self.messageId.matches('^\\\\P{Cc}+$'))",
+        "messageId must be at most 256 bytes without control characters"
+    ),
+    validation = (
+        "!has(self.user) || (size(bytes(self.user)) <= 256 && self.user.matches('^\\\\P{Cc}+$'))",
+        "user must be at most 256 bytes without control characters"
+    )
 )]
 pub struct AgentTurnSpec {
     /// The agent, in the same namespace.
@@ -82,6 +95,10 @@ pub struct AgentTurnSpec {
 
 /// An agent in the same namespace.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[x_kube(validation = (
+    "self.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+    "name must be of a-z, 0-9 and -, and begin and end with a letter or digit"
+))]
 pub struct AgentRef {
     /// The agent's name.
     #[schemars(length(min = 1, max = 63))]

@@ -16,6 +16,7 @@ mod log;
 mod malformed;
 mod million;
 mod pods;
+mod objects;
 mod poison;
 mod race;
 mod scale;

@@ -1,0 +1,136 @@
+//! Steps against an API server that answers as it is told.
+
+use std::sync::Mutex;
+
+use axum::http::{Request, Response};
+use kube::client::Body;
+use serde_json::{Value, json};
+use sqlx::postgres::PgConnectOptions;
+
+use super::*;
+use crate::store::{ObjectState, PoolSizes, Standing};
+use crate::submit::Agents;
+use crate::turn::keys::GatewayId;
+
+/// Calls as `METHOD path`, with their answers in order.
+type Calls = Arc<Mutex<Vec<(&'static str, u16, Value)>>>;
+
+const STATUS: &str = "PATCH /apis/lastword.dev/v1alpha1/namespaces/team/agentturns/t/status";
+const READ: &str = "GET /apis/lastword.dev/v1alpha1/namespaces/team/agentturns/t";
+const REMOVE: &str = "DELETE /apis/lastword.dev/v1alpha1/namespaces/team/agentturns/t";
+
+fn answer(code: u16, body: &Value) -> Response<Body> {
+    let body = serde_json::to_vec(body).expect("JSON");
+    Response::builder().status(code).body(Body::from(body)).expect("an answer")
+}
+
+/// Hands whose API server expects these calls; its database is away.
+fn hands(script: Vec<(&'static str, u16, Value)>) -> (Hands, Calls) {
+    let calls: Calls = Arc::new(Mutex::new(script));
+    let left = calls.clone();
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let (expected, code, body) = left.lock().expect("no panic").remove(0);
+        assert_eq!(format!("{} {}", request.method(), request.uri().path()), expected);
+        async move { Ok::<_, std::convert::Infallible>(answer(code, &body)) }
+    });
+    let store = Store::open(PgConnectOptions::new().host("127.0.0.1").port(1), PoolSizes::default());
+    let http = crate::guard::http_client().expect("a client");
+    let submitter = Submitter { store: store.clone(), agents: Agents::default(), gateway: GatewayId::new(), http };
+    (Hands { store, submitter, client: Client::new(service, "team") }, calls)
+}
+
+fn object(uid: &str, version: &str, phase: &str) -> Value {
+    json!({"apiVersion": "lastword.dev/v1alpha1", "kind": "AgentTurn",
+           "metadata": {"namespace": "team", "name": "t", "uid": uid, "resourceVersion": version},
+           "spec": {"agentRef": {"name": "bot"}, "input": "hi"}, "status": {"phase": phase}})
+}
+
+fn refused(code: u16, reason: &str) -> Value {
+    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": reason})
+}
+
+fn known() -> Object {
+    Object::read(serde_json::from_value(object("u", "1", "Armed")).expect("an object")).expect("has a UID")
+}
+
+fn word() -> Step {
+    let state = ObjectState {
+        turn_id: TurnId::new(),
+        object: None,
+        armed_at: None,
+        claimed_at: None,
+        worker: None,
+        standing: Standing::Running,
+    };
+    Step::Write(Box::new(Word::Turn { state, at: OffsetDateTime::UNIX_EPOCH }))
+}
+
+#[tokio::test]
+async fn a_status_goes_to_the_object_that_it_is_for() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let conflict = || (STATUS, 409, refused(409, "Conflict"));
+    let not_found = || refused(404, "NotFound");
+    let cases = [
+        ("written", vec![(STATUS, 200, object("u", "2", "Running"))]),
+        ("gone", vec![(STATUS, 404, not_found())]),
+        ("stale", vec![conflict(), (READ, 200, object("u", "2", "Succeeded"))]),
+        ("gone", vec![conflict(), (READ, 404, not_found())]),
+        ("gone", vec![conflict(), (READ, 200, object("another", "2", ""))]),
+        ("again", vec![conflict(), (READ, 500, refused(500, "InternalError"))]),
+        ("again", vec![(STATUS, 422, refused(422, "Invalid"))]),
+        ("again", vec![(STATUS, 403, refused(403, "Forbidden"))]),
+    ];
+    for (expected, script) in cases {
+        let said = format!("{script:?}");
+        let (hands, left) = hands(script);
+        let done = match hands.act(known(), word()).await {
+            Done::Written(object) => (object.version.as_deref() == Some("2")).then_some("written"),
+            Done::Stale(object) => object.ended().then_some("stale"),
+            Done::Gone => Some("gone"),
+            Done::Again(_) => Some("again"),
+            _ => None,
+        };
+        assert_eq!(done, Some(expected), "{said}");
+        assert!(left.lock().expect("no panic").is_empty(), "{said}");
+    }
+    // One that only the store knows is read first.
+    let (hands, _) = hands(vec![(READ, 200, object("u", "7", "Armed"))]);
+    let unseen = Object::unseen("team", "t", "u", TurnId::new());
+    assert!(matches!(hands.act(unseen, word()).await, Done::Stale(object) if object.version.as_deref() == Some("7")));
+}
+
+#[tokio::test]
+async fn a_removal_names_its_object_and_the_database_is_waited_for() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    for (code, body) in [(200, object("u", "1", "")), (404, refused(404, "NotFound")), (409, refused(409, "Conflict"))]
+    {
+        let (hands, _) = hands(vec![(REMOVE, code, body)]);
+        assert!(matches!(hands.act(known(), Step::Delete).await, Done::Gone));
+    }
+    let (hands, _) = hands(Vec::new());
+    let spec: AgentTurnSpec =
+        serde_json::from_value(json!({"agentRef": {"name": "bot"}, "input": "hi"})).expect("a spec");
+    assert!(matches!(hands.act(known(), Step::Arm(Ok(Arc::new(spec)))).await, Done::Again(_)));
+    assert!(matches!(hands.act(known(), Step::Cancel).await, Done::Again(_)));
+}
+
+#[test]
+fn what_the_api_refuses_with_4xx_is_a_terminal() {
+    use crate::store::ArmError;
+    let cases = [
+        (SubmitError::NoAgent, Some(Reason::AgentNotFound)),
+        (SubmitError::QueueFull(1), Some(Reason::QuotaExceeded)),
+        (SubmitError::TooManyOpen, Some(Reason::QuotaExceeded)),
+        (SubmitError::Refused(ArmError::NotYours), Some(Reason::Conflict)),
+        (SubmitError::Refused(ArmError::OtherContent), Some(Reason::Conflict)),
+        (SubmitError::Store(StoreError::Refused("x".into())), Some(Reason::Internal)),
+        (SubmitError::Store(StoreError::Unavailable("x".into())), None),
+        (SubmitError::Store(StoreError::Raced("x".into())), None),
+    ];
+    for (error, reason) in cases {
+        assert_eq!(refusal(&error), reason, "{error}");
+    }
+    let created = Timestamp::from_second(1_800_000_000).expect("in range");
+    let later = |seconds: i64| OffsetDateTime::from_unix_timestamp(1_800_000_000 + seconds).expect("in range");
+    assert!(may_wait(created, later(0)) && may_wait(created, later(59)) && !may_wait(created, later(60)));
+}

@@ -1,0 +1,183 @@
+//! AgentTurns in the store: the tie between object and turn, where turns stand, what vanished; the projection of Agents.
+
+use std::time::Duration;
+
+use lastword::store::{Arm, ObjectRef, ObjectState, Retention, Standing};
+use lastword::turn::keys::{GatewayId, TurnId};
+use lastword::turn::reason::Reason;
+use lastword::turn::routing::{KUBERNETES, Routing};
+use serde_json::{Value, json};
+
+use crate::support::Db;
+use crate::support::actors::{Worker, arm, armed, failure, finish};
+
+fn object(name: &str) -> ObjectRef {
+    ObjectRef { name: name.into(), uid: format!("uid-of-{name}") }
+}
+
+/// A turn of an AgentTurn.
+fn of(name: &str) -> Arm {
+    let routing = Routing::on(KUBERNETES, Value::Null);
+    Arm {
+        routing: serde_json::to_value(routing).expect("serializable"),
+        object: Some(object(name)),
+        ..arm(&format!("turn-{name}"))
+    }
+}
+
+async fn state(db: &Db, turn: TurnId) -> ObjectState {
+    db.store.object_states(&[turn]).await.expect("answers").remove(0)
+}
+
+async fn moved(db: &Db, turn: TurnId) -> usize {
+    db.store.moved_objects(&[turn]).await.expect("answers").len()
+}
+
+/// The tie is the arm's own; arming again finds the same turn and ties nothing anew; it goes with the delivery.
+async fn a_tie_lives_from_arm_to_its_status(db: Db) {
+    let worker = Worker::live(&db.store).await;
+    let first = of("t");
+    let turn = armed(&db.store, first.clone()).await;
+    let again = armed(&db.store, Arm { turn_id: TurnId::new(), ..first }).await;
+    assert_eq!((again.turn_id, again.armed_at, again.fresh), (turn.turn_id, turn.armed_at, false));
+    let turn = turn.turn_id;
+    assert_eq!(db.count("object").await, 1);
+    assert_eq!(db.store.turn_of_object("acme", "uid-of-t").await.expect("answers"), Some(turn));
+    assert_eq!(db.store.turn_of_object("umbrella", "uid-of-t").await.expect("answers"), None);
+    assert_eq!((state(&db, turn).await.standing, moved(&db, turn).await), (Standing::Waiting, 0));
+    // One without an object leaves no tie.
+    db.armed("c").await;
+    assert_eq!(db.count("object").await, 1);
+
+    assert!(worker.claim_ids(&db.store, 10).await.contains(&turn));
+    let running = state(&db, turn).await;
+    assert_eq!((running.standing, moved(&db, turn).await), (Standing::Running, 1));
+    assert_eq!(running.worker, None, "a process is no pod");
+    assert!(running.armed_at < running.claimed_at);
+    db.sql("UPDATE lease SET runtime = 'kubernetes', runtime_ref = 'acme/bot-1'").await;
+    assert_eq!(finish(&db.store, worker.reply(&[turn], "hello")).await, Ok(true));
+    let shown = state(&db, turn).await;
+    assert!(matches!(shown.standing, Standing::Replied { ref text, cut: false, .. } if text == "hello"));
+    assert_eq!(shown.worker.as_deref(), Some("acme/bot-1"));
+    assert_eq!(shown.object, Some(("acme".into(), object("t"))));
+    assert_eq!(moved(&db, turn).await, 0, "its delivery is on its way");
+
+    let taken = db.store.take_deliveries(KUBERNETES, GatewayId::new(), 30, 10).await.expect("takes");
+    assert_eq!(taken.iter().map(|d| d.turn_id).collect::<Vec<_>>(), [turn]);
+    // Retention waits for the status.
+    db.sql("UPDATE terminal SET ended_at = ended_at - interval '60 days'").await;
+    assert_eq!(db.store.prune(&Retention::default()).await.expect("prunes"), 0);
+    db.store.delivered_objects(&[turn]).await.expect("removes");
+    assert_eq!((db.count("object").await, db.count("delivery").await), (0, 0));
+    assert_eq!(db.store.prune(&Retention::default()).await.expect("prunes"), 1);
+    assert_eq!(state(&db, turn).await.standing, Standing::Unknown);
+}
+
+/// A failed turn says whose hand it was in; a long reply is cut between two characters.
+async fn a_status_is_short_and_names_the_worker(db: Db) {
+    let worker = Worker::live(&db.store).await;
+    db.sql("UPDATE lease SET runtime = 'kubernetes', runtime_ref = 'acme/bot-1'").await;
+    let (failed, long) = (armed(&db.store, of("a")).await.turn_id, armed(&db.store, of("b")).await.turn_id);
+    assert_eq!(worker.claim_ids(&db.store, 10).await.len(), 2);
+    db.store.fail_turn(failed, &failure(Reason::OutOfMemory)).await.expect("answers");
+    let state_of_failed = state(&db, failed).await;
+    assert_eq!(state_of_failed.worker.as_deref(), Some("acme/bot-1"));
+    assert!(
+        matches!(state_of_failed.standing, Standing::Failed { ref failure, .. } if failure.reason == Reason::OutOfMemory)
+    );
+    assert_eq!(finish(&db.store, worker.reply(&[long], &"é".repeat(20_000))).await, Ok(true));
+    let Standing::Replied { text, cut, .. } = state(&db, long).await.standing else { panic!("replied") };
+    assert!(cut && text.len() == 16 * 1024 && text.chars().all(|c| c == 'é'));
+    let failures = db.store.failed_turns(db.store.now().await.expect("now") - Duration::from_secs(60), 10).await;
+    let failures = failures.expect("reads");
+    assert_eq!(failures.iter().map(|f| (f.turn_id, f.reason)).collect::<Vec<_>>(), [(failed, Reason::OutOfMemory)]);
+}
+
+/// Objects that are gone: open turns end, what is owed goes, the others stay. Only those armed before a list began are
+/// told from it.
+async fn what_vanished_is_cancelled(db: Db) {
+    let worker = Worker::live(&db.store).await;
+    let held = armed(&db.store, of("held")).await.turn_id;
+    let done = armed(&db.store, of("done")).await.turn_id;
+    assert_eq!(worker.claim_ids(&db.store, 10).await.len(), 2);
+    assert_eq!(finish(&db.store, worker.reply(&[done], "hello")).await, Ok(true));
+    let began = db.store.now().await.expect("now");
+    let later = armed(&db.store, of("later")).await.turn_id;
+    let rows = db.store.objects(None, began, 10).await.expect("reads");
+    let mut before: Vec<TurnId> = rows.iter().map(|row| row.turn_id).collect();
+    before.sort();
+    assert_eq!(before, {
+        let mut both = [held, done];
+        both.sort();
+        both
+    });
+    let behind = db.store.objects(Some(before[0]), began, 10).await.expect("reads");
+    assert_eq!(behind.iter().map(|row| row.turn_id).collect::<Vec<_>>(), before[1..]);
+
+    let gone: Vec<_> = rows.into_iter().map(|row| (row.organization, row.object.uid)).collect();
+    let cancelled = failure(Reason::Cancelled);
+    assert_eq!(db.store.forget_objects(&gone, &cancelled).await.expect("ends"), 1, "one was open");
+    assert_eq!(db.store.forget_objects(&gone, &cancelled).await.expect("ends"), 0);
+    assert_eq!(db.count("delivery").await, 0, "there is nothing to show it on");
+    let reason = db.text(format!("SELECT reason FROM terminal WHERE turn_id = '{held}'")).await;
+    assert_eq!(reason.as_deref(), Some("Cancelled"));
+    assert_eq!(state(&db, later).await.standing, Standing::Waiting);
+    assert_eq!(db.count("object").await, 1);
+}
+
+/// An erased conversation ends its AgentTurns though their turns are gone.
+async fn an_erased_turn_is_known_as_such(db: Db) {
+    let turn = armed(&db.store, of("t")).await.turn_id;
+    db.store.erase("acme", "turn-t", "ada").await.expect("erases");
+    assert_eq!((state(&db, turn).await.standing, moved(&db, turn).await), (Standing::Erased, 1));
+    db.store.delivered_objects(&[turn]).await.expect("removes");
+    assert_eq!(state(&db, turn).await.standing, Standing::Unknown);
+}
+
+/// A generation is a spec of an object: a new spec, another object or a revived one is another; an older reading is none.
+async fn an_agent_is_one_object(db: Db) {
+    let put = async |spec: Value, uid: &str, generation: i64| {
+        db.store.put_agent_object("team", "bot", &spec, uid, generation).await.expect("puts")
+    };
+    let stored = async || db.store.agents().await.expect("reads").pop().map(|a| (a.generation, a.uid, a.spec));
+    assert!(put(json!(1), "u", 1).await);
+    assert!(!put(json!(1), "u", 1).await);
+    assert!(put(json!(2), "u", 2).await);
+    assert!(!put(json!(1), "u", 1).await, "an older reading");
+    assert_eq!(stored().await, Some((2, Some("u".into()), json!(2))));
+    assert!(put(json!(2), "v", 1).await, "deleted and made again");
+    assert_eq!(stored().await, Some((3, Some("v".into()), json!(2))));
+    assert!(!db.store.remove_agent_object("team", "bot", "u").await.expect("answers"), "that one is gone already");
+
+    // A list that began before the Agent was written says nothing of it.
+    let remove = async |namespaces: Option<&[String]>, listed: &[String], began| {
+        db.store.remove_unlisted_agents(namespaces, listed, began).await.expect("removes")
+    };
+    let early = db.store.now().await.expect("now") - Duration::from_secs(60);
+    assert_eq!(remove(None, &[], early).await, 0);
+    let began = db.store.now().await.expect("now");
+    assert_eq!(remove(Some(&["other".into()]), &[], began).await, 0);
+    assert_eq!(remove(Some(&["team".into()]), &["v".into()], began).await, 0);
+    assert_eq!(remove(Some(&["team".into()]), &["w".into()], began).await, 1);
+    assert_eq!(stored().await, None);
+    assert!(put(json!(2), "v", 1).await, "revived");
+    assert_eq!(stored().await.map(|s| s.0), Some(4));
+
+    db.store.put_agent("acme", "bot", &json!({})).await.expect("puts");
+    let worker = Worker::live(&db.store).await;
+    db.in_hand(&worker).await;
+    db.armed("b").await;
+    let mut counts = db.store.agent_counts().await.expect("counts");
+    counts.retain(|c| c.namespace == "acme");
+    let [counts] = &counts[..] else { panic!("one Agent: {counts:?}") };
+    assert_eq!(counts.workers, 1);
+    assert!(counts.running > 0 && counts.queued > 0, "{counts:?}");
+}
+
+crate::both!(
+    a_tie_lives_from_arm_to_its_status,
+    a_status_is_short_and_names_the_worker,
+    what_vanished_is_cancelled,
+    an_erased_turn_is_known_as_such,
+    an_agent_is_one_object,
+);
