@@ -8,6 +8,9 @@ use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
 
 use super::*;
+use crate::deliver::egress::{Egress, Outbound, Reach};
+use crate::guard::Services;
+use crate::secrets::NoSecrets;
 use crate::store::{ObjectState, PoolSizes, Standing};
 use crate::submit::Agents;
 use crate::turn::keys::GatewayId;
@@ -34,8 +37,9 @@ fn hands(script: Vec<(&'static str, u16, Value)>) -> (Hands, Calls) {
         async move { Ok::<_, std::convert::Infallible>(answer(code, &body)) }
     });
     let store = Store::open(PgConnectOptions::new().host("127.0.0.1").port(1), PoolSizes::default());
-    let http = crate::guard::http_client().expect("a client");
-    let submitter = Submitter { store: store.clone(), agents: Agents::default(), gateway: GatewayId::new(), http };
+    let outbound = Outbound::new(Egress::default(), Reach::Cluster).expect("a client");
+    let services = Services { outbound, secrets: Arc::new(NoSecrets) };
+    let submitter = Submitter { store: store.clone(), agents: Agents::default(), gateway: GatewayId::new(), services };
     (Hands { store, submitter, client: Client::new(service, "team") }, calls)
 }
 
