@@ -26,8 +26,9 @@ lint: ## What CI checks before the tests
 fmt: ## Format
 	cargo fmt
 
-generate: ## Write what is generated and committed: crds/
+generate: ## Write what is generated and committed: crds/, and the chart's copies
 	LASTWORD_WRITE_CRDS=1 cargo test --locked --lib the_committed
+	scripts/chart-files
 
 bench: ## Measure turns/s and latency beside raw Postgres
 	benches/run

@@ -184,7 +184,7 @@ impl Store {
         &self.general
     }
 
-    /// Creates the schema and applies what is missing.
+    /// Creates the schema and applies what is missing; a newer one is left as it is.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         let version: String = sqlx::query("SHOW server_version_num").fetch_one(&self.general).await?.try_get(0)?;
         let major = version.parse::<u32>().unwrap_or(0) / 10_000;
@@ -194,13 +194,13 @@ impl Store {
             ));
         }
         sqlx::query("CREATE SCHEMA IF NOT EXISTS lastword").execute(&self.general).await?;
-        MIGRATIONS.run(&self.general).await?;
+        migrations().run(&self.general).await?;
         Ok(())
     }
 
     /// Whether the schema is at least as new as this program.
     pub async fn schema_ready(&self) -> Result<bool, StoreError> {
-        let known = MIGRATIONS.iter().map(|m| m.version).max().unwrap_or(0);
+        let known = migrations().iter().map(|m| m.version).max().unwrap_or(0);
         let exists: bool = sqlx::query_scalar("SELECT to_regclass('lastword._sqlx_migrations') IS NOT NULL")
             .fetch_one(&self.general)
             .await?;
@@ -226,7 +226,12 @@ impl Store {
     }
 }
 
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
+fn migrations() -> sqlx::migrate::Migrator {
+    let mut migrations = sqlx::migrate!("./migrations");
+    // What a newer program has added stays, and does not stop an older one: that is a rollback.
+    migrations.set_ignore_missing(true);
+    migrations
+}
 
 fn pool(size: u32) -> PgPoolOptions {
     PgPoolOptions::new()

@@ -173,6 +173,18 @@ async fn a_key_lives_until_it_is_revoked(db: Db) {
     assert!(keys::create(pool, &new("", None)).await.is_err());
 }
 
+/// A rollback of the program: the older one finds a newer schema, and leaves it.
+async fn a_newer_schema_is_accepted(db: Db) {
+    db.sql(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+         VALUES (9999, 'of the future', true, '', 0)",
+    )
+    .await;
+    assert!(db.store.schema_ready().await.expect("answers"));
+    db.store.migrate().await.expect("leaves it as it is");
+    assert_eq!(db.count("_sqlx_migrations WHERE version = 9999").await, 1);
+}
+
 crate::both!(
     erasing_leaves_nothing,
     erasing_while_others_arm,
@@ -180,4 +192,5 @@ crate::both!(
     a_shared_reply_is_kept_for_the_last,
     a_pass_has_its_limits,
     a_key_lives_until_it_is_revoked,
+    a_newer_schema_is_accepted,
 );
