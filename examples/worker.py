@@ -67,6 +67,21 @@ def post(gateway, path, body):
     return json.loads(call(gateway, "POST", path, body).read() or b"null")
 
 
+def show_who_we_are():
+    """A pod has no credential: it shows the token of its ServiceAccount, and is given one that any gateway takes."""
+    token_file = os.environ.get("LASTWORD_TOKEN_FILE")
+    while token_file:
+        for gateway in GATEWAYS:
+            try:
+                with open(token_file) as token:  # again each time: it is replaced before it expires
+                    HEADERS["Authorization"] = "Bearer " + token.read().strip()
+                HEADERS["Authorization"] = "Bearer " + post(gateway, "session", None)["credential"]
+                return
+            except (OSError, ValueError, http.client.HTTPException, Status) as error:
+                print(f"{gateway}: no session yet: {error}", file=sys.stderr)
+            time.sleep(random.uniform(0.1, 1))
+
+
 class Turn(threading.Thread):
     """One turn: runs the agent, posts its output, says the last word."""
 
@@ -230,6 +245,7 @@ class Worker:
     def run(self):
         signal.signal(signal.SIGTERM, lambda *_: self.drain(DRAIN_SECONDS))
         signal.signal(signal.SIGINT, lambda *_: self.drain(DRAIN_SECONDS))
+        show_who_we_are()
         while True:
             for gateway in GATEWAYS:
                 try:
