@@ -9,7 +9,7 @@ BUILT = target/$(shell rustc --print host-tuple)/debug
 BINARY ?= $(BUILT)/lastword
 IMAGE ?= localhost/lastword:dev
 
-.PHONY: dev test lint fmt generate bench cluster cluster-down image tools help
+.PHONY: dev test demo lint fmt generate bench cluster cluster-down image tools help
 
 dev: tools ## Run everything on this machine: Postgres, gateway, controller, workers; then chat
 	cargo build --locked
@@ -18,6 +18,9 @@ dev: tools ## Run everything on this machine: Postgres, gateway, controller, wor
 
 test: tools ## Pass all tests
 	tests/run
+
+demo: ## On a local Kubernetes: a pod dies mid-answer and the client names the cause; a gateway dies and the stream goes on byte-exact
+	scripts/demo
 
 lint: ## What CI checks before the tests
 	cargo fmt --check

@@ -294,3 +294,38 @@ fn every_field_has_a_valid_and_a_rejected_example() {
         }
     }
 }
+
+/// Every resource that the documentation and the examples show is one that the definitions take.
+#[test]
+fn what_is_shown_is_valid() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut shown =
+        vec![("docs/agents.md".to_owned(), yaml_of(&std::fs::read_to_string(root.join("docs/agents.md")).unwrap()))];
+    for entry in std::fs::read_dir(root.join("examples/kubernetes")).unwrap() {
+        let path = entry.unwrap().path();
+        shown.push((path.display().to_string(), std::fs::read_to_string(&path).unwrap()));
+    }
+    let (mut agents, mut turns) = (0, 0);
+    for (file, text) in shown {
+        for document in serde_saphyr::from_multiple::<Value>(&text).unwrap() {
+            match document["kind"].as_str() {
+                Some("Agent") => {
+                    agents += 1;
+                    read(&document).unwrap_or_else(|why| panic!("{file}: {why}"));
+                }
+                Some("AgentTurn") => {
+                    turns += 1;
+                    serde_json::from_value::<AgentTurn>(document).unwrap_or_else(|why| panic!("{file}: {why}"));
+                }
+                _ => {}
+            }
+        }
+    }
+    assert!(agents >= 15 && turns >= 2, "{agents} Agents and {turns} AgentTurns were found");
+}
+
+/// The fenced YAML of a page, as one text.
+fn yaml_of(page: &str) -> String {
+    let blocks = page.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    blocks.collect::<Vec<_>>().join("---\n")
+}
