@@ -50,6 +50,8 @@ struct Entry {
     cancelled: bool,
     /// What the store says of its turn was asked for since it is here.
     checked: bool,
+    /// The watch has shown its end: no older event of it can come any more.
+    seen_ended: bool,
     /// What its status is to say.
     word: Option<Box<Word>>,
     /// The turn whose terminal its status still owes.
@@ -91,6 +93,7 @@ impl Table {
         let list = self.lists.get(&scope).copied().unwrap_or(0);
         if let Some(entry) = self.entries.get_mut(&uid) {
             (entry.scope, entry.list) = (scope, list);
+            entry.seen_ended |= object.ended();
             // The watch lags behind what our own writes answered.
             if !entry.object.is_newer_than(&object) {
                 entry.renew(object);
@@ -249,7 +252,7 @@ impl Table {
         {
             self.settled.push(turn);
         }
-        if is_done(&entry.object) {
+        if is_done(&entry.object) && (entry.seen_ended || entry.scope == usize::MAX) {
             self.entries.remove(uid);
         } else if entry.step(now).is_some() {
             if !std::mem::replace(&mut entry.queued, true) {
@@ -278,6 +281,7 @@ impl Entry {
             gone: false,
             cancelled: false,
             checked: false,
+            seen_ended: false,
             word: None,
             owes: None,
             tries: 0,
