@@ -24,7 +24,9 @@ demo: ## On a local Kubernetes: a pod dies mid-answer and the client names the c
 
 lint: ## What CI checks before the tests
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --test kubernetes -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --lib
+	scripts/chart-files --check
 
 fmt: ## Format
 	cargo fmt

@@ -144,7 +144,7 @@ mod tests {
             (String::new(), Err("it is empty")),
             ("whsec_no base64".into(), Err("it is not base64")),
             (format!("whsec_{}", STANDARD.encode([7; 23])), Err("a key must have 24 to 64 bytes")),
-            (vec![key.as_str(); 5].join(" "), Err("it holds more than 4 keys")),
+            ([key.as_str(); 5].join(" "), Err("it holds more than 4 keys")),
         ] {
             assert_eq!(keys(&secret).map(|k| k.len()), expected, "{secret}");
         }

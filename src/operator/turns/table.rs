@@ -73,6 +73,9 @@ pub struct Table {
     pub settled: Vec<TurnId>,
 }
 
+/// A turn to ask the store about, and its object.
+pub type Question = (TurnId, Uid);
+
 impl Table {
     /// A list of this watch begins.
     pub fn list_begins(&mut self, scope: usize) {
@@ -160,7 +163,7 @@ impl Table {
     }
 
     /// The turns to ask the store about: `(never asked, armed and not known to run)`.
-    pub fn questions(&self) -> (Vec<(TurnId, Uid)>, Vec<(TurnId, Uid)>) {
+    pub fn questions(&self) -> (Vec<Question>, Vec<Question>) {
         let (mut unchecked, mut armed) = (Vec::new(), Vec::new());
         for entry in self.entries.values().filter(|e| e.owes.is_none() && !e.gone && !e.object.ended()) {
             let Some(turn) = entry.object.turn_id else { continue };
