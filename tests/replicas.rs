@@ -21,6 +21,7 @@ newest! {
     a_lost_push_is_pushed_again_by_heartbeat,
     a_worker_that_was_cut_off_replies,
     a_killed_gateway_fails_no_turn,
+    a_word_through_another_gateway_makes_room,
     output_through_one_gateway_is_seen_on_the_other_before_the_end,
     a_terminal_is_rendered_once_by_its_sessions_owner,
     a_wrong_registry_loses_and_doubles_nothing,
@@ -156,6 +157,18 @@ async fn a_killed_gateway_fails_no_turn(db: Db) {
 
 /// A13: after a worker's move, the session on the gateway that it left sees what is said through the other, before the
 /// turn ends.
+/// A load balancer may spread a worker's calls: the gateway that holds its stream learns that there is room.
+async fn a_word_through_another_gateway_makes_room(db: Db) {
+    let (first, second) = (Gateway::start(&db).await, Gateway::start(&db).await);
+    let mut worker = FakeWorker::on(&db.store, &first).await;
+    worker.gateway = second.workers.clone();
+    for message in ["m1", "m2", "m3"] {
+        let turn = first.client().submit("c", message, "hello").await.turn_id;
+        assert_eq!(worker.turn().await.turn_id, turn, "{message}");
+        assert_eq!(worker.reply(&[turn], "by way of the other").await, Ok(FinishResult::Accepted));
+    }
+}
+
 async fn output_through_one_gateway_is_seen_on_the_other_before_the_end(db: Db) {
     let (first, second) = (Gateway::start(&db).await, Gateway::start(&db).await);
     let mut worker = FakeWorker::on(&db.store, &first).await;

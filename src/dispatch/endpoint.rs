@@ -347,8 +347,10 @@ async fn finish(State(port): State<WorkerPort>, caller: Caller, body: Bytes) -> 
         Err(error @ FinishError::SeveralConversations) => return Err(Problem::bad_request(error.to_string())),
     };
     finish.turn_ids.iter().filter(|&&t| own(t)).for_each(|&t| port.live.close(t));
-    if let Some(worker) = port.workers.get(caller.incarnation) {
-        worker.let_go(&finish.turn_ids);
+    match port.workers.get(caller.incarnation) {
+        Some(worker) => worker.let_go(&finish.turn_ids),
+        // Its stream is held by another replica, which does not know yet that there is room.
+        None => port.store.worker_changed(caller.incarnation),
     }
     Ok(Json(Finished { result }))
 }

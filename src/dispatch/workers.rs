@@ -18,6 +18,8 @@ use crate::wire::{Connect, HeartbeatAnswer, MAX_HISTORY, ToWorker, TurnPush};
 
 /// How often a worker with room looks for turns that no notice told of.
 const POLL: Duration = Duration::from_secs(1);
+/// How often a worker without room is held against its markers.
+const LOOK_AT_FULL: Duration = Duration::from_secs(5);
 /// A turn is pushed this often to a worker that does not name it; then the worker has lost it, by its own word.
 const MAX_LACKING: u32 = 3;
 /// A claim may be this much younger than the answer that does not name it.
@@ -192,6 +194,8 @@ impl Workers {
             tokio::select! {
                 () = worker.wake.notified() => {}
                 () = tokio::time::sleep(POLL), if room > 0 => {}
+                // Its words may go by way of other replicas, and their notices may be lost.
+                () = tokio::time::sleep(LOOK_AT_FULL), if room == 0 => self.refresh(worker.incarnation).await,
                 () = worker.closed.cancelled() => return,
             }
         }

@@ -308,6 +308,11 @@ impl Store {
         self.fail_worker(incarnation, &failure).await
     }
 
+    /// Tells whoever holds this worker's stream to look at its markers.
+    pub fn worker_changed(&self, incarnation: Incarnation) {
+        self.notices.send(Notice::Worker(incarnation));
+    }
+
     /// Every worker that is not dead.
     pub async fn workers(&self) -> Result<Vec<Lease>, StoreError> {
         let rows = sqlx::query(
