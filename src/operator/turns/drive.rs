@@ -54,11 +54,14 @@ pub struct Wakes {
     pub agents: Arc<Notify>,
 }
 
+/// States by the object's UID.
+type Told = Vec<(Arc<str>, ObjectState)>;
+
 /// What a job came to.
 enum Report {
     Step(Arc<str>, Done),
     Due(Result<(Vec<ObjectState>, OffsetDateTime), StoreError>),
-    Told(Result<(Vec<(Arc<str>, ObjectState)>, OffsetDateTime), StoreError>),
+    Told(Result<(Told, OffsetDateTime), StoreError>),
     Forgot(Vec<(String, String)>, Result<usize, StoreError>),
     Settled(Vec<TurnId>, Result<(), StoreError>),
     Audited(Result<Vec<(String, String)>, audit::AuditError>),

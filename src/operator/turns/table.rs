@@ -35,6 +35,8 @@ pub struct Now {
 }
 
 type Uid = Arc<str>;
+/// Turns and their objects.
+type Questions = Vec<(TurnId, Uid)>;
 
 #[derive(Debug)]
 struct Entry {
@@ -160,7 +162,7 @@ impl Table {
     }
 
     /// The turns to ask the store about: `(never asked, armed and not known to run)`.
-    pub fn questions(&self) -> (Vec<(TurnId, Uid)>, Vec<(TurnId, Uid)>) {
+    pub fn questions(&self) -> (Questions, Questions) {
         let (mut unchecked, mut armed) = (Vec::new(), Vec::new());
         for entry in self.entries.values().filter(|e| e.owes.is_none() && !e.gone && !e.object.ended()) {
             let Some(turn) = entry.object.turn_id else { continue };
