@@ -47,12 +47,17 @@ node_configure() {
 
 # Imports archives into a node's containerd: NODE [ARCHIVE…]; without one, the cluster's own images.
 images_import() {
-  local node=$1 archive
+  local node=$1 archive ours=
   shift
-  (($#)) || set -- "$IMAGES"/*.tar
+  (($#)) || { ours=1; set -- "$IMAGES"/*.tar; }
   for archive in "$@"; do
     on "$node" ctr --namespace k8s.io images import "$archive" >/dev/null
   done
+  # Under the names by which the examples know them, so that those work here to the letter.
+  if [[ -n $ours ]]; then
+    on "$node" ctr --namespace k8s.io images tag --force localhost/busybox:1 docker.io/library/busybox:1 >/dev/null
+    on "$node" ctr --namespace k8s.io images tag --force localhost/python:1 docker.io/library/python:3.13-slim >/dev/null
+  fi
 }
 
 # Ready by the word of the kubelet that runs now, not of one before it, whose word stands for some seconds.
