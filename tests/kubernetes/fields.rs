@@ -45,6 +45,11 @@ impl Table {
         serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     }
 
+    /// What each case changes in one place.
+    pub fn base(&self) -> &Value {
+        &self.base
+    }
+
     /// The paths that it holds.
     pub fn paths(&self) -> Vec<&str> {
         self.fields.iter().map(|field| field.path.as_str()).collect()

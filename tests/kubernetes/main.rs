@@ -8,5 +8,7 @@
 
 mod support;
 
+#[allow(dead_code, reason = "the crate's own tests use the rest")]
+mod fields;
 mod parallel;
 mod serial;

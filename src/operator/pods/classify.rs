@@ -78,8 +78,13 @@ pub fn classify(pod: &Pod, events: &[PodEvent]) -> Verdict {
     match waiting {
         Some(Held::ForGood(cause)) => Verdict::Dead(cause),
         Some(Held::MayHeal(cause)) => Verdict::Waiting(cause),
-        None => events.iter().rev().find_map(|e| told(pod, e)).map_or(Verdict::Starting, Verdict::Waiting),
+        None => latest(events).find_map(|e| told(pod, e)).map_or(Verdict::Starting, Verdict::Waiting),
     }
+}
+
+/// The latest Events first, back to where the pod last came forward: what was wrong before that has healed.
+fn latest(events: &[PodEvent]) -> impl Iterator<Item = &PodEvent> {
+    events.iter().rev().take_while(|e| !matches!(e.reason.as_str(), "Pulled" | "Created" | "Started"))
 }
 
 /// Whether the pod is being stopped by another hand than its worker's, and why. `gone`: its object was deleted.
@@ -301,6 +306,8 @@ fn told(pod: &Pod, event: &PodEvent) -> Option<Failure> {
         | "NetworkNotReady"
         | "FailedKillPod" => Reason::StartFailed,
         "FailedScheduling" => Reason::Unschedulable,
+        // It may only be large, or its registry slow: told at the start deadline, like all that may heal.
+        "Pulling" => Reason::ImagePull,
         _ => return None,
     };
     Some(detailed(pod, reason, with(event.reason.clone(), Some(&event.message))))

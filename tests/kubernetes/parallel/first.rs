@@ -83,7 +83,7 @@ async fn each_adapter_replies() {
     place.agent("openai", openai()).await;
     let (exec, custom) = (place.chat("exec", "one two").await, place.chat("custom", "one two").await);
     let openai = place.chat("openai", "one two").await;
-    exec.replied(&place, "one two").await;
+    exec.replied(&place, "one two\n").await;
     custom.replied(&place, "two one ").await;
     openai.replied(&place, "one two ").await;
     place.done().await;

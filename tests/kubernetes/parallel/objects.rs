@@ -83,7 +83,7 @@ async fn its_agent_may_come_after_it() {
     })
     .await;
     place.agent("late", exec(&["cat"])).await;
-    object.replied(&place, "hello").await;
+    object.replied(&place, "hello\n").await;
     // The wait is bounded: 60 s.
     let bound = std::time::Duration::from_secs(100);
     let ended = never.condition_within(&place, "Terminal", bound).await;
@@ -103,7 +103,7 @@ async fn a_time_to_live_after_the_end() {
         other => Err(format!("{other:?}")),
     })
     .await;
-    stays.replied(&place, "a").await;
+    stays.replied(&place, "a\n").await;
     let records = place.api.records("agent").await;
     assert!(
         records.iter().all(|r| r["phase"] == "Succeeded"),
@@ -132,7 +132,7 @@ async fn a_long_reply_is_cut() {
     assert!(reply.len() <= 16384 && reply.len() > 16000 && input.starts_with(&reply), "{} bytes", reply.len());
     assert_eq!(status.reply_truncated, Some(true));
     let record = place.api.record(status.turn_id.as_deref().unwrap()).await;
-    assert_eq!(record["reply"]["text"], input.as_str(), "the record has it whole");
+    assert_eq!(record["reply"]["text"], format!("{input}\n"), "the record has it whole");
     place.done().await;
 }
 
@@ -144,7 +144,7 @@ async fn what_is_wrong_with_it_is_its_terminal() {
     place.agent("agent", exec(&["cat"])).await;
     let name = json!({"conversation": "c", "messageId": "m"});
     let first = place.object_with("agent", "one", name.clone()).await;
-    first.replied(&place, "one").await;
+    first.replied(&place, "one\n").await;
     let other = place.object_with("agent", "another", name).await;
     let ended = other.condition(&place, "Terminal").await;
     assert_eq!(crate::support::turns::reason(&ended), "Conflict", "{:?}", ended.status);

@@ -28,6 +28,8 @@ impl Stop {
 
     fn agent(&self, version: u32) -> Value {
         let agent = shell(&format!("{}\n: version {version}\n{ACTOR}", self.notebook.note()));
+        // Room for the next worker beside one that finishes.
+        let agent = with(agent, json!({"limits": {"maxWorkers": 2}}));
         with_pod(agent, json!({"terminationGracePeriodSeconds": 60}))
     }
 

@@ -6,7 +6,6 @@ pub mod agents;
 pub mod api;
 pub mod cluster;
 pub mod faults;
-pub mod fields;
 pub mod follow;
 pub mod jwt;
 pub mod news;
