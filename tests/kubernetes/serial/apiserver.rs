@@ -24,7 +24,7 @@ async fn away_during_chats() {
     let object = place.object("agent", "x").await;
     let object_turn = object.turn(&place).await;
     place.api.turn(&object_turn).frame("the object's program has begun", |f| f.event == "text").await;
-    place.chat("echo", "before").await.replied(&place, "before").await;
+    place.chat("echo", "before").await.replied(&place, "before\n").await;
     // Found while the API server can still tell their containers.
     let gateway = processes::first_of(&place.cluster.pods_of("gateway").await[0], "gateway");
     let controller = processes::first_of(&place.cluster.pods_of("controller").await[0], "controller");
@@ -73,7 +73,7 @@ async fn away_during_chats() {
     );
     // What needs the API server works again: a new worker.
     place.agent("after", exec(&["cat"])).await;
-    place.chat("after", "after").await.replied(&place, "after").await;
+    place.chat("after", "after").await.replied(&place, "after\n").await;
     place.cluster.settled().await;
     place.done().await;
 }

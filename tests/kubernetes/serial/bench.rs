@@ -27,7 +27,7 @@ async fn many_agentturns_at_once() {
     let place = Place::new(cluster, "bench").await;
     let limits = json!({"limits": {"minWorkers": 2, "maxWorkers": 2, "turnsPerWorker": 20, "maxQueuedTurns": 10000}});
     place.agent("echo", with(exec(&["/bin/cat"]), limits)).await;
-    place.chat("echo", "warm").await.replied(&place, "warm").await;
+    place.chat("echo", "warm").await.replied(&place, "warm\n").await;
     let memory = memory(&place.cluster).await;
 
     let (before, begun) = (place.news.updates(), Instant::now());

@@ -78,11 +78,11 @@ async fn kubelet_stopped() {
     let object = place.object("agent", "x").await;
     let turn = object.turn(&place).await;
     place.api.turn(&turn).frame("the object's program has begun", |f| f.event == "text").await;
-    place.chat("echo", "before").await.replied(&place, "before").await;
+    place.chat("echo", "before").await.replied(&place, "before\n").await;
     place.cluster.control(&["node", "stop-kubelet", NODE]).await;
     ready(&place.cluster, false).await;
     // New turns, too, by workers that live.
-    place.chat("echo", "meanwhile").await.replied(&place, "meanwhile").await;
+    place.chat("echo", "meanwhile").await.replied(&place, "meanwhile\n").await;
     for turn in [&chat.turn, &turn] {
         processes::program_of(turn).await.0.signal(Signal::USR1);
     }
@@ -118,7 +118,7 @@ async fn lost() {
     // It serves again.
     import_image(&place.cluster).await;
     place.agent("echo", exec(&["cat"])).await;
-    place.chat("echo", "again").await.replied(&place, "again").await;
+    place.chat("echo", "again").await.replied(&place, "again\n").await;
     place.done().await;
 }
 

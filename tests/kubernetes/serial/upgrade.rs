@@ -33,7 +33,7 @@ async fn under_load() {
         if pods.len() == 2 { Ok(pods) } else { Err(format!("{pods:?}")) }
     })
     .await;
-    place.chat("echo", "before").await.replied(&place, "before").await;
+    place.chat("echo", "before").await.replied(&place, "before\n").await;
 
     let over = AtomicBool::new(false);
     let begun = Instant::now();
