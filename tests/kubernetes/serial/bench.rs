@@ -38,7 +38,7 @@ async fn many_agentturns_at_once() {
     let ours = begun.elapsed();
     let list = place.turns().list(&Default::default()).await.unwrap().items;
     let wrong: Vec<_> =
-        list.iter().filter(|t| reason(t) != "Succeeded" || status(t).reply.as_deref() != Some("hello")).collect();
+        list.iter().filter(|t| reason(t) != "Succeeded" || status(t).reply.as_deref() != Some("hello\n")).collect();
     assert!(wrong.is_empty() && list.len() == made.len(), "{} of {}: {:?}", wrong.len(), list.len(), wrong.first());
     // One update is the creation.
     let patches = ((place.news.updates() - before) as f64 / turns as f64 - 1.0).max(1.0).round() as usize;
