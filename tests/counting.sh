@@ -8,15 +8,15 @@ count_suite() {
   log=$(mktemp)
   "$@" 2>&1 | tee "$log"
   status=${PIPESTATUS[0]}
-  local passed failed skipped
-  if grep -q '^test result:' "$log"; then
+  local passed failed skipped own
+  own=$(grep -E '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$' "$log" | tail -1)
+  if [[ -n $own ]]; then
+    read -r passed failed skipped < <(tr -dc '0-9 \n' <<<"$own")
+  else
     skipped=$(grep -c 'SKIPPED:' "$log")
     passed=$(($(cargo_count "$log" passed) - skipped))
     skipped=$((skipped + $(cargo_count "$log" ignored)))
     failed=$(cargo_count "$log" failed)
-  else
-    read -r passed failed skipped < <(grep -E '^[0-9]+ passed, [0-9]+ failed' "$log" | tail -1 |
-      sed -E 's/^([0-9]+) passed, ([0-9]+) failed(, ([0-9]+) skipped)?.*/\1 \2 \4/')
   fi
   SKIPS+=$(grep -h 'SKIPPED:' "$log" | sort -u | sed 's/$/\n/')
   rm -f "$log"

@@ -16,7 +16,7 @@ pub mod pods;
 pub mod review;
 pub mod secrets;
 pub mod turns;
-mod watch;
+pub mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -57,8 +57,9 @@ fn one(index: usize, api: Api<DynamicObject>) -> BoxStream<'static, (usize, Even
     heard.boxed()
 }
 
-/// Doubles from [`FIRST_PAUSE`] to [`LONGEST_PAUSE`]; begins again after a success.
-struct Pause(Duration);
+/// Pauses between tries of a watch: from 200 ms doubled to 5 s, and from the start again after a success. (kube's default
+/// grows to 30 s.)
+pub struct Pause(Duration);
 
 impl Default for Pause {
     fn default() -> Self {

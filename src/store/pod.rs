@@ -103,12 +103,13 @@ impl Store {
             let (phase, recorded): (&str, Option<&str>) = (row.try_get("phase")?, row.try_get("pod_uid")?);
             match recorded {
                 Some(recorded) if recorded != uid => {}
-                Some(_) if phase == "dead" => return Ok(PodSession::Dead),
+                // One that is being stopped needs no session any more: who holds turns has one.
+                Some(_) if matches!(phase, "dead" | "draining") => return Ok(PodSession::Dead),
                 Some(_) => {
                     let start = StartId(row.try_get("start_id")?);
                     // Again by the UID: it was read without a lock.
                     let done = sqlx::query(
-                        "UPDATE lease SET secret_hash = $3 WHERE start_id = $1 AND pod_uid = $2 AND phase <> 'dead'",
+                        "UPDATE lease SET secret_hash = $3 WHERE start_id = $1 AND pod_uid = $2 AND phase IN ('starting', 'live')",
                     )
                     .bind(start.0)
                     .bind(uid)

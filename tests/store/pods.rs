@@ -75,6 +75,8 @@ async fn a_session_is_for_the_recorded_pod_alone(db: Db) {
     let old = db.store.authenticate_worker(&first.expect("made"), worker.incarnation).await.expect("answers");
     assert!(old.is_err(), "the first secret is replaced");
 
+    assert!(db.store.record_stop(start, Reason::Deleted, Some(20)).await.expect("answers"));
+    assert_eq!(session(&db, UID).await, (PodSession::Dead, None), "who is being stopped begins no session");
     db.store.fail_worker(worker.incarnation, &failure(Reason::WorkerExited)).await.expect("answers");
     assert_eq!(session(&db, UID).await, (PodSession::Dead, None));
     assert_eq!(session(&db, "another").await, (PodSession::Unknown, None));

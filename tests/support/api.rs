@@ -90,8 +90,15 @@ impl Api {
     }
 
     pub async fn get(&self, path: &str) -> (u16, Value) {
-        let answer = self.call(Method::GET, path).timeout(BOUND).send().await.unwrap();
-        (answer.status().as_u16(), answer.json().await.unwrap())
+        let begun = Instant::now();
+        loop {
+            match self.call(Method::GET, path).timeout(BOUND).send().await {
+                Ok(answer) => return (answer.status().as_u16(), answer.json().await.unwrap()),
+                // A replica that was just killed is still asked for a moment; nothing was sent.
+                Err(error) if error.is_connect() && begun.elapsed() < BOUND => pause().await,
+                Err(error) => panic!("GET {path}: {error:?}"),
+            }
+        }
     }
 
     pub async fn record(&self, turn: &str) -> Value {

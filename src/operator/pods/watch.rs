@@ -14,6 +14,7 @@ use kube::{Api, ResourceExt};
 use tokio_util::sync::CancellationToken;
 
 use super::{Pods, build};
+use crate::operator::watch::Pause;
 
 /// Everywhere: the scope of a watch on all namespaces.
 const EVERYWHERE: &str = "";
@@ -36,7 +37,7 @@ impl Pods {
         let api: Api<Pod> = if scope == EVERYWHERE { Api::all(self.client.clone()) } else { self.api(scope) };
         let config =
             watcher::Config::default().labels(&format!("{}={}", build::MANAGED_BY, build::OURSELVES)).page_size(PAGE);
-        let mut events = pin!(watcher(api, config).default_backoff());
+        let mut events = pin!(watcher(api, config).backoff(Pause::default()));
         let mut listed = HashSet::new();
         let mut away = false;
         while let Some(event) = events.next().await {

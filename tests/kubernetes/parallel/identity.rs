@@ -141,7 +141,12 @@ async fn tokens_that_open_nothing() {
         other => Err(format!("{other:?}")),
     })
     .await;
-    port.refuses("a deleted pod's", &ours).await;
+    // The API server itself believes a token that it has just seen for 10 s more.
+    until("the deleted pod's token to be refused", async || match port.session(&ours).await {
+        (status, body) if status.is_client_error() && body["credential"].is_null() => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
     until("the end of the deleted pod's session", async || {
         let (status, body) = port.post("heartbeat", &credential, json!({"turns": []})).await;
         if status.is_client_error() { Ok(()) } else { Err(format!("{status} {body}")) }

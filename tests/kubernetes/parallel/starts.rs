@@ -9,7 +9,7 @@ use crate::support::faults::{Fault, Row};
 use crate::support::place::Place;
 
 /// What may yet heal is given up after this.
-const START_SECONDS: u32 = 6;
+const START_SECONDS: u32 = 15;
 
 fn agent() -> Value {
     with(shell(ACTOR), json!({"timing": {"startSeconds": START_SECONDS}}))

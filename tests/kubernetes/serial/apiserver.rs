@@ -35,7 +35,10 @@ async fn away_during_chats() {
     while begun.elapsed() < away {
         let message = format!("message {chats}");
         let ended = follow::ask(&place.api, "echo", &message, BOUND).await.expect("a chat with a living worker");
-        assert_eq!((ended.outcome.as_str(), ended.text.as_str(), ended.endings), ("Succeeded", format!("{message}\n").as_str(), 1));
+        assert_eq!(
+            (ended.outcome.as_str(), ended.text.as_str(), ended.endings),
+            ("Succeeded", format!("{message}\n").as_str(), 1)
+        );
         chats += 1;
         if !restarted && begun.elapsed() > away / 4 {
             gateway.signal(Signal::KILL);
