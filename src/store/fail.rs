@@ -1,5 +1,7 @@
 //! Failures with proof: a worker is dead, a start failed, one turn is to end now.
 
+use std::time::Duration;
+
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
@@ -9,6 +11,9 @@ use super::{Store, StoreError};
 use crate::turn::keys::{Incarnation, TurnId};
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
+
+/// How long a removed Agent may take to come back before its waiting turns end.
+const MADE_AGAIN: Duration = Duration::from_secs(3);
 
 /// What the death of a worker came to.
 #[derive(Debug, Clone, Default)]
@@ -115,16 +120,21 @@ impl Store {
         Ok(ended.len() as u32)
     }
 
-    /// Ends every open turn of an agent that no longer exists and is not in a worker's hand; at most 500 a call.
+    /// Ends every open turn of an agent that no longer exists and is not in a worker's hand; at most 500 a call. One that
+    /// has been gone for less than [`MADE_AGAIN`] may be about to come back: deleted and made again is how many people
+    /// replace things.
     pub async fn orphan(&self, organization: &str, agent: &str) -> Result<u32, StoreError> {
         let failure = Failure::new(Reason::AgentNotFound);
         let ended = retry_races(|| async {
             let mut tx = self.vital().begin().await?;
             let waiting: Vec<Uuid> = sqlx::query_scalar(
-                "SELECT turn_id FROM marker WHERE organization = $1 AND agent = $2 AND incarnation IS NULL LIMIT 500",
+                "SELECT turn_id FROM marker WHERE organization = $1 AND agent = $2 AND incarnation IS NULL
+                   AND EXISTS (SELECT FROM agent WHERE namespace = $1 AND name = $2
+                               AND deleted_at < statement_timestamp() - make_interval(secs => $3)) LIMIT 500",
             )
             .bind(organization)
             .bind(agent)
+            .bind(MADE_AGAIN.as_secs_f64())
             .fetch_all(&mut *tx)
             .await?;
             let waiting: Vec<TurnId> = waiting.into_iter().map(TurnId).collect();

@@ -124,7 +124,13 @@ async fn what_waits_for_nobody_ends(db: Db) {
     for newest in &waiting[3..] {
         assert_eq!(db.outcome(*newest).await.as_deref(), Some("QuotaExceeded"));
     }
-    assert_eq!(db.store.orphan("acme", "bot").await.expect("answers"), 3);
+    let orphaned = async || db.store.orphan("acme", "bot").await.expect("answers");
+    db.sql("INSERT INTO agent (namespace, name, spec) VALUES ('acme', 'bot', '{}')").await;
+    assert_eq!(orphaned().await, 0, "it is there");
+    db.store.remove_agent("acme", "bot").await.expect("removed");
+    assert_eq!(orphaned().await, 0, "it may be about to be made again");
+    db.sql("UPDATE agent SET deleted_at = deleted_at - interval '10 s'").await;
+    assert_eq!(orphaned().await, 3);
     assert_eq!(db.outcome(waiting[0]).await.as_deref(), Some("AgentNotFound"));
     assert_eq!(db.phase(held).await.as_deref(), Some("claimed"));
 }
