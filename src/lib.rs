@@ -24,11 +24,14 @@
 //! | or fail | [`store`] `fail.rs`, `sweep.rs`, [`liveness`] | the same election, by proof or by silence |
 //! | deliver | [`deliver`] | sessions pull by cursor; [`deliver::render`] knows what is yet to be shown; [`deliver::platforms`] posts to webhooks and Slack |
 //!
+//! In Kubernetes, [`operator`] watches Agents, AgentTurns and worker pods; [`roles`] are the processes there are.
+//!
 //! [`turn`] holds what is decided without IO: cursors, offsets, elections, reasons. [`wire`] is the worker protocol,
 //! [`crd`] the custom resources, [`secrets`] where Secrets are read, [`local`] what one machine needs (Postgres, `dev`), [`cli`] the commands for people.
 //!
 //! ## What holds
 //!
+//! - Only [`operator`] and [`crd`] know kube; gateways ask it for one thing, who a pod is ([`operator::review`]).
 //! - Only [`store`] writes SQL (and [`local::postgres`] asks its own server whether it is up). Only `store/elect.rs`
 //!   deletes markers and inserts terminals.
 //! - [`turn`] knows no clock, no IO, no sqlx. Time is the database's.
