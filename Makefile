@@ -25,7 +25,7 @@ demo: ## On a local Kubernetes: a pod dies mid-answer and the client names the c
 lint: ## What CI checks before the tests
 	cargo fmt --check
 	cargo clippy --locked --all-targets --test kubernetes -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --lib
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --lib --document-private-items
 	scripts/chart-files --check
 
 fmt: ## Format

@@ -2,7 +2,7 @@
 //!
 //! With guardrails a turn is armed as `guarding` under a short lease of this replica. The check runs apart from the
 //! request that submitted the turn: it ends with the turn claimable, or with its terminal; if this replica dies in
-//! between, the lease runs out and another one guards the turn ([`reguard`]). A rejection that the database refuses to
+//! between, the lease runs out and another one guards the turn ([`Submitter::reguard`]). A rejection that the database refuses to
 //! write is tried again until it is written: it never falls open to dispatch.
 
 use std::collections::HashMap;

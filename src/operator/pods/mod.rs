@@ -144,7 +144,7 @@ impl Pods {
 /// whether it would be admitted.
 ///
 /// # Errors
-/// The API server's refusal; [`runtime::refusal`](refusal) tells what it means.
+/// The API server's refusal; [`runtime::refusal`] tells what it means.
 pub async fn create(client: &Client, namespace: &str, pod: &Value, dry_run: bool) -> Result<Pod, kube::Error> {
     let params = PostParams { dry_run, field_manager: Some(super::MANAGER.to_owned()) };
     let body = serde_json::to_vec(pod).map_err(kube::Error::SerdeError)?;
