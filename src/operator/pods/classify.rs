@@ -308,6 +308,7 @@ fn told(pod: &Pod, event: &PodEvent) -> Option<Failure> {
         "FailedScheduling" => Reason::Unschedulable,
         // It may only be large, or its registry slow: told at the start deadline, like all that may heal.
         "Pulling" => Reason::ImagePull,
+        "Failed" | "BackOff" if event.message.contains("image") || event.message.contains("ImagePull") => Reason::ImagePull,
         _ => return None,
     };
     Some(detailed(pod, reason, with(event.reason.clone(), Some(&event.message))))

@@ -65,7 +65,7 @@ impl Pods {
         }
     }
 
-    /// Some causes stand in Events alone: a volume, or the pod's network, that cannot be had.
+    /// Some causes stand in Events alone: a volume, or the pod's network, that cannot be had; an image that is on its way.
     async fn ask_why(&self) {
         let starting: Vec<Arc<Pod>> = {
             let state = self.state();
@@ -77,8 +77,11 @@ impl Pods {
         for pod in starting {
             let (Some(uid), Some(namespace)) = (pod.uid(), pod.namespace()) else { continue };
             let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
-            let params = ListParams::default().fields(&format!("involvedObject.uid={uid},type=Warning")).limit(EVENTS);
-            let Ok(Ok(found)) = tokio::time::timeout(runtime::CALL_TIMEOUT, api.list(&params)).await else { return };
+            let params = ListParams::default().fields(&format!("involvedObject.uid={uid}")).limit(EVENTS);
+            let Ok(Ok(mut found)) = tokio::time::timeout(runtime::CALL_TIMEOUT, api.list(&params)).await else { return };
+            // Times are whole seconds; the kubelet's names end in the nanosecond.
+            let told = |e: &Event| (e.last_timestamp.clone().or(e.first_timestamp.clone()), e.name_any());
+            found.items.sort_by_key(told);
             let events = found
                 .items
                 .into_iter()

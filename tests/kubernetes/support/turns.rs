@@ -165,6 +165,12 @@ impl Object {
 
     /// Of all states that the API server told, those that were terminal are one; and the record says the same.
     pub async fn ended_once(&self, place: &Place, reason: &str) {
+        // The watch may still be on its way back from an outage.
+        until("the news of the end", async || {
+            let states = place.news.turn(&self.name);
+            if states.iter().any(|s| s.contains('/')) { Ok(()) } else { Err(format!("{states:?}")) }
+        })
+        .await;
         tokio::time::sleep(AFTERMATH).await;
         let states = place.news.turn(&self.name);
         let ends: Vec<&String> = states.iter().filter(|s| s.contains('/')).collect();
