@@ -16,6 +16,9 @@ ALTER TABLE lease ADD COLUMN grace_seconds integer;
 ALTER TABLE lease ADD COLUMN start_cause text;
 ALTER TABLE lease ADD COLUMN start_detail text;
 
+-- A worker connects by its start, also under a credential whose lease is dead.
+CREATE INDEX lease_by_start ON lease (start_id);
+
 -- Numbers the starts of a deployment, so that each has a name of its own.
 CREATE TABLE attempt (
     organization text NOT NULL,

@@ -27,6 +27,8 @@ use crate::wire::Credential;
 const MAX_BATCHES: usize = 20;
 const BATCH: u32 = 500;
 /// Between two attempts to make a worker of one start.
+/// A suspected worker is looked at again after this: as often as passes are polled.
+const LOOK_EVERY: Duration = Duration::from_millis(900);
 const REMAKE_EVERY: Duration = Duration::from_secs(2);
 
 pub(super) struct Passes {
@@ -42,6 +44,8 @@ pub(super) struct Passes {
     strays: HashMap<StartId, Instant>,
     /// Starts that were made again, and when.
     remade: HashMap<StartId, Instant>,
+    /// Suspected workers that were looked at, when.
+    looked: HashMap<StartId, Instant>,
     /// Starts whose row may or may not have been written: nothing was started.
     unsure: Mutex<HashSet<StartId>>,
     away: bool,
@@ -67,6 +71,7 @@ impl Passes {
             known: Known::default(),
             strays: HashMap::new(),
             remade: HashMap::new(),
+            looked: HashMap::new(),
             unsure: Mutex::default(),
             away: false,
         }
@@ -109,6 +114,8 @@ impl Passes {
         self.known.check_queues = polled;
         self.remade.retain(|start, at| alive.contains(start) && at.elapsed() < REMAKE_EVERY);
         self.known.remade = self.remade.keys().copied().collect();
+        self.looked.retain(|_, at| at.elapsed() < LOOK_EVERY);
+        self.known.looked = self.looked.keys().copied().collect();
         let mut actions = plan(&agents, &demand, &workers, &self.known);
         let leads = self.leadership.is_leader();
         if !leads {
@@ -119,6 +126,11 @@ impl Passes {
             _ => None,
         });
         self.remade.extend(remakes);
+        let looks = actions.iter().filter_map(|action| match action {
+            Action::Look { start_id, .. } => Some((*start_id, Instant::now())),
+            _ => None,
+        });
+        self.looked.extend(looks);
         let more = actions.len() > self.config.max_actions;
         actions.truncate(self.config.max_actions);
         let agents: HashMap<&AgentKey, &Agent> = agents.iter().map(|a| (&a.key, a)).collect();
@@ -266,14 +278,17 @@ impl Passes {
         }
     }
 
-    /// Ends the leases of starts that an outage kept from happening. As stops, so that no turn fails for it.
+    /// Ends the leases of starts that an outage kept from happening. As stops, so that no turn fails for it. One that
+    /// another leader has carried out meanwhile is a worker like any other.
     async fn withdraw(&self, workers: &[Lease]) -> Result<(), StoreError> {
         let unsure = std::mem::take(&mut *self.unsure.lock().unwrap_or_else(PoisonError::into_inner));
         for worker in workers.iter().filter(|w| unsure.contains(&w.start_id)) {
             let failure = Failure::detailed(Reason::StartFailed, "the database was away when the start was written");
             let withdrawn = async {
-                self.store.drain_worker(worker.incarnation, Reason::StartFailed).await?;
-                self.store.fail_worker(worker.incarnation, &failure).await
+                if self.store.withdraw_start(worker.start_id, Reason::StartFailed).await? {
+                    self.store.fail_worker(worker.incarnation, &failure).await?;
+                }
+                Ok::<_, StoreError>(())
             };
             if let Err(error) = withdrawn.await {
                 self.unsure.lock().unwrap_or_else(PoisonError::into_inner).extend(unsure);

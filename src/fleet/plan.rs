@@ -43,6 +43,8 @@ pub struct Agent {
 pub struct Known {
     /// Workers whose runtime was told to stop them.
     pub stopped: HashSet<StartId>,
+    /// Suspected workers that were looked at a moment ago.
+    pub looked: HashSet<StartId>,
     /// Starts that were made again a moment ago.
     pub remade: HashSet<StartId>,
     /// Whether queues are to be checked against `maxQueuedTurns` in this pass.
@@ -90,14 +92,19 @@ impl Why {
     }
 }
 
+/// Looks of one pass: a lost zone must not keep the others from their workers.
+const MAX_LOOKS: usize = 64;
+
 /// Decides. `workers` must have been read before `agents`, so that a worker without an Agent is one whose Agent is gone.
 pub fn plan(agents: &[Agent], demand: &[DeploymentDemand], workers: &[Lease], known: &Known) -> Vec<Action> {
     let mut actions = Vec::new();
+    let mut looks = 0;
     let mut by_agent: BTreeMap<AgentKey, Vec<&Lease>> = BTreeMap::new();
     for worker in workers {
         let key = AgentKey { organization: worker.organization.clone(), name: worker.agent.clone() };
         by_agent.entry(key).or_default().push(worker);
-        if worker.suspected {
+        if worker.suspected && looks < MAX_LOOKS && !known.looked.contains(&worker.start_id) {
+            looks += 1;
             actions.push(Action::Look { start_id: worker.start_id, runtime_ref: worker.runtime_ref.clone() });
         }
         if worker.stopping && !known.stopped.contains(&worker.start_id) {

@@ -67,7 +67,8 @@ pub trait WorkerRuntime: Send + Sync + 'static {
     /// What is known of a worker now.
     fn look<'a>(&'a self, start_id: StartId, runtime_ref: &'a str) -> BoxFuture<'a, Look>;
 
-    /// Asks a worker to end (SIGTERM) and ends it when the `drainSeconds` of its start are over. Returns at once.
+    /// Asks a worker to end (SIGTERM) and ends it when its grace is over: `drainSeconds` for a process, the pod's own for a
+    /// pod. Returns at once.
     fn stop<'a>(&'a self, start_id: StartId, runtime_ref: &'a str) -> BoxFuture<'a, ()>;
 
     /// Ends a worker whose lease is dead. Returns at once.

@@ -4,7 +4,6 @@
 
 use std::time::Duration;
 
-use kube::Client;
 use kube_lease_manager::{LeaseManager, LeaseManagerBuilder};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -18,16 +17,18 @@ const LEASE: &str = "lastword-controller";
 const DURATION_SECONDS: u64 = 10;
 /// The leader renews this long before that.
 const GRACE_SECONDS: u64 = 4;
+/// A call to the API server takes no longer; less than [`GRACE_SECONDS`].
+const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 /// The pause before another try when the API server is away.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Takes part in the election until `shutdown`; the answer follows it.
-pub fn elect(client: Client, config: &OperatorConfig, shutdown: CancellationToken) -> Leadership {
+pub fn elect(config: &OperatorConfig, shutdown: CancellationToken) -> Leadership {
     let (leading, seen) = watch::channel(false);
     let (namespace, identity) = (config.own_namespace.clone(), config.identity.clone());
     tokio::spawn(async move {
         while !shutdown.is_cancelled() {
-            campaign(client.clone(), &namespace, &identity, &leading, &shutdown).await;
+            campaign(&namespace, &identity, &leading, &shutdown).await;
             leading.send_replace(false);
             tokio::select! {
                 () = tokio::time::sleep(RETRY) => {}
@@ -39,15 +40,9 @@ pub fn elect(client: Client, config: &OperatorConfig, shutdown: CancellationToke
 }
 
 /// Leads and follows until the Lease cannot be reached, or `shutdown`, when it is given up for others to take at once.
-async fn campaign(
-    client: Client,
-    namespace: &str,
-    identity: &str,
-    leading: &watch::Sender<bool>,
-    shutdown: &CancellationToken,
-) {
+async fn campaign(namespace: &str, identity: &str, leading: &watch::Sender<bool>, shutdown: &CancellationToken) {
     let made = tokio::select! {
-        made = manager(client, namespace, identity) => made,
+        made = manager(namespace, identity) => made,
         () = shutdown.cancelled() => return,
     };
     let manager = match made {
@@ -74,12 +69,15 @@ async fn campaign(
     }
 }
 
-async fn manager(client: Client, namespace: &str, identity: &str) -> kube_lease_manager::Result<LeaseManager> {
-    LeaseManagerBuilder::new(client, LEASE)
+async fn manager(namespace: &str, identity: &str) -> Result<LeaseManager, Box<dyn std::error::Error + Send + Sync>> {
+    // A client of its own: a call that hangs in a dead connection must not outlast the Lease.
+    let client = super::client_within(CALL_TIMEOUT).await?;
+    let manager = LeaseManagerBuilder::new(client, LEASE)
         .with_namespace(namespace)
         .with_identity(identity)
         .with_duration(DURATION_SECONDS)
         .with_grace(GRACE_SECONDS)
         .build()
-        .await
+        .await?;
+    Ok(manager)
 }

@@ -65,7 +65,18 @@ pub const MANAGER: &str = "lastword-controller";
 /// # Errors
 /// If there is neither.
 pub async fn client() -> Result<Client, kube::Error> {
-    let config = kube::Config::infer().await.map_err(kube::Error::InferConfig)?;
+    let mut config = kube::Config::infer().await.map_err(kube::Error::InferConfig)?;
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    Client::try_from(config)
+}
+
+/// A connection to the API server is there by then, or another is tried.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The same for calls that must be answered within `limit`; it cannot watch.
+async fn client_within(limit: Duration) -> Result<Client, kube::Error> {
+    let mut config = kube::Config::infer().await.map_err(kube::Error::InferConfig)?;
+    (config.connect_timeout, config.read_timeout, config.write_timeout) = (Some(limit), Some(limit), Some(limit));
     Client::try_from(config)
 }
 
@@ -78,7 +89,7 @@ pub async fn run(
     cause_window: Duration,
     shutdown: CancellationToken,
 ) {
-    let leadership = leader::elect(client.clone(), &config, shutdown.clone());
+    let leadership = leader::elect(&config, shutdown.clone());
     let namespaces: Arc<[String]> = config.namespaces.clone().into();
     let failures = events::LastFailures::default();
     let drafts = config.clone();

@@ -235,6 +235,19 @@ impl Store {
         Ok(done)
     }
 
+    /// Drains a start that was never carried out: no pod was made for it, nobody has connected. False: it was.
+    pub async fn withdraw_start(&self, start: StartId, reason: Reason) -> Result<bool, StoreError> {
+        let done = sqlx::query(
+            "UPDATE lease SET phase = 'draining', stop_reason = $2, stop_recorded = true, drain_until = clock_timestamp()
+             WHERE start_id = $1 AND phase = 'starting' AND pod_uid IS NULL",
+        )
+        .bind(start.0)
+        .bind(reason.as_str())
+        .execute(self.vital())
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
     /// The same, unless the worker holds a turn by now: nobody who works is stopped for having been idle.
     pub async fn drain_idle_worker(&self, incarnation: Incarnation, reason: Reason) -> Result<bool, StoreError> {
         let done = retry_races(|| async {
@@ -317,7 +330,7 @@ impl Store {
     pub async fn workers(&self) -> Result<Vec<Lease>, StoreError> {
         let rows = sqlx::query(
             "SELECT l.incarnation, l.start_id, l.organization, l.agent, l.deployment, l.generation, l.phase,
-                    l.runtime_ref, l.capacity, l.suspected_at IS NOT NULL AS suspected, l.stop_reason IS NOT NULL AS stopping,
+                    l.runtime_ref, l.capacity, l.suspected_at IS NOT NULL AS suspected, l.stop_reason IS NOT NULL AND l.stop_recorded AS stopping,
                     l.runtime = 'kubernetes' AND l.phase = 'starting' AND l.pod_uid IS NULL
                       AND l.started_at < statement_timestamp() - make_interval(secs => $1) AS unmade,
                     extract(epoch FROM statement_timestamp() - l.idle_since)::float8 AS idle_seconds,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use reqwest::StatusCode;
 use reqwest::header::HeaderValue;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
@@ -15,6 +15,8 @@ use crate::wire::{Credential, Session};
 
 /// A gateway asks the API server, which may take a while.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a token that is refused is shown again. A gateway remembers a refusal for 10 s.
+const BELIEVED_AGAIN: Duration = Duration::from_secs(15);
 /// The longest answer, in bytes.
 const ANSWER_BYTES: usize = 64 * 1024;
 
@@ -38,7 +40,7 @@ pub(super) async fn exchange(
     shutdown: &CancellationToken,
 ) -> Result<String, NoSession> {
     let http = http_client(gateways)?;
-    let mut pause = Backoff::default();
+    let (mut pause, begun) = (Backoff::default(), Instant::now());
     for gateway in gateways.iter().cycle() {
         let asked = tokio::select! {
             asked = ask(&http, gateway, token_file) => asked,
@@ -46,6 +48,10 @@ pub(super) async fn exchange(
         };
         match asked {
             Ok(credential) => return Ok(credential),
+            // An API server that cannot look the token up says the same as of one that is not good.
+            Err(CallError::Refused(401)) if begun.elapsed() < BELIEVED_AGAIN => {
+                tracing::info!(%gateway, "the token is not believed yet");
+            }
             Err(error) if error.is_fatal() => return Err(NoSession::Final(error)),
             Err(error) => tracing::info!(%gateway, "no session yet: {error}"),
         }

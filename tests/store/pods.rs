@@ -209,7 +209,21 @@ async fn an_unmade_start_shows(db: Db) {
     assert!(unmade().await.is_empty());
 }
 
+/// A leader that does not know whether its start was written withdraws it, unless another leader carried it out.
+async fn a_start_that_was_made_is_not_withdrawn(db: Db) {
+    let unmade = start(&db).await;
+    assert!(db.store.withdraw_start(unmade, Reason::StartFailed).await.expect("answers"));
+    assert!(!db.store.withdraw_start(unmade, Reason::StartFailed).await.expect("answers"), "it drains already");
+    db.sql("DELETE FROM lease").await;
+    let made = start(&db).await;
+    db.store.record_pod(made, UID, 30).await.expect("answers");
+    assert!(!db.store.withdraw_start(made, Reason::StartFailed).await.expect("answers"));
+    let connected = Worker::live(&db.store).await;
+    assert!(!db.store.withdraw_start(connected.credential.start, Reason::StartFailed).await.expect("answers"));
+}
+
 crate::both!(
+    a_start_that_was_made_is_not_withdrawn,
     attempts_are_numbered,
     a_session_is_for_the_recorded_pod_alone,
     a_process_has_no_session,

@@ -9,7 +9,7 @@
 //! | never ran, and the pod is over | dead: refused by its node, evicted, an init container failed |
 //! | waits for what may heal | waiting, with the reason for the day when the start deadline passes |
 //! | waits for what cannot heal | dead |
-//! | runs | running, whatever else fails |
+//! | runs | running, whatever else fails; but beside a model server that ended dead, and while that one waits, waiting |
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, Pod, PodCondition};
 use serde::Deserialize;
@@ -308,7 +308,9 @@ fn told(pod: &Pod, event: &PodEvent) -> Option<Failure> {
         "FailedScheduling" => Reason::Unschedulable,
         // It may only be large, or its registry slow: told at the start deadline, like all that may heal.
         "Pulling" => Reason::ImagePull,
-        "Failed" | "BackOff" if event.message.contains("image") || event.message.contains("ImagePull") => Reason::ImagePull,
+        "Failed" | "BackOff" if event.message.contains("image") || event.message.contains("ImagePull") => {
+            Reason::ImagePull
+        }
         _ => return None,
     };
     Some(detailed(pod, reason, with(event.reason.clone(), Some(&event.message))))

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! - [`build`], [`classify`] and what [`tidy`] removes are pure.
-//! - Nothing is ever concluded from a pod that is not there: a list may be stale, a watch may have slept. A pod is held
+//! - Nothing is ever concluded from a pod that a list lacks: a list may be stale, a watch may have slept. A pod is held
 //!   against its lease by name and UID; labels and annotations only find it.
 
 pub mod build;

@@ -9,7 +9,7 @@ use kube::ResourceExt;
 use tokio_util::sync::CancellationToken;
 
 use super::classify::{self, Verdict, adapter_ended, classify, is_over};
-use super::{Pods, Seen, reference};
+use super::{Pods, Seen, reference, runtime};
 use crate::fleet::Death;
 use crate::store::StoreError;
 use crate::turn::keys::StartId;
@@ -32,7 +32,7 @@ impl Pods {
             }
             while let Err(error) = self.tell_all().await {
                 if !std::mem::replace(&mut away, true) {
-                    tracing::warn!(%error, "news of pods waits for the database");
+                    tracing::warn!("news of pods waits: {error}");
                 }
                 tokio::select! {
                     () = tokio::time::sleep(RETRY) => {}
@@ -40,7 +40,7 @@ impl Pods {
                 }
             }
             if std::mem::take(&mut away) {
-                tracing::info!("the database takes news of pods again");
+                tracing::info!("news of pods is told again");
             }
         }
     }
@@ -89,6 +89,9 @@ impl Pods {
     /// Tells what one pod says; answers whether the lease now holds a cause that it does not start.
     async fn tell(&self, seen: &Seen) -> Result<bool, StoreError> {
         let Seen { pod, gone, .. } = seen;
+        if *gone && !self.is_gone(pod).await? {
+            return Ok(seen.noted);
+        }
         let verdict = classify(pod, &seen.events);
         let silent = match verdict {
             Verdict::Starting => true,
@@ -111,6 +114,16 @@ impl Pods {
                 self.dead(Death { start_id: start, cause: Some(cause) });
                 Ok(false)
             }
+        }
+    }
+
+    /// Whether the pod's object is really gone: a watch by label says the same of one whose label was taken away.
+    async fn is_gone(&self, pod: &Pod) -> Result<bool, StoreError> {
+        let api = self.api(&pod.namespace().unwrap_or_default());
+        match tokio::time::timeout(runtime::CALL_TIMEOUT, api.get_opt(&pod.name_any())).await {
+            Ok(Ok(found)) => Ok(found.is_none_or(|found| found.uid() != pod.uid())),
+            Ok(Err(error)) => Err(StoreError::Unavailable(error.to_string().into())),
+            Err(_) => Err(StoreError::Unavailable("the API server does not answer".into())),
         }
     }
 

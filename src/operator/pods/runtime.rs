@@ -47,12 +47,16 @@ pub fn refusal(status: &Status) -> Refusal {
     let says = |words: &str| status.message.contains(words);
     let failure = |reason| Failure::detailed(reason, detail.clone());
     match status.code {
-        403 if says("exceeded quota") => Refusal::MayHeal(failure(Reason::QuotaExceeded)),
+        403 if says("exceeded quota") || says("status unknown for quota") => {
+            Refusal::MayHeal(failure(Reason::QuotaExceeded))
+        }
         // Our own rights, or a namespace whose ServiceAccount is not made yet.
         403 if says("cannot create resource") || says("error looking up service account") => {
             Refusal::MayHeal(failure(Reason::StartFailed))
         }
-        400..=408 | 410..=428 => Refusal::ForGood(failure(Reason::StartFailed)),
+        // Our own token, or a proxy on the way: nothing that is wrong with the pod.
+        401 | 407 | 408 => Refusal::MayHeal(failure(Reason::StartFailed)),
+        400..=428 if status.code != 409 => Refusal::ForGood(failure(Reason::StartFailed)),
         _ => Refusal::MayHeal(failure(Reason::StartFailed)),
     }
 }

@@ -78,7 +78,9 @@ impl Pods {
             let (Some(uid), Some(namespace)) = (pod.uid(), pod.namespace()) else { continue };
             let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
             let params = ListParams::default().fields(&format!("involvedObject.uid={uid}")).limit(EVENTS);
-            let Ok(Ok(mut found)) = tokio::time::timeout(runtime::CALL_TIMEOUT, api.list(&params)).await else { return };
+            let Ok(Ok(mut found)) = tokio::time::timeout(runtime::CALL_TIMEOUT, api.list(&params)).await else {
+                return;
+            };
             // Times are whole seconds; the kubelet's names end in the nanosecond.
             let told = |e: &Event| (e.last_timestamp.clone().or(e.first_timestamp.clone()), e.name_any());
             found.items.sort_by_key(told);

@@ -8,7 +8,9 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use kube::api::DeleteParams;
 
-use crate::support::agents::{ACTOR, exec, shell};
+use serde_json::json;
+
+use crate::support::agents::{ACTOR, exec, shell, with_pod};
 use crate::support::cluster::{Cluster, SYSTEM};
 use crate::support::place::Place;
 use crate::support::times::tell;
@@ -20,8 +22,10 @@ const TURNS: usize = 1000;
 async fn uninstall_and_delete_a_full_namespace() {
     let Some(cluster) = Cluster::connect().await else { return };
     let place = Place::new(cluster, "uninstall").await;
-    place.agent("agent", shell(ACTOR)).await;
-    place.agent("other", exec(&["cat"])).await;
+    // A namespace's deletion looks again only after half of the longest grace of its pods.
+    let short = |spec| with_pod(spec, json!({"terminationGracePeriodSeconds": 5}));
+    place.agent("agent", short(shell(ACTOR))).await;
+    place.agent("other", short(exec(&["cat"]))).await;
     let made = futures::stream::iter(0..TURNS).map(|_| place.object("agent", "x")).buffer_unordered(16);
     let made: Vec<_> = made.collect().await;
     made[0].condition(&place, "Armed").await;
