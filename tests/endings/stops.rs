@@ -148,7 +148,7 @@ class Keeper(worker.Worker):
                 return
         self.goodbye("draining", [push["turnId"]])
 
-    def leave(self, seconds):
+    def leave(self, seconds, reason):
         self.goodbye("draining", self.in_hand())
         self.goodbye("gone")
         os._exit(0)
