@@ -10,12 +10,14 @@
 mod ready;
 mod status;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use kube::api::DynamicObject;
 use kube::runtime::watcher::Event;
 use kube::{Client, ResourceExt};
@@ -30,7 +32,7 @@ use status::Shown;
 
 use super::events::LastFailures;
 use super::watch;
-use crate::crd::{Agent, AgentSpec, AgentStatus};
+use crate::crd::{Agent, AgentSpec, AgentStatus, LastFailure};
 use crate::fleet::Leadership;
 use crate::store::{AgentCounts, Store, StoreError};
 
@@ -40,6 +42,8 @@ const TICK: Duration = Duration::from_millis(500);
 const COUNTS: Duration = Duration::from_secs(10);
 /// A dry run that failed is repeated after this.
 const DRY_AGAIN: Duration = Duration::from_secs(30);
+/// A status that was not taken is written again after this.
+const PATCH_AGAIN: Duration = Duration::from_secs(5);
 /// Calls to the API server at a time.
 const CONCURRENCY: usize = 8;
 
@@ -83,19 +87,33 @@ struct Known {
     dried: Option<(i64, Verdict, Instant)>,
     drying: bool,
     patching: bool,
+    /// Its last patch failed; not before.
+    patch_not_before: Option<Instant>,
     /// The status as the API server last showed it.
     shown: AgentStatus,
 }
 
-enum Report {
-    Dried(Key, i64, Verdict),
-    Patched(Key, Option<Box<AgentStatus>>),
+/// A job for an Agent.
+enum Job {
+    Dry { generation: i64 },
+    Patch(Box<AgentStatus>),
 }
+
+/// What came of it.
+enum Done {
+    Dried { generation: i64, verdict: Verdict },
+    Patched(Option<Box<AgentStatus>>),
+}
+
+/// What came of a job for the Agent with this key and UID; one that was made again under the same name is another.
+type Report = (Key, Option<String>, Done);
 
 struct Controller {
     hands: Hands,
     namespaces: Arc<[String]>,
-    known: HashMap<Key, Known>,
+    known: BTreeMap<Key, Known>,
+    /// The Agent that had the last job: those behind it come first, so that none starves the others.
+    served: Option<Key>,
     /// Removed objects (namespace, name, UID) that the store does not know to be.
     removed: Vec<(String, String, String)>,
     /// When the list under way of each watch began; without the database's time nothing can be told from it.
@@ -113,7 +131,8 @@ async fn lead(hands: Hands, namespaces: Arc<[String]>) {
     let mut controller = Controller {
         hands,
         namespaces,
-        known: HashMap::new(),
+        known: BTreeMap::new(),
+        served: None,
         removed: Vec::new(),
         began: HashMap::new(),
         listed: HashMap::new(),
@@ -240,44 +259,52 @@ impl Controller {
 
     /// Starts dry runs and patches that are due.
     fn start(&mut self) {
+        let free = CONCURRENCY.saturating_sub(self.jobs.len());
+        if free == 0 {
+            return;
+        }
         let now = Instant::now();
-        for (key, known) in &mut self.known {
-            if self.jobs.len() >= CONCURRENCY {
-                return;
-            }
-            let generation = known.agent.metadata.generation.unwrap_or(0);
-            if !known.drying && known.is_to_dry(generation, now) {
+        let job = |key: &Key| {
+            let known = self.known.get(key)?;
+            let job = known.job(self.counts.get(key), self.hands.failures.get(key), now)?;
+            Some((key.clone(), job))
+        };
+        let due: Vec<(Key, Job)> = behind(&self.known, self.served.as_ref()).filter_map(job).take(free).collect();
+        for (key, job) in due {
+            self.spawn(key.clone(), job);
+            self.served = Some(key);
+        }
+    }
+
+    fn spawn(&mut self, key: Key, job: Job) {
+        let Some(known) = self.known.get_mut(&key) else { return };
+        let (hands, agent, valid) = (self.hands.clone(), known.agent.clone(), known.valid.clone());
+        let uid = agent.metadata.uid.clone();
+        match job {
+            Job::Dry { generation } => {
                 known.drying = true;
-                let (hands, agent, key) = (self.hands.clone(), known.agent.clone(), key.clone());
-                let valid = known.valid.clone();
-                self.jobs
-                    .spawn(async move { Report::Dried(key, generation, ready::check(&hands, &agent, valid).await) });
-            } else if !known.patching
-                && let Some(status) = known.status_to_patch(self.counts.get(key), self.hands.failures.get(key))
-            {
+                self.jobs.spawn(async move {
+                    let bug = || Verdict::Unknown("the dry run panicked; this is a bug in Lastword".into());
+                    let check = AssertUnwindSafe(ready::check(&hands, &agent, valid)).catch_unwind();
+                    let verdict = check.await.unwrap_or_else(|_| bug());
+                    (key, uid, Done::Dried { generation, verdict })
+                });
+            }
+            Job::Patch(status) => {
                 known.patching = true;
-                let (client, object, key) = (self.hands.client.clone(), known.agent.metadata.clone(), key.clone());
-                self.jobs.spawn(async move { Report::Patched(key, status::patch(&client, &object, status).await) });
+                self.jobs.spawn(async move {
+                    let patch = AssertUnwindSafe(status::patch(&hands.client, &agent.metadata, *status)).catch_unwind();
+                    (key, uid, Done::Patched(patch.await.unwrap_or_default()))
+                });
             }
         }
     }
 
     fn report(&mut self, report: Result<Report, tokio::task::JoinError>) {
         match report {
-            Ok(Report::Dried(key, generation, verdict)) => {
-                if let Some(known) = self.known.get_mut(&key) {
-                    known.drying = false;
-                    known.dried = Some((generation, verdict, Instant::now()));
-                }
-            }
-            Ok(Report::Patched(key, shown)) => {
-                if let Some(known) = self.known.get_mut(&key) {
-                    known.patching = false;
-                    match shown {
-                        Some(shown) => known.shown = *shown,
-                        // Not at once again.
-                        None => known.shown = AgentStatus::default(),
-                    }
+            Ok((key, uid, done)) => {
+                if let Some(known) = self.known.get_mut(&key).filter(|known| known.agent.metadata.uid == uid) {
+                    known.learn(done, Instant::now());
                 }
             }
             Err(error) => tracing::error!(%error, "a job for Agents panicked; this is a bug in Lastword"),
@@ -285,16 +312,62 @@ impl Controller {
     }
 }
 
+/// All keys: those behind `served`, then the others.
+fn behind<'a, V>(all: &'a BTreeMap<Key, V>, served: Option<&Key>) -> impl Iterator<Item = &'a Key> {
+    let from = served.map_or(Bound::Unbounded, |key| Bound::Excluded(key.clone()));
+    let rest = served.map(|key| (Bound::Unbounded, Bound::Included(key.clone())));
+    let rest = rest.into_iter().flat_map(|rest| all.range(rest));
+    all.range((from, Bound::Unbounded)).chain(rest).map(|(key, _)| key)
+}
+
 impl Known {
     fn new(object: DynamicObject, spec: Result<AgentSpec, String>, shown: AgentStatus) -> Known {
         let (agent, valid) = read(object, spec, None);
-        Known { agent, valid, projected: false, dried: None, drying: false, patching: false, shown }
+        Known {
+            agent,
+            valid,
+            projected: false,
+            dried: None,
+            drying: false,
+            patching: false,
+            patch_not_before: None,
+            shown,
+        }
     }
 
     /// The same Agent with another spec.
     fn changed(self, object: DynamicObject, spec: Result<AgentSpec, String>) -> Known {
         let (agent, valid) = read(object, spec, Some(self.agent.spec.clone()));
         Known { agent, valid, projected: false, ..self }
+    }
+
+    /// What is to be done for it now.
+    fn job(&self, counts: Option<&AgentCounts>, failure: Option<LastFailure>, now: Instant) -> Option<Job> {
+        let generation = self.agent.metadata.generation.unwrap_or(0);
+        if !self.drying && self.is_to_dry(generation, now) {
+            return Some(Job::Dry { generation });
+        }
+        if self.patching || self.patch_not_before.is_some_and(|at| now < at) {
+            return None;
+        }
+        self.status_to_patch(counts, failure).map(|status| Job::Patch(Box::new(status)))
+    }
+
+    /// What came of a job.
+    fn learn(&mut self, done: Done, now: Instant) {
+        match done {
+            Done::Dried { generation, verdict } => {
+                self.drying = false;
+                self.dried = Some((generation, verdict, now));
+            }
+            Done::Patched(shown) => {
+                self.patching = false;
+                self.patch_not_before = shown.is_none().then(|| now + PATCH_AGAIN);
+                if let Some(shown) = shown {
+                    self.shown = *shown;
+                }
+            }
+        }
     }
 
     fn is_to_dry(&self, generation: i64, now: Instant) -> bool {
@@ -305,11 +378,7 @@ impl Known {
     }
 
     /// The status that it is to have, if that is not the one that it has.
-    fn status_to_patch(
-        &self,
-        counts: Option<&AgentCounts>,
-        failure: Option<crate::crd::LastFailure>,
-    ) -> Option<AgentStatus> {
+    fn status_to_patch(&self, counts: Option<&AgentCounts>, failure: Option<LastFailure>) -> Option<AgentStatus> {
         let (generation, verdict, _) = self.dried.as_ref()?;
         let shown = Shown { status: &self.shown, counts, failure };
         shown.next(*generation, verdict)
@@ -332,4 +401,67 @@ fn read(
         valid = agent.validate().map_err(|error| error.to_string());
     }
     (agent, valid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known() -> Known {
+        let object: DynamicObject = serde_json::from_value(serde_json::json!({
+            "apiVersion": "lastword.dev/v1alpha1", "kind": "Agent",
+            "metadata": {"namespace": "team", "name": "bot", "uid": "u", "generation": 1},
+        }))
+        .expect("an object");
+        Known::new(object, Ok(status::nothing()), AgentStatus::default())
+    }
+
+    #[test]
+    fn a_status_that_was_not_taken_waits() {
+        let (mut known, now) = (known(), Instant::now());
+        assert!(matches!(known.job(None, None, now), Some(Job::Dry { generation: 1 })));
+        known.learn(Done::Dried { generation: 1, verdict: Verdict::Ready }, now);
+        let Some(Job::Patch(status)) = known.job(None, None, now) else { panic!("nothing is shown yet") };
+        known.learn(Done::Patched(None), now);
+        assert!(known.job(None, None, now).is_none(), "not at once again");
+        assert!(matches!(known.job(None, None, now + PATCH_AGAIN), Some(Job::Patch(_))));
+        known.learn(Done::Patched(Some(status)), now);
+        assert!(known.job(None, None, now + PATCH_AGAIN).is_none(), "it is shown");
+    }
+
+    /// A status comes back with times in whole seconds.
+    #[test]
+    fn a_failure_is_shown_once() {
+        let failures = LastFailures::default();
+        failures.note(&crate::store::FailedTurn {
+            turn_id: crate::turn::keys::TurnId::new(),
+            organization: "team".into(),
+            agent: "bot".into(),
+            agent_uid: None,
+            reason: crate::turn::reason::Reason::AgentError,
+            detail: "no".into(),
+            at: OffsetDateTime::UNIX_EPOCH + Duration::from_micros(1_234_567),
+            pod: None,
+        });
+        let (mut known, now) = (known(), Instant::now());
+        known.learn(Done::Dried { generation: 1, verdict: Verdict::Ready }, now);
+        let failure = failures.get(&("team".into(), "bot".into()));
+        let Some(Job::Patch(status)) = known.job(None, failure.clone(), now) else { panic!("it is news") };
+        let written = serde_json::to_value(status).and_then(serde_json::from_value).expect("a status");
+        known.learn(Done::Patched(Some(Box::new(written))), now);
+        assert!(known.job(None, failure, now).is_none(), "patched without end");
+    }
+
+    #[test]
+    fn everybody_has_a_turn() {
+        let key = |name: &str| ("team".to_owned(), name.to_owned());
+        let all: BTreeMap<Key, ()> = ["a", "b", "c"].map(|name| (key(name), ())).into();
+        let names = |served: Option<&str>| -> Vec<String> {
+            behind(&all, served.map(key).as_ref()).map(|key| key.1.clone()).collect()
+        };
+        assert_eq!(names(None), ["a", "b", "c"]);
+        assert_eq!(names(Some("b")), ["c", "a", "b"]);
+        assert_eq!(names(Some("bb")), ["c", "a", "b"], "it is gone meanwhile");
+        assert_eq!(names(Some("c")), ["a", "b", "c"]);
+    }
 }
