@@ -26,6 +26,10 @@ const LOOK_LATER: Duration = Duration::from_secs(5);
 /// The pause after a step that was not done doubles up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// A terminal that the API server refused so often is put off: there is something to correct first.
+const REFUSALS: u32 = 3;
+/// A terminal that was tried so often for any reason is put off if others need its room: about 6 s.
+const TRIES: u32 = 6;
 
 /// The time that a decision is made at.
 #[derive(Debug, Clone, Copy)]
@@ -58,6 +62,8 @@ struct Entry {
     owes: Option<TurnId>,
     tries: u32,
     not_before: Option<Instant>,
+    /// Its timer.
+    timer: Option<Instant>,
 }
 
 /// All AgentTurns that need something.
@@ -66,11 +72,15 @@ pub struct Table {
     entries: HashMap<Uid, Entry>,
     queue: VecDeque<Uid>,
     timers: BTreeSet<(Instant, Uid)>,
+    /// How many statuses owe a terminal.
+    owed: usize,
     lists: HashMap<usize, u64>,
     /// Objects (namespace, UID) that are gone: their turns are to be cancelled.
     pub gone: Vec<(String, String)>,
     /// Turns whose terminals their objects show.
     pub settled: Vec<TurnId>,
+    /// Turns whose terminals could not be shown: their deliveries come again later.
+    pub put_off: Vec<TurnId>,
 }
 
 /// A turn to ask the store about, and its object.
@@ -128,7 +138,8 @@ impl Table {
             let unseen = || Entry::new(Object::unseen(&namespace, &object.name, &object.uid, state.turn_id), now);
             let uid: Uid = object.uid.as_str().into();
             let entry = self.entries.entry(uid.clone()).or_insert_with(unseen);
-            entry.owes = Some(state.turn_id);
+            entry.belongs_to(state.turn_id);
+            entry.owe(Some(state.turn_id), &mut self.owed);
             entry.hear(Word::Turn { state, at });
             self.proceed(&uid, now);
         }
@@ -140,7 +151,7 @@ impl Table {
             let Some(entry) = self.entries.get_mut(&uid) else { continue };
             entry.checked = true;
             if !matches!(state.standing, Standing::Waiting | Standing::Running) {
-                entry.owes = Some(state.turn_id);
+                entry.owe(Some(state.turn_id), &mut self.owed);
             }
             entry.hear(Word::Turn { state, at });
             self.proceed(&uid, now);
@@ -183,7 +194,33 @@ impl Table {
 
     /// How many statuses owe a terminal.
     pub fn owed(&self) -> usize {
-        self.entries.values().filter(|entry| entry.owes.is_some()).count()
+        self.owed
+    }
+
+    /// Puts off what was tried often: others need its room.
+    pub fn make_room(&mut self) {
+        let stuck = |entry: &&Entry| entry.owes.is_some() && !entry.busy && entry.tries >= TRIES;
+        let stuck: Vec<Uid> = self.entries.values().filter(stuck).map(|e| e.object.uid.clone()).collect();
+        stuck.iter().for_each(|uid| self.put_off(uid));
+    }
+
+    /// Lets go of a terminal that cannot be shown now, and of its text.
+    fn put_off(&mut self, uid: &Uid) {
+        let Some(entry) = self.entries.get_mut(uid) else { return };
+        let Some(turn) = entry.owe(None, &mut self.owed) else { return };
+        entry.word = None;
+        self.put_off.push(turn);
+        if entry.scope == usize::MAX {
+            self.forget(uid);
+        }
+    }
+
+    fn forget(&mut self, uid: &Uid) {
+        let Some(mut entry) = self.entries.remove(uid) else { return };
+        entry.owe(None, &mut self.owed);
+        if let Some(timer) = entry.timer {
+            self.timers.remove(&(timer, uid.clone()));
+        }
     }
 
     /// Takes the next step that may be done now; its object is busy until [`Table::done`].
@@ -211,6 +248,9 @@ impl Table {
     pub fn fire(&mut self, now: Now) {
         while self.timers.first().is_some_and(|timer| timer.0 <= now.instant) {
             let Some((_, uid)) = self.timers.pop_first() else { return };
+            if let Some(entry) = self.entries.get_mut(&uid) {
+                entry.timer = None;
+            }
             self.proceed(&uid, now);
         }
     }
@@ -225,6 +265,13 @@ impl Table {
         entry.not_before = None;
         match done {
             Done::Again(why) => entry.pause(&why, now),
+            Done::Unwritable(why) => {
+                entry.pause(&why, now);
+                if entry.tries >= REFUSALS {
+                    self.put_off(uid);
+                }
+            }
+            Done::AgentNotReady => entry.await_agent("its Agent exists, but cannot be used yet: see its status", now),
             Done::NoAgent(at) => entry.miss_agent(at, now),
             done => entry.learn(done),
         }
@@ -241,7 +288,7 @@ impl Table {
         if !entry.object.ended() || entry.owes.is_some() {
             self.gone.push((entry.object.namespace.to_string(), uid.to_string()));
         }
-        self.entries.remove(uid);
+        self.forget(uid);
     }
 
     /// Queues an object that has something to do, or sets its timer, or is done with it.
@@ -251,17 +298,20 @@ impl Table {
             return;
         }
         if entry.object.ended()
-            && let Some(turn) = entry.owes.take()
+            && let Some(turn) = entry.owe(None, &mut self.owed)
         {
             self.settled.push(turn);
         }
         if is_done(&entry.object) && (entry.seen_ended || entry.scope == usize::MAX) {
-            self.entries.remove(uid);
+            self.forget(uid);
         } else if entry.step(now).is_some() {
             if !std::mem::replace(&mut entry.queued, true) {
                 self.queue.push_back(uid.clone());
             }
         } else if let Some(at) = entry.wake_at(now) {
+            if let Some(before) = entry.timer.replace(at) {
+                self.timers.remove(&(before, uid.clone()));
+            }
             self.timers.insert((at, uid.clone()));
         }
     }
@@ -289,7 +339,15 @@ impl Entry {
             owes: None,
             tries: 0,
             not_before: None,
+            timer: None,
         }
+    }
+
+    /// Sets the turn that it owes, and the count of those that do; answers with the one before.
+    fn owe(&mut self, turn: Option<TurnId>, owed: &mut usize) -> Option<TurnId> {
+        let before = std::mem::replace(&mut self.owes, turn);
+        *owed = *owed + usize::from(turn.is_some()) - usize::from(before.is_some());
+        before
     }
 
     /// What is to be done for it now.
@@ -365,12 +423,15 @@ impl Entry {
             // What the store does not know is found out by asking it.
             Done::NotArmed(_) | Done::Cancelled => self.cancelled = true,
             Done::Written(object) | Done::Stale(object) => {
-                self.renew(*object);
+                // The watch may have shown a newer one meanwhile, which may say more: an end that is asked for.
+                if !self.object.is_newer_than(&object) {
+                    self.renew(*object);
+                }
                 if self.word.as_ref().is_some_and(|word| word.rank() <= self.object.rank()) {
                     self.word = None;
                 }
             }
-            Done::NoAgent(_) | Done::Gone | Done::Again(_) => {}
+            Done::NoAgent(_) | Done::AgentNotReady | Done::Unwritable(_) | Done::Gone | Done::Again(_) => {}
         }
     }
 
@@ -390,6 +451,13 @@ impl Entry {
         let left = Duration::from_secs(left.max(1) as u64);
         // The word is written at once all the same.
         self.not_before = self.word.is_none().then(|| now.instant + pause.min(left));
+        self.tries = 0;
+    }
+
+    /// Its Agent is there; news of Agents come, and it is looked again besides.
+    fn await_agent(&mut self, message: &str, now: Now) {
+        self.hear(Word::Pending { reason: Reason::AgentNotFound, message: message.into() });
+        self.not_before = self.word.is_none().then(|| now.instant + LOOK_LATER);
         self.tries = 0;
     }
 
