@@ -18,8 +18,9 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::act::{Done, Hands};
 use super::audit;
+use super::entry::Now;
 use super::object::Object;
-use super::table::{Now, Table};
+use super::table::Table;
 use crate::crd::AgentTurn;
 use crate::operator::watch;
 use crate::store::{ObjectState, StoreError};

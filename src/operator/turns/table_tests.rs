@@ -1,11 +1,17 @@
 //! Who gets which step, and when.
 
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
 use kube::api::DynamicObject;
 use serde_json::{Value, json};
 
+use super::super::entry::{LONGEST_PAUSE, LOOK_LATER};
 use super::*;
-use crate::store::ObjectRef;
+use crate::store::{Armed, ObjectRef};
 use crate::turn::keys::ConversationId;
+use crate::turn::reason::Reason;
+use crate::turn::terminal::Failure;
 
 const CREATED: i64 = 1_800_000_000;
 
