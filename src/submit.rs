@@ -53,14 +53,11 @@ impl Agents {
         known.get(&(namespace.to_string(), name.to_string())).cloned()
     }
 
-    /// Whether an unknown name may be looked for in the table: not for each of a flood of them.
+    /// Whether an unknown name may be looked for in the table: not for each of a flood of them. A look that failed, or is
+    /// not done yet, told nobody anything.
     fn may_look(&self) -> bool {
-        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-        let may = looked.is_none_or(|at| at.elapsed() > LOOK_AGAIN);
-        if may {
-            *looked = Some(Instant::now());
-        }
-        may
+        let looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        looked.is_none_or(|at| at.elapsed() > LOOK_AGAIN)
     }
 
     /// An Agent, read from the table if it is not known yet: it may be new, or the table may not have been read at all.
@@ -69,8 +66,19 @@ impl Agents {
             return Ok(Some(agent));
         }
         if self.may_look() {
+            let began = Instant::now();
             self.refresh(store).await?;
+            *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = Some(began);
         }
+        Ok(self.get(namespace, name))
+    }
+
+    /// An Agent as the table has it now, or nearly: its absence is certain.
+    async fn find_surely(&self, store: &Store, namespace: &str, name: &str) -> Result<Option<Arc<Agent>>, StoreError> {
+        if let Some(agent) = self.get(namespace, name) {
+            return Ok(Some(agent));
+        }
+        self.refresh(store).await?;
         Ok(self.get(namespace, name))
     }
 
@@ -260,7 +268,7 @@ impl Submitter {
             // Without the database nothing is dispatched either.
             let Ok(turns) = self.store.take_unguarded(self.gateway, GUARD_SECONDS).await else { continue };
             for turn in turns {
-                match self.agents.find(&self.store, &turn.organization, &turn.agent).await {
+                match self.agents.find_surely(&self.store, &turn.organization, &turn.agent).await {
                     Ok(Some(agent)) => drop(tokio::spawn(self.clone().guard(turn, agent))),
                     Err(error) => tracing::debug!(%error, "the lease of turn {} runs out again", turn.turn_id),
                     Ok(None) => {
@@ -328,5 +336,21 @@ fn input<'a>(turn: &'a GuardedTurn, turn_id: &'a str) -> guard::Input<'a> {
         turn_id,
         message: &turn.input,
         platform_metadata: &turn.routing.platform_metadata,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An Agent that was not looked for is not a missing one.
+    #[tokio::test]
+    async fn a_look_that_failed_says_nothing() {
+        let (agents, store) = (Agents::default(), Store::away());
+        let find = || agents.find(&store, "team", "bot");
+        // The second one comes while the first looks.
+        let found = tokio::join!(find(), find(), agents.find_surely(&store, "team", "bot"));
+        assert!(found.0.is_err() && found.1.is_err() && found.2.is_err());
+        assert!(find().await.is_err());
     }
 }

@@ -297,7 +297,7 @@ async fn a_url_into_the_cluster_is_refused(db: Db) {
     assert!(listener.accept().is_err(), "nobody connected");
 }
 
-/// 410, or a platform that is gone: tried no more, kept for operators with its problem until its turn's retention.
+/// 410 at once, and a platform that does not come back: tried no more, kept for operators with its problem until its turn's retention.
 async fn what_never_goes_is_given_up_and_found(db: Db) {
     let receiver = Receiver::start(&[Answer::Status(410)]);
     let renderers = Renderers::start(&db, Egress::default().with_loopback());
@@ -309,6 +309,9 @@ async fn what_never_goes_is_given_up_and_found(db: Db) {
         assert_eq!(worker.claim_ids(&db.store, 1).await, [turn]);
         assert_eq!(finish(&db.store, worker.reply(&[turn], "hello")).await, Ok(true));
     }
+    let again = "delivery WHERE platform = 'gone' AND state = 'ready' AND problem IS NOT NULL";
+    eventually("the platform may come back", async || db.count(again).await == 1).await;
+    db.sql("UPDATE delivery SET attempts = 11, due_at = clock_timestamp() WHERE platform = 'gone'").await;
     eventually("both are given up", async || db.count("delivery WHERE state = 'parked'").await == 2).await;
     for (platform, expected) in
         [("team", "127.0.0.1 answered 410"), ("gone", "the Agent bot has no platform gone any more")]

@@ -27,8 +27,8 @@ const CONNECT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 /// Loopback, which `dev` allows.
 const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
 /// Never a peer's: this host, link-local, protocol assignments, multicast, reserved; and metadata services elsewhere
-/// (Alibaba, Azure, AWS over IPv6; Oracle's is in 192.0.0.0/24, all others link-local).
-const OWN: [&str; 15] = [
+/// (Alibaba, Azure; over IPv6 AWS, Google and Oracle; Oracle's is in 192.0.0.0/24, all others link-local).
+const OWN: [&str; 17] = [
     "0.0.0.0/8",
     "127.0.0.0/8",
     "169.254.0.0/16",
@@ -42,6 +42,8 @@ const OWN: [&str; 15] = [
     "fe80::/10",
     "ff00::/8",
     "fd00:ec2::/32",
+    "fd20:ce::254/128",
+    "fd00:c1::a9fe:a9fe/128",
     "100::/64",
     "64:ff9b:1::/48",
 ];
@@ -112,13 +114,15 @@ impl Egress {
     }
 }
 
-/// The IPv4 address that an IPv6 one stands for (mapped, compatible, NAT64, 6to4), or the address itself.
+/// The IPv4 address that an IPv6 one stands for (mapped, translated, compatible, NAT64, 6to4), or the address itself.
 fn canonical(address: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = address else { return address };
     let s = v6.segments();
     let v4 = |high: u16, low: u16| IpAddr::V4(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low)));
     match s {
-        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => v4(high, low),
+        [0, 0, 0, 0, 0, 0xffff, high, low]
+        | [0, 0, 0, 0, 0xffff, 0, high, low]
+        | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => v4(high, low),
         [0x2002, high, low, ..] => v4(high, low),
         [0, 0, 0, 0, 0, 0, high, low] if v6 != Ipv6Addr::LOCALHOST && v6 != Ipv6Addr::UNSPECIFIED => v4(high, low),
         _ => address,
@@ -282,6 +286,7 @@ mod tests {
             ("64:ff9b::10.0.0.1", private),
             ("2002:0a00:0001::1", private),
             ("::10.0.0.1", private),
+            ("::ffff:0:10.0.0.1", private),
             ("127.0.0.1", own),
             ("127.8.8.8", own),
             ("0.0.0.0", own),
@@ -297,6 +302,10 @@ mod tests {
             ("fe80::1", own),
             ("ff02::1", own),
             ("fd00:ec2::254", own),
+            ("fd20:ce::254", own),
+            ("fd00:c1::a9fe:a9fe", own),
+            ("::ffff:0:127.0.0.1", own),
+            ("::ffff:0:169.254.169.254", own),
             ("::ffff:127.0.0.1", own),
             ("::ffff:169.254.169.254", own),
             ("64:ff9b::127.0.0.1", own),

@@ -18,7 +18,7 @@ use super::egress::{self, Outbound};
 use super::{slack, webhook};
 use crate::crd::{AgentSpec, Platform, SecretKeyRef};
 use crate::secrets::Secrets;
-use crate::store::{DuePost, Record, Store, StoreError};
+use crate::store::{DuePost, Place, Record, Store, StoreError};
 use crate::turn::keys::GatewayId;
 
 /// Pause between looks for due rows.
@@ -32,11 +32,13 @@ const CLAIM_SECONDS: u32 = 60;
 /// The pause after the database refused an outcome, and how often it is written: not longer than the claim.
 const RETRY: Duration = Duration::from_millis(500);
 const MAX_WRITES: u32 = 10;
-/// Posts under way at once; rows of one look; and posts of one platform of an organization, so that a receiver that hangs
-/// leaves room for the others.
+/// Posts under way at once, and rows of one look.
 const MAX_AT_ONCE: usize = 64;
 const MAX_ROWS: usize = 16;
+/// No more rows are taken of a platform of an organization, or of an organization, that has so many posts under way: a
+/// receiver that hangs leaves room for the others. A look may go beyond it by what it takes.
 const MAX_PER_PLACE: usize = 16;
+const MAX_PER_ORGANIZATION: usize = 24;
 /// Of an answer no more than this is read, in bytes: only so that its connection can be used again.
 const MAX_ANSWER_BYTES: usize = 16 * 1024;
 /// After `shutdown`, posts under way have this long.
@@ -116,11 +118,11 @@ fn retry_after(value: &str, now: OffsetDateTime) -> Option<u64> {
 pub async fn run(store: Store, secrets: Arc<dyn Secrets>, outbound: Outbound, shutdown: CancellationToken) {
     let poster = Poster { store, secrets, outbound, by: GatewayId::new() };
     let mut posts = JoinSet::new();
-    let mut busy: HashMap<String, usize> = HashMap::new();
+    let mut busy: HashMap<Place, usize> = HashMap::new();
     let mut away = false;
     loop {
         let room = MAX_ROWS.min(MAX_AT_ONCE.saturating_sub(posts.len()));
-        let full: Vec<String> = busy.iter().filter(|(_, n)| **n >= MAX_PER_PLACE).map(|(p, _)| p.clone()).collect();
+        let full = full(&busy);
         let mut backlog = room == 0;
         match poster.store.take_posts(poster.by, CLAIM_SECONDS, room as u32, &full).await {
             Ok(due) => {
@@ -153,7 +155,19 @@ pub async fn run(store: Store, secrets: Arc<dyn Secrets>, outbound: Outbound, sh
     let _ = tokio::time::timeout(STOP_WITHIN, async { while posts.join_next().await.is_some() {} }).await;
 }
 
-fn forget(busy: &mut HashMap<String, usize>, ended: Result<String, tokio::task::JoinError>) {
+/// Places and organizations that have enough under way.
+fn full(busy: &HashMap<Place, usize>) -> Vec<Place> {
+    let mut organizations: HashMap<&str, usize> = HashMap::new();
+    for (place, posts) in busy {
+        *organizations.entry(&place.organization).or_default() += posts;
+    }
+    let organizations = organizations.into_iter().filter(|(_, posts)| *posts >= MAX_PER_ORGANIZATION);
+    let organizations = organizations.map(|(name, _)| Place { organization: name.to_owned(), platform: None });
+    let places = busy.iter().filter(|(_, posts)| **posts >= MAX_PER_PLACE).map(|(place, _)| place.clone());
+    places.chain(organizations).collect()
+}
+
+fn forget(busy: &mut HashMap<Place, usize>, ended: Result<Place, tokio::task::JoinError>) {
     match ended {
         Ok(place) => {
             if let Some(count) = busy.get_mut(&place) {
@@ -217,14 +231,15 @@ impl Poster {
         // Erased or pruned: there is nothing to say any more.
         let Some(record) = self.store.record(post.turn_id).await? else { return Ok(Sent::Done) };
         let Some(spec) = self.store.agent_spec(&post.organization, &record.agent).await? else {
-            return Ok(Sent::Never { problem: format!("there is no Agent {} any more", record.agent) });
+            // Deleted and made again is how many people replace things.
+            return Ok(Sent::Refused { problem: format!("there is no Agent {} any more", record.agent) });
         };
         let Ok(spec) = serde_json::from_value::<AgentSpec>(spec) else {
             return Ok(Sent::Failed { problem: format!("the Agent {} cannot be read", record.agent), asked: None });
         };
         let Some(platform) = spec.platforms.into_iter().find(|p| p.name == post.platform) else {
             let problem = format!("the Agent {} has no platform {} any more", record.agent, post.platform);
-            return Ok(Sent::Never { problem });
+            return Ok(Sent::Refused { problem });
         };
         if platform.slack.is_some() && self.is_shown_elsewhere(&record, post).await? {
             return Ok(Sent::Done);
@@ -348,6 +363,21 @@ mod tests {
         let refusals: f64 = (1..MAX_REFUSALS).filter_map(|n| seconds(refused(), n, 0.5)).sum();
         assert!((24.0..28.0).contains(&(all / 3600.0)), "about a day: {all}");
         assert!((1800.0..4000.0).contains(&refusals), "long enough to correct a URL: {refusals}");
+    }
+
+    #[test]
+    fn one_organization_leaves_room_for_the_others() {
+        let place = |organization: &str, platform: Option<&str>| Place {
+            organization: organization.into(),
+            platform: platform.map(Into::into),
+        };
+        let busy = |counts: &[(&str, &str, usize)]| {
+            let counts = counts.iter().map(|(o, p, n)| (place(o, Some(p)), *n));
+            full(&counts.collect())
+        };
+        assert_eq!(busy(&[("a", "x", 15), ("a", "y", 8)]), []);
+        assert_eq!(busy(&[("a", "x", 16), ("b", "x", 7)]), [place("a", Some("x"))]);
+        assert_eq!(busy(&[("a", "x", 12), ("a", "y", 12), ("b", "x", 12)]), [place("a", None)]);
     }
 
     #[test]

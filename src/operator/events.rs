@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
 use time::OffsetDateTime;
@@ -49,18 +50,24 @@ impl LastFailures {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(agent).cloned()
     }
 
-    fn note(&self, failed: &FailedTurn) {
+    /// Notes one.
+    pub fn note(&self, failed: &FailedTurn) {
         let failure = LastFailure {
             reason: failed.reason,
             message: cut(failed.detail.clone(), MAX_NOTE),
             turn_id: failed.turn_id.to_string(),
-            time: Time(stamp(failed.at)),
+            time: Time(whole_seconds(stamp(failed.at))),
         };
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if all.len() < MAX_KEPT {
             all.insert((failed.organization.clone(), failed.agent.clone()), failure);
         }
     }
+}
+
+/// As Kubernetes keeps a time: what it shows must equal what was written, else it is written without end.
+fn whole_seconds(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
 }
 
 /// Writes Events until `shutdown`, whenever this replica leads.

@@ -204,10 +204,16 @@ impl Store {
         Ok(count as u32)
     }
 
-    /// Agents that were removed: their waiting turns are to end.
+    /// Agents that were removed and still have waiting turns, those that were removed first in front: these are to end.
     pub async fn removed_agents(&self) -> Result<Vec<(String, String)>, StoreError> {
-        Ok(sqlx::query_as("SELECT namespace, name FROM agent WHERE deleted_at IS NOT NULL LIMIT 1000")
-            .fetch_all(&self.general)
-            .await?)
+        Ok(sqlx::query_as(
+            "SELECT namespace, name FROM agent a
+             WHERE deleted_at IS NOT NULL AND (
+               SELECT true FROM marker m
+               WHERE m.organization = a.namespace AND m.agent = a.name AND m.incarnation IS NULL LIMIT 1)
+             ORDER BY deleted_at LIMIT 1000",
+        )
+        .fetch_all(&self.general)
+        .await?)
     }
 }

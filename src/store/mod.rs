@@ -62,7 +62,7 @@ pub use notify::{Notice, Notices};
 pub use object::{MAX_STATUS_TEXT, ObjectRef, ObjectRow, ObjectState, Standing};
 pub use output::{Append, AppendError};
 pub use pod::{PodSession, RecordedPod};
-pub use post::DuePost;
+pub use post::{DuePost, Place};
 pub(crate) use read::MAX_VIEWED;
 pub use read::{Head, ListFilter, Record, RecordedReply, Terminal, TurnView};
 pub use retention::Retention;
@@ -147,6 +147,12 @@ pub struct Store {
 }
 
 impl Store {
+    /// One whose database is never there.
+    #[cfg(test)]
+    pub fn away() -> Self {
+        Self::open(PgConnectOptions::new().host("127.0.0.1").port(1), PoolSizes::default())
+    }
+
     /// Opens the pools lazily: a database that is away now is found later. Must be called inside a Tokio runtime.
     pub fn open(options: PgConnectOptions, sizes: PoolSizes) -> Self {
         let options = options.application_name("lastword").options([

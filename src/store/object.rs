@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use futures::TryStreamExt;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use time::OffsetDateTime;
@@ -15,7 +16,7 @@ use super::elect::{self, Hand};
 use super::output::decode;
 use super::{Store, StoreError};
 use crate::turn::frame::Span;
-use crate::turn::keys::TurnId;
+use crate::turn::keys::{GatewayId, TurnId};
 use crate::turn::reason::Reason;
 use crate::turn::routing::KUBERNETES;
 use crate::turn::terminal::{Failure, cut};
@@ -164,6 +165,52 @@ impl Store {
         .await
     }
 
+    /// Takes terminals that are due to objects of these namespaces (none named: of all) for `seconds`, which must exceed
+    /// the time that showing one takes.
+    pub async fn take_object_deliveries(
+        &self,
+        namespaces: &[String],
+        by: GatewayId,
+        seconds: u32,
+        limit: u32,
+    ) -> Result<Vec<TurnId>, StoreError> {
+        let turns: Vec<Uuid> = sqlx::query_scalar(
+            "WITH due AS MATERIALIZED (
+               SELECT turn_id FROM delivery
+               WHERE platform = 'kubernetes' AND state = 'ready' AND due_at < statement_timestamp()
+                 AND (cardinality($1::text[]) = 0 OR organization = ANY($1))
+               ORDER BY due_at LIMIT $4 FOR UPDATE SKIP LOCKED)
+             UPDATE delivery d SET due_at = clock_timestamp() + make_interval(secs => $3), claimed_by = $2,
+                    attempts = d.attempts + 1
+             FROM due WHERE d.turn_id = due.turn_id AND d.platform = 'kubernetes'
+             RETURNING d.turn_id",
+        )
+        .bind(namespaces)
+        .bind(by.0)
+        .bind(f64::from(seconds))
+        .bind(i64::from(limit))
+        .fetch_all(&self.general)
+        .await?;
+        Ok(turns.into_iter().map(TurnId).collect())
+    }
+
+    /// The terminals of these turns could not be shown: they are due again after a pause that grows with the attempts,
+    /// from 5 s to 2 min.
+    pub async fn put_off_objects(&self, turns: &[TurnId]) -> Result<(), StoreError> {
+        let ids: Vec<Uuid> = turns.iter().map(|t| t.0).collect();
+        sqlx::query(
+            "WITH owed AS MATERIALIZED (SELECT turn_id FROM delivery WHERE turn_id = ANY($1) AND platform = 'kubernetes'
+                                        ORDER BY turn_id FOR UPDATE)
+             UPDATE delivery d SET claimed_by = NULL,
+                    due_at = clock_timestamp() + make_interval(secs => least(5 * greatest(d.attempts, 1), 120))
+             FROM owed WHERE d.turn_id = owed.turn_id AND d.platform = 'kubernetes'",
+        )
+        .bind(&ids)
+        .execute(&self.general)
+        .await?;
+        Ok(())
+    }
+
     /// Where these turns stand, in no order; every one is answered.
     pub async fn object_states(&self, turns: &[TurnId]) -> Result<Vec<ObjectState>, StoreError> {
         self.states(turns, true).await
@@ -270,7 +317,8 @@ async fn texts(
         return Ok(texts);
     }
     let ids: Vec<Uuid> = ends.keys().copied().collect();
-    let rows = sqlx::query(
+    // One row at a time is held, and of each text only what is shown.
+    let mut rows = sqlx::query(
         "SELECT turn_id, start_at, CASE WHEN read < $2 THEN frames END AS frames
          FROM (SELECT turn_id, start_at, frames, sum(octet_length(frames)) OVER (PARTITION BY turn_id ORDER BY start_at)
                       - octet_length(frames) AS read
@@ -279,20 +327,22 @@ async fn texts(
     )
     .bind(&ids)
     .bind(MAX_LOG_BYTES)
-    .fetch_all(connection)
-    .await?;
-    for row in rows {
+    .fetch(connection);
+    while let Some(row) = rows.try_next().await? {
         let turn: Uuid = row.try_get("turn_id")?;
         let end = ends.get(&turn).copied().unwrap_or(u64::MAX);
         let (text, partly) = texts.entry(turn).or_default();
-        match row.try_get::<Option<String>, _>("frames")? {
-            Some(frames) if !*partly => {
-                let span = Span::new(row.try_get::<i64, _>("start_at")? as u64, decode(&frames)?);
+        if *partly {
+            continue;
+        }
+        match row.try_get::<Option<&str>, _>("frames")? {
+            Some(frames) => {
+                let span = Span::new(row.try_get::<i64, _>("start_at")? as u64, decode(frames)?);
                 text.push_str(&span.until(end).text());
                 *partly = text.len() > MAX_STATUS_TEXT;
                 *text = cut(std::mem::take(text), MAX_STATUS_TEXT);
             }
-            _ => *partly = true,
+            None => *partly = true,
         }
     }
     Ok(texts)

@@ -22,10 +22,17 @@ pub struct DuePost {
     by: GatewayId,
 }
 
+/// One platform of an organization, or all of them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Place {
+    pub organization: String,
+    pub platform: Option<String>,
+}
+
 impl DuePost {
-    /// One platform of an organization, as [`Store::take_posts`] knows it.
-    pub fn place(&self) -> String {
-        format!("{}/{}", self.organization, self.platform)
+    /// Where it is to be posted.
+    pub fn place(&self) -> Place {
+        Place { organization: self.organization.clone(), platform: Some(self.platform.clone()) }
     }
 }
 
@@ -37,7 +44,7 @@ impl Store {
         by: GatewayId,
         seconds: u32,
         limit: u32,
-        busy: &[String],
+        busy: &[Place],
     ) -> Result<Vec<DuePost>, StoreError> {
         if limit == 0 {
             return Ok(Vec::new());
@@ -47,7 +54,9 @@ impl Store {
             "WITH due AS MATERIALIZED (
                SELECT turn_id, platform FROM delivery
                WHERE state = 'ready' AND platform NOT IN ('api', 'kubernetes') AND due_at < statement_timestamp()
-                 AND organization || '/' || platform <> ALL($4)
+                 AND NOT EXISTS (SELECT FROM unnest($4::text[], $5::text[]) AS busy(organization, platform)
+                                 WHERE busy.organization = delivery.organization
+                                   AND coalesce(busy.platform, delivery.platform) = delivery.platform)
                ORDER BY due_at LIMIT $3 FOR UPDATE SKIP LOCKED)
              UPDATE delivery d SET due_at = clock_timestamp() + make_interval(secs => $2), claimed_by = $1,
                     attempts = d.attempts + 1
@@ -57,7 +66,8 @@ impl Store {
         .bind(by.0)
         .bind(f64::from(seconds))
         .bind(i64::from(limit))
-        .bind(busy)
+        .bind(busy.iter().map(|b| b.organization.as_str()).collect::<Vec<_>>())
+        .bind(busy.iter().map(|b| b.platform.as_deref()).collect::<Vec<_>>())
         .fetch_all(&self.general)
         .await?;
         rows.iter()

@@ -28,6 +28,7 @@ impl Store {
     /// `api`, also for those of turns whose reply lies in another turn's log; what is parked ends with the retention.
     pub async fn prune(&self, retention: &Retention) -> Result<u64, StoreError> {
         self.prune_leases(retention).await?;
+        self.prune_agents(retention).await?;
         retry_races(|| async {
             let mut tx = self.general.begin().await?;
             // Not NOT EXISTS: as anti joins, these scan the whole of `delivery` to find the 500 oldest.
@@ -73,6 +74,20 @@ impl Store {
                ORDER BY died_at LIMIT 1000)",
         )
         .bind(retention.lease_seconds as f64)
+        .execute(&self.general)
+        .await?;
+        Ok(())
+    }
+
+    /// Removed Agents that nothing names any more: no turn that waits, no lease, and so no turn in a worker's hand.
+    async fn prune_agents(&self, retention: &Retention) -> Result<(), StoreError> {
+        sqlx::query(
+            "DELETE FROM agent a WHERE deleted_at < statement_timestamp() - make_interval(secs => $1)
+               AND (SELECT true FROM marker m WHERE m.organization = a.namespace AND m.agent = a.name AND m.incarnation IS NULL
+                    LIMIT 1) IS NULL
+               AND NOT EXISTS (SELECT FROM lease l WHERE l.organization = a.namespace AND l.agent = a.name)",
+        )
+        .bind(retention.turn_seconds as f64)
         .execute(&self.general)
         .await?;
         Ok(())

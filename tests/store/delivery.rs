@@ -1,6 +1,6 @@
 //! Deliveries: "shown to nobody yet" (design §2, invariant 2; §3, step 7).
 
-use lastword::store::Notice;
+use lastword::store::{Notice, Place};
 use lastword::turn::keys::{ConversationId, GatewayId, SessionId, TurnId};
 use lastword::turn::routing::Routing;
 
@@ -154,7 +154,30 @@ async fn a_session_starts_at_what_is_owed(db: Db) {
     assert_eq!(db.store.open_turns("acme", "c").await.expect("reads"), 1);
 }
 
+/// What has enough under way is left: one platform of an organization, or all of them.
+async fn posts_of_busy_places_are_left(db: Db) {
+    let worker = Worker::live(&db.store).await;
+    let (hook, _) = ended(&db, &worker, "hook").await;
+    let (slack, _) = ended(&db, &worker, "slack").await;
+    let place = |organization: &str, platform: Option<&str>| Place {
+        organization: organization.into(),
+        platform: platform.map(Into::into),
+    };
+    for (busy, expected) in [
+        (vec![], vec![hook, slack]),
+        (vec![place("acme", Some("hook")), place("other", None)], vec![slack]),
+        (vec![place("acme", Some("hook")), place("acme", None)], vec![]),
+    ] {
+        due(&db).await;
+        let posts = db.store.take_posts(GatewayId::new(), 60, 10, &busy).await.expect("takes");
+        let mut taken: Vec<TurnId> = posts.iter().map(|post| post.turn_id).collect();
+        taken.sort();
+        assert_eq!(taken, expected, "{busy:?}");
+    }
+}
+
 crate::both!(
+    posts_of_busy_places_are_left,
     a_row_is_taken_by_one_renderer_at_a_time,
     renderers_share_the_rows,
     a_row_without_a_session_is_parked,

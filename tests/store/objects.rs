@@ -174,7 +174,55 @@ async fn an_agent_is_one_object(db: Db) {
     assert!(counts.running > 0 && counts.queued > 0, "{counts:?}");
 }
 
+/// Only the terminals of the named namespaces are taken; what could not be shown waits longer each time.
+async fn what_cannot_be_shown_comes_again_later(db: Db) {
+    let worker = Worker::live(&db.store).await;
+    let turn = armed(&db.store, of("t")).await.turn_id;
+    assert_eq!(worker.claim_ids(&db.store, 10).await, [turn]);
+    assert_eq!(finish(&db.store, worker.reply(&[turn], "hello")).await, Ok(true));
+    let take = async |namespaces: &[String]| {
+        db.sql("UPDATE delivery SET due_at = clock_timestamp() - interval '1 second'").await;
+        db.store.take_object_deliveries(namespaces, GatewayId::new(), 30, 10).await.expect("takes")
+    };
+    assert!(take(&["other".into()]).await.is_empty());
+    for (namespaces, longer_than) in [(vec![], 4), (vec!["other".into(), "acme".into()], 9)] {
+        assert_eq!(take(&namespaces).await, [turn]);
+        db.store.put_off_objects(&[turn]).await.expect("puts off");
+        let of = |seconds: u32| format!("delivery WHERE due_at > clock_timestamp() + interval '{seconds} seconds'");
+        assert_eq!((db.count(&of(longer_than)).await, db.count(&of(longer_than + 2)).await), (1, 0));
+    }
+}
+
+/// A removed Agent is looked at while turns wait for it, and forgotten after the retention once nothing names it.
+async fn a_removed_agent_is_forgotten(db: Db) {
+    let worker = Worker::live(&db.store).await;
+    db.store.put_agent("acme", "bot", &json!({})).await.expect("puts");
+    db.store.put_agent("acme", "idle", &json!({})).await.expect("puts");
+    let turn = armed(&db.store, of("t")).await.turn_id;
+    for name in ["bot", "idle"] {
+        assert!(db.store.remove_agent("acme", name).await.expect("removes"));
+    }
+    let bot = ("acme".to_owned(), "bot".to_owned());
+    assert_eq!(db.store.removed_agents().await.expect("reads"), [bot]);
+    let prune = async || db.store.prune(&Retention::default()).await.expect("prunes");
+    prune().await;
+    assert_eq!(db.count("agent").await, 2);
+    db.sql("UPDATE agent SET deleted_at = deleted_at - interval '60 days'").await;
+    prune().await;
+    assert_eq!(db.count("agent").await, 1, "a turn waits for one of them");
+    db.store.fail_turn(turn, &failure(Reason::Cancelled)).await.expect("ends");
+    assert!(db.store.removed_agents().await.expect("reads").is_empty());
+    prune().await;
+    assert_eq!(db.count("agent").await, 1, "it has a worker");
+    db.store.fail_worker(worker.incarnation, &failure(Reason::Deleted)).await.expect("ends");
+    db.sql("UPDATE lease SET died_at = died_at - interval '60 days'").await;
+    prune().await;
+    assert_eq!(db.count("agent").await, 0);
+}
+
 crate::both!(
+    what_cannot_be_shown_comes_again_later,
+    a_removed_agent_is_forgotten,
     a_tie_lives_from_arm_to_its_status,
     a_status_is_short_and_names_the_worker,
     what_vanished_is_cancelled,

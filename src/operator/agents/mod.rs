@@ -7,15 +7,18 @@
 //! - An Agent that a complete list does not show is removed, unless it was written after that list began.
 //! - Only the leader does it; another one begins with a fresh list.
 
+mod known;
 mod ready;
 mod status;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use kube::api::DynamicObject;
 use kube::runtime::watcher::Event;
 use kube::{Client, ResourceExt};
@@ -24,9 +27,9 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use known::{Done, Job, Known};
 pub use ready::PodDraft;
 use ready::Verdict;
-use status::Shown;
 
 use super::events::LastFailures;
 use super::watch;
@@ -38,8 +41,6 @@ use crate::store::{AgentCounts, Store, StoreError};
 const TICK: Duration = Duration::from_millis(500);
 /// Counts are read and patched at most this often.
 const COUNTS: Duration = Duration::from_secs(10);
-/// A dry run that failed is repeated after this.
-const DRY_AGAIN: Duration = Duration::from_secs(30);
 /// Calls to the API server at a time.
 const CONCURRENCY: usize = 8;
 
@@ -73,29 +74,15 @@ pub async fn run(hands: Hands, namespaces: Arc<[String]>, mut leadership: Leader
     }
 }
 
-/// An Agent as it is known here.
-struct Known {
-    agent: Agent,
-    /// Whether the spec can be used, and why not.
-    valid: Result<(), String>,
-    projected: bool,
-    /// The generation that was dried, what came of it, and when.
-    dried: Option<(i64, Verdict, Instant)>,
-    drying: bool,
-    patching: bool,
-    /// The status as the API server last showed it.
-    shown: AgentStatus,
-}
-
-enum Report {
-    Dried(Key, i64, Verdict),
-    Patched(Key, Option<Box<AgentStatus>>),
-}
+/// What came of a job for the Agent with this key and UID; one that was made again under the same name is another.
+type Report = (Key, Option<String>, Done);
 
 struct Controller {
     hands: Hands,
     namespaces: Arc<[String]>,
-    known: HashMap<Key, Known>,
+    known: BTreeMap<Key, Known>,
+    /// The Agent that had the last job: those behind it come first, so that none starves the others.
+    served: Option<Key>,
     /// Removed objects (namespace, name, UID) that the store does not know to be.
     removed: Vec<(String, String, String)>,
     /// When the list under way of each watch began; without the database's time nothing can be told from it.
@@ -113,7 +100,8 @@ async fn lead(hands: Hands, namespaces: Arc<[String]>) {
     let mut controller = Controller {
         hands,
         namespaces,
-        known: HashMap::new(),
+        known: BTreeMap::new(),
+        served: None,
         removed: Vec::new(),
         began: HashMap::new(),
         listed: HashMap::new(),
@@ -240,44 +228,52 @@ impl Controller {
 
     /// Starts dry runs and patches that are due.
     fn start(&mut self) {
+        let free = CONCURRENCY.saturating_sub(self.jobs.len());
+        if free == 0 {
+            return;
+        }
         let now = Instant::now();
-        for (key, known) in &mut self.known {
-            if self.jobs.len() >= CONCURRENCY {
-                return;
-            }
-            let generation = known.agent.metadata.generation.unwrap_or(0);
-            if !known.drying && known.is_to_dry(generation, now) {
+        let job = |key: &Key| {
+            let known = self.known.get(key)?;
+            let job = known.job(self.counts.get(key), self.hands.failures.get(key), now)?;
+            Some((key.clone(), job))
+        };
+        let due: Vec<(Key, Job)> = behind(&self.known, self.served.as_ref()).filter_map(job).take(free).collect();
+        for (key, job) in due {
+            self.spawn(key.clone(), job);
+            self.served = Some(key);
+        }
+    }
+
+    fn spawn(&mut self, key: Key, job: Job) {
+        let Some(known) = self.known.get_mut(&key) else { return };
+        let (hands, agent, valid) = (self.hands.clone(), known.agent.clone(), known.valid.clone());
+        let uid = agent.metadata.uid.clone();
+        match job {
+            Job::Dry { generation } => {
                 known.drying = true;
-                let (hands, agent, key) = (self.hands.clone(), known.agent.clone(), key.clone());
-                let valid = known.valid.clone();
-                self.jobs
-                    .spawn(async move { Report::Dried(key, generation, ready::check(&hands, &agent, valid).await) });
-            } else if !known.patching
-                && let Some(status) = known.status_to_patch(self.counts.get(key), self.hands.failures.get(key))
-            {
+                self.jobs.spawn(async move {
+                    let bug = || Verdict::Unknown("the dry run panicked; this is a bug in Lastword".into());
+                    let check = AssertUnwindSafe(ready::check(&hands, &agent, valid)).catch_unwind();
+                    let verdict = check.await.unwrap_or_else(|_| bug());
+                    (key, uid, Done::Dried { generation, verdict })
+                });
+            }
+            Job::Patch(status) => {
                 known.patching = true;
-                let (client, object, key) = (self.hands.client.clone(), known.agent.metadata.clone(), key.clone());
-                self.jobs.spawn(async move { Report::Patched(key, status::patch(&client, &object, status).await) });
+                self.jobs.spawn(async move {
+                    let patch = AssertUnwindSafe(status::patch(&hands.client, &agent.metadata, *status)).catch_unwind();
+                    (key, uid, Done::Patched(patch.await.unwrap_or_default()))
+                });
             }
         }
     }
 
     fn report(&mut self, report: Result<Report, tokio::task::JoinError>) {
         match report {
-            Ok(Report::Dried(key, generation, verdict)) => {
-                if let Some(known) = self.known.get_mut(&key) {
-                    known.drying = false;
-                    known.dried = Some((generation, verdict, Instant::now()));
-                }
-            }
-            Ok(Report::Patched(key, shown)) => {
-                if let Some(known) = self.known.get_mut(&key) {
-                    known.patching = false;
-                    match shown {
-                        Some(shown) => known.shown = *shown,
-                        // Not at once again.
-                        None => known.shown = AgentStatus::default(),
-                    }
+            Ok((key, uid, done)) => {
+                if let Some(known) = self.known.get_mut(&key).filter(|known| known.agent.metadata.uid == uid) {
+                    known.learn(done, Instant::now());
                 }
             }
             Err(error) => tracing::error!(%error, "a job for Agents panicked; this is a bug in Lastword"),
@@ -285,51 +281,28 @@ impl Controller {
     }
 }
 
-impl Known {
-    fn new(object: DynamicObject, spec: Result<AgentSpec, String>, shown: AgentStatus) -> Known {
-        let (agent, valid) = read(object, spec, None);
-        Known { agent, valid, projected: false, dried: None, drying: false, patching: false, shown }
-    }
-
-    /// The same Agent with another spec.
-    fn changed(self, object: DynamicObject, spec: Result<AgentSpec, String>) -> Known {
-        let (agent, valid) = read(object, spec, Some(self.agent.spec.clone()));
-        Known { agent, valid, projected: false, ..self }
-    }
-
-    fn is_to_dry(&self, generation: i64, now: Instant) -> bool {
-        match &self.dried {
-            Some((dried, verdict, at)) if *dried == generation => !verdict.is_ready() && now - *at >= DRY_AGAIN,
-            _ => true,
-        }
-    }
-
-    /// The status that it is to have, if that is not the one that it has.
-    fn status_to_patch(
-        &self,
-        counts: Option<&AgentCounts>,
-        failure: Option<crate::crd::LastFailure>,
-    ) -> Option<AgentStatus> {
-        let (generation, verdict, _) = self.dried.as_ref()?;
-        let shown = Shown { status: &self.shown, counts, failure };
-        shown.next(*generation, verdict)
-    }
+/// All keys: those behind `served`, then the others.
+fn behind<'a, V>(all: &'a BTreeMap<Key, V>, served: Option<&Key>) -> impl Iterator<Item = &'a Key> {
+    let from = served.map_or(Bound::Unbounded, |key| Bound::Excluded(key.clone()));
+    let rest = served.map(|key| (Bound::Unbounded, Bound::Included(key.clone())));
+    let rest = rest.into_iter().flat_map(|rest| all.range(rest));
+    all.range((from, Bound::Unbounded)).chain(rest).map(|(key, _)| key)
 }
 
-/// An Agent with its new spec, or with `before`, if the new one cannot be read; and whether it can be used.
-fn read(
-    object: DynamicObject,
-    spec: Result<AgentSpec, String>,
-    before: Option<AgentSpec>,
-) -> (Agent, Result<(), String>) {
-    let (spec, mut valid) = match spec {
-        Ok(spec) => (spec, Ok(())),
-        Err(error) => (before.unwrap_or_else(status::nothing), Err(format!("the spec cannot be read: {error}"))),
-    };
-    let mut agent = Agent::new("", spec);
-    agent.metadata = object.metadata;
-    if valid.is_ok() {
-        valid = agent.validate().map_err(|error| error.to_string());
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everybody_has_a_turn() {
+        let key = |name: &str| ("team".to_owned(), name.to_owned());
+        let all: BTreeMap<Key, ()> = ["a", "b", "c"].map(|name| (key(name), ())).into();
+        let names = |served: Option<&str>| -> Vec<String> {
+            behind(&all, served.map(key).as_ref()).map(|key| key.1.clone()).collect()
+        };
+        assert_eq!(names(None), ["a", "b", "c"]);
+        assert_eq!(names(Some("b")), ["c", "a", "b"]);
+        assert_eq!(names(Some("bb")), ["c", "a", "b"], "it is gone meanwhile");
+        assert_eq!(names(Some("c")), ["a", "b", "c"]);
     }
-    (agent, valid)
 }

@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 
 use super::object::Object;
 use super::status::{Word, stamp};
-use crate::crd::{AgentTurn, AgentTurnSpec};
+use crate::crd::{Agent, AgentTurn, AgentTurnSpec};
 use crate::operator::MANAGER;
 use crate::store::{Armed, ObjectRef, Store, StoreError};
 use crate::submit::{Submission, SubmitError, Submitter};
@@ -23,7 +23,7 @@ use crate::turn::terminal::Failure;
 
 /// A call to the API server may take this long; deliveries are claimed for longer.
 pub const CALL: Duration = Duration::from_secs(10);
-/// How long an AgentTurn waits for its Agent, from its creation.
+/// How long an AgentTurn waits for its Agent, from its creation; beyond it as long as the Agent exists.
 pub const AGENT_WAIT: Duration = Duration::from_secs(60);
 /// On whose behalf, if it says nothing.
 const USER: &str = "kubernetes";
@@ -51,6 +51,8 @@ pub enum Done {
     Known(TurnId),
     /// Its Agent does not exist; the database's time.
     NoAgent(OffsetDateTime),
+    /// Its Agent exists, but is not projected into the store: it is new, or its spec cannot be used.
+    AgentNotReady,
     Refused(Failure, OffsetDateTime),
     Cancelled,
     /// It was never armed, and is not to be; the database's time.
@@ -61,6 +63,8 @@ pub enum Done {
     Stale(Box<Object>),
     /// There is no such object any more.
     Gone,
+    /// The API server refuses the status of this object, and may go on with it.
+    Unwritable(String),
     /// The database or the API server did not do it; again later.
     Again(String),
 }
@@ -106,7 +110,26 @@ impl Hands {
         };
         match refusal(&error) {
             None => Done::Again(error.to_string()),
-            Some(reason) => self.refuse(object, Failure::new(reason).with_message(error.to_string())).await,
+            Some(reason) => {
+                let refused = self.refuse(object, Failure::new(reason).with_message(error.to_string())).await;
+                match refused {
+                    Done::Refused(..) if reason == Reason::AgentNotFound => {
+                        self.unless_there(object, &spec.agent_ref.name, refused).await
+                    }
+                    refused => refused,
+                }
+            }
+        }
+    }
+
+    /// The API server has the word on whether an Agent exists: the store may not have it yet, since nobody led for a while.
+    async fn unless_there(&self, object: &Object, agent: &str, refused: Done) -> Done {
+        let resource = ApiResource::erase::<Agent>(&());
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &object.namespace, &resource);
+        match bounded(api.get_opt(agent)).await {
+            Ok(None) => refused,
+            Ok(Some(_)) => Done::AgentNotReady,
+            Err(error) => Done::Again(error.to_string()),
         }
     }
 
@@ -156,8 +179,12 @@ impl Hands {
                 None => Done::Gone,
             },
             Err(Trouble::Api(Error::Api(status))) if status.is_not_found() => Done::Gone,
-            // Another version, or another object under the same name.
-            Err(Trouble::Api(Error::Api(status))) if status.is_conflict() => reread(&api, &object).await,
+            // Another version, or another object under the same name; with the same version it was about something else.
+            Err(Trouble::Api(Error::Api(status))) if status.is_conflict() => match reread(&api, &object).await {
+                Done::Stale(found) if found.version == object.version => Done::Unwritable(status.message),
+                done => done,
+            },
+            Err(Trouble::Api(Error::Api(status))) if is_refusal(status.code) => Done::Unwritable(status.to_string()),
             Err(error) => Done::Again(error.to_string()),
         }
     }
@@ -179,6 +206,7 @@ impl Hands {
 
 async fn reread(api: &Api<DynamicObject>, object: &Object) -> Done {
     match bounded(api.get_opt(&object.name)).await {
+        Err(Trouble::Api(Error::Api(status))) if is_refusal(status.code) => Done::Unwritable(status.to_string()),
         Err(error) => Done::Again(error.to_string()),
         Ok(found) => match found.and_then(Object::read) {
             Some(found) if found.uid == object.uid => Done::Stale(Box::new(found)),
@@ -199,6 +227,11 @@ pub enum Trouble {
 /// A call to the API server under our own deadline.
 pub async fn bounded<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, Trouble> {
     tokio::time::timeout(CALL, call).await.map_err(|_| Trouble::Late)?.map_err(Trouble::Api)
+}
+
+/// Whether an answer is about what was asked, not about the moment.
+fn is_refusal(code: u16) -> bool {
+    (400..500).contains(&code) && code != 408 && code != 429
 }
 
 /// Whether an object that was created then may still wait for its Agent.

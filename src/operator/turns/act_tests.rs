@@ -5,13 +5,12 @@ use std::sync::Mutex;
 use axum::http::{Request, Response};
 use kube::client::Body;
 use serde_json::{Value, json};
-use sqlx::postgres::PgConnectOptions;
 
 use super::*;
 use crate::deliver::egress::{Egress, Outbound, Reach};
 use crate::guard::Services;
 use crate::secrets::NoSecrets;
-use crate::store::{ObjectState, PoolSizes, Standing};
+use crate::store::{ObjectState, Standing};
 use crate::submit::Agents;
 use crate::turn::keys::GatewayId;
 
@@ -20,6 +19,7 @@ type Calls = Arc<Mutex<Vec<(&'static str, u16, Value)>>>;
 
 const STATUS: &str = "PATCH /apis/lastword.dev/v1alpha1/namespaces/team/agentturns/t/status";
 const READ: &str = "GET /apis/lastword.dev/v1alpha1/namespaces/team/agentturns/t";
+const AGENT: &str = "GET /apis/lastword.dev/v1alpha1/namespaces/team/agents/bot";
 const REMOVE: &str = "DELETE /apis/lastword.dev/v1alpha1/namespaces/team/agentturns/t";
 
 fn answer(code: u16, body: &Value) -> Response<Body> {
@@ -36,7 +36,7 @@ fn hands(script: Vec<(&'static str, u16, Value)>) -> (Hands, Calls) {
         assert_eq!(format!("{} {}", request.method(), request.uri().path()), expected);
         async move { Ok::<_, std::convert::Infallible>(answer(code, &body)) }
     });
-    let store = Store::open(PgConnectOptions::new().host("127.0.0.1").port(1), PoolSizes::default());
+    let store = Store::away();
     let outbound = Outbound::new(Egress::default(), Reach::Cluster).expect("a client");
     let services = Services { outbound, secrets: Arc::new(NoSecrets) };
     let submitter = Submitter { store: store.clone(), agents: Agents::default(), gateway: GatewayId::new(), services };
@@ -81,8 +81,13 @@ async fn a_status_goes_to_the_object_that_it_is_for() {
         ("gone", vec![conflict(), (READ, 404, not_found())]),
         ("gone", vec![conflict(), (READ, 200, object("another", "2", ""))]),
         ("again", vec![conflict(), (READ, 500, refused(500, "InternalError"))]),
-        ("again", vec![(STATUS, 422, refused(422, "Invalid"))]),
-        ("again", vec![(STATUS, 403, refused(403, "Forbidden"))]),
+        ("again", vec![(STATUS, 500, refused(500, "InternalError"))]),
+        ("again", vec![(STATUS, 429, refused(429, "TooManyRequests"))]),
+        ("unwritable", vec![(STATUS, 422, refused(422, "Invalid"))]),
+        ("unwritable", vec![(STATUS, 403, refused(403, "Forbidden"))]),
+        ("unwritable", vec![conflict(), (READ, 403, refused(403, "Forbidden"))]),
+        // A conflict that is not about the version: at once again would be without end.
+        ("unwritable", vec![conflict(), (READ, 200, object("u", "1", "Armed"))]),
     ];
     for (expected, script) in cases {
         let said = format!("{script:?}");
@@ -92,6 +97,7 @@ async fn a_status_goes_to_the_object_that_it_is_for() {
             Done::Stale(object) => object.ended().then_some("stale"),
             Done::Gone => Some("gone"),
             Done::Again(_) => Some("again"),
+            Done::Unwritable(_) => Some("unwritable"),
             _ => None,
         };
         assert_eq!(done, Some(expected), "{said}");
@@ -116,6 +122,31 @@ async fn a_removal_names_its_object_and_the_database_is_waited_for() {
         serde_json::from_value(json!({"agentRef": {"name": "bot"}, "input": "hi"})).expect("a spec");
     assert!(matches!(hands.act(known(), Step::Arm(Ok(Arc::new(spec)))).await, Done::Again(_)));
     assert!(matches!(hands.act(known(), Step::Cancel).await, Done::Again(_)));
+}
+
+/// The store may not know an Agent that was applied while nobody led.
+#[tokio::test]
+async fn an_agent_is_missing_only_if_the_api_server_says_so() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let agent = json!({"apiVersion": "lastword.dev/v1alpha1", "kind": "Agent",
+                       "metadata": {"namespace": "team", "name": "bot", "uid": "a"}, "spec": {}});
+    let cases = [
+        ("refused", 404, refused(404, "NotFound")),
+        ("waits", 200, agent),
+        ("again", 403, refused(403, "Forbidden")),
+        ("again", 500, refused(500, "InternalError")),
+    ];
+    for (expected, code, body) in cases {
+        let (hands, _) = hands(vec![(AGENT, code, body)]);
+        let refused = Done::Refused(Failure::new(Reason::AgentNotFound), OffsetDateTime::UNIX_EPOCH);
+        let done = match hands.unless_there(&known(), "bot", refused).await {
+            Done::Refused(..) => "refused",
+            Done::AgentNotReady => "waits",
+            Done::Again(_) => "again",
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(done, expected, "{code}");
+    }
 }
 
 #[test]

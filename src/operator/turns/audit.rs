@@ -5,48 +5,69 @@
 
 use std::collections::HashSet;
 
-use kube::Api;
 use kube::api::{DynamicObject, ListParams};
+use kube::{Api, Client};
 
 use super::act::{Hands, Trouble, bounded};
 use crate::crd::AgentTurn;
 use crate::operator::watch;
-use crate::store::{ObjectRow, StoreError};
+use crate::store::StoreError;
 
 /// Objects of a page, of the API and of the store.
 const PAGE: u32 = 1000;
 
-/// Why nothing can be told.
-#[derive(Debug, thiserror::Error)]
-pub enum AuditError {
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Api(#[from] Trouble),
-}
-
-/// Objects (namespace, UID) that turns were armed for and that are gone.
+/// Objects (namespace, UID) that turns were armed for and that are gone. Of a namespace that cannot be listed to the end
+/// nothing is missing.
 ///
 /// # Errors
-/// If a list or the store was not there to the end: then nothing is missing.
-pub async fn missing(hands: &Hands, namespaces: &[String]) -> Result<Vec<(String, String)>, AuditError> {
+/// If the store was not there to the end.
+pub async fn missing(hands: &Hands, namespaces: &[String]) -> Result<Vec<(String, String)>, StoreError> {
     let began = hands.store.now().await?;
     let mut rows = hands.store.objects(None, began, PAGE).await?;
     if rows.is_empty() {
         return Ok(Vec::new());
     }
-    let mut there = HashSet::new();
-    for api in watch::apis::<AgentTurn>(&hands.client, namespaces) {
-        uids(&api, &mut there).await?;
-    }
+    let lists = list(&hands.client, namespaces).await;
     let mut missing = Vec::new();
     loop {
         let Some(last) = rows.last().map(|row| row.turn_id) else { return Ok(missing) };
-        let ours = |row: &ObjectRow| namespaces.is_empty() || namespaces.contains(&row.organization);
-        let gone = rows.into_iter().filter(|row| ours(row) && !there.contains(&row.object.uid));
+        let gone = rows.into_iter().filter(|row| lists.lacks(&row.organization, &row.object.uid));
         missing.extend(gone.map(|row| (row.organization, row.object.uid)));
         rows = hands.store.objects(Some(last), began, PAGE).await?;
     }
+}
+
+/// What complete lists showed.
+#[derive(Debug, Default)]
+struct Lists {
+    /// Namespaces that were listed to the end.
+    listed: HashSet<String>,
+    /// Whether all were, in one list.
+    all: bool,
+    /// UIDs.
+    there: HashSet<String>,
+}
+
+impl Lists {
+    fn lacks(&self, namespace: &str, uid: &str) -> bool {
+        (self.all || self.listed.contains(namespace)) && !self.there.contains(uid)
+    }
+}
+
+async fn list(client: &Client, namespaces: &[String]) -> Lists {
+    let mut lists = Lists::default();
+    for (index, api) in watch::apis::<AgentTurn>(client, namespaces).iter().enumerate() {
+        match uids(api, &mut lists.there).await {
+            Ok(()) => match namespaces.get(index) {
+                Some(namespace) => drop(lists.listed.insert(namespace.clone())),
+                None => lists.all = true,
+            },
+            Err(error) => {
+                tracing::debug!(%error, "AgentTurns of {} that vanished unseen are looked for later", api.resource_url());
+            }
+        }
+    }
+    lists
 }
 
 /// The UIDs of a complete list; every page belongs to the same version of it.
@@ -59,5 +80,36 @@ async fn uids(api: &Api<DynamicObject>, there: &mut HashSet<String>) -> Result<(
             Some(token) => params = params.continue_token(&token),
             None => return Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::{Request, Response};
+    use kube::client::Body;
+    use serde_json::json;
+
+    use super::*;
+
+    /// One namespace that cannot be listed hides nothing that is missing elsewhere, and nothing of it is missing.
+    #[tokio::test]
+    async fn a_namespace_that_cannot_be_listed_is_left_out() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let service = tower::service_fn(|request: Request<Body>| {
+            let allowed = request.uri().path().contains("/namespaces/team/");
+            let list = json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": {},
+                              "items": [{"metadata": {"namespace": "team", "name": "t", "uid": "u"}}]});
+            let refused = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403,
+                                 "reason": "Forbidden", "message": "no"});
+            let (code, body) = if allowed { (200, list) } else { (403, refused) };
+            let answer = Response::builder().status(code).body(Body::from(body.to_string().into_bytes()));
+            async move { Ok::<_, std::convert::Infallible>(answer.expect("an answer")) }
+        });
+        let client = Client::new(service, "team");
+        let lists = list(&client, &["closed".to_owned(), "team".to_owned()]).await;
+        assert!(lists.lacks("team", "gone") && !lists.lacks("team", "u") && !lists.lacks("closed", "gone"));
+        assert!(!lists.lacks("another", "gone"), "it is not ours");
+        let lists = list(&client, &[]).await;
+        assert!(!lists.lacks("team", "gone"), "the list of all was refused");
     }
 }

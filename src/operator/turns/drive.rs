@@ -1,12 +1,13 @@
 //! The loop that carries steps out: it hears the watch, the store and the clock, tells the table, and does what that says,
 //! a bounded number at a time.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::DynamicObject;
 use kube::runtime::watcher::Event;
@@ -17,14 +18,14 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::act::{Done, Hands};
 use super::audit;
+use super::entry::Now;
 use super::object::Object;
-use super::table::{Now, Table};
+use super::table::Table;
 use crate::crd::AgentTurn;
 use crate::operator::watch;
 use crate::store::{ObjectState, StoreError};
 use crate::turn::keys::TurnId;
 use crate::turn::reason::Reason;
-use crate::turn::routing::KUBERNETES;
 use crate::turn::terminal::Failure;
 
 /// Steps at a time: enough to fill an arm's batch, and an API server's share.
@@ -39,6 +40,8 @@ const AUDIT: Duration = Duration::from_secs(60);
 const MAX_OWED: usize = 256;
 /// A claim of a terminal: longer than a call to the API server and its repeat.
 const CLAIM_SECONDS: u32 = 30;
+/// Terminals wait this long for the first lists: one of a namespace that cannot be listed must not hold up the others.
+const LISTS_WITHIN: Duration = Duration::from_secs(10);
 /// Turns of one question to the store, and objects of one transaction.
 const PART: usize = 500;
 const FORGET_PART: usize = 100;
@@ -64,7 +67,8 @@ enum Report {
     Told(Result<Told, StoreError>),
     Forgot(Vec<(String, String)>, Result<usize, StoreError>),
     Settled(Vec<TurnId>, Result<(), StoreError>),
-    Audited(Result<Vec<(String, String)>, audit::AuditError>),
+    PutOff(Vec<TurnId>, Result<(), StoreError>),
+    Audited(Result<Vec<(String, String)>, StoreError>),
 }
 
 /// Jobs of which one runs at a time.
@@ -75,6 +79,7 @@ struct UnderWay {
     told: bool,
     forgetting: bool,
     settling: bool,
+    putting_off: bool,
     auditing: bool,
 }
 
@@ -84,8 +89,10 @@ struct Driver {
     table: Table,
     jobs: JoinSet<Report>,
     under_way: UnderWay,
-    /// Lists that are not complete yet: what they have not shown is not missing.
-    lists: usize,
+    /// Watches whose first list is not complete yet, and until when it is waited for: an object that is not known would be
+    /// looked for by itself.
+    lists: HashSet<usize>,
+    lists_until: Instant,
     look_due: bool,
     ask: bool,
     audit: bool,
@@ -96,7 +103,7 @@ struct Driver {
 /// Serves the AgentTurns of these namespaces; runs until it is dropped, which is when this replica no longer leads.
 pub async fn run(hands: Hands, namespaces: Arc<[String]>, wakes: Wakes) {
     let apis = watch::apis::<AgentTurn>(&hands.client, &namespaces);
-    let lists = apis.len();
+    let lists = (0..apis.len()).collect();
     let mut events = pin!(watch::watch(apis));
     let mut driver = Driver {
         hands,
@@ -105,6 +112,7 @@ pub async fn run(hands: Hands, namespaces: Arc<[String]>, wakes: Wakes) {
         jobs: JoinSet::new(),
         under_way: UnderWay::default(),
         lists,
+        lists_until: Instant::now() + LISTS_WITHIN,
         look_due: false,
         ask: false,
         audit: false,
@@ -123,7 +131,7 @@ pub async fn run(hands: Hands, namespaces: Arc<[String]>, wakes: Wakes) {
             () = wait(timer), if timer.is_some() => driver.table.fire(now()),
             () = async { spaced.tick().await; wakes.terminals.notified().await } => driver.look_due = true,
             () = wakes.agents.notified() => driver.table.agents_changed(now()),
-            _ = poll.tick() => (driver.look_due, driver.ask) = (true, true),
+            _ = poll.tick() => driver.poll(),
             _ = audit.tick() => driver.audit = true,
         }
     }
@@ -155,10 +163,17 @@ impl Driver {
             }
             Event::InitDone => {
                 self.table.list_ends(scope);
-                self.lists = self.lists.saturating_sub(1);
+                self.lists.remove(&scope);
                 // What went while nobody watched, a former leader neither.
                 self.audit = true;
             }
+        }
+    }
+
+    fn poll(&mut self) {
+        (self.look_due, self.ask) = (true, true);
+        if self.table.owed() >= MAX_OWED {
+            self.table.make_room();
         }
     }
 
@@ -170,7 +185,9 @@ impl Driver {
             let hands = self.hands.clone();
             self.jobs.spawn(async move {
                 let uid = object.uid.clone();
-                Report::Step(uid, hands.act(object, step).await)
+                let bug = |_| Done::Again("a step panicked; this is a bug in Lastword".into());
+                let done = AssertUnwindSafe(hands.act(object, step)).catch_unwind().await.unwrap_or_else(bug);
+                Report::Step(uid, done)
             });
         }
         if self.rest_until.is_some_and(|until| Instant::now() < until) {
@@ -180,54 +197,54 @@ impl Driver {
         self.start_questions();
         self.start_forgetting();
         self.start_settling();
+        self.start_putting_off();
         self.start_audit();
     }
 
     fn start_due(&mut self) {
         let room = MAX_OWED.saturating_sub(self.table.owed());
-        // Before the first list an object that is there would be looked for one by one.
-        if !self.look_due || self.under_way.due || self.lists > 0 || room == 0 {
+        let listing = !self.lists.is_empty() && Instant::now() < self.lists_until;
+        if !self.look_due || self.under_way.due || listing || room == 0 {
             return;
         }
         (self.look_due, self.under_way.due) = (false, true);
         let (store, by) = (self.hands.store.clone(), self.hands.submitter.gateway);
-        self.jobs.spawn(async move {
-            let due = async {
-                let due = store.take_deliveries(KUBERNETES, by, CLAIM_SECONDS, room as u32).await?;
-                let turns: Vec<TurnId> = due.iter().map(|d| d.turn_id).collect();
-                Ok((store.object_states(&turns).await?, store.now().await?))
-            };
-            Report::Due(due.await)
-        });
+        let namespaces = self.namespaces.clone();
+        let due = async move {
+            let turns = store.take_object_deliveries(&namespaces, by, CLAIM_SECONDS, room as u32).await?;
+            Ok((store.object_states(&turns).await?, store.now().await?))
+        };
+        self.spawn(due, Report::Due);
     }
 
     fn start_questions(&mut self) {
-        if !self.ask || self.under_way.told || self.lists > 0 {
+        if !self.ask || self.under_way.told {
             return;
         }
-        self.ask = false;
-        let (unchecked, armed) = self.table.questions();
+        let (mut unchecked, armed) = self.table.questions();
+        // Any of them may have ended, and its text is held until it is shown.
+        let room = MAX_OWED.saturating_sub(self.table.owed());
+        self.ask = unchecked.len() > room && room > 0;
+        unchecked.truncate(room);
         if unchecked.is_empty() && armed.is_empty() {
             return;
         }
         self.under_way.told = true;
         let store = self.hands.store.clone();
-        self.jobs.spawn(async move {
-            let told = async {
-                let uids: HashMap<TurnId, Arc<str>> = unchecked.iter().chain(&armed).cloned().collect();
-                let turns = |part: &[(TurnId, Arc<str>)]| part.iter().map(|(turn, _)| *turn).collect::<Vec<_>>();
-                let mut states = Vec::new();
-                for part in unchecked.chunks(PART) {
-                    states.extend(store.object_states(&turns(part)).await?);
+        let told = async move {
+            let uids: HashMap<TurnId, Arc<str>> = unchecked.iter().chain(&armed).cloned().collect();
+            let turns = |part: &[(TurnId, Arc<str>)]| part.iter().map(|(turn, _)| *turn).collect::<Vec<_>>();
+            let mut states = store.object_states(&turns(&unchecked)).await?;
+            for part in armed.chunks(PART) {
+                states.extend(store.moved_objects(&turns(part)).await?);
+                if states.len() > PART {
+                    break;
                 }
-                for part in armed.chunks(PART) {
-                    states.extend(store.moved_objects(&turns(part)).await?);
-                }
-                let told = states.into_iter().filter_map(|s| Some((uids.get(&s.turn_id)?.clone(), s))).collect();
-                Ok((told, store.now().await?))
-            };
-            Report::Told(told.await)
-        });
+            }
+            let told = states.into_iter().filter_map(|s| Some((uids.get(&s.turn_id)?.clone(), s))).collect();
+            Ok((told, store.now().await?))
+        };
+        self.spawn(told, Report::Told);
     }
 
     fn start_forgetting(&mut self) {
@@ -237,12 +254,12 @@ impl Driver {
         self.under_way.forgetting = true;
         let part = self.table.gone.len().saturating_sub(FORGET_PART);
         let gone = self.table.gone.split_off(part);
-        let store = self.hands.store.clone();
-        self.jobs.spawn(async move {
+        let (store, kept) = (self.hands.store.clone(), gone.clone());
+        let forgot = async move {
             let cancelled = Failure::detailed(Reason::Cancelled, "its AgentTurn was deleted");
-            let forgot = store.forget_objects(&gone, &cancelled).await;
-            Report::Forgot(gone, forgot)
-        });
+            store.forget_objects(&gone, &cancelled).await
+        };
+        self.spawn(forgot, |forgot| Report::Forgot(kept, forgot));
     }
 
     fn start_settling(&mut self) {
@@ -252,20 +269,43 @@ impl Driver {
         self.under_way.settling = true;
         let part = self.table.settled.len().saturating_sub(PART);
         let turns = self.table.settled.split_off(part);
-        let store = self.hands.store.clone();
+        let (store, kept) = (self.hands.store.clone(), turns.clone());
+        let settled = async move { store.delivered_objects(&turns).await };
+        self.spawn(settled, |settled| Report::Settled(kept, settled));
+    }
+
+    fn start_putting_off(&mut self) {
+        if self.table.put_off.is_empty() || self.under_way.putting_off {
+            return;
+        }
+        self.under_way.putting_off = true;
+        let part = self.table.put_off.len().saturating_sub(PART);
+        let turns = self.table.put_off.split_off(part);
+        let (store, kept) = (self.hands.store.clone(), turns.clone());
+        let put_off = async move { store.put_off_objects(&turns).await };
+        self.spawn(put_off, |put_off| Report::PutOff(kept, put_off));
+    }
+
+    /// Runs a job on the store. One that panics is reported as one that failed: else nobody would do its work again.
+    fn spawn<T, J, R>(&mut self, job: J, report: R)
+    where
+        J: Future<Output = Result<T, StoreError>> + Send + 'static,
+        R: FnOnce(Result<T, StoreError>) -> Report + Send + 'static,
+    {
         self.jobs.spawn(async move {
-            let settled = store.delivered_objects(&turns).await;
-            Report::Settled(turns, settled)
+            let bug = |_| Err(StoreError::Unavailable("a job panicked; this is a bug in Lastword".into()));
+            report(AssertUnwindSafe(job).catch_unwind().await.unwrap_or_else(bug))
         });
     }
 
     fn start_audit(&mut self) {
-        if !self.audit || self.under_way.auditing || self.lists > 0 {
+        if !self.audit || self.under_way.auditing {
             return;
         }
         (self.audit, self.under_way.auditing) = (false, true);
         let (hands, namespaces) = (self.hands.clone(), self.namespaces.clone());
-        self.jobs.spawn(async move { Report::Audited(audit::missing(&hands, &namespaces).await) });
+        let missing = async move { audit::missing(&hands, &namespaces).await };
+        self.spawn(missing, Report::Audited);
     }
 
     fn report(&mut self, report: Result<Report, tokio::task::JoinError>) {
@@ -307,6 +347,12 @@ impl Driver {
                 self.under_way.settling = false;
                 if self.unless_away(settled).is_none() {
                     self.table.settled.extend(turns);
+                }
+            }
+            Report::PutOff(turns, put_off) => {
+                self.under_way.putting_off = false;
+                if self.unless_away(put_off).is_none() {
+                    self.table.put_off.extend(turns);
                 }
             }
             Report::Audited(audited) => {

@@ -6,7 +6,7 @@
 //!  polls, audit ────┘
 //! ```
 //!
-//! - [`object`]: what is kept of one; [`status`]: the status that a turn's standing amounts to; [`table`]: who needs what;
+//! - [`object`]: what is kept of one; [`status`]: the status that a turn's standing amounts to; [`entry`], [`table`]: who needs what;
 //!   [`act`]: a step; [`drive`]: the loop; [`audit`]: what vanished unseen.
 //! - The tie between object and turn is written by the arm's own transaction (`store/object.rs`). The delivery row of the
 //!   platform `kubernetes` is the trigger of the terminal status; the patch is fenced by the object's version, and both rows
@@ -17,6 +17,7 @@
 mod act;
 mod audit;
 mod drive;
+mod entry;
 mod object;
 mod status;
 mod table;

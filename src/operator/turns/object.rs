@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::DynamicObject;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
-use crate::crd::{AgentTurnSpec, AgentTurnStatus, Phase};
+use crate::crd::{AgentTurnSpec, Phase};
 use crate::turn::keys::TurnId;
 
 /// An AgentTurn as the API server last showed it.
@@ -34,9 +37,10 @@ impl Object {
     pub fn read(object: DynamicObject) -> Option<Object> {
         let DynamicObject { metadata, mut data, .. } = object;
         let spec = serde_json::from_value::<AgentTurnSpec>(data["spec"].take());
-        let status = serde_json::from_value::<AgentTurnStatus>(data["status"].take()).unwrap_or_default();
-        let turn_id = status.turn_id.and_then(|id| id.parse().ok());
-        let rank = rank(status.phase);
+        let mut status = data["status"].take();
+        let phase = phase(&mut status);
+        let turn_id = field::<String>(&mut status, "turnId").and_then(|id| id.parse().ok());
+        let rank = rank(phase);
         let unarmed = rank < 2 || (turn_id.is_none() && rank < ENDED);
         let (cancel, ttl_seconds) =
             spec.as_ref().map_or((false, None), |spec| (spec.cancel, spec.ttl_seconds_after_finished));
@@ -50,10 +54,10 @@ impl Object {
             spec: unarmed.then(|| spec.map(Arc::new).map_err(|error| error.to_string())),
             cancel,
             ttl_seconds,
-            phase: status.phase,
-            observed_generation: status.observed_generation.unwrap_or(0),
+            phase,
+            observed_generation: field(&mut status, "observedGeneration").unwrap_or(0),
             turn_id,
-            completed: status.completion_time.map(|time| time.0),
+            completed: field::<Time>(&mut status, "completionTime").map(|time| time.0),
         })
     }
 
@@ -90,6 +94,26 @@ impl Object {
     pub fn is_newer_than(&self, other: &Object) -> bool {
         let number = |object: &Object| object.version.as_ref().and_then(|v| v.parse::<u64>().ok());
         matches!((number(self), number(other)), (Some(mine), Some(others)) if mine > others)
+    }
+}
+
+/// A field of a status. Each is read by itself: a newer version's reason must not hide that a turn has ended.
+fn field<T: DeserializeOwned>(status: &mut Value, name: &str) -> Option<T> {
+    serde_json::from_value(status.get_mut(name)?.take()).ok()
+}
+
+/// The phase of a status; the condition `Terminal` says that it is final even if the phase is one that we do not know.
+fn phase(status: &mut Value) -> Option<Phase> {
+    let known = field(status, "phase");
+    if rank(known) == ENDED {
+        return known;
+    }
+    let conditions: Vec<Value> = field(status, "conditions").unwrap_or_default();
+    let is_true = |kind: &str| conditions.iter().any(|c| c["type"] == kind && c["status"] == "True");
+    match (is_true("Terminal"), is_true("Succeeded")) {
+        (true, true) => Some(Phase::Succeeded),
+        (true, false) => Some(Phase::Failed),
+        (false, _) => known,
     }
 }
 

@@ -4,61 +4,21 @@
 //! never written.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use k8s_openapi::jiff::Timestamp;
 use time::OffsetDateTime;
 
-use super::act::{AGENT_WAIT, Done, Step};
-use super::object::{ENDED, Object};
-use super::status::{Word, stamp};
-use crate::store::{Armed, ObjectState, Standing};
+use super::act::{Done, Step};
+use super::entry::{Entry, Now, Uid, is_done};
+use super::object::Object;
+use super::status::Word;
+use crate::store::{ObjectState, Standing};
 use crate::turn::keys::TurnId;
-use crate::turn::reason::Reason;
-use crate::turn::terminal::Failure;
 
-/// An Agent that is applied together with its turns is not called missing before this.
-const SAME_APPLY: Duration = Duration::from_secs(1);
-/// The pause before a missing Agent is looked for again at first, and later: news of Agents come besides.
-const LOOK_SOON: Duration = Duration::from_millis(150);
-const LOOK_LATER: Duration = Duration::from_secs(5);
-/// The pause after a step that was not done doubles up to this.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-
-/// The time that a decision is made at.
-#[derive(Debug, Clone, Copy)]
-pub struct Now {
-    pub instant: Instant,
-    pub wall: Timestamp,
-}
-
-type Uid = Arc<str>;
-
-#[derive(Debug)]
-struct Entry {
-    object: Object,
-    /// The watch that it came from, and the last list of it that showed it.
-    scope: usize,
-    list: u64,
-    since: Instant,
-    busy: bool,
-    queued: bool,
-    gone: bool,
-    /// Its end was asked for.
-    cancelled: bool,
-    /// What the store says of its turn was asked for since it is here.
-    checked: bool,
-    /// The watch has shown its end: no older event of it can come any more.
-    seen_ended: bool,
-    /// What its status is to say.
-    word: Option<Box<Word>>,
-    /// The turn whose terminal its status still owes.
-    owes: Option<TurnId>,
-    tries: u32,
-    not_before: Option<Instant>,
-}
+/// A terminal that the API server refused so often is put off: there is something to correct first.
+const REFUSALS: u32 = 3;
+/// A terminal that was tried so often for any reason is put off if others need its room: about 6 s.
+const TRIES: u32 = 6;
 
 /// All AgentTurns that need something.
 #[derive(Debug, Default)]
@@ -66,11 +26,15 @@ pub struct Table {
     entries: HashMap<Uid, Entry>,
     queue: VecDeque<Uid>,
     timers: BTreeSet<(Instant, Uid)>,
+    /// How many statuses owe a terminal.
+    owed: usize,
     lists: HashMap<usize, u64>,
     /// Objects (namespace, UID) that are gone: their turns are to be cancelled.
     pub gone: Vec<(String, String)>,
     /// Turns whose terminals their objects show.
     pub settled: Vec<TurnId>,
+    /// Turns whose terminals could not be shown: their deliveries come again later.
+    pub put_off: Vec<TurnId>,
 }
 
 /// A turn to ask the store about, and its object.
@@ -128,7 +92,8 @@ impl Table {
             let unseen = || Entry::new(Object::unseen(&namespace, &object.name, &object.uid, state.turn_id), now);
             let uid: Uid = object.uid.as_str().into();
             let entry = self.entries.entry(uid.clone()).or_insert_with(unseen);
-            entry.owes = Some(state.turn_id);
+            entry.belongs_to(state.turn_id);
+            entry.owe(Some(state.turn_id), &mut self.owed);
             entry.hear(Word::Turn { state, at });
             self.proceed(&uid, now);
         }
@@ -140,7 +105,7 @@ impl Table {
             let Some(entry) = self.entries.get_mut(&uid) else { continue };
             entry.checked = true;
             if !matches!(state.standing, Standing::Waiting | Standing::Running) {
-                entry.owes = Some(state.turn_id);
+                entry.owe(Some(state.turn_id), &mut self.owed);
             }
             entry.hear(Word::Turn { state, at });
             self.proceed(&uid, now);
@@ -183,7 +148,33 @@ impl Table {
 
     /// How many statuses owe a terminal.
     pub fn owed(&self) -> usize {
-        self.entries.values().filter(|entry| entry.owes.is_some()).count()
+        self.owed
+    }
+
+    /// Puts off what was tried often: others need its room.
+    pub fn make_room(&mut self) {
+        let stuck = |entry: &&Entry| entry.owes.is_some() && !entry.busy && entry.tries >= TRIES;
+        let stuck: Vec<Uid> = self.entries.values().filter(stuck).map(|e| e.object.uid.clone()).collect();
+        stuck.iter().for_each(|uid| self.put_off(uid));
+    }
+
+    /// Lets go of a terminal that cannot be shown now, and of its text.
+    fn put_off(&mut self, uid: &Uid) {
+        let Some(entry) = self.entries.get_mut(uid) else { return };
+        let Some(turn) = entry.owe(None, &mut self.owed) else { return };
+        entry.word = None;
+        self.put_off.push(turn);
+        if entry.scope == usize::MAX {
+            self.forget(uid);
+        }
+    }
+
+    fn forget(&mut self, uid: &Uid) {
+        let Some(mut entry) = self.entries.remove(uid) else { return };
+        entry.owe(None, &mut self.owed);
+        if let Some(timer) = entry.timer {
+            self.timers.remove(&(timer, uid.clone()));
+        }
     }
 
     /// Takes the next step that may be done now; its object is busy until [`Table::done`].
@@ -211,6 +202,9 @@ impl Table {
     pub fn fire(&mut self, now: Now) {
         while self.timers.first().is_some_and(|timer| timer.0 <= now.instant) {
             let Some((_, uid)) = self.timers.pop_first() else { return };
+            if let Some(entry) = self.entries.get_mut(&uid) {
+                entry.timer = None;
+            }
             self.proceed(&uid, now);
         }
     }
@@ -225,6 +219,13 @@ impl Table {
         entry.not_before = None;
         match done {
             Done::Again(why) => entry.pause(&why, now),
+            Done::Unwritable(why) => {
+                entry.pause(&why, now);
+                if entry.tries >= REFUSALS {
+                    self.put_off(uid);
+                }
+            }
+            Done::AgentNotReady => entry.await_agent("its Agent exists, but cannot be used yet: see its status", now),
             Done::NoAgent(at) => entry.miss_agent(at, now),
             done => entry.learn(done),
         }
@@ -241,7 +242,7 @@ impl Table {
         if !entry.object.ended() || entry.owes.is_some() {
             self.gone.push((entry.object.namespace.to_string(), uid.to_string()));
         }
-        self.entries.remove(uid);
+        self.forget(uid);
     }
 
     /// Queues an object that has something to do, or sets its timer, or is done with it.
@@ -251,167 +252,23 @@ impl Table {
             return;
         }
         if entry.object.ended()
-            && let Some(turn) = entry.owes.take()
+            && let Some(turn) = entry.owe(None, &mut self.owed)
         {
             self.settled.push(turn);
         }
         if is_done(&entry.object) && (entry.seen_ended || entry.scope == usize::MAX) {
-            self.entries.remove(uid);
+            self.forget(uid);
         } else if entry.step(now).is_some() {
             if !std::mem::replace(&mut entry.queued, true) {
                 self.queue.push_back(uid.clone());
             }
         } else if let Some(at) = entry.wake_at(now) {
+            if let Some(before) = entry.timer.replace(at) {
+                self.timers.remove(&(before, uid.clone()));
+            }
             self.timers.insert((at, uid.clone()));
         }
     }
-}
-
-/// Nothing is left to do for it, unless its spec changes.
-fn is_done(object: &Object) -> bool {
-    object.ended() && object.ttl_seconds.is_none() && object.observed_generation >= object.generation
-}
-
-impl Entry {
-    fn new(object: Object, now: Now) -> Entry {
-        Entry {
-            object,
-            scope: usize::MAX,
-            list: 0,
-            since: now.instant,
-            busy: false,
-            queued: false,
-            gone: false,
-            cancelled: false,
-            checked: false,
-            seen_ended: false,
-            word: None,
-            owes: None,
-            tries: 0,
-            not_before: None,
-        }
-    }
-
-    /// What is to be done for it now.
-    fn step(&self, now: Now) -> Option<Step> {
-        if self.not_before.is_some_and(|at| now.instant < at) {
-            return None;
-        }
-        let object = &self.object;
-        if object.ended() {
-            return match self.expires() {
-                Some(at) if at <= now.wall => Some(Step::Delete),
-                _ => (object.observed_generation < object.generation).then_some(Step::Observe),
-            };
-        }
-        let word = self.word.as_ref().filter(|word| word.rank() > object.rank());
-        if object.cancel && !self.cancelled && word.is_none_or(|word| word.rank() < ENDED) {
-            return Some(Step::Cancel);
-        }
-        if let Some(word) = word {
-            return Some(Step::Write(word.clone()));
-        }
-        object.spec.clone().map(Step::Arm)
-    }
-
-    /// When it is to be looked at again.
-    fn wake_at(&self, now: Now) -> Option<Instant> {
-        if let Some(at) = self.not_before.filter(|at| *at > now.instant) {
-            return Some(at);
-        }
-        let left = self.expires()?.duration_since(now.wall);
-        Some(now.instant + Duration::try_from(left).unwrap_or(Duration::ZERO) + Duration::from_millis(1))
-    }
-
-    /// When the time after its end is over.
-    fn expires(&self) -> Option<Timestamp> {
-        let ttl = Duration::from_secs(self.object.ttl_seconds?.into());
-        self.object.completed?.checked_add(ttl).ok()
-    }
-
-    /// The object as it is now; what is known of its turn stays.
-    fn renew(&mut self, object: Object) {
-        let before = std::mem::replace(&mut self.object, object);
-        if before.turn_id.is_some() {
-            self.object.turn_id = before.turn_id;
-            self.object.spec = None;
-        }
-    }
-
-    /// A word that is further than what is known replaces it.
-    fn hear(&mut self, word: Word) {
-        if word.rank() > self.object.rank() && self.word.as_ref().is_none_or(|known| word.rank() >= known.rank()) {
-            self.word = Some(Box::new(word));
-        }
-    }
-
-    fn learn(&mut self, done: Done) {
-        self.tries = 0;
-        match done {
-            Done::Armed(armed) => {
-                self.belongs_to(armed.turn_id);
-                // Another may have armed it before: then it may be further.
-                self.checked = armed.fresh;
-                self.hear(armed_now(&armed));
-            }
-            Done::Known(turn) => {
-                self.belongs_to(turn);
-                self.checked = false;
-            }
-            Done::Refused(failure, at) => self.hear(Word::Refused { failure, at }),
-            Done::NotArmed(at) if self.object.spec.is_some() => {
-                self.hear(Word::Refused { failure: Failure::new(Reason::Cancelled), at });
-            }
-            // What the store does not know is found out by asking it.
-            Done::NotArmed(_) | Done::Cancelled => self.cancelled = true,
-            Done::Written(object) | Done::Stale(object) => {
-                self.renew(*object);
-                if self.word.as_ref().is_some_and(|word| word.rank() <= self.object.rank()) {
-                    self.word = None;
-                }
-            }
-            Done::NoAgent(_) | Done::Gone | Done::Again(_) => {}
-        }
-    }
-
-    fn belongs_to(&mut self, turn: TurnId) {
-        self.object.turn_id = Some(turn);
-        self.object.spec = None;
-    }
-
-    fn miss_agent(&mut self, at: OffsetDateTime, now: Now) {
-        let waited = now.instant - self.since;
-        let pause = if waited < SAME_APPLY { LOOK_SOON } else { LOOK_LATER };
-        if waited >= SAME_APPLY {
-            let message = format!("there is no such Agent yet; it is waited for {} s", AGENT_WAIT.as_secs());
-            self.hear(Word::Pending { reason: Reason::AgentNotFound, message });
-        }
-        let left = self.object.created.as_second() + AGENT_WAIT.as_secs() as i64 - stamp(at).as_second();
-        let left = Duration::from_secs(left.max(1) as u64);
-        // The word is written at once all the same.
-        self.not_before = self.word.is_none().then(|| now.instant + pause.min(left));
-        self.tries = 0;
-    }
-
-    fn pause(&mut self, why: &str, now: Now) {
-        tracing::debug!(uid = %self.object.uid, "AgentTurn {} waits: {why}", self.object.name);
-        let pause = FIRST_PAUSE * 2u32.pow(self.tries.min(6));
-        self.tries = self.tries.saturating_add(1);
-        self.not_before = Some(now.instant + pause.min(LONGEST_PAUSE));
-    }
-}
-
-/// The word on a turn that was armed just now.
-fn armed_now(armed: &Armed) -> Word {
-    let state = ObjectState {
-        turn_id: armed.turn_id,
-        object: None,
-        armed_at: Some(armed.armed_at),
-        claimed_at: None,
-        worker: None,
-        standing: Standing::Waiting,
-    };
-    Word::Turn { state, at: armed.armed_at }
 }
 
 #[cfg(test)]

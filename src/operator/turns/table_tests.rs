@@ -1,11 +1,17 @@
 //! Who gets which step, and when.
 
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
 use kube::api::DynamicObject;
 use serde_json::{Value, json};
 
+use super::super::entry::{LONGEST_PAUSE, LOOK_LATER};
 use super::*;
-use crate::store::ObjectRef;
+use crate::store::{Armed, ObjectRef};
 use crate::turn::keys::ConversationId;
+use crate::turn::reason::Reason;
+use crate::turn::terminal::Failure;
 
 const CREATED: i64 = 1_800_000_000;
 
@@ -283,4 +289,96 @@ fn a_terminal_of_an_unknown_object_is_shown_after_a_look() {
     // The row of an object that nobody knows any more is put away.
     scene.table.due(vec![ObjectState { object: None, ..ended(turn) }], database(4), scene.now);
     assert_eq!(scene.table.settled, [turn]);
+}
+
+#[test]
+fn an_agent_that_exists_is_waited_for() {
+    let mut scene = Scene::with(fresh());
+    scene.next();
+    scene.done(Done::AgentNotReady);
+    assert_eq!(scene.writes(), crate::crd::Phase::Pending);
+    scene.done(Done::Written(Box::new(object("u", 2, json!({}), json!({"phase": "Pending"})))));
+    assert!(matches!(scene.next(), Some(Step::Arm(_))));
+    scene.done(Done::AgentNotReady);
+    assert!(scene.next().is_none(), "said once");
+    scene.pass(LOOK_LATER.as_secs());
+    assert!(matches!(scene.next(), Some(Step::Arm(_))));
+}
+
+/// The answer to our own write may come after the watch has shown what was written later.
+#[test]
+fn an_answer_does_not_hide_what_was_asked_later() {
+    let mut scene = Scene::with(fresh());
+    scene.next();
+    let turn = TurnId::new();
+    scene.done(armed(turn));
+    assert_eq!(scene.writes(), crate::crd::Phase::Armed);
+    let status = json!({"phase": "Armed", "turnId": turn.to_string(), "observedGeneration": 1});
+    scene.table.seen(0, object("u", 3, json!({"cancel": true}), status), scene.now);
+    scene.written(2, turn, "Armed");
+    assert!(matches!(scene.next(), Some(Step::Cancel)));
+}
+
+/// Objects that cannot be written keep nobody else waiting.
+#[test]
+fn what_cannot_be_shown_is_put_off() {
+    let refused = || Done::Unwritable("forbidden".into());
+    let again = || Done::Again("away".into());
+    // (known from the store alone, what comes of a write, how often until it is put off, only if others need the room)
+    for (unseen, done, tries, need) in [
+        (true, &refused as &dyn Fn() -> Done, REFUSALS, false),
+        (false, &refused, REFUSALS, false),
+        (true, &again, TRIES, true),
+    ] {
+        let turn = TurnId::new();
+        let status = json!({"phase": "Armed", "turnId": turn.to_string(), "observedGeneration": 1});
+        let mut scene = if unseen { Scene::new() } else { Scene::with(object("u", 1, json!({}), status)) };
+        scene.table.due(vec![ended(turn)], database(4), scene.now);
+        for _ in 0..tries {
+            scene.table.make_room();
+            assert_eq!((scene.table.owed(), scene.table.put_off.len()), (1, 0));
+            assert!(matches!(scene.next(), Some(Step::Write(_))));
+            scene.done(done());
+            scene.pass(LONGEST_PAUSE.as_secs());
+        }
+        assert_eq!(scene.table.owed() == 1, need);
+        scene.table.make_room();
+        assert_eq!((scene.table.owed(), scene.table.put_off.clone()), (0, vec![turn]));
+        assert_eq!((scene.table.entries.is_empty(), scene.table.timers.len()), (unseen, 0));
+        assert!(scene.next().is_none());
+        // Its delivery comes again: one try.
+        scene.table.due(vec![ended(turn)], database(9), scene.now);
+        assert!(matches!(scene.next(), Some(Step::Write(_))));
+        scene.written(2, turn, "Succeeded");
+        assert_eq!((scene.table.owed(), scene.table.settled.clone()), (0, vec![turn]));
+    }
+}
+
+#[test]
+fn an_object_has_one_timer() {
+    let status = json!({"phase": "Succeeded", "observedGeneration": 1, "completionTime": "2027-01-15T08:00:00Z"});
+    let mut scene = Scene::new();
+    for version in 1..5 {
+        scene.table.seen(0, object("u", version, json!({"ttlSecondsAfterFinished": 30}), status.clone()), scene.now);
+        scene.pass(1);
+        // Two clocks never agree.
+        scene.now.instant += Duration::from_micros(1);
+    }
+    assert_eq!(scene.table.timers.len(), 1);
+    scene.table.deleted(&object("u", 9, json!({}), status));
+    assert!(scene.table.timers.is_empty());
+}
+
+/// A newer version of ours may write what we do not know: what has ended is not armed again.
+#[test]
+fn an_unknown_status_is_read_as_far_as_it_goes() {
+    for (status, ended) in [
+        (json!({"phase": "Failed", "error": {"reason": "Unheard", "message": "", "retryable": false}}), true),
+        (json!({"phase": "Unheard", "conditions": [{"type": "Terminal", "status": "True"}]}), true),
+        (json!({"phase": "Unheard", "conditions": [{"type": "Terminal", "status": "False"}]}), false),
+        (json!("nonsense"), false),
+    ] {
+        let object = object("u", 1, json!({}), status.clone());
+        assert_eq!((object.ended(), object.spec.is_none()), (ended, ended), "{status}");
+    }
 }
