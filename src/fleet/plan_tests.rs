@@ -180,7 +180,7 @@ fn suspicion_stops_and_queues() {
     known.stopped.insert(stopping.start_id);
     assert_eq!(plan(&agents, &[], &workers, &known), [look, shed.clone()]);
     known.looked.insert(suspected.start_id);
-    assert_eq!(plan(&agents, &[], &workers, &known), [shed.clone()], "a moment ago");
+    assert_eq!(plan(&agents, &[], &workers, &known), std::slice::from_ref(&shed), "a moment ago");
     let zone: Vec<Lease> = (0..300).map(|_| Lease { suspected: true, ..busy("a") }).collect();
     let looks = plan(&[], &[], &zone, &known).into_iter().filter(|a| matches!(a, Action::Look { .. })).count();
     assert_eq!(looks, MAX_LOOKS, "a lost zone leaves room for starts");
