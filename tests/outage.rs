@@ -14,6 +14,7 @@ use axum::Json;
 use axum::routing::post;
 use gateway::forwarder::Forwarder;
 use gateway::{FakeWorker, Gateway, ORGANIZATION, Sweeper, eventually};
+use lastword::admin::{self, Readiness};
 use lastword::gateway::AuthMode;
 use lastword::local::postgres::{Shutdown, Version};
 use lastword::store::Store;
@@ -23,6 +24,7 @@ use lastword::wire::FinishResult;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use support::Db;
+use tokio_util::sync::CancellationToken;
 
 newest! {
     cutting_only_the_gateway_off_fails_nobody,
@@ -51,6 +53,31 @@ fn with_own_server<F: Future<Output = ()>>(
 async fn key(store: &Store, user: &str, role: Role) -> String {
     let new = NewKey { organization: ORGANIZATION.into(), name: user.into(), user: user.into(), role, valid_for: None };
     keys::create(store.pool(), &new).await.expect("a key").1.reveal()
+}
+
+/// Neither kind of health depends on the database once a role has started; the metrics are what the database knows.
+#[test]
+fn health_is_not_the_databases() {
+    with_own_server("admin", async |mut server, db| {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("bound"));
+        let (readiness, end) = (Readiness::default(), CancellationToken::new());
+        let served = tokio::spawn(admin::run(listener, db.store.clone(), readiness.clone(), end.clone()));
+        let get = async |path: &str| {
+            let answer = reqwest::get(format!("{url}{path}")).await.expect("an answer");
+            (answer.status().as_u16(), answer.text().await.expect("text"))
+        };
+        assert_eq!((get("/livez").await.0, get("/readyz").await.0), (200, 503), "it has not started yet");
+        readiness.set();
+        let (status, metrics) = get("/metrics").await;
+        assert!(status == 200 && metrics.contains("lastword_") && metrics.ends_with("# EOF\n"), "{metrics}");
+        server.halt(Shutdown::Fast).await;
+        assert_eq!((get("/livez").await.0, get("/readyz").await.0, get("/metrics").await.0), (200, 200, 503));
+        readiness.clear();
+        assert_eq!((get("/livez").await.0, get("/readyz").await.0), (200, 503), "it is about to end");
+        end.cancel();
+        served.await.expect("it ends");
+    });
 }
 
 /// A7: without the database a submit is 503 and names its messageId, and nothing is dispatched. Afterwards the same
