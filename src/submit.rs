@@ -6,7 +6,7 @@
 //! write is tried again until it is written: it never falls open to dispatch.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -25,8 +25,8 @@ use crate::turn::terminal::Failure;
 const GUARD_SECONDS: u32 = 10;
 /// Pause between looks for turns whose guard is gone.
 const REGUARD_EVERY: Duration = Duration::from_secs(2);
-/// The pause between two looks for unknown Agents.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// Between the beginnings of two looks for unknown Agents.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// The pause after the database refused a guard's verdict.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -43,7 +43,8 @@ type ByName = HashMap<(String, String), Arc<Agent>>;
 #[derive(Clone, Default)]
 pub struct Agents {
     known: Arc<RwLock<ByName>>,
-    looked: Arc<Mutex<Option<Instant>>>,
+    /// When the last reading that succeeded began.
+    looked: Arc<tokio::sync::Mutex<Option<Instant>>>,
 }
 
 impl Agents {
@@ -53,37 +54,34 @@ impl Agents {
         known.get(&(namespace.to_string(), name.to_string())).cloned()
     }
 
-    /// Whether an unknown name may be looked for in the table: not for each of a flood of them. A look that failed, or is
-    /// not done yet, told nobody anything.
-    fn may_look(&self) -> bool {
-        let looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-        looked.is_none_or(|at| at.elapsed() > LOOK_AGAIN)
-    }
-
-    /// An Agent, read from the table if it is not known yet: it may be new, or the table may not have been read at all.
+    /// An Agent, read from the table if it is not known yet: it may be new, or the table may not have been read at all. Its
+    /// absence is certain: the table was read after this was called. Callers share a reading.
     pub async fn find(&self, store: &Store, namespace: &str, name: &str) -> Result<Option<Arc<Agent>>, StoreError> {
         if let Some(agent) = self.get(namespace, name) {
             return Ok(Some(agent));
         }
-        if self.may_look() {
-            let began = Instant::now();
-            self.refresh(store).await?;
-            *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = Some(began);
+        let asked = Instant::now();
+        let mut looked = self.looked.lock().await;
+        if looked.is_none_or(|at| at < asked) {
+            // Not for each of a flood of unknown names.
+            if let Some(at) = *looked {
+                tokio::time::sleep_until((at + LOOK_AGAIN).into()).await;
+            }
+            self.read(store, &mut looked).await?;
         }
         Ok(self.get(namespace, name))
     }
 
-    /// An Agent as the table has it now, or nearly: its absence is certain.
-    async fn find_surely(&self, store: &Store, namespace: &str, name: &str) -> Result<Option<Arc<Agent>>, StoreError> {
-        if let Some(agent) = self.get(namespace, name) {
-            return Ok(Some(agent));
-        }
-        self.refresh(store).await?;
-        Ok(self.get(namespace, name))
-    }
-
-    /// Reads the table again. An Agent that cannot be read keeps its last readable form.
+    /// Reads the table again.
     pub async fn refresh(&self, store: &Store) -> Result<(), StoreError> {
+        let mut looked = self.looked.lock().await;
+        self.read(store, &mut looked).await
+    }
+
+    /// One at a time, so that an older reading never replaces a newer one. An Agent that cannot be read keeps its last
+    /// readable form.
+    async fn read(&self, store: &Store, looked: &mut Option<Instant>) -> Result<(), StoreError> {
+        let began = Instant::now();
         let mut fresh = HashMap::new();
         for stored in store.agents().await? {
             let key = (stored.namespace.clone(), stored.name.clone());
@@ -98,6 +96,7 @@ impl Agents {
             }
         }
         *self.known.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        *looked = Some(began);
         Ok(())
     }
 }
@@ -268,7 +267,7 @@ impl Submitter {
             // Without the database nothing is dispatched either.
             let Ok(turns) = self.store.take_unguarded(self.gateway, GUARD_SECONDS).await else { continue };
             for turn in turns {
-                match self.agents.find_surely(&self.store, &turn.organization, &turn.agent).await {
+                match self.agents.find(&self.store, &turn.organization, &turn.agent).await {
                     Ok(Some(agent)) => drop(tokio::spawn(self.clone().guard(turn, agent))),
                     Err(error) => tracing::debug!(%error, "the lease of turn {} runs out again", turn.turn_id),
                     Ok(None) => {
@@ -349,7 +348,7 @@ mod tests {
         let (agents, store) = (Agents::default(), Store::away());
         let find = || agents.find(&store, "team", "bot");
         // The second one comes while the first looks.
-        let found = tokio::join!(find(), find(), agents.find_surely(&store, "team", "bot"));
+        let found = tokio::join!(find(), find(), agents.find(&store, "team", "bot"));
         assert!(found.0.is_err() && found.1.is_err() && found.2.is_err());
         assert!(find().await.is_err());
     }

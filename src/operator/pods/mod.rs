@@ -88,6 +88,19 @@ impl Pods {
         Api::namespaced(self.client.clone(), namespace)
     }
 
+    /// A pod whose lease knows it now: what the watch told before is told again, rather than the older pod that its making
+    /// answered with.
+    fn recorded(&self, pod: Pod) {
+        let known = pod.uid().filter(|uid| self.state().pods.contains_key(uid));
+        match known {
+            Some(uid) => {
+                self.state().todo.insert(uid);
+                self.news.notify_one();
+            }
+            None => self.saw(pod, None, false),
+        }
+    }
+
     /// A pod as somebody has just read it.
     fn saw(&self, mut pod: Pod, scope: Option<&str>, gone: bool) {
         pod.metadata.managed_fields = None;

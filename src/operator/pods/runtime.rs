@@ -107,7 +107,7 @@ impl Pods {
         let Some(uid) = pod.uid() else { return };
         let grace = build::grace_seconds(&start.spec);
         match self.store.record_pod(start.start_id, &uid, grace).await {
-            Ok(true) => self.saw(pod, None, false),
+            Ok(true) => self.recorded(pod),
             Ok(false) => {
                 tracing::info!(start = %start.start_id, "start {} ended while its pod was made", start.start_id);
                 self.delete(&start.organization, &pod.name_any(), &uid, Some(KILL_GRACE)).await;
