@@ -307,10 +307,9 @@ fn told(pod: &Pod, event: &PodEvent) -> Option<Failure> {
         | "FailedKillPod" => Reason::StartFailed,
         "FailedScheduling" => Reason::Unschedulable,
         // It may only be large, or its registry slow: told at the start deadline, like all that may heal.
-        "Pulling" => Reason::ImagePull,
-        "Failed" | "BackOff" if event.message.contains("image") || event.message.contains("ImagePull") => {
-            Reason::ImagePull
-        }
+        "Pulling" | "ErrImageNeverPull" | "InspectFailed" => Reason::ImagePull,
+        // The kubelet's Events are seconds ahead of its statuses.
+        "Failed" | "BackOff" if event.message.to_lowercase().contains("image") => Reason::ImagePull,
         _ => return None,
     };
     Some(detailed(pod, reason, with(event.reason.clone(), Some(&event.message))))

@@ -154,6 +154,8 @@ fn what_keeps_a_pod_from_its_node_or_its_volumes() {
     assert_eq!(said(&pod, &[event("FailedMount"), event("Pulling")]), "Waiting(ImagePull)", "the latest");
     let failed = PodEvent { reason: "Failed".into(), message: "Error: ErrImagePull".into() };
     assert_eq!(said(&pod, &[event("Pulling"), failed]), "Waiting(ImagePull)", "before the status says so");
+    let never = PodEvent { reason: "Failed".into(), message: "Error: ErrImageNeverPull".into() };
+    assert_eq!(said(&pod, &[event("Started"), event("ErrImageNeverPull"), never]), "Waiting(ImagePull)");
     let healed = [event("FailedMount"), event("Pulling"), event("Pulled"), event("Created")];
     assert_eq!(said(&pod, &healed), "Starting", "what was before it came forward");
     assert_eq!(said(&with_state(running(), none), &[event("FailedMount")]), "Running", "what is over is over");
