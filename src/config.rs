@@ -6,11 +6,26 @@ use std::time::Duration;
 
 use clap::Args;
 use ipnet::IpNet;
+use tokio::net::TcpListener;
 
 use crate::deliver::egress::Egress;
 use crate::gateway::{AuthMode, GatewayConfig};
 use crate::operator::{Injector, OperatorConfig};
 use crate::store::{PoolSizes, Retention};
+
+/// A port that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address} ({error}); choose another with {flag}")]
+pub struct CannotListen {
+    address: SocketAddr,
+    flag: &'static str,
+    error: std::io::Error,
+}
+
+/// Opens the port that `flag` names.
+pub async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, CannotListen> {
+    TcpListener::bind(address).await.map_err(|error| CannotListen { address, flag, error })
+}
 
 /// Where the state is.
 #[derive(Debug, Clone, Args)]
@@ -64,9 +79,6 @@ pub struct GatewayArgs {
     /// How callers are known. `none`: everybody is the local operator, on loopback alone.
     #[arg(long, env = "LASTWORD_AUTH", value_name = "MODE", default_value = "none")]
     pub auth: AuthMode,
-    /// How long requests are still taken after a SIGTERM: the time until Services and Ingresses send no more. [0 in dev]
-    #[arg(long, env = "LASTWORD_DRAIN_DELAY_SECONDS", value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=300))]
-    pub drain_delay_seconds: u64,
     /// SSE streams that may be open at once.
     #[arg(long, env = "LASTWORD_MAX_STREAMS", value_name = "COUNT", default_value_t = 20_000)]
     pub max_streams: usize,

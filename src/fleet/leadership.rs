@@ -23,6 +23,18 @@ impl Leadership {
         *self.0.borrow()
     }
 
+    /// Runs `lead` whenever this replica leads, from its beginning each time; it is dropped when it leads no more. Never
+    /// ends.
+    pub async fn while_leading<F: Future<Output = ()>>(mut self, lead: impl Fn() -> F) {
+        loop {
+            self.gained().await;
+            tokio::select! {
+                () = lead() => {}
+                () = self.lost() => {}
+            }
+        }
+    }
+
     /// Returns once this replica leads; at once if it does. Cancel-safe.
     pub async fn gained(&mut self) {
         if self.0.wait_for(|leads| *leads).await.is_err() {

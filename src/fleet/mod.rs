@@ -125,28 +125,17 @@ pub async fn wake_on_notices(store: Store, wake: Arc<Notify>, shutdown: Cancella
 
 /// The same for what other processes changed: they say so through the database.
 pub async fn wake_on_news(store: Store, wake: Arc<Notify>, shutdown: CancellationToken) {
-    let listen = async {
-        loop {
-            if let Ok(mut notices) = store.listen().await {
-                // What came while nobody listened is unknown.
-                wake.notify_one();
-                while let Ok(heard) = notices.next().await {
-                    if heard.is_none_or(|some| some.iter().any(is_news)) {
-                        wake.notify_one();
-                    }
-                }
-            }
-            tokio::time::sleep(LISTEN_AGAIN).await;
+    let mut news = store.news();
+    loop {
+        let heard = tokio::select! {
+            heard = news.next() => heard,
+            () = shutdown.cancelled() => return,
+        };
+        if heard.is_none_or(|some| some.iter().any(is_news)) {
+            wake.notify_one();
         }
-    };
-    tokio::select! {
-        () = listen => {}
-        () = shutdown.cancelled() => {}
     }
 }
-
-/// The pause before listening again.
-const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
 fn is_news(notice: &Notice) -> bool {
     matches!(notice, Notice::Deployment(..) | Notice::Worker(_) | Notice::Agents)

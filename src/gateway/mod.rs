@@ -185,8 +185,6 @@ struct Hints {
 
 /// Agents are read again this often, whatever was heard.
 const REFRESH_EVERY: Duration = Duration::from_secs(5);
-/// The pause before listening again.
-const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
 impl Hints {
     async fn take(&self, notice: Notice) {
@@ -232,28 +230,18 @@ impl Hints {
 
     /// What other replicas changed.
     async fn hear_others(self, shutdown: CancellationToken) {
-        while !shutdown.is_cancelled() {
-            if let Ok(mut notices) = self.store.listen().await {
-                self.look_at_everything();
-                loop {
-                    let heard = tokio::select! {
-                        heard = notices.next() => heard,
-                        () = shutdown.cancelled() => return,
-                    };
-                    match heard {
-                        Ok(Some(some)) => {
-                            for notice in some {
-                                self.take(notice).await;
-                            }
-                        }
-                        Ok(None) => self.look_at_everything(),
-                        Err(_) => break,
-                    }
-                }
-            }
-            tokio::select! {
-                () = tokio::time::sleep(LISTEN_AGAIN) => {}
+        let mut news = self.store.news();
+        loop {
+            let heard = tokio::select! {
+                heard = news.next() => heard,
                 () = shutdown.cancelled() => return,
+            };
+            let Some(notices) = heard else {
+                self.look_at_everything();
+                continue;
+            };
+            for notice in notices {
+                self.take(notice).await;
             }
         }
     }

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -13,7 +12,7 @@ use super::agents_file::{self, AgentsError};
 use super::database::{self, DatabaseError};
 use super::secrets::LocalSecrets;
 use crate::admin::{self, Readiness};
-use crate::config::{AdminArgs, DatabaseArgs, EgressArgs, GatewayArgs, LogArgs, TimingArgs};
+use crate::config::{AdminArgs, CannotListen, DatabaseArgs, EgressArgs, GatewayArgs, LogArgs, TimingArgs, listen};
 use crate::deliver::egress::{Outbound, Reach};
 use crate::deliver::platforms;
 use crate::fleet::process::{ProcessConfig, ProcessRuntime};
@@ -59,8 +58,8 @@ pub enum DevError {
     Agents(#[from] AgentsError),
     #[error(transparent)]
     Gateway(#[from] GatewayError),
-    #[error("cannot listen on {address} ({error}); choose another with {flag}")]
-    Listen { address: std::net::SocketAddr, flag: &'static str, error: std::io::Error },
+    #[error(transparent)]
+    Listen(#[from] CannotListen),
     #[error("cannot keep this machine's identity in {path}: {error}")]
     Node { path: PathBuf, error: std::io::Error },
     #[error("the embedded Postgres ended by itself; its log is postgres.log in the data directory")]
@@ -139,10 +138,6 @@ pub async fn run(args: DevArgs, shutdown: CancellationToken) -> Result<(), DevEr
         embedded.stop().await;
     }
     ended
-}
-
-async fn listen(address: std::net::SocketAddr, flag: &'static str) -> Result<TcpListener, DevError> {
-    TcpListener::bind(address).await.map_err(|error| DevError::Listen { address, flag, error })
 }
 
 async fn postgres_ended(embedded: Option<&super::postgres::Embedded>) {

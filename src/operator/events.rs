@@ -19,10 +19,12 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::MANAGER;
-use super::turns::{bounded, stamp};
+use super::call::bounded;
+use super::turns::stamp;
 use crate::crd::{Agent, LastFailure};
 use crate::fleet::Leadership;
-use crate::store::{FailedStart, FailedTurn, Store, StoreError};
+use crate::store::{Failed, Store, StoreError};
+use crate::turn::keys::TurnId;
 use crate::turn::reason::Reason;
 use crate::turn::terminal::cut;
 
@@ -50,12 +52,12 @@ impl LastFailures {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(agent).cloned()
     }
 
-    /// Notes one.
-    pub fn note(&self, failed: &FailedTurn) {
+    /// Notes a turn.
+    pub fn note(&self, failed: &Failed) {
         let failure = LastFailure {
             reason: failed.reason,
             message: cut(failed.detail.clone(), MAX_NOTE),
-            turn_id: failed.turn_id.to_string(),
+            turn_id: TurnId(failed.id).to_string(),
             time: Time(whole_seconds(stamp(failed.at))),
         };
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -75,20 +77,11 @@ pub async fn run(
     store: Store,
     client: Client,
     failures: LastFailures,
-    mut leadership: Leadership,
+    leadership: Leadership,
     shutdown: CancellationToken,
 ) {
-    let write = async {
-        loop {
-            leadership.gained().await;
-            tokio::select! {
-                () = lead(&store, &client, &failures) => {}
-                () = leadership.lost() => {}
-            }
-        }
-    };
     tokio::select! {
-        () = write => {}
+        () = leadership.while_leading(|| lead(&store, &client, &failures)) => {}
         () = shutdown.cancelled() => {}
     }
 }
@@ -104,8 +97,8 @@ async fn lead(store: &Store, client: &Client, failures: &LastFailures) {
         // Without the database there is nothing new; the cursor waits.
         if let Ok((turns, starts)) = cursor.read(store).await {
             turns.iter().for_each(|failed| failures.note(failed));
-            turns.iter().for_each(|failed| board.turn(failed));
-            starts.iter().for_each(|failed| board.start(failed));
+            turns.iter().for_each(|failed| board.add(RUN_TURN, failed));
+            starts.iter().for_each(|failed| board.add(START_WORKER, failed));
         }
         for (reference, event) in board.take(Instant::now()) {
             if let Err(error) = bounded(recorder.publish(&event, &reference)).await {
@@ -145,23 +138,31 @@ impl Side {
         self.at = Some(at);
         self.seen.retain(|_, seen| *seen >= at - 2 * LOOK_BACK);
     }
+
+    /// What of an answer is news.
+    fn news(&mut self, mut failed: Vec<Failed>, now: OffsetDateTime) -> Vec<Failed> {
+        // A full answer ends earlier than now.
+        let full = failed.last().filter(|_| failed.len() >= LIMIT as usize);
+        let end = full.map_or(now, |last| last.at + LOOK_BACK);
+        failed.retain(|one| self.is_new(one.id, one.at));
+        self.advance(end);
+        failed
+    }
 }
 
 impl Cursor {
-    async fn read(&mut self, store: &Store) -> Result<(Vec<FailedTurn>, Vec<FailedStart>), StoreError> {
+    /// Turns and starts.
+    async fn read(&mut self, store: &Store) -> Result<(Vec<Failed>, Vec<Failed>), StoreError> {
         let now = store.now().await?;
-        let mut turns = store.failed_turns(self.turns.since(now), LIMIT).await?;
-        // A full answer ends earlier than now.
-        let end = if turns.len() < LIMIT as usize { now } else { turns.last().map_or(now, |t| t.at + LOOK_BACK) };
-        turns.retain(|failed| self.turns.is_new(failed.turn_id.0, failed.at));
-        self.turns.advance(end);
-        let mut starts = store.failed_starts(self.starts.since(now), LIMIT).await?;
-        let end = if starts.len() < LIMIT as usize { now } else { starts.last().map_or(now, |s| s.at + LOOK_BACK) };
-        starts.retain(|failed| self.starts.is_new(failed.incarnation.0, failed.at));
-        self.starts.advance(end);
+        let turns = self.turns.news(store.failed_turns(self.turns.since(now), LIMIT).await?, now);
+        let starts = self.starts.news(store.failed_starts(self.starts.since(now), LIMIT).await?, now);
         Ok((turns, starts))
     }
 }
+
+/// What was tried, as Events name it.
+const RUN_TURN: &str = "RunTurn";
+const START_WORKER: &str = "StartWorker";
 
 /// What an Event is about: kind, namespace, name, UID.
 type About = (&'static str, String, String, String);
@@ -174,26 +175,10 @@ struct Board {
 }
 
 impl Board {
-    fn turn(&mut self, failed: &FailedTurn) {
-        let of = (failed.organization.as_str(), failed.agent.as_str(), failed.agent_uid.as_deref());
-        self.add(of, failed.pod.as_ref(), "RunTurn", failed.reason, &failed.detail);
-    }
-
-    fn start(&mut self, failed: &FailedStart) {
-        let of = (failed.organization.as_str(), failed.agent.as_str(), failed.agent_uid.as_deref());
-        self.add(of, failed.pod.as_ref(), "StartWorker", failed.reason, &failed.detail);
-    }
-
-    fn add(
-        &mut self,
-        (organization, agent, uid): (&str, &str, Option<&str>),
-        pod: Option<&(String, String)>,
-        action: &'static str,
-        reason: Reason,
-        detail: &str,
-    ) {
-        let agent = uid.map(|uid| ("Agent", organization.to_owned(), agent.to_owned(), uid.to_owned()));
-        let pod = pod.and_then(|(at, uid)| {
+    fn add(&mut self, action: &'static str, failed: &Failed) {
+        let uid = failed.agent_uid.clone();
+        let agent = uid.map(|uid| ("Agent", failed.organization.clone(), failed.agent.clone(), uid));
+        let pod = failed.pod.as_ref().and_then(|(at, uid)| {
             let (namespace, name) = at.split_once('/')?;
             Some(("Pod", namespace.to_owned(), name.to_owned(), uid.clone()))
         });
@@ -201,9 +186,9 @@ impl Board {
             if self.waiting.len() >= MAX_KEPT {
                 return;
             }
-            let (count, last) = self.waiting.entry((about, action, reason)).or_default();
+            let (count, last) = self.waiting.entry((about, action, failed.reason)).or_default();
             *count += 1;
-            *last = cut(detail.to_owned(), MAX_NOTE);
+            *last = cut(failed.detail.clone(), MAX_NOTE);
         }
     }
 
@@ -233,7 +218,7 @@ fn event((about, action, reason): (About, &'static str, Reason), count: u32, las
         uid: Some(uid),
         ..ObjectReference::default()
     };
-    let what = if action == "RunTurn" { "turns failed" } else { "workers did not start" };
+    let what = if action == RUN_TURN { "turns failed" } else { "workers did not start" };
     let note = if count == 1 { last.to_owned() } else { format!("{count} {what}; the last: {last}") };
     let event = Event {
         type_: EventType::Warning,
@@ -254,7 +239,17 @@ mod tests {
         let mut board = Board::default();
         let pod = ("team/bot-1".to_owned(), "p".to_owned());
         let fail = |board: &mut Board, detail: &str| {
-            board.add(("team", "bot", Some("u")), Some(&pod), "RunTurn", Reason::WorkerExited, detail);
+            let failed = Failed {
+                id: Uuid::now_v7(),
+                organization: "team".into(),
+                agent: "bot".into(),
+                agent_uid: Some("u".into()),
+                reason: Reason::WorkerExited,
+                detail: detail.into(),
+                at: OffsetDateTime::UNIX_EPOCH,
+                pod: Some(pod.clone()),
+            };
+            board.add(RUN_TURN, &failed);
         };
         let start = Instant::now();
         fail(&mut board, "exit 1");

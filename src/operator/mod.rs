@@ -10,6 +10,7 @@
 //! and deliveries of other platforms go on without it.
 
 pub mod agents;
+mod call;
 pub mod events;
 pub mod leader;
 pub mod pods;
@@ -92,14 +93,9 @@ pub async fn run(
     let leadership = leader::elect(&config, shutdown.clone());
     let namespaces: Arc<[String]> = config.namespaces.clone().into();
     let failures = events::LastFailures::default();
-    let drafts = config.clone();
-    let pods = Pods::new(client.clone(), store.clone(), config);
-    let agents = agents::Hands {
-        store: store.clone(),
-        client: client.clone(),
-        draft: Arc::new(move |agent| pods::draft::draft(&drafts, agent)),
-        failures: failures.clone(),
-    };
+    let config = Arc::new(config);
+    let pods = Pods::new(client.clone(), store.clone(), config.clone());
+    let agents = agents::Hands { store: store.clone(), client: client.clone(), config, failures: failures.clone() };
     let wake = Arc::new(Notify::new());
     let fleet_config = FleetConfig { cause_window, ..FleetConfig::default() };
     let runtime = Arc::new(PodRuntime(pods.clone()));

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{RoleError, listen, open_store};
+use super::{RoleError, open_store};
 use crate::admin::{self, Readiness};
-use crate::config::{AdminArgs, DatabaseArgs, EgressArgs, LogArgs, OperatorArgs, TimingArgs};
+use crate::config::{AdminArgs, DatabaseArgs, EgressArgs, LogArgs, OperatorArgs, TimingArgs, listen};
 use crate::deliver::egress::{Outbound, Reach};
 use crate::deliver::platforms;
 use crate::guard::Services;

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{RoleError, listen, open_store};
+use super::{RoleError, open_store};
 use crate::admin::{self, Readiness};
-use crate::config::{AdminArgs, DatabaseArgs, EgressArgs, GatewayArgs, LogArgs, ReviewArgs};
+use crate::config::{AdminArgs, DatabaseArgs, EgressArgs, GatewayArgs, LogArgs, ReviewArgs, listen};
 use crate::gateway::{self, GatewayError, Listeners};
 use crate::operator::{self, review::TokenReviewer, secrets::KubeSecrets};
 
@@ -18,6 +18,9 @@ pub struct GatewayRole {
     pub database: DatabaseArgs,
     #[command(flatten)]
     pub gateway: GatewayArgs,
+    /// How long requests are still taken after a SIGTERM: the time until Services and Ingresses send no more.
+    #[arg(long, env = "LASTWORD_DRAIN_DELAY_SECONDS", value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=300))]
+    pub drain_delay_seconds: u64,
     #[command(flatten)]
     pub egress: EgressArgs,
     #[command(flatten)]
@@ -46,7 +49,7 @@ pub async fn run(args: GatewayRole, shutdown: CancellationToken) -> Result<(), R
             config.secrets = Arc::new(KubeSecrets::new(client));
         }
         readiness.set();
-        let delay = Duration::from_secs(args.gateway.drain_delay_seconds);
+        let delay = Duration::from_secs(args.drain_delay_seconds);
         tokio::spawn(delayed(shutdown, delay, readiness.clone(), end.clone()));
         gateway::run(config, store.clone(), Listeners { clients, workers }, end.clone()).await?;
     }

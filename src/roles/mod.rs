@@ -6,12 +6,11 @@ mod gateway;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{self, CliError};
-use crate::config::DatabaseArgs;
+use crate::config::{CannotListen, DatabaseArgs};
 use crate::local::{database, dev};
 use crate::store::Store;
 use crate::worker;
@@ -111,16 +110,12 @@ pub enum RoleError {
     Database(#[from] database::DatabaseError),
     #[error(transparent)]
     Gateway(#[from] crate::gateway::GatewayError),
-    #[error("cannot listen on {address} ({error}); choose another with {flag}")]
-    Listen { address: std::net::SocketAddr, flag: &'static str, error: std::io::Error },
+    #[error(transparent)]
+    Listen(#[from] CannotListen),
     #[error("there is no Kubernetes to talk to: {0}; run it in a pod, or set KUBECONFIG")]
     Kubernetes(#[from] kube::Error),
     #[error("cannot make an HTTP client: {0}")]
     Http(#[from] reqwest::Error),
-}
-
-async fn listen(address: std::net::SocketAddr, flag: &'static str) -> Result<TcpListener, RoleError> {
-    TcpListener::bind(address).await.map_err(|error| RoleError::Listen { address, flag, error })
 }
 
 /// Opens the external database that replicas share; it may be away now.

@@ -82,26 +82,18 @@ impl Store {
 
     /// Removes an Agent; its waiting turns end when the fleet sees that it is gone.
     pub async fn remove_agent(&self, namespace: &str, name: &str) -> Result<bool, StoreError> {
-        let done = sqlx::query(
-            "UPDATE agent SET deleted_at = clock_timestamp()
-             WHERE namespace = $1 AND name = $2 AND deleted_at IS NULL",
-        )
-        .bind(namespace)
-        .bind(name)
-        .execute(&self.general)
-        .await?;
-        let removed = done.rows_affected() == 1;
-        if removed {
-            self.notices.send(Notice::Agents);
-        }
-        Ok(removed)
+        self.remove(namespace, name, None).await
     }
 
     /// Removes the Agent that was this object; one made again under the same name stays.
     pub async fn remove_agent_object(&self, namespace: &str, name: &str, uid: &str) -> Result<bool, StoreError> {
+        self.remove(namespace, name, Some(uid)).await
+    }
+
+    async fn remove(&self, namespace: &str, name: &str, uid: Option<&str>) -> Result<bool, StoreError> {
         let done = sqlx::query(
             "UPDATE agent SET deleted_at = clock_timestamp()
-             WHERE namespace = $1 AND name = $2 AND uid = $3 AND deleted_at IS NULL",
+             WHERE namespace = $1 AND name = $2 AND ($3::text IS NULL OR uid = $3) AND deleted_at IS NULL",
         )
         .bind(namespace)
         .bind(name)
@@ -188,6 +180,15 @@ impl Store {
                 })
             })
             .collect()
+    }
+
+    /// An Agent's spec as it is now; `None` when there is no such Agent.
+    pub async fn agent_spec(&self, namespace: &str, name: &str) -> Result<Option<Value>, StoreError> {
+        Ok(sqlx::query_scalar("SELECT spec FROM agent WHERE namespace = $1 AND name = $2 AND deleted_at IS NULL")
+            .bind(namespace)
+            .bind(name)
+            .fetch_optional(&self.general)
+            .await?)
     }
 
     /// How many turns wait for an agent, counted up to `limit` + 1.

@@ -1,17 +1,18 @@
 //! What failed since a moment, for Kubernetes Events: turns, and starts of workers.
 
 use sqlx::Row;
+use sqlx::postgres::PgRow;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Store, StoreError};
-use crate::turn::keys::{Incarnation, TurnId};
 use crate::turn::reason::Reason;
 
-/// A turn that ended with an error.
+/// A turn that ended with an error, or a worker that died before its first claim and was not told to stop.
 #[derive(Debug, Clone, PartialEq)]
-pub struct FailedTurn {
-    pub turn_id: TurnId,
+pub struct Failed {
+    /// The turn's id, or the worker's incarnation.
+    pub id: Uuid,
     pub organization: String,
     pub agent: String,
     /// The Agent's UID, while it exists.
@@ -20,29 +21,16 @@ pub struct FailedTurn {
     /// For operators.
     pub detail: String,
     pub at: OffsetDateTime,
-    /// The worker's pod, if one held the turn: `namespace/name`, and the UID.
-    pub pod: Option<(String, String)>,
-}
-
-/// A worker that died before its first claim, and was not told to stop.
-#[derive(Debug, Clone, PartialEq)]
-pub struct FailedStart {
-    pub incarnation: Incarnation,
-    pub organization: String,
-    pub agent: String,
-    pub agent_uid: Option<String>,
-    pub reason: Reason,
-    pub detail: String,
-    pub at: OffsetDateTime,
+    /// The worker's pod, if there was one: `namespace/name`, and the UID.
     pub pod: Option<(String, String)>,
 }
 
 impl Store {
     /// Turns that failed at or after `since`, oldest first.
-    pub async fn failed_turns(&self, since: OffsetDateTime, limit: u32) -> Result<Vec<FailedTurn>, StoreError> {
+    pub async fn failed_turns(&self, since: OffsetDateTime, limit: u32) -> Result<Vec<Failed>, StoreError> {
         let rows = sqlx::query(
-            "SELECT e.turn_id, t.organization, t.agent, a.uid, e.reason, coalesce(e.detail, e.message) AS detail, e.ended_at,
-                    l.runtime_ref, l.pod_uid
+            "SELECT e.turn_id AS id, t.organization, t.agent, a.uid, e.reason, coalesce(e.detail, e.message) AS detail,
+                    e.ended_at AS at, l.runtime_ref, l.pod_uid
              FROM terminal e JOIN turn t ON t.id = e.turn_id
              LEFT JOIN agent a ON a.namespace = t.organization AND a.name = t.agent AND a.deleted_at IS NULL
              LEFT JOIN lease l ON l.incarnation = coalesce(e.held_by, e.incarnation) AND l.runtime = 'kubernetes'
@@ -52,27 +40,15 @@ impl Store {
         .bind(i64::from(limit))
         .fetch_all(&self.general)
         .await?;
-        rows.iter()
-            .map(|r| {
-                Ok(FailedTurn {
-                    turn_id: TurnId(r.try_get("turn_id")?),
-                    organization: r.try_get("organization")?,
-                    agent: r.try_get("agent")?,
-                    agent_uid: r.try_get("uid")?,
-                    reason: reason(r.try_get("reason")?),
-                    detail: r.try_get("detail")?,
-                    at: r.try_get("ended_at")?,
-                    pod: r.try_get::<Option<String>, _>("runtime_ref")?.zip(r.try_get("pod_uid")?),
-                })
-            })
-            .collect()
+        rows.iter().map(failed).collect()
     }
 
     /// Starts that failed at or after `since`, oldest first.
-    pub async fn failed_starts(&self, since: OffsetDateTime, limit: u32) -> Result<Vec<FailedStart>, StoreError> {
+    pub async fn failed_starts(&self, since: OffsetDateTime, limit: u32) -> Result<Vec<Failed>, StoreError> {
         let rows = sqlx::query(
-            "SELECT l.incarnation, l.organization, l.agent, a.uid, l.death_reason, coalesce(l.death_detail, '') AS detail,
-                    l.died_at, CASE l.runtime WHEN 'kubernetes' THEN l.runtime_ref END AS runtime_ref, l.pod_uid
+            "SELECT l.incarnation AS id, l.organization, l.agent, a.uid, l.death_reason AS reason,
+                    coalesce(l.death_detail, '') AS detail, l.died_at AS at,
+                    CASE l.runtime WHEN 'kubernetes' THEN l.runtime_ref END AS runtime_ref, l.pod_uid
              FROM lease l LEFT JOIN agent a ON a.namespace = l.organization AND a.name = l.agent AND a.deleted_at IS NULL
              WHERE l.phase = 'dead' AND l.died_at >= $1 AND NOT l.claimed AND l.stop_reason IS NULL AND l.death_reason IS NOT NULL
              ORDER BY l.died_at LIMIT $2",
@@ -81,23 +57,20 @@ impl Store {
         .bind(i64::from(limit))
         .fetch_all(&self.general)
         .await?;
-        rows.iter()
-            .map(|r| {
-                Ok(FailedStart {
-                    incarnation: Incarnation(r.try_get::<Uuid, _>("incarnation")?),
-                    organization: r.try_get("organization")?,
-                    agent: r.try_get("agent")?,
-                    agent_uid: r.try_get("uid")?,
-                    reason: reason(r.try_get("death_reason")?),
-                    detail: r.try_get("detail")?,
-                    at: r.try_get("died_at")?,
-                    pod: r.try_get::<Option<String>, _>("runtime_ref")?.zip(r.try_get("pod_uid")?),
-                })
-            })
-            .collect()
+        rows.iter().map(failed).collect()
     }
 }
 
-fn reason(stored: Option<String>) -> Reason {
-    stored.and_then(|r| r.parse().ok()).unwrap_or(Reason::Internal)
+fn failed(row: &PgRow) -> Result<Failed, StoreError> {
+    let reason: Option<&str> = row.try_get("reason")?;
+    Ok(Failed {
+        id: row.try_get("id")?,
+        organization: row.try_get("organization")?,
+        agent: row.try_get("agent")?,
+        agent_uid: row.try_get("uid")?,
+        reason: reason.and_then(|r| r.parse().ok()).unwrap_or(Reason::Internal),
+        detail: row.try_get("detail")?,
+        at: row.try_get("at")?,
+        pod: row.try_get::<Option<String>, _>("runtime_ref")?.zip(row.try_get("pod_uid")?),
+    })
 }

@@ -1,14 +1,13 @@
-//! Workers' lives: start, connect, suspicion, drain, goodbye, and what the fleet sees of them.
+//! Workers' lives: start, connect, suspicion, and what the fleet sees of them. How they stop: `stop.rs`.
 
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use super::batch::retry_races;
-use super::elect;
-use super::fail::{bury, lock_lease};
-use super::{FailedWorker, Notice, Store, StoreError};
+use super::fail::bury;
+use super::{Notice, Store, StoreError};
 use crate::crd::defaults;
-use crate::turn::keys::{GatewayId, Incarnation, StartId, TurnId};
+use crate::turn::keys::{GatewayId, Incarnation, StartId};
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 use crate::wire::Credential;
@@ -214,113 +213,6 @@ impl Store {
         Ok(suspected)
     }
 
-    /// Tells a worker to stop: it claims nothing more. What it leaves behind carries `reason`.
-    pub async fn drain_worker(&self, incarnation: Incarnation, reason: Reason) -> Result<bool, StoreError> {
-        let done = retry_races(|| async {
-            let mut tx = self.vital().begin().await?;
-            let done = match lock_lease(&mut tx, incarnation).await? {
-                Some(lease) if lease.phase != "dead" && lease.stop_reason.is_none() => {
-                    set_draining(&mut tx, incarnation, Some(reason)).await?;
-                    true
-                }
-                _ => false,
-            };
-            tx.commit().await?;
-            Ok(done)
-        })
-        .await?;
-        if done {
-            self.notices.send(Notice::Worker(incarnation));
-        }
-        Ok(done)
-    }
-
-    /// Drains a start that was never carried out: no pod was made for it, nobody has connected. False: it was.
-    pub async fn withdraw_start(&self, start: StartId, reason: Reason) -> Result<bool, StoreError> {
-        let done = sqlx::query(
-            "UPDATE lease SET phase = 'draining', stop_reason = $2, stop_recorded = true, drain_until = clock_timestamp()
-             WHERE start_id = $1 AND phase = 'starting' AND pod_uid IS NULL",
-        )
-        .bind(start.0)
-        .bind(reason.as_str())
-        .execute(self.vital())
-        .await?;
-        Ok(done.rows_affected() == 1)
-    }
-
-    /// The same, unless the worker holds a turn by now: nobody who works is stopped for having been idle.
-    pub async fn drain_idle_worker(&self, incarnation: Incarnation, reason: Reason) -> Result<bool, StoreError> {
-        let done = retry_races(|| async {
-            let mut tx = self.vital().begin().await?;
-            let lease = lock_lease(&mut tx, incarnation).await?;
-            // A statement of its own behind the lock: it sees every claim that came before.
-            let busy: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM marker WHERE incarnation = $1)")
-                .bind(incarnation.0)
-                .fetch_one(&mut *tx)
-                .await?;
-            let may = !busy && lease.is_some_and(|l| l.phase == "live" && l.stop_reason.is_none());
-            if may {
-                set_draining(&mut tx, incarnation, Some(reason)).await?;
-            }
-            tx.commit().await?;
-            Ok(may)
-        })
-        .await?;
-        if done {
-            self.notices.send(Notice::Worker(incarnation));
-        }
-        Ok(done)
-    }
-
-    /// The worker was told to stop by somebody else (a signal), and guesses why: what it leaves behind carries `reason`,
-    /// unless whoever stopped it records a better one, before or after; and its end is no failed start.
-    pub async fn note_stop(&self, incarnation: Incarnation, reason: Reason) -> Result<(), StoreError> {
-        sqlx::query(
-            "UPDATE lease SET stop_reason = $2, stop_recorded = false
-             WHERE incarnation = $1 AND phase <> 'dead' AND stop_reason IS NULL",
-        )
-        .bind(incarnation.0)
-        .bind(reason.as_str())
-        .execute(self.vital())
-        .await?;
-        Ok(())
-    }
-
-    /// The worker says goodbye: it takes no more turns and hands back those that never began.
-    pub async fn worker_draining(&self, incarnation: Incarnation, hand_back: &[TurnId]) -> Result<u32, StoreError> {
-        let (count, place) = retry_races(|| async {
-            let mut tx = self.vital().begin().await?;
-            let lease = lock_lease(&mut tx, incarnation).await?;
-            let mut count = 0;
-            if let Some(lease) = &lease
-                && lease.phase != "dead"
-            {
-                if lease.phase == "live" {
-                    set_draining(&mut tx, incarnation, None).await?;
-                }
-                count = give_back(&mut tx, incarnation, hand_back).await?;
-            }
-            tx.commit().await?;
-            Ok((count, lease.map(|l| (l.organization, l.deployment))))
-        })
-        .await?;
-        if let (Some((organization, deployment)), true) = (place, count > 0) {
-            self.notices.send(Notice::Deployment(organization, deployment));
-        }
-        Ok(count)
-    }
-
-    /// The worker is gone by its own word: its lease ends, what never began is handed back, what it leaves fails.
-    pub async fn worker_gone(
-        &self,
-        incarnation: Incarnation,
-        hand_back: &[TurnId],
-    ) -> Result<FailedWorker, StoreError> {
-        self.worker_draining(incarnation, hand_back).await?;
-        let failure = Failure::detailed(Reason::WorkerExited, "the worker left with the turn in hand");
-        self.fail_worker(incarnation, &failure).await
-    }
-
     /// Tells whoever holds this worker's stream to look at its markers.
     pub fn worker_changed(&self, incarnation: Incarnation) {
         self.notices.send(Notice::Worker(incarnation));
@@ -516,40 +408,4 @@ async fn read_terms(tx: &mut PgConnection, incarnation: Incarnation) -> Result<C
         together: r.try_get("together")?,
         draining: r.try_get::<Option<i32>, _>("drain")?.map(|s| s as u32),
     })
-}
-
-/// Moves a locked lease to `draining`. Without a reason it does so by the worker's own word: a pod that somebody else stops
-/// has its own grace.
-async fn set_draining(
-    tx: &mut PgConnection,
-    incarnation: Incarnation,
-    reason: Option<Reason>,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "UPDATE lease SET phase = 'draining', stop_reason = coalesce(stop_reason, $2),
-                drain_until = coalesce(drain_until, clock_timestamp() + make_interval(secs =>
-                  CASE WHEN $2 IS NULL AND stop_reason IS NOT NULL THEN greatest(drain_seconds, grace_seconds)
-                       ELSE drain_seconds END))
-         WHERE incarnation = $1",
-    )
-    .bind(incarnation.0)
-    .bind(reason.map(|r| r.as_str()))
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
-/// Hands turns back that the worker says never began, in key order.
-async fn give_back(tx: &mut PgConnection, incarnation: Incarnation, turns: &[TurnId]) -> Result<u32, StoreError> {
-    if turns.is_empty() {
-        return Ok(0);
-    }
-    let open = elect::lock(tx, turns).await?;
-    let mine: Vec<Uuid> =
-        open.iter().filter(|(_, o)| o.holder == Some(incarnation) && o.log_end == 0).map(|(t, _)| t.0).collect();
-    sqlx::query("UPDATE marker SET phase = 'waiting', incarnation = NULL, claimed_at = NULL WHERE turn_id = ANY($1)")
-        .bind(&mine)
-        .execute(tx)
-        .await?;
-    Ok(mine.len() as u32)
 }

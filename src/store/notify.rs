@@ -16,6 +16,8 @@ use super::{Store, StoreError};
 use crate::turn::keys::{ConversationId, Incarnation};
 
 const CHANNEL: &str = "lastword";
+/// The pause before listening again.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 /// Notices gather this long; NOTIFY takes a global lock at commit, so one for many is what keeps it cheap.
 const COALESCE: Duration = Duration::from_millis(10);
 /// Postgres' limit for a payload is 8,000 bytes.
@@ -125,12 +127,41 @@ impl Store {
             .await;
     }
 
+    /// What other replicas change, from when it is first asked.
+    pub fn news(&self) -> News {
+        News { store: self.clone(), notices: None }
+    }
+
     /// Starts to listen to the other replicas, on a connection of its own.
     pub async fn listen(&self) -> Result<Notices, StoreError> {
         let pool = super::pool(1).connect_lazy_with((*self.listen).clone());
         let mut listener = PgListener::connect_with(&pool).await?;
         listener.listen(CHANNEL).await?;
         Ok(Notices { listener, own: self.notices.id })
+    }
+}
+
+/// An ear that comes back: its connection is made again when it is lost.
+pub struct News {
+    store: Store,
+    notices: Option<Notices>,
+}
+
+impl News {
+    /// The next notices; `None` when something may have been missed, also at the beginning: look at everything now.
+    pub async fn next(&mut self) -> Option<Vec<Notice>> {
+        loop {
+            if let Some(notices) = &mut self.notices {
+                match notices.next().await {
+                    Ok(heard) => return heard,
+                    Err(_) => self.notices = None,
+                }
+            } else if let Ok(notices) = self.store.listen().await {
+                self.notices = Some(notices);
+                return None;
+            }
+            tokio::time::sleep(LISTEN_AGAIN).await;
+        }
     }
 }
 

@@ -112,15 +112,6 @@ impl Store {
         Ok(())
     }
 
-    /// An Agent's spec as it is now; `None` when there is no such Agent.
-    pub async fn agent_spec(&self, namespace: &str, name: &str) -> Result<Option<serde_json::Value>, StoreError> {
-        Ok(sqlx::query_scalar("SELECT spec FROM agent WHERE namespace = $1 AND name = $2 AND deleted_at IS NULL")
-            .bind(namespace)
-            .bind(name)
-            .fetch_optional(&self.general)
-            .await?)
-    }
-
     /// The platform that a turn came in on.
     pub async fn platform_of(&self, turn: TurnId) -> Result<Option<String>, StoreError> {
         let row =

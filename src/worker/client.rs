@@ -159,7 +159,8 @@ pub(super) fn endpoint(gateway: &Url, call: &str) -> Url {
     url
 }
 
-async fn checked(response: Response) -> Result<Response, CallError> {
+/// An answer that is a success, or what its status means.
+pub(super) async fn checked(response: Response) -> Result<Response, CallError> {
     let status = response.status();
     if status.is_success() {
         return Ok(response);

@@ -3,13 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
-use reqwest::StatusCode;
 use reqwest::header::HeaderValue;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::client::{CallError, body_of, causes, endpoint, http_client};
+use super::client::{CallError, body_of, causes, checked, endpoint, http_client};
 use super::link::Backoff;
 use crate::wire::{Credential, Session};
 
@@ -73,19 +72,11 @@ async fn ask(http: &reqwest::Client, gateway: &Url, token_file: &Path) -> Result
     bearer.set_sensitive(true);
     let request = http.post(endpoint(gateway, "session")).header(reqwest::header::AUTHORIZATION, bearer);
     let response = request.timeout(CALL_TIMEOUT).send().await.map_err(|e| later(causes(&e)))?;
-    let status = response.status();
-    let body = body_of(response, ANSWER_BYTES).await.map_err(later)?;
-    match status {
-        StatusCode::GONE => Err(CallError::Gone),
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(CallError::Refused(status.as_u16())),
-        status if status.is_success() => {
-            let session: Session =
-                serde_json::from_slice(&body).map_err(|e| later(format!("an answer not understood: {e}")))?;
-            match Credential::parse(&session.credential) {
-                Some(_) => Ok(session.credential),
-                None => Err(later("an answer without a credential".into())),
-            }
-        }
-        status => Err(later(format!("status {}: {}", status.as_u16(), String::from_utf8_lossy(&body).trim()))),
+    let body = body_of(checked(response).await?, ANSWER_BYTES).await.map_err(later)?;
+    let session: Session =
+        serde_json::from_slice(&body).map_err(|e| later(format!("an answer not understood: {e}")))?;
+    match Credential::parse(&session.credential) {
+        Some(_) => Ok(session.credential),
+        None => Err(later("an answer without a credential".into())),
     }
 }

@@ -90,7 +90,7 @@ async fn a_status_is_short_and_names_the_worker(db: Db) {
     assert!(cut && text.len() == 16 * 1024 && text.chars().all(|c| c == 'é'));
     let failures = db.store.failed_turns(db.store.now().await.expect("now") - Duration::from_secs(60), 10).await;
     let failures = failures.expect("reads");
-    assert_eq!(failures.iter().map(|f| (f.turn_id, f.reason)).collect::<Vec<_>>(), [(failed, Reason::OutOfMemory)]);
+    assert_eq!(failures.iter().map(|f| (f.id, f.reason)).collect::<Vec<_>>(), [(failed.0, Reason::OutOfMemory)]);
 }
 
 /// Objects that are gone: open turns end, what is owed goes, the others stay. Only those armed before a list began are

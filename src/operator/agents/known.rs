@@ -158,8 +158,8 @@ mod tests {
     #[test]
     fn a_failure_is_shown_once() {
         let failures = LastFailures::default();
-        failures.note(&crate::store::FailedTurn {
-            turn_id: crate::turn::keys::TurnId::new(),
+        failures.note(&crate::store::Failed {
+            id: crate::turn::keys::TurnId::new().0,
             organization: "team".into(),
             agent: "bot".into(),
             agent_uid: None,

@@ -28,11 +28,10 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use known::{Done, Job, Known};
-pub use ready::PodDraft;
 use ready::Verdict;
 
 use super::events::LastFailures;
-use super::watch;
+use super::{OperatorConfig, watch};
 use crate::crd::{Agent, AgentSpec, AgentStatus};
 use crate::fleet::Leadership;
 use crate::store::{AgentCounts, Store, StoreError};
@@ -52,24 +51,15 @@ type Key = (String, String);
 pub struct Hands {
     pub store: Store,
     pub client: Client,
-    /// Builds the pod whose creation is tried.
-    pub draft: PodDraft,
+    /// How the pod is built whose creation is tried.
+    pub config: Arc<OperatorConfig>,
     pub failures: LastFailures,
 }
 
 /// Serves Agents until `shutdown`, whenever this replica leads.
-pub async fn run(hands: Hands, namespaces: Arc<[String]>, mut leadership: Leadership, shutdown: CancellationToken) {
-    let serve = async {
-        loop {
-            leadership.gained().await;
-            tokio::select! {
-                () = lead(hands.clone(), namespaces.clone()) => {}
-                () = leadership.lost() => {}
-            }
-        }
-    };
+pub async fn run(hands: Hands, namespaces: Arc<[String]>, leadership: Leadership, shutdown: CancellationToken) {
     tokio::select! {
-        () = serve => {}
+        () = leadership.while_leading(|| lead(hands.clone(), namespaces.clone())) => {}
         () = shutdown.cancelled() => {}
     }
 }

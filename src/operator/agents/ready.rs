@@ -1,19 +1,11 @@
 //! Whether an Agent's workers could be created: the API server is asked by a dry run of the pod.
 
-use std::sync::Arc;
-
-use k8s_openapi::api::core::v1::Pod;
-use kube::api::PostParams;
-use kube::{Api, Error};
+use kube::Error;
 
 use super::Hands;
 use crate::crd::Agent;
-use crate::operator::MANAGER;
-use crate::operator::turns::Trouble;
-use crate::operator::turns::bounded;
-
-/// Builds the pod of one of an Agent's workers, for a dry run; or says why there can be none.
-pub type PodDraft = Arc<dyn Fn(&Agent) -> Result<Pod, String> + Send + Sync>;
+use crate::operator::call::{Trouble, bounded};
+use crate::operator::pods;
 
 /// What is known of an Agent's readiness.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,14 +37,12 @@ pub async fn check(hands: &Hands, agent: &Agent, valid: Result<(), String>) -> V
     if let Err(why) = valid {
         return Verdict::NotReady("InvalidSpec", why);
     }
-    let pod = match (hands.draft)(agent) {
+    let pod = match pods::draft::draft(&hands.config, agent) {
         Ok(pod) => pod,
         Err(why) => return Verdict::NotReady("InvalidTemplate", why),
     };
     let namespace = agent.metadata.namespace.as_deref().unwrap_or_default();
-    let api: Api<Pod> = Api::namespaced(hands.client.clone(), namespace);
-    let params = PostParams { dry_run: true, field_manager: Some(MANAGER.into()) };
-    judge(bounded(api.create(&params, &pod)).await.map(drop))
+    judge(bounded(pods::create(&hands.client, namespace, &pod, true)).await.map(drop))
 }
 
 /// What the answer to a dry run means.
@@ -73,6 +63,7 @@ mod tests {
     use kube::core::Status;
 
     use super::*;
+    use crate::operator::call::CALL;
 
     fn answered(code: u16, reason: &str) -> Verdict {
         let status = Status { code, reason: reason.into(), message: "no".into(), ..Status::default() };
@@ -89,6 +80,6 @@ mod tests {
         for (code, reason) in [(429, "TooManyRequests"), (500, "InternalError"), (503, "ServiceUnavailable")] {
             assert!(matches!(answered(code, reason), Verdict::Unknown(_)));
         }
-        assert!(matches!(judge(Err(Trouble::Late)), Verdict::Unknown(_)));
+        assert!(matches!(judge(Err(Trouble::Late(CALL))), Verdict::Unknown(_)));
     }
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::ready::Verdict;
 use crate::crd::{Adapter, Agent, AgentSpec, AgentStatus, LastFailure};
 use crate::operator::MANAGER;
-use crate::operator::turns::bounded;
+use crate::operator::call::bounded;
 use crate::store::AgentCounts;
 
 /// The longest message of a condition, in bytes; Kubernetes' own bound is 32 KiB.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
+use serde_json::Value;
 
 use super::build;
 use crate::crd::Agent;
@@ -15,7 +16,7 @@ use crate::wire::Credential;
 ///
 /// # Errors
 /// What is wrong with the template, for its author.
-pub fn draft(config: &OperatorConfig, agent: &Agent) -> Result<Pod, String> {
+pub fn draft(config: &OperatorConfig, agent: &Agent) -> Result<Value, String> {
     let start_id = StartId::new();
     let name = agent.metadata.name.clone().unwrap_or_default();
     let namespace = agent.metadata.namespace.clone().unwrap_or_default();
@@ -33,5 +34,7 @@ pub fn draft(config: &OperatorConfig, agent: &Agent) -> Result<Pod, String> {
     };
     start.runtime_ref = format!("{namespace}/{}", build::name(&start));
     let pod = build::pod(config, &start).map_err(|failure| failure.detail.unwrap_or(failure.message))?;
-    serde_json::from_value(pod).map_err(|error| format!("the template is no pod: {error}"))
+    // Asked as it would be made; what cannot be a pod at all is told by ourselves.
+    serde_json::from_value::<Pod>(pod.clone()).map_err(|error| format!("the template is no pod: {error}"))?;
+    Ok(pod)
 }

@@ -24,6 +24,7 @@ mod watch;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, PostParams, Preconditions};
@@ -34,15 +35,19 @@ use tokio::time::Instant;
 
 use self::classify::PodEvent;
 use super::OperatorConfig;
+use super::call::{Trouble, bounded_by};
 use crate::fleet::Death;
 use crate::store::Store;
 use crate::turn::keys::StartId;
+
+/// What the fleet waits for: an API server that does not answer within this is away.
+const CALL: Duration = Duration::from_secs(3);
 
 /// Worker pods, as this replica knows them; shared by its loops, and the fleet's runtime.
 pub struct Pods {
     client: Client,
     store: Store,
-    config: OperatorConfig,
+    config: Arc<OperatorConfig>,
     state: Mutex<State>,
     /// Something is to be observed.
     news: Notify,
@@ -66,7 +71,7 @@ struct Seen {
     /// Its object was deleted.
     gone: bool,
     since: Instant,
-    /// Warnings about it while it starts.
+    /// Events about it while it starts, in order.
     events: Vec<PodEvent>,
     /// A cause that it does not start was written.
     noted: bool,
@@ -76,8 +81,8 @@ struct Seen {
 
 impl Pods {
     /// Asks nothing yet.
-    pub fn new(client: Client, store: Store, config: OperatorConfig) -> Arc<Self> {
-        Arc::new(Pods { client, store, config, state: Mutex::default(), news: Notify::new() })
+    pub fn new(client: Client, store: Store, config: impl Into<Arc<OperatorConfig>>) -> Arc<Self> {
+        Arc::new(Pods { client, store, config: config.into(), state: Mutex::default(), news: Notify::new() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -91,14 +96,14 @@ impl Pods {
     /// A pod whose lease knows it now: what the watch told before is told again, rather than the older pod that its making
     /// answered with.
     fn recorded(&self, pod: Pod) {
-        let known = pod.uid().filter(|uid| self.state().pods.contains_key(uid));
-        match known {
-            Some(uid) => {
-                self.state().todo.insert(uid);
-                self.news.notify_one();
-            }
-            None => self.saw(pod, None, false),
-        }
+        let mut state = self.state();
+        let Some(uid) = pod.uid().filter(|uid| state.pods.contains_key(uid)) else {
+            drop(state);
+            return self.saw(pod, None, false);
+        };
+        state.todo.insert(uid);
+        drop(state);
+        self.news.notify_one();
     }
 
     /// A pod as somebody has just read it.
@@ -134,19 +139,15 @@ impl Pods {
         let preconditions = Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None });
         let params = DeleteParams { grace_period_seconds: grace_seconds, preconditions, ..DeleteParams::default() };
         let api = self.api(namespace);
-        match tokio::time::timeout(runtime::CALL_TIMEOUT, api.delete(name, &params)).await {
-            Ok(Ok(_)) => true,
+        match bounded_by(CALL, api.delete(name, &params)).await {
+            Ok(_) => true,
             // 409: the name is another pod's by now.
-            Ok(Err(kube::Error::Api(status))) if status.is_not_found() || status.is_conflict() => {
+            Err(Trouble::Api(kube::Error::Api(status))) if status.is_not_found() || status.is_conflict() => {
                 self.state().pods.remove(uid);
                 true
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 tracing::warn!(%error, "pod {namespace}/{name} was not deleted");
-                false
-            }
-            Err(_) => {
-                tracing::warn!("pod {namespace}/{name} was not deleted: the API server does not answer");
                 false
             }
         }

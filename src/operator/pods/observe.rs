@@ -9,8 +9,9 @@ use kube::ResourceExt;
 use tokio_util::sync::CancellationToken;
 
 use super::classify::{self, Verdict, adapter_ended, classify, is_over};
-use super::{Pods, Seen, reference, runtime};
+use super::{CALL, Pods, Seen, reference};
 use crate::fleet::Death;
+use crate::operator::call::bounded_by;
 use crate::store::StoreError;
 use crate::turn::keys::StartId;
 
@@ -120,10 +121,9 @@ impl Pods {
     /// Whether the pod's object is really gone: a watch by label says the same of one whose label was taken away.
     async fn is_gone(&self, pod: &Pod) -> Result<bool, StoreError> {
         let api = self.api(&pod.namespace().unwrap_or_default());
-        match tokio::time::timeout(runtime::CALL_TIMEOUT, api.get_opt(&pod.name_any())).await {
-            Ok(Ok(found)) => Ok(found.is_none_or(|found| found.uid() != pod.uid())),
-            Ok(Err(error)) => Err(StoreError::Unavailable(error.to_string().into())),
-            Err(_) => Err(StoreError::Unavailable("the API server does not answer".into())),
+        match bounded_by(CALL, api.get_opt(&pod.name_any())).await {
+            Ok(found) => Ok(found.is_none_or(|found| found.uid() != pod.uid())),
+            Err(error) => Err(StoreError::Unavailable(error.to_string().into())),
         }
     }
 

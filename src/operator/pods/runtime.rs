@@ -13,16 +13,15 @@ use kube::core::Status;
 use tokio::sync::mpsc;
 
 use super::classify::{Verdict, classify, is_over};
-use super::{Pods, build, create, is_ours, start_of};
+use super::{CALL, Pods, build, create, is_ours, start_of};
 use crate::fleet::{Death, StartRequest, WorkerRuntime};
+use crate::operator::call::{Trouble, bounded_by};
 use crate::store::StoreError;
 use crate::turn::decide::Look;
 use crate::turn::keys::StartId;
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 
-/// An API server that does not answer within this is away.
-pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often a stop is tried; the worker hears of its drain from its gateway too.
 const STOP_ATTEMPTS: u32 = 10;
 const STOP_AGAIN: Duration = Duration::from_secs(1);
@@ -64,16 +63,17 @@ pub fn refusal(status: &Status) -> Refusal {
 impl Pods {
     async fn make(&self, start: &StartRequest) -> Result<(), Failure> {
         let pod = build::pod(&self.config, start)?;
-        let made = tokio::time::timeout(CALL_TIMEOUT, create(&self.client, &start.organization, &pod, false)).await;
+        let made = bounded_by(CALL, create(&self.client, &start.organization, &pod, false)).await;
         let refused = match made {
-            Ok(Ok(pod)) => {
+            Ok(pod) => {
                 self.made(start, pod).await;
                 return Ok(());
             }
-            Ok(Err(kube::Error::Api(status))) if status.is_already_exists() => return self.adopt(start).await,
-            Ok(Err(kube::Error::Api(status))) => refusal(&status),
-            Ok(Err(error)) => away(error.to_string()),
-            Err(_) => away("no answer in time".into()),
+            Err(Trouble::Api(kube::Error::Api(status))) if status.is_already_exists() => {
+                return self.adopt(start).await;
+            }
+            Err(Trouble::Api(kube::Error::Api(status))) => refusal(&status),
+            Err(error) => away(error.to_string()),
         };
         match refused {
             Refusal::ForGood(failure) => Err(failure),
@@ -89,9 +89,9 @@ impl Pods {
     /// A pod of the start's name exists: it is the start's own, made by whoever was interrupted, or a stranger.
     async fn adopt(&self, start: &StartRequest) -> Result<(), Failure> {
         let name = name_in(&start.runtime_ref);
-        let found = tokio::time::timeout(CALL_TIMEOUT, self.api(&start.organization).get_opt(name)).await;
+        let found = bounded_by(CALL, self.api(&start.organization).get_opt(name)).await;
         // Gone, or nobody answers: the fleet asks for the start again.
-        let Ok(Ok(Some(pod))) = found else { return Ok(()) };
+        let Ok(Some(pod)) = found else { return Ok(()) };
         let uid = start.agent_uid.as_deref();
         let controlled = pod.owner_references().iter().any(|o| o.controller == Some(true) && Some(&*o.uid) == uid);
         if controlled && start_of(&pod) == Some(start.start_id) {
@@ -131,10 +131,10 @@ impl Pods {
             Err(_) => return Look::Unknown,
         };
         let Some(uid) = recorded else { return Look::Unknown };
-        let pod = match tokio::time::timeout(CALL_TIMEOUT, self.api(namespace).get_opt(name)).await {
-            Ok(Ok(Some(pod))) => pod,
-            Ok(Ok(None)) => return Look::Absent,
-            Ok(Err(_)) | Err(_) => return Look::Unknown,
+        let pod = match bounded_by(CALL, self.api(namespace).get_opt(name)).await {
+            Ok(Some(pod)) => pod,
+            Ok(None) => return Look::Absent,
+            Err(_) => return Look::Unknown,
         };
         if pod.uid().as_deref() != Some(&uid) {
             return Look::Absent;
@@ -165,13 +165,13 @@ impl Pods {
             };
             let uid = match uid {
                 Some(uid) => uid,
-                None => match tokio::time::timeout(CALL_TIMEOUT, self.api(namespace).get_opt(name)).await {
-                    Ok(Ok(Some(pod))) if start_of(&pod) == Some(start) => pod.uid().unwrap_or_default(),
-                    Ok(Ok(_)) => {
+                None => match bounded_by(CALL, self.api(namespace).get_opt(name)).await {
+                    Ok(Some(pod)) if start_of(&pod) == Some(start) => pod.uid().unwrap_or_default(),
+                    Ok(_) => {
                         let cause = Failure::detailed(Reason::StartFailed, "it was stopped before its pod was made");
                         return self.dead(Death { start_id: start, cause: Some(cause) });
                     }
-                    Ok(Err(_)) | Err(_) => continue,
+                    Err(_) => continue,
                 },
             };
             if self.delete(namespace, name, &uid, None).await {

@@ -15,8 +15,9 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::classify::{PodEvent, Verdict, adapter_ended, classify, is_over};
-use super::{Pods, build, is_ours, runtime};
+use super::{CALL, Pods, build, is_ours};
 use crate::fleet::Leadership;
+use crate::operator::call::bounded_by;
 
 /// Between two rounds.
 const EVERY: Duration = Duration::from_secs(2);
@@ -78,9 +79,7 @@ impl Pods {
             let (Some(uid), Some(namespace)) = (pod.uid(), pod.namespace()) else { continue };
             let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
             let params = ListParams::default().fields(&format!("involvedObject.uid={uid}")).limit(EVENTS);
-            let Ok(Ok(mut found)) = tokio::time::timeout(runtime::CALL_TIMEOUT, api.list(&params)).await else {
-                return;
-            };
+            let Ok(mut found) = bounded_by(CALL, api.list(&params)).await else { return };
             // Times are whole seconds; the kubelet's names end in the nanosecond.
             let told = |e: &Event| (e.last_timestamp.clone().or(e.first_timestamp.clone()), e.name_any());
             found.items.sort_by_key(told);

@@ -13,6 +13,7 @@ use super::object::Object;
 use super::status::{Word, stamp};
 use crate::crd::{Agent, AgentTurn, AgentTurnSpec};
 use crate::operator::MANAGER;
+use crate::operator::call::{Trouble, bounded};
 use crate::store::{Armed, ObjectRef, Store, StoreError};
 use crate::submit::{Submission, SubmitError, Submitter};
 use crate::turn::frame::storable;
@@ -21,8 +22,6 @@ use crate::turn::reason::Reason;
 use crate::turn::routing::KUBERNETES;
 use crate::turn::terminal::Failure;
 
-/// A call to the API server may take this long; deliveries are claimed for longer.
-pub const CALL: Duration = Duration::from_secs(10);
 /// How long an AgentTurn waits for its Agent, from its creation; beyond it as long as the Agent exists.
 pub const AGENT_WAIT: Duration = Duration::from_secs(60);
 /// On whose behalf, if it says nothing.
@@ -213,20 +212,6 @@ async fn reread(api: &Api<DynamicObject>, object: &Object) -> Done {
             _ => Done::Gone,
         },
     }
-}
-
-/// Why a call to the API server did not come to an answer, or to a bad one.
-#[derive(Debug, thiserror::Error)]
-pub enum Trouble {
-    #[error(transparent)]
-    Api(#[from] Error),
-    #[error("the API server did not answer within {CALL:?}")]
-    Late,
-}
-
-/// A call to the API server under our own deadline.
-pub async fn bounded<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, Trouble> {
-    tokio::time::timeout(CALL, call).await.map_err(|_| Trouble::Late)?.map_err(Trouble::Api)
 }
 
 /// Whether an answer is about what was asked, not about the moment.

@@ -8,8 +8,9 @@ use std::collections::HashSet;
 use kube::api::{DynamicObject, ListParams};
 use kube::{Api, Client};
 
-use super::act::{Hands, Trouble, bounded};
+use super::act::Hands;
 use crate::crd::AgentTurn;
+use crate::operator::call::{Trouble, bounded};
 use crate::operator::watch;
 use crate::store::StoreError;
 

@@ -29,7 +29,6 @@ use kube::Client;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 
-pub use act::{Trouble, bounded};
 pub use drive::Wakes;
 pub use status::stamp;
 
@@ -42,8 +41,6 @@ use act::Hands;
 
 /// Agents are read again this often, whatever was heard.
 const REFRESH: Duration = Duration::from_secs(5);
-/// The pause before the database is listened to again.
-const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
 /// Serves AgentTurns until `shutdown`, whenever this replica leads.
 pub async fn run(
@@ -51,23 +48,14 @@ pub async fn run(
     client: Client,
     services: Services,
     namespaces: Arc<[String]>,
-    mut leadership: Leadership,
+    leadership: Leadership,
     shutdown: CancellationToken,
 ) {
     let submitter = Submitter { store: store.clone(), agents: Agents::default(), gateway: GatewayId::new(), services };
     let hands = Hands { store: store.clone(), submitter, client };
     let wakes = Wakes::default();
-    let serve = async {
-        loop {
-            leadership.gained().await;
-            tokio::select! {
-                () = drive::run(hands.clone(), namespaces.clone(), wakes.clone()) => {}
-                () = leadership.lost() => {}
-            }
-        }
-    };
     tokio::select! {
-        () = serve => {}
+        () = leadership.while_leading(|| drive::run(hands.clone(), namespaces.clone(), wakes.clone())) => {}
         () = hear(&store, &hands.submitter.agents, &wakes) => {}
         () = shutdown.cancelled() => {}
     }
@@ -94,19 +82,16 @@ async fn hear(store: &Store, agents: &Agents, wakes: &Wakes) {
         }
     };
     let remote = async {
+        let mut news = store.news();
         loop {
-            if let Ok(mut notices) = store.listen().await {
-                while let Ok(heard) = notices.next().await {
-                    let heard = heard.unwrap_or_else(|| vec![Notice::Agents]);
-                    if heard.contains(&Notice::Agents) {
-                        changed().await;
-                    }
-                    if heard.iter().any(|notice| matches!(notice, Notice::Conversation(_))) {
-                        wakes.terminals.notify_one();
-                    }
-                }
+            let heard = news.next().await;
+            let any = |of: fn(&Notice) -> bool| heard.as_ref().is_none_or(|some| some.iter().any(of));
+            if any(|notice| matches!(notice, Notice::Agents)) {
+                changed().await;
             }
-            tokio::time::sleep(LISTEN_AGAIN).await;
+            if any(|notice| matches!(notice, Notice::Conversation(_))) {
+                wakes.terminals.notify_one();
+            }
         }
     };
     let refresh = async {
