@@ -128,7 +128,7 @@ async fn kill_leaders(cluster: &Cluster) -> Vec<Duration> {
         tokio::time::sleep(Duration::from_millis(rand::rng().random_range(0..1500))).await;
         let pod = cluster.system_pods().get(&leader).await.expect("the leader's identity is its pod's name");
         let first = until("the controller's process", async || {
-            std::panic::catch_unwind(|| processes::first_of(&pod, "controller")).map_err(|_| "none".to_owned())
+            processes::find_first(&pod, "controller").ok_or_else(|| "none".to_owned())
         })
         .await;
         let (killed, wall) = (Instant::now(), Timestamp::now());
@@ -168,7 +168,7 @@ async fn running_controllers(cluster: &Cluster, wanted: usize) {
         let ready = |pod: &&k8s_openapi::api::core::v1::Pod| {
             let statuses = pod.status.as_ref().and_then(|s| s.container_statuses.clone()).unwrap_or_default();
             let running = statuses.iter().all(|s| s.state.as_ref().is_some_and(|s| s.running.is_some()));
-            running && std::panic::catch_unwind(|| processes::first_of(pod, "controller")).is_ok()
+            running && processes::find_first(pod, "controller").is_some()
         };
         let running = pods.iter().filter(ready).count();
         if running == wanted {

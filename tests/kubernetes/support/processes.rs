@@ -46,12 +46,15 @@ pub fn of_pod(pod: &Pod) -> Vec<Process> {
 
 /// The first process of a pod's container: in `agent`, the adapter.
 pub fn first_of(pod: &Pod, container: &str) -> Process {
-    let statuses = pod.status.as_ref().and_then(|s| s.container_statuses.as_ref()).expect("the pod runs");
-    let status = statuses.iter().find(|s| s.name == container).expect("the pod has such a container");
-    let id =
-        status.container_id.as_deref().and_then(|id| id.rsplit('/').next()).expect("the container runs").to_owned();
-    let found = of_pod(pod).into_iter().find(|p| p.inner == 1 && p.cgroup.contains(&id));
-    found.unwrap_or_else(|| panic!("no first process of {container} in {:?}: {:?}", pod.metadata.name, of_pod(pod)))
+    find_first(pod, container)
+        .unwrap_or_else(|| panic!("no first process of {container} in {:?}: {:?}", pod.metadata.name, of_pod(pod)))
+}
+
+/// The same, if it runs: a killed one may not have been started again.
+pub fn find_first(pod: &Pod, container: &str) -> Option<Process> {
+    let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
+    let id = statuses.iter().find(|s| s.name == container)?.container_id.as_deref()?.rsplit('/').next()?;
+    of_pod(pod).into_iter().find(|p| p.inner == 1 && p.cgroup.contains(id))
 }
 
 /// The program that an adapter runs for a turn, and the adapter above it.
