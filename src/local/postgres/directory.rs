@@ -29,14 +29,16 @@ const LEFTOVER: Duration = Duration::from_secs(30);
 
 /// The right to use one data directory: an flock, which the kernel ends with us, however we end.
 ///
-/// The descriptor is close-on-exec, so no child holds it on. An ephemeral directory is removed with its claim.
+/// The descriptor is close-on-exec, so no child holds it on. A child that is between its fork and its exec still does, so
+/// the drop unlocks explicitly: that frees the directory for every copy of the descriptor. An ephemeral directory is removed
+/// with its claim.
 pub(super) struct Claim {
     /// The data directory, absolute.
     pub(super) root: PathBuf,
     /// Where the server makes its socket.
     pub(super) socket_dir: PathBuf,
     ephemeral: bool,
-    _lock: File,
+    lock: File,
 }
 
 impl Claim {
@@ -67,7 +69,7 @@ impl Claim {
             .and_then(|_| writeln!(lock, "{}", std::process::id()))
             .map_err(at("write", &path))?;
         let socket_dir = socket_dir(&root)?;
-        Ok(Claim { root, socket_dir, ephemeral, _lock: lock })
+        Ok(Claim { root, socket_dir, ephemeral, lock })
     }
 
     /// The cluster itself, PGDATA.
@@ -188,6 +190,9 @@ impl Drop for Claim {
         if self.ephemeral {
             let _ = fs::remove_dir(&self.root); // fails when it holds something of others, as it should
         }
+        if let Err(error) = self.lock.unlock() {
+            tracing::warn!(%error, "could not unlock {}", self.root.display());
+        }
     }
 }
 
@@ -286,5 +291,22 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A copy of the descriptor stands for a child that has forked and not yet executed its program.
+    #[test]
+    fn a_dropped_claim_frees_the_directory_though_a_child_still_has_its_descriptor() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let claim = Claim::take(directory.path(), false).expect("free");
+        assert!(matches!(Claim::take(directory.path(), false), Err(Error::Locked { .. })));
+        let forked = claim.lock.try_clone().expect("a copy");
+        drop(claim);
+        Claim::take(directory.path(), false).map(drop).expect("free again");
+        drop(forked);
     }
 }
