@@ -8,7 +8,7 @@ use futures::stream::FuturesUnordered;
 use kube::ResourceExt;
 use serde_json::json;
 
-use crate::support::agents::{exec, with};
+use crate::support::agents::{echo, with};
 use crate::support::cluster::{Cluster, SYSTEM};
 use crate::support::place::Place;
 use crate::support::times::tell;
@@ -25,7 +25,7 @@ async fn under_load() {
     let place = Place::new(cluster, "upgrade").await;
     let limits =
         json!({"limits": {"minWorkers": 2, "maxWorkers": 2, "turnsPerWorker": 20}, "timing": {"leaseSeconds": 20}});
-    place.agent("echo", with(exec(&["cat"]), limits)).await;
+    place.agent("echo", with(echo(), limits)).await;
     let workers = until("both workers", async || {
         let mut pods: Vec<(String, Option<String>)> =
             place.living_pods().await.into_iter().map(|p| (p.name_any(), p.metadata.uid)).collect();
@@ -33,18 +33,17 @@ async fn under_load() {
         if pods.len() == 2 { Ok(pods) } else { Err(format!("{pods:?}")) }
     })
     .await;
-    place.chat("echo", "before").await.replied(&place, "before\n").await;
+    place.chat("echo", "before").await.replied(&place, "before").await;
 
     let over = AtomicBool::new(false);
     let begun = Instant::now();
     let upgrade = async {
         let changed = upgrade().await;
         over.store(true, Ordering::Relaxed);
-        changed
+        changed.map(|()| begun.elapsed())
     };
     let (outcomes, upgraded) = tokio::join!(load(&place, &over), upgrade);
-    upgraded.expect("the upgrade");
-    let elapsed = begun.elapsed();
+    let elapsed = upgraded.expect("the upgrade");
 
     let failed: Vec<&Result<follow::Ended, String>> =
         outcomes.iter().filter(|o| !o.as_ref().is_ok_and(|e| e.outcome == "Succeeded" && e.endings == 1)).collect();
@@ -70,7 +69,7 @@ async fn under_load() {
 /// Begins chats at the rate until it is over; how each ended.
 async fn load(place: &Place, over: &AtomicBool) -> Vec<Result<follow::Ended, String>> {
     let mut tick = tokio::time::interval(Duration::from_secs(1) / count("LASTWORD_RATE", RATE) as u32);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
     let (mut open, mut ended) = (FuturesUnordered::new(), Vec::new());
     while !over.load(Ordering::Relaxed) {
         tokio::select! {

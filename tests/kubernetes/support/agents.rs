@@ -12,6 +12,13 @@ fn python() -> String {
     std::env::var("LASTWORD_PYTHON_IMAGE").unwrap_or_else(|_| "localhost/python:1".to_owned())
 }
 
+/// Lastword's own image, where `lastword worker` is.
+fn lastword() -> String {
+    let given = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
+    let repository = given("LASTWORD_IMAGE_REPOSITORY", "localhost/lastword");
+    format!("{repository}:{}", given("LASTWORD_IMAGE_TAG", "dev"))
+}
+
 /// Says that it has begun, then does as the signal says: USR1 replies, USR2 exits 1, HUP wants more memory than there is.
 /// Only its own `wait` is interrupted by a trapped signal, so what it does, it does at once.
 pub const ACTOR: &str = "\
@@ -46,6 +53,14 @@ pub fn exec(command: &[&str]) -> Value {
             "name": "agent", "image": busybox(), "imagePullPolicy": "IfNotPresent", "command": command,
         }]}},
     })
+}
+
+/// The spec of an agent that replies with the message, without a program of its own.
+pub fn echo() -> Value {
+    let mut spec = exec(&["/lastword", "worker", "echo"]);
+    spec["adapter"] = "Custom".into();
+    spec["template"]["spec"]["containers"][0]["image"] = lastword().into();
+    spec
 }
 
 /// Our worker in standard-library Python, from a ConfigMap `worker`; see [`worker_config`].

@@ -75,6 +75,12 @@ impl News {
         self.noted.lock().unwrap().turns.get(name).cloned().unwrap_or_default()
     }
 
+    /// How many AgentTurns were seen with their condition Terminal.
+    pub fn terminals(&self) -> usize {
+        let noted = self.noted.lock().unwrap();
+        noted.turns.values().filter(|states| states.last().is_some_and(|s| s.contains('/'))).count()
+    }
+
     /// How many updates of AgentTurns there were so far.
     pub fn updates(&self) -> usize {
         self.noted.lock().unwrap().updates
