@@ -197,15 +197,14 @@ impl Submitter {
     async fn check_room(&self, submission: &Submission, agent: &Agent) -> Result<(), SubmitError> {
         let Submission { organization, conversation, .. } = submission;
         let max = agent.spec.limits.max_queued_turns();
-        let queued = self.store.queued(organization, &submission.agent, max).await?;
-        let open = self.store.open_turns(organization, conversation).await?;
-        if queued < max && open < MAX_OPEN_TURNS as u64 {
+        let before = self.store.backlog(organization, &submission.agent, conversation, max).await?;
+        if before.queued < max && before.open < MAX_OPEN_TURNS as u64 {
             return Ok(());
         }
         if self.store.knows(organization, conversation, &submission.message_id).await? {
             return Ok(());
         }
-        Err(if queued >= max { SubmitError::QueueFull(max) } else { SubmitError::TooManyOpen })
+        Err(if before.queued >= max { SubmitError::QueueFull(max) } else { SubmitError::TooManyOpen })
     }
 
     /// Checks a turn and writes what came of it, however often the database refuses.

@@ -29,6 +29,7 @@ pub mod process;
 mod report;
 pub mod runtime;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,8 +47,9 @@ pub use runtime::{Death, StartRequest, WorkerRuntime};
 pub struct FleetConfig {
     /// Between two passes when nothing wakes the fleet.
     pub poll: Duration,
-    /// The least time between the starts of two passes, however many wake-ups come.
-    pub spacing: Duration,
+    /// The time between the starts of two passes, however many wake-ups come. Within this range it is five times what a
+    /// pass takes: under load, when each turn is a wake-up, passes leave the database four fifths of the time.
+    pub spacing: Range<Duration>,
     /// How long the cause of a proven death is waited for.
     pub cause_window: Duration,
     /// Actions of one pass at the most; the next pass follows at once.
@@ -62,7 +64,7 @@ impl Default for FleetConfig {
     fn default() -> Self {
         FleetConfig {
             poll: Duration::from_secs(1),
-            spacing: Duration::from_millis(10),
+            spacing: Duration::from_millis(10)..Duration::from_millis(100),
             cause_window: Duration::from_secs(5),
             max_actions: 256,
             concurrency: 16,

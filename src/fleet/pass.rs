@@ -97,7 +97,8 @@ impl Passes {
                 Err(error) => tracing::warn!(%error, "the fleet waits for the database; running workers go on"),
             }
             // Not interrupted by wake-ups: they are answered by the next pass, all at once.
-            tokio::time::sleep_until(begun + self.config.spacing).await;
+            let spacing = (begun.elapsed() * 5).clamp(self.config.spacing.start, self.config.spacing.end);
+            tokio::time::sleep_until(begun + spacing).await;
         }
     }
 

@@ -191,20 +191,6 @@ impl Store {
             .await?)
     }
 
-    /// How many turns wait for an agent, counted up to `limit` + 1.
-    pub async fn queued(&self, organization: &str, agent: &str, limit: u32) -> Result<u32, StoreError> {
-        let count: i64 = sqlx::query_scalar(
-            "SELECT count(*) FROM (SELECT FROM marker WHERE organization = $1 AND agent = $2 AND incarnation IS NULL
-                                   LIMIT $3) AS waiting",
-        )
-        .bind(organization)
-        .bind(agent)
-        .bind(i64::from(limit) + 1)
-        .fetch_one(&self.general)
-        .await?;
-        Ok(count as u32)
-    }
-
     /// Agents that were removed and still have waiting turns, those that were removed first in front: these are to end.
     pub async fn removed_agents(&self) -> Result<Vec<(String, String)>, StoreError> {
         Ok(sqlx::query_as(

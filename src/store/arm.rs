@@ -58,7 +58,39 @@ pub enum ArmError {
     OtherContent,
 }
 
+/// What a new turn would have before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backlog {
+    /// Turns that wait for the Agent, counted up to one more than was asked for.
+    pub queued: u32,
+    /// Turns of the conversation that are open.
+    pub open: u64,
+}
+
 impl Store {
+    /// What is there before a turn is armed: `queued` is counted up to `limit` + 1.
+    pub async fn backlog(
+        &self,
+        organization: &str,
+        agent: &str,
+        conversation: &str,
+        limit: u32,
+    ) -> Result<Backlog, StoreError> {
+        let (queued, open): (i64, i64) = sqlx::query_as(
+            "SELECT (SELECT count(*) FROM (SELECT FROM marker WHERE organization = $1 AND agent = $2 AND incarnation IS NULL
+                                           LIMIT $4) AS waiting),
+                    (SELECT count(*) FROM marker WHERE conversation_id =
+                       (SELECT id FROM conversation WHERE organization = $1 AND name = $3))",
+        )
+        .bind(organization)
+        .bind(agent)
+        .bind(conversation)
+        .bind(i64::from(limit) + 1)
+        .fetch_one(&self.general)
+        .await?;
+        Ok(Backlog { queued: queued as u32, open: open as u64 })
+    }
+
     /// Arms a turn; armed means: exactly one terminal will follow.
     pub async fn arm(&self, arm: Arm) -> Result<Result<Armed, ArmError>, StoreError> {
         let deployment = (arm.organization.clone(), arm.deployment.clone());

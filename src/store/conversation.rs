@@ -90,19 +90,6 @@ impl Store {
         .await?)
     }
 
-    /// How many turns of a conversation are open.
-    pub async fn open_turns(&self, organization: &str, conversation: &str) -> Result<u64, StoreError> {
-        let count: i64 = sqlx::query_scalar(
-            "SELECT count(*) FROM marker WHERE conversation_id =
-               (SELECT id FROM conversation WHERE organization = $1 AND name = $2)",
-        )
-        .bind(organization)
-        .bind(conversation)
-        .fetch_one(&self.general)
-        .await?;
-        Ok(count as u64)
-    }
-
     /// Whether a message id was armed in a conversation.
     pub async fn knows(&self, organization: &str, conversation: &str, message_id: &str) -> Result<bool, StoreError> {
         Ok(sqlx::query_scalar(

@@ -48,7 +48,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{PgPool, Row};
 
 pub use agent::{AgentCounts, StoredAgent};
-pub use arm::{Arm, ArmError, Armed};
+pub use arm::{Arm, ArmError, Armed, Backlog};
 pub use claim::{ClaimFor, Claimed};
 pub use conversation::{Conversation, Erased};
 pub use deliver::DueDelivery;

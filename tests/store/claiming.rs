@@ -118,8 +118,9 @@ async fn what_waits_for_nobody_ends(db: Db) {
     for _ in 0..5 {
         waiting.push(db.armed("c").await.turn_id);
     }
-    assert_eq!(db.store.queued("acme", "bot", 100).await.expect("answers"), 5);
-    assert_eq!(db.store.queued("acme", "bot", 3).await.expect("answers"), 4);
+    let queued = async |limit| db.store.backlog("acme", "bot", "c", limit).await.expect("answers").queued;
+    assert_eq!(queued(100).await, 5);
+    assert_eq!(queued(3).await, 4);
     assert_eq!(db.store.shed("acme", "bot", 3).await.expect("answers"), 2);
     for newest in &waiting[3..] {
         assert_eq!(db.outcome(*newest).await.as_deref(), Some("QuotaExceeded"));

@@ -91,7 +91,9 @@ async fn raw(place: &Place, turns: usize, patches: usize) -> Duration {
     let watch = kube::runtime::watcher(api.clone(), Default::default());
     let watch = tokio::spawn(watch.for_each(async |_| ()));
     let begun = Instant::now();
-    let writes = futures::stream::iter(0..turns).map(|n| write(&api, n, (n + 1) * patches / turns - n * patches / turns)).buffer_unordered(IN_FLIGHT);
+    let writes = futures::stream::iter(0..turns)
+        .map(|n| write(&api, n, (n + 1) * patches / turns - n * patches / turns))
+        .buffer_unordered(IN_FLIGHT);
     writes.collect::<Vec<_>>().await;
     let took = begun.elapsed();
     watch.abort();
