@@ -1,4 +1,4 @@
-//! A few pods behind the part of the Kubernetes API that we use, which can lie and forget on command.
+//! A few pods and AgentTurns behind the part of the Kubernetes API that we use, which can lie and forget on command.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -7,18 +7,18 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, patch};
 use axum::{Json, Router};
 use kube::Client;
 use lastword::operator::{Injector, OperatorConfig};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 /// What it holds, and what is wrong with it.
 #[derive(Default)]
 pub struct Cluster {
     /// By name.
-    pub pods: HashMap<String, Value>,
+    pub objects: HashMap<String, Value>,
     /// Lists are empty, whatever there is.
     pub lists_nothing: bool,
     /// Every watch is too old.
@@ -26,6 +26,8 @@ pub struct Cluster {
     /// The next creations are refused by this status.
     pub refuses: Option<(u16, &'static str)>,
     pub lists: u32,
+    /// Lists that begin now answer what they saw once this is let go.
+    pub held: Option<Arc<Notify>>,
     /// Bodies of deletions, with the pod's name.
     pub deletions: Vec<(String, Value)>,
     watchers: Vec<mpsc::UnboundedSender<Bytes>>,
@@ -43,6 +45,9 @@ impl ApiServer {
             .route("/api/v1/pods", get(list))
             .route("/api/v1/namespaces/{namespace}/pods", get(list).post(create))
             .route("/api/v1/namespaces/{namespace}/pods/{name}", get(read).delete(delete))
+            .route("/apis/lastword.dev/v1alpha1/agentturns", get(list))
+            .route("/apis/lastword.dev/v1alpha1/namespaces/{namespace}/agentturns/{name}", get(read).delete(delete))
+            .route("/apis/lastword.dev/v1alpha1/namespaces/{namespace}/agentturns/{name}/status", patch(write_status))
             .with_state(server.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("bound")).parse().expect("a URL");
@@ -54,17 +59,17 @@ impl ApiServer {
         self.0.lock().expect("nobody panicked with it")
     }
 
-    /// Puts a pod, and tells it to the watches that are open.
-    pub fn put(&self, pod: Value) {
-        self.lock().put(pod, "MODIFIED");
+    /// Puts an object, and tells it to the watches that are open.
+    pub fn put(&self, object: Value) {
+        self.lock().put(object, "MODIFIED");
     }
 
-    /// Takes a pod away, and tells it.
+    /// Takes an object away, and tells it.
     pub fn remove(&self, name: &str) {
         let mut cluster = self.lock();
-        let pod = cluster.pods.get(name).expect("it is there").clone();
-        cluster.put(pod, "DELETED");
-        cluster.pods.remove(name);
+        let object = cluster.objects.get(name).expect("it is there").clone();
+        cluster.put(object, "DELETED");
+        cluster.objects.remove(name);
     }
 
     /// Breaks the watches that are open.
@@ -80,12 +85,23 @@ impl ApiServer {
 }
 
 impl Cluster {
-    fn put(&mut self, mut pod: Value, event: &str) {
+    fn put(&mut self, mut object: Value, event: &str) {
         self.version += 1;
-        pod["metadata"]["resourceVersion"] = json!(self.version.to_string());
-        self.pods.insert(pod["metadata"]["name"].as_str().expect("a name").to_owned(), pod.clone());
-        let line = Bytes::from(format!("{}\n", json!({"type": event, "object": pod})));
+        object["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        self.objects.insert(object["metadata"]["name"].as_str().expect("a name").to_owned(), object.clone());
+        let line = Bytes::from(format!("{}\n", json!({"type": event, "object": object})));
         self.watchers.retain(|w| w.send(line.clone()).is_ok());
+    }
+}
+
+impl Cluster {
+    /// What a list shows now, and what holds it up.
+    fn list(&mut self) -> (Value, Option<Arc<Notify>>) {
+        self.lists += 1;
+        let items: Vec<&Value> = self.objects.values().filter(|_| !self.lists_nothing).collect();
+        let metadata = json!({"resourceVersion": self.version.to_string()});
+        let list = json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items});
+        (list, self.held.clone())
     }
 }
 
@@ -99,14 +115,14 @@ fn refuse(code: u16, reason: &str, message: &str) -> Response {
 }
 
 async fn list(State(server): State<ApiServer>, Query(query): Query<HashMap<String, String>>) -> Response {
-    let mut cluster = server.lock();
     if !query.contains_key("watch") {
-        cluster.lists += 1;
-        let items: Vec<&Value> = cluster.pods.values().filter(|_| !cluster.lists_nothing).collect();
-        let metadata = json!({"resourceVersion": cluster.version.to_string()});
-        return Json(json!({"kind": "PodList", "apiVersion": "v1", "metadata": metadata, "items": items}))
-            .into_response();
+        let (seen, held) = server.lock().list();
+        if let Some(held) = held {
+            held.notified().await;
+        }
+        return Json(seen).into_response();
     }
+    let mut cluster = server.lock();
     let (lines, mut heard) = mpsc::unbounded_channel();
     if cluster.gone {
         let line = json!({"type": "ERROR", "object": status(410, "Expired", "too old resource version")});
@@ -128,32 +144,51 @@ async fn create(State(server): State<ApiServer>, Json(mut pod): Json<Value>) -> 
         return refuse(code, "Forbidden", message);
     }
     let name = pod["metadata"]["name"].as_str().expect("a name").to_owned();
-    if cluster.pods.contains_key(&name) {
+    if cluster.objects.contains_key(&name) {
         return refuse(409, "AlreadyExists", "it exists");
     }
     pod["metadata"]["uid"] = json!(format!("uid-of-{name}"));
     pod["status"] = json!({"phase": "Pending"});
     cluster.put(pod, "ADDED");
-    (StatusCode::CREATED, Json(cluster.pods[&name].clone())).into_response()
+    (StatusCode::CREATED, Json(cluster.objects[&name].clone())).into_response()
 }
 
 async fn read(State(server): State<ApiServer>, Path((_, name)): Path<(String, String)>) -> Response {
-    match server.lock().pods.get(&name) {
+    match server.lock().objects.get(&name) {
         Some(pod) => Json(pod.clone()).into_response(),
         None => refuse(404, "NotFound", "not found"),
     }
 }
 
+/// A merge patch of the status, fenced by the version that it names.
+async fn write_status(
+    State(server): State<ApiServer>,
+    Path((_, name)): Path<(String, String)>,
+    Json(patch): Json<Value>,
+) -> Response {
+    let mut cluster = server.lock();
+    let Some(mut object) = cluster.objects.get(&name).cloned() else { return refuse(404, "NotFound", "not found") };
+    if patch["metadata"]["resourceVersion"] != object["metadata"]["resourceVersion"] {
+        return refuse(409, "Conflict", "another version");
+    }
+    let Value::Object(fields) = &patch["status"] else { return refuse(400, "BadRequest", "no status") };
+    for (field, value) in fields {
+        object["status"][field] = value.clone();
+    }
+    cluster.put(object, "MODIFIED");
+    Json(cluster.objects[&name].clone()).into_response()
+}
+
 async fn delete(State(server): State<ApiServer>, Path((_, name)): Path<(String, String)>, body: Bytes) -> Response {
     let mut cluster = server.lock();
-    let Some(pod) = cluster.pods.get(&name).cloned() else { return refuse(404, "NotFound", "not found") };
+    let Some(pod) = cluster.objects.get(&name).cloned() else { return refuse(404, "NotFound", "not found") };
     let options: Value = serde_json::from_slice(&body).unwrap_or_default();
     if options["preconditions"]["uid"] != pod["metadata"]["uid"] {
         return refuse(409, "Conflict", "another UID");
     }
     cluster.deletions.push((name.clone(), options));
     cluster.put(pod.clone(), "DELETED");
-    cluster.pods.remove(&name);
+    cluster.objects.remove(&name);
     Json(pod).into_response()
 }
 

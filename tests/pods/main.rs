@@ -1,5 +1,5 @@
-//! Worker pods without a cluster: how a pod shows who it is, and what the watch makes of an API server that forgets, lies or
-//! goes away. The pods themselves are played; everything else is real.
+//! Worker pods and AgentTurns without a cluster: how a pod shows who it is, and what the watches make of an API server that
+//! forgets, lies or goes away. The pods themselves are played; everything else is real.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -10,6 +10,7 @@ mod gateway;
 mod api_server;
 mod runtime;
 mod session;
+mod turns;
 mod watch;
 
 use lastword::store::NewStart;

@@ -64,12 +64,12 @@ async fn a_start_makes_one_pod(db: Db) {
     db.sql("UPDATE lease SET pod_uid = NULL").await;
     runtime.start(&request).await.expect("adopted");
     assert_eq!(uid(&db, request.start_id).await.as_deref(), Some(&*recorded));
-    assert_eq!(server.lock().pods.len(), 1);
+    assert_eq!(server.lock().objects.len(), 1);
     assert_eq!(db.number("SELECT grace_seconds FROM lease").await, 9);
 
     assert_eq!(runtime.look(request.start_id, &request.runtime_ref).await, Look::Running);
     let name = request.runtime_ref.rsplit('/').next().expect("a name").to_owned();
-    let mut pod = server.lock().pods[&name].clone();
+    let mut pod = server.lock().objects[&name].clone();
     let status =
         json!({"name": "agent", "image": "i", "imageID": "i", "ready": true, "restartCount": 0, "state": oom_killed()});
     pod["status"] = json!({"phase": "Failed", "containerStatuses": [status]});
@@ -134,5 +134,5 @@ async fn a_stop_deletes_the_very_pod(db: Db) {
     db.store.fail_worker(Incarnation(request.start_id.0), &failure).await.expect("answers");
     runtime.start(&request).await.expect("nobody fails for it");
     eventually("a deletion", async || !server.lock().deletions.is_empty()).await;
-    assert!(server.lock().pods.is_empty());
+    assert!(server.lock().objects.is_empty());
 }

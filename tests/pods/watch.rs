@@ -94,7 +94,7 @@ async fn stale_lists_kill_nobody_and_lost_news_comes_out(db: Db) {
     assert_eq!(scene.death().await, Reason::OutOfMemory);
 
     // Its deletion is lost altogether: nothing is concluded from it.
-    scene.server.lock().pods.clear();
+    scene.server.lock().objects.clear();
     scene.server.cut();
     eventually("a watch", async || scene.server.watched()).await;
     assert!(db.outcome(scene.turn).await.is_none(), "the fleet, which is not here, fails it");

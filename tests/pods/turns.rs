@@ -1,0 +1,171 @@
+//! B10: the watch of AgentTurns is cut, events are lost, watches are too old, lists are old: the state converges, and no turn
+//! whose object is there is cancelled.
+
+use std::sync::Arc;
+
+use lastword::deliver::egress::{Egress, Outbound, Reach};
+use lastword::fleet::Leadership;
+use lastword::guard::Services;
+use lastword::operator::turns;
+use lastword::secrets::NoSecrets;
+use lastword::turn::keys::TurnId;
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::api_server::ApiServer;
+use crate::gateway::{AGENT, ORGANIZATION, eventually};
+use crate::support::Db;
+
+crate::newest! {
+    what_changed_while_no_watch_was_heard_comes_out,
+    objects_that_went_unseen_are_cancelled_and_no_others,
+    a_list_from_before_an_arm_cancels_nothing,
+}
+
+/// A leader that follows the AgentTurns of an API server.
+struct Scene {
+    server: ApiServer,
+    leader: CancellationToken,
+    client: kube::Client,
+    db: Db,
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        self.leader.cancel();
+    }
+}
+
+async fn scene(db: Db) -> Scene {
+    let (server, client) = ApiServer::start().await;
+    let mut scene = Scene { server, leader: CancellationToken::new(), client, db };
+    scene.lead().await;
+    scene
+}
+
+impl Scene {
+    /// A leader begins, and has its watch.
+    async fn lead(&mut self) {
+        self.leader = CancellationToken::new();
+        let outbound = Outbound::new(Egress::default(), Reach::Cluster).expect("a client");
+        let services = Services { outbound, secrets: Arc::new(NoSecrets) };
+        let namespaces: Arc<[String]> = Arc::from([]);
+        let (store, client) = (self.db.store.clone(), self.client.clone());
+        tokio::spawn(turns::run(store, client, services, namespaces, Leadership::always(), self.leader.clone()));
+        self.watched().await;
+    }
+
+    async fn watched(&self) {
+        eventually("a watch", async || self.server.watched()).await;
+    }
+
+    /// The object's status.
+    fn status(&self, name: &str) -> Value {
+        self.server.lock().objects[name]["status"].clone()
+    }
+
+    async fn phase(&self, name: &str, phase: &str) {
+        eventually(&format!("{name} to be {phase}"), async || self.status(name)["phase"] == phase).await;
+    }
+
+    async fn armed(&self, name: &str) -> TurnId {
+        self.phase(name, "Armed").await;
+        self.status(name)["turnId"].as_str().expect("a turn").parse().expect("an id")
+    }
+
+    async fn cancelled(&self, turn: TurnId) {
+        eventually("the turn to be cancelled", async || {
+            self.db.text(format!("SELECT reason FROM terminal WHERE turn_id = '{turn}'")).await.as_deref()
+                == Some("Cancelled")
+        })
+        .await;
+    }
+
+    async fn open(&self, turn: TurnId) -> bool {
+        self.db.count(&format!("marker WHERE turn_id = '{turn}'")).await == 1
+    }
+}
+
+fn turn(name: &str) -> Value {
+    json!({
+        "apiVersion": "lastword.dev/v1alpha1", "kind": "AgentTurn",
+        "metadata": {"name": name, "namespace": ORGANIZATION, "uid": format!("uid-of-{name}"), "generation": 1,
+                     "creationTimestamp": k8s_openapi::jiff::Timestamp::now().to_string()},
+        "spec": {"agentRef": {"name": AGENT}, "input": "hello"},
+    })
+}
+
+async fn what_changed_while_no_watch_was_heard_comes_out(db: Db) {
+    let scene = scene(db).await;
+    scene.server.put(turn("first"));
+    let first = scene.armed("first").await;
+
+    // Nobody hears of these: every watch is too old for a while.
+    scene.server.lock().gone = true;
+    scene.server.cut();
+    scene.server.put(turn("second"));
+    let mut cancel = scene.server.lock().objects["first"].clone();
+    cancel["spec"]["cancel"] = json!(true);
+    cancel["metadata"]["generation"] = json!(2);
+    scene.server.put(cancel);
+    scene.server.lock().gone = false;
+
+    scene.armed("second").await;
+    scene.cancelled(first).await;
+    scene.phase("first", "Failed").await;
+}
+
+/// Also by a leader that never knew them.
+async fn objects_that_went_unseen_are_cancelled_and_no_others(db: Db) {
+    let mut scene = scene(db).await;
+    let mut turns = Vec::new();
+    for name in ["stays", "goes", "goes later"] {
+        scene.server.put(turn(name));
+        turns.push(scene.armed(name).await);
+    }
+    scene.server.cut();
+    scene.server.lock().objects.remove("goes");
+    scene.cancelled(turns[1]).await;
+
+    scene.leader.cancel();
+    scene.server.cut();
+    scene.server.lock().objects.remove("goes later");
+    scene.lead().await;
+    scene.cancelled(turns[2]).await;
+    assert!(scene.open(turns[0]).await);
+    assert_eq!(scene.status("stays")["phase"], "Armed");
+}
+
+/// The list that a leader asks for what vanished with is held up; what it does not show was made after it.
+async fn a_list_from_before_an_arm_cancels_nothing(db: Db) {
+    let scene = scene(db).await;
+    scene.server.put(turn("known"));
+    scene.armed("known").await;
+
+    let held = Arc::new(Notify::new());
+    let before = {
+        let mut cluster = scene.server.lock();
+        cluster.held = Some(held.clone());
+        cluster.lists
+    };
+    // The watch's own list, and behind it the one that looks for what vanished.
+    scene.server.lock().gone = true;
+    scene.server.cut();
+    eventually("a list", async || scene.server.lock().lists > before).await;
+    scene.server.lock().gone = false;
+    held.notify_one();
+    eventually("the second list", async || scene.server.lock().lists > before + 1).await;
+    scene.watched().await;
+    scene.server.put(turn("late"));
+    let late = scene.armed("late").await;
+    scene.server.lock().held = None;
+    held.notify_one();
+
+    // The next list, whose answer cancels what is gone by now, came after that one's.
+    scene.server.lock().objects.remove("known");
+    let known = scene.db.text("SELECT turn_id FROM object WHERE name = 'known'").await.expect("tied").parse().unwrap();
+    scene.server.cut();
+    scene.cancelled(known).await;
+    assert!(scene.open(late).await);
+}
