@@ -2,6 +2,9 @@
 
 -- The object's UID; null on one machine. An Agent that was deleted and made again is another Agent.
 ALTER TABLE agent ADD COLUMN uid text;
+-- The generation that the object began with, and when it came here: what failed before was its predecessor's.
+ALTER TABLE agent ADD COLUMN object_began bigint;
+ALTER TABLE agent ADD COLUMN object_since timestamptz;
 
 -- The UID of the worker's pod, recorded when it was made: what a pod's token is held against. Null for processes, and
 -- for a start whose pod is not made yet.

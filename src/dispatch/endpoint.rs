@@ -39,8 +39,9 @@ const KNOWN_FOR: Duration = Duration::from_secs(5);
 /// The most turns that one word may end.
 const MAX_TURNS_OF_A_WORD: usize = 64;
 
-/// Workers that were checked lately: what they showed, their terms, and when.
-type Known = HashMap<Incarnation, (Credential, Connected, Instant)>;
+/// Workers that were checked lately: the hash of what they showed (a comparison of secrets would take longer the more of one
+/// is right), their terms, and when.
+type Known = HashMap<Incarnation, (Vec<u8>, Connected, Instant)>;
 
 /// What the endpoints need.
 #[derive(Clone)]
@@ -86,15 +87,15 @@ impl WorkerPort {
     fn remembered(&self, credential: &Credential, incarnation: Incarnation) -> Option<Connected> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let (shown, terms, at) = known.get(&incarnation)?;
-        (shown == credential && at.elapsed() < KNOWN_FOR).then(|| terms.clone())
+        (*shown == credential.hash() && at.elapsed() < KNOWN_FOR).then(|| terms.clone())
     }
 
-    fn remember(&self, credential: Credential, incarnation: Incarnation, terms: Connected) {
+    fn remember(&self, credential: &Credential, incarnation: Incarnation, terms: Connected) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() > 10_000 {
             known.retain(|_, (_, _, at)| at.elapsed() < KNOWN_FOR);
         }
-        known.insert(incarnation, (credential, terms, Instant::now()));
+        known.insert(incarnation, (credential.hash(), terms, Instant::now()));
     }
 
     fn forget(&self, incarnation: Incarnation) {
@@ -141,7 +142,7 @@ impl FromRequestParts<WorkerPort> for Caller {
             return Ok(Caller { incarnation, terms });
         }
         let terms = port.store.authenticate_worker(&credential, incarnation).await?.map_err(refused)?;
-        port.remember(credential, incarnation, terms.clone());
+        port.remember(&credential, incarnation, terms.clone());
         Ok(Caller { incarnation, terms })
     }
 }
@@ -180,7 +181,7 @@ async fn turns(
         .connect_worker(&credential, incarnation, port.replica.id, stream, asked.capacity.max(1), asked.together)
         .await?
         .map_err(refused)?;
-    port.remember(credential, incarnation, terms.clone());
+    port.remember(&credential, incarnation, terms.clone());
     let beat = port.store.worker_state(incarnation).await?.ok_or_else(gone)?;
     let hello = Hello {
         heartbeat_seconds: terms.heartbeat_seconds,

@@ -154,6 +154,13 @@ pub(super) async fn session(State(port): State<WorkerPort>, headers: HeaderMap) 
             Ok(answer)
         }
         (PodSession::Dead, _) => Err(Problem::new(StatusCode::GONE, "this pod's lease is dead; stop")),
+        (PodSession::Begun, _) => {
+            tracing::warn!(
+                pod = reference,
+                "pod {reference} asked for another session: not by its adapter, which has one"
+            );
+            Err(Problem::new(StatusCode::GONE, "this pod's session has begun, and is given once"))
+        }
         (PodSession::Unknown | PodSession::Granted(_), _) => {
             tracing::warn!(pod = reference, "pod {reference} is no worker of ours");
             Err(Problem::new(StatusCode::FORBIDDEN, "this pod is no worker"))

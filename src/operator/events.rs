@@ -42,18 +42,19 @@ const MAX_NOTE: usize = 1024;
 /// Objects and reasons that may be remembered or wait; beyond it Events are dropped.
 const MAX_KEPT: usize = 10_000;
 
-/// The latest failure of each Agent (namespace, name), for its status.
+/// The latest failure of each Agent, by its UID, for its status.
 #[derive(Debug, Clone, Default)]
-pub struct LastFailures(Arc<Mutex<HashMap<(String, String), LastFailure>>>);
+pub struct LastFailures(Arc<Mutex<HashMap<String, LastFailure>>>);
 
 impl LastFailures {
     /// The latest failure that was seen since this replica leads.
-    pub fn get(&self, agent: &(String, String)) -> Option<LastFailure> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(agent).cloned()
+    pub fn get(&self, uid: &str) -> Option<LastFailure> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
     }
 
-    /// Notes a turn.
+    /// Notes a turn, if its Agent is there.
     pub fn note(&self, failed: &Failed) {
+        let Some(uid) = &failed.agent_uid else { return };
         let failure = LastFailure {
             reason: failed.reason,
             message: cut(failed.detail.clone(), MAX_NOTE),
@@ -61,9 +62,14 @@ impl LastFailures {
             time: Time(whole_seconds(stamp(failed.at))),
         };
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() < MAX_KEPT {
-            all.insert((failed.organization.clone(), failed.agent.clone()), failure);
+        if all.len() < MAX_KEPT || all.contains_key(uid) {
+            all.insert(uid.clone(), failure);
         }
+    }
+
+    /// Forgets Agents that are gone.
+    pub fn keep(&self, is_there: impl Fn(&str) -> bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid, _| is_there(uid));
     }
 }
 

@@ -59,10 +59,15 @@ impl Store {
         object: Option<(&str, i64)>,
     ) -> Result<bool, StoreError> {
         let done = sqlx::query(
-            "INSERT INTO agent (namespace, name, spec, uid, object_generation) VALUES ($1, $2, $3, $4, $5)
+            "INSERT INTO agent (namespace, name, spec, uid, object_generation, object_began, object_since)
+             VALUES ($1, $2, $3, $4, $5, CASE WHEN $4::text IS NOT NULL THEN 1 END,
+                     CASE WHEN $4::text IS NOT NULL THEN clock_timestamp() END)
              ON CONFLICT (namespace, name) DO UPDATE
              SET spec = excluded.spec, uid = excluded.uid, object_generation = excluded.object_generation,
-                 generation = agent.generation + 1, updated_at = clock_timestamp(), deleted_at = NULL
+                 generation = agent.generation + 1, updated_at = clock_timestamp(), deleted_at = NULL,
+                 object_began = CASE WHEN agent.uid = excluded.uid THEN agent.object_began
+                                     WHEN excluded.uid IS NOT NULL THEN agent.generation + 1 END,
+                 object_since = CASE WHEN agent.uid = excluded.uid THEN agent.object_since ELSE excluded.object_since END
              WHERE (agent.spec <> excluded.spec OR agent.uid IS DISTINCT FROM excluded.uid OR agent.deleted_at IS NOT NULL)
                AND NOT coalesce(agent.uid = excluded.uid AND agent.object_generation > excluded.object_generation, false)",
         )

@@ -15,7 +15,7 @@ pub struct Failed {
     pub id: Uuid,
     pub organization: String,
     pub agent: String,
-    /// The Agent's UID, while it exists.
+    /// The UID of the Agent that it failed under, while that one exists: one made again under the same name is another.
     pub agent_uid: Option<String>,
     pub reason: Reason,
     /// For operators.
@@ -25,6 +25,8 @@ pub struct Failed {
     pub pod: Option<(String, String)>,
 }
 
+// An Agent is held against a failure by its object's beginning: a worker of its predecessor may outlive that one for a
+// moment.
 impl Store {
     /// Turns that failed at or after `since`, oldest first.
     pub async fn failed_turns(&self, since: OffsetDateTime, limit: u32) -> Result<Vec<Failed>, StoreError> {
@@ -32,8 +34,9 @@ impl Store {
             "SELECT e.turn_id AS id, t.organization, t.agent, a.uid, e.reason, coalesce(e.detail, e.message) AS detail,
                     e.ended_at AS at, l.runtime_ref, l.pod_uid
              FROM terminal e JOIN turn t ON t.id = e.turn_id
-             LEFT JOIN agent a ON a.namespace = t.organization AND a.name = t.agent AND a.deleted_at IS NULL
              LEFT JOIN lease l ON l.incarnation = coalesce(e.held_by, e.incarnation) AND l.runtime = 'kubernetes'
+             LEFT JOIN agent a ON a.namespace = t.organization AND a.name = t.agent AND a.deleted_at IS NULL
+               AND e.ended_at >= a.object_since AND coalesce(l.generation >= a.object_began, true)
              WHERE e.outcome = 'error' AND e.ended_at >= $1 ORDER BY e.ended_at LIMIT $2",
         )
         .bind(since)
@@ -49,7 +52,9 @@ impl Store {
             "SELECT l.incarnation AS id, l.organization, l.agent, a.uid, l.death_reason AS reason,
                     coalesce(l.death_detail, '') AS detail, l.died_at AS at,
                     CASE l.runtime WHEN 'kubernetes' THEN l.runtime_ref END AS runtime_ref, l.pod_uid
-             FROM lease l LEFT JOIN agent a ON a.namespace = l.organization AND a.name = l.agent AND a.deleted_at IS NULL
+             FROM lease l
+             LEFT JOIN agent a ON a.namespace = l.organization AND a.name = l.agent AND a.deleted_at IS NULL
+               AND l.generation >= a.object_began
              WHERE l.phase = 'dead' AND l.died_at >= $1 AND NOT l.claimed AND l.stop_reason IS NULL AND l.death_reason IS NOT NULL
              ORDER BY l.died_at LIMIT $2",
         )

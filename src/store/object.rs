@@ -289,6 +289,7 @@ fn state(row: &PgRow, texts: &HashMap<Uuid, (String, bool)>) -> Result<ObjectSta
                 reason: reason.and_then(|r| r.parse().ok()).unwrap_or(Reason::Internal),
                 message: row.try_get::<Option<String>, _>("message")?.unwrap_or_default(),
                 detail: row.try_get("detail")?,
+                exit: None,
             };
             Standing::Failed { failure, at: row.try_get("ended_at")? }
         }

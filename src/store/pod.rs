@@ -19,6 +19,8 @@ pub enum PodSession {
     NotRecorded,
     /// Its lease is dead.
     Dead,
+    /// Its adapter has begun its session: whoever asks now is the agent program beside it, which can read the token.
+    Begun,
     /// No start of ours has this pod.
     Unknown,
 }
@@ -84,7 +86,10 @@ impl Store {
         Ok(start.map(StartId))
     }
 
-    /// A pod has proven its name and UID: `secret_hash` makes a new secret the one of its start.
+    /// A pod has proven its name and UID: `secret` makes a new one for its start.
+    ///
+    /// Once the worker has connected, only a `Custom` one may ask again (its process may be started anew within its
+    /// container): our own adapters keep what they have until the container ends.
     pub async fn session_of_pod(
         &self,
         runtime_ref: &str,
@@ -92,8 +97,9 @@ impl Store {
         secret: impl Fn(StartId) -> Vec<u8>,
     ) -> Result<PodSession, StoreError> {
         let rows = sqlx::query(
-            "SELECT start_id, phase, pod_uid FROM lease WHERE runtime_ref = $1 AND runtime = 'kubernetes'
-             ORDER BY phase = 'dead', started_at DESC LIMIT 10",
+            "SELECT l.start_id, l.phase, l.pod_uid, coalesce(a.spec->>'adapter' = 'Custom', false) AS again
+             FROM lease l LEFT JOIN agent a ON a.namespace = l.organization AND a.name = l.agent
+             WHERE l.runtime_ref = $1 AND l.runtime = 'kubernetes' ORDER BY l.phase = 'dead', l.started_at DESC LIMIT 10",
         )
         .bind(runtime_ref)
         .fetch_all(self.vital())
@@ -106,24 +112,40 @@ impl Store {
                 // One that is being stopped needs no session any more: who holds turns has one.
                 Some(_) if matches!(phase, "dead" | "draining") => return Ok(PodSession::Dead),
                 Some(_) => {
-                    let start = StartId(row.try_get("start_id")?);
-                    // Again by the UID: it was read without a lock.
-                    let done = sqlx::query(
-                        "UPDATE lease SET secret_hash = $3 WHERE start_id = $1 AND pod_uid = $2 AND phase IN ('starting', 'live')",
-                    )
-                    .bind(start.0)
-                    .bind(uid)
-                    .bind(secret(start))
-                    .execute(self.vital())
-                    .await?;
-                    let granted = done.rows_affected() > 0;
-                    return Ok(if granted { PodSession::Granted(start) } else { PodSession::Dead });
+                    let (start, again) = (StartId(row.try_get("start_id")?), row.try_get("again")?);
+                    return self.begin_session(start, uid, again, secret(start)).await;
                 }
                 None if phase != "dead" => answer = PodSession::NotRecorded,
                 None => {}
             }
         }
         Ok(answer)
+    }
+
+    /// Gives a start another secret; also to one that is connected, if it may come `again`.
+    async fn begin_session(
+        &self,
+        start: StartId,
+        uid: &str,
+        again: bool,
+        secret_hash: Vec<u8>,
+    ) -> Result<PodSession, StoreError> {
+        // Again by the UID: the lease was read without a lock.
+        let done = sqlx::query(
+            "UPDATE lease SET secret_hash = $3
+             WHERE start_id = $1 AND pod_uid = $2 AND (phase = 'starting' OR (phase = 'live' AND $4))",
+        )
+        .bind(start.0)
+        .bind(uid)
+        .bind(secret_hash)
+        .bind(again)
+        .execute(self.vital())
+        .await?;
+        Ok(match done.rows_affected() {
+            0 if again => PodSession::Dead,
+            0 => PodSession::Begun,
+            _ => PodSession::Granted(start),
+        })
     }
 
     /// Somebody else stops this worker's pod: it drains, for as long as the pod has, and what it leaves behind carries

@@ -313,6 +313,7 @@ fn failure(row: &PgRow) -> Result<Option<Failure>, StoreError> {
                 reason: reason.parse().unwrap_or(Reason::Internal),
                 message: row.try_get::<Option<String>, _>("message")?.unwrap_or_default(),
                 detail: row.try_get("detail")?,
+                exit: None,
             })
         })
         .transpose()

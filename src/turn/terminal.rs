@@ -20,12 +20,24 @@ pub struct Failure {
     /// Exit code, signal, stderr tail and the like, for operators alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+    /// How the agent program ended, where its adapter saw it. It stays in the worker.
+    #[serde(skip)]
+    pub exit: Option<Exit>,
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// By itself, with this code.
+    Code(i32),
+    /// Killed by the signal of this number.
+    Signal(i32),
 }
 
 impl Failure {
     /// A failure with the reason's own sentence for the client.
     pub fn new(reason: Reason) -> Self {
-        Failure { reason, message: reason.client_message().to_string(), detail: None }
+        Failure { reason, message: reason.client_message().to_string(), detail: None, exit: None }
     }
 
     /// The same with a detail for operators.
@@ -49,6 +61,7 @@ impl Failure {
             reason: self.reason,
             message: cut(storable(self.message), MAX_MESSAGE_BYTES),
             detail: self.detail.map(|d| cut(storable(d), MAX_DETAIL_BYTES)),
+            exit: self.exit,
         }
     }
 }

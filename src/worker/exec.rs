@@ -18,7 +18,7 @@ use super::text::{Decoder, FrameLines};
 use crate::turn::frame::{Frame, storable};
 use crate::turn::keys::TurnId;
 use crate::turn::reason::Reason;
-use crate::turn::terminal::{Failure, Outcome};
+use crate::turn::terminal::{Exit, Failure, Outcome};
 use crate::wire::TurnPush;
 
 /// What is kept of stderr for operators, in bytes.
@@ -262,7 +262,8 @@ fn judge(status: Option<ExitStatus>, has_text: bool, oom: bool, stderr: &str) ->
     }
     let mut failure = exit_cause(status, oom);
     if success {
-        failure = Failure::detailed(Reason::AgentError, "exit code 0, but nothing on stdout")
+        let exit = failure.exit;
+        failure = Failure { exit, ..Failure::detailed(Reason::AgentError, "exit code 0, but nothing on stdout") }
             .with_message("The agent gave no answer.");
     }
     if !stderr.is_empty() {
@@ -284,7 +285,8 @@ pub(super) fn exit_cause(status: Option<ExitStatus>, oom: bool) -> Failure {
         (None, Some(signal)) => (Reason::WorkerExited, format!("killed by {}", signal_name(signal))),
         (None, None) => (Reason::WorkerExited, status.to_string()),
     };
-    Failure::detailed(reason, what)
+    let exit = status.code().map(Exit::Code).or(status.signal().map(Exit::Signal));
+    Failure { exit, ..Failure::detailed(reason, what) }
 }
 
 fn signal_name(signal: i32) -> String {

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use crate::turn::terminal::{Failure, cut};
+use crate::turn::terminal::{Exit, Failure, cut};
 use crate::wire::env;
 
 /// Kubernetes reads no more, in bytes.
@@ -22,11 +22,22 @@ const DEFAULT: &str = "/dev/termination-log";
 
 /// Writes why this container may end now.
 pub(super) fn note(failure: &Failure) {
+    write(&words(failure));
+}
+
+/// What is written; never more than Kubernetes reads, or it would be no JSON.
+fn words(failure: &Failure) -> String {
     // The end of a detail tells more than its beginning: it is stderr's.
     let detail = failure.detail.as_deref().unwrap_or_default();
     let from = detail.len().saturating_sub(MAX_DETAIL_BYTES);
     let tail: String = detail.char_indices().filter(|(at, _)| *at >= from).map(|(_, c)| c).collect();
-    write(&cut(json!({"reason": failure.reason, "detail": tail}).to_string(), MAX_BYTES));
+    let mut words = json!({"reason": failure.reason, "detail": tail});
+    match failure.exit {
+        Some(Exit::Code(code)) => words["exitCode"] = code.into(),
+        Some(Exit::Signal(signal)) => words["signal"] = signal.into(),
+        None => {}
+    }
+    cut(words.to_string(), MAX_BYTES)
 }
 
 /// What was noted was heard.
@@ -41,5 +52,34 @@ fn write(text: &str) {
     let Ok(mut file) = OpenOptions::new().write(true).truncate(true).open(path) else { return };
     if let Err(error) = file.write_all(text.as_bytes()) {
         tracing::debug!(%error, "the termination log was not written");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
+    use serde_json::Value;
+
+    use super::*;
+    use crate::worker::exec::exit_cause;
+
+    #[test]
+    fn how_the_program_ended_is_told_beside_the_end_of_its_stderr() {
+        // As wait(2) tells it: a code in the second byte, a signal in the first.
+        for (status, exit) in [(3 << 8, json!({"exitCode": 3})), (11, json!({"signal": 11}))] {
+            let cause = exit_cause(Some(ExitStatus::from_raw(status)), false);
+            let stderr = "\u{1}".repeat(8 * 1024);
+            let detail = cause.detail.as_ref().map(|detail| format!("{detail}\n{stderr}"));
+            let failure = Failure { detail, ..cause };
+            let text = words(&failure);
+            assert!(text.len() < MAX_BYTES, "{}", text.len());
+            let said: Value = serde_json::from_str(&text).expect("JSON");
+            for field in ["exitCode", "signal"] {
+                assert_eq!(said.get(field), exit.get(field), "{text}");
+            }
+            assert_eq!(said["reason"], failure.reason.as_str());
+        }
     }
 }

@@ -93,6 +93,7 @@ async fn a_token_is_good_for_its_own_pod(db: Db) {
     let other = Gateway::start(&db).await;
     worker.connect(&other, &[]).await;
     assert_eq!(ask(&other, &good).await.0, StatusCode::SERVICE_UNAVAILABLE, "it reviews no tokens");
+    assert_eq!(ask(&gateway, &good).await.0, StatusCode::GONE, "its session has begun");
     let failure = Failure::new(Reason::WorkerExited);
     db.store.fail_worker(worker.incarnation, &failure).await.expect("answers");
     assert_eq!(ask(&gateway, &good).await.0, StatusCode::GONE);

@@ -174,6 +174,41 @@ async fn an_agent_is_one_object(db: Db) {
     assert!(counts.running > 0 && counts.queued > 0, "{counts:?}");
 }
 
+/// A failure is of the object that it happened under: neither what ended before an Agent was made again, nor a worker of its
+/// predecessor that dies after that, is its own.
+async fn a_failure_is_of_its_own_agent(db: Db) {
+    let put = async |uid: &str| {
+        db.store.put_agent_object("acme", "bot", &json!({}), uid, 1).await.expect("puts");
+        db.store.agents().await.expect("reads").pop().expect("is there").generation
+    };
+    let worker = async |generation: i64| {
+        Worker::with(&db.store, |start| (start.runtime, start.generation) = ("kubernetes", generation)).await
+    };
+    let agents = async || {
+        let since = db.store.now().await.expect("now") - Duration::from_secs(60);
+        let mut failed = db.store.failed_turns(since, 10).await.expect("reads");
+        failed.extend(db.store.failed_starts(since, 10).await.expect("reads"));
+        failed.into_iter().map(|f| (f.id, f.agent_uid)).collect::<std::collections::HashMap<_, _>>()
+    };
+    let fail = async |turn: TurnId| db.store.fail_turn(turn, &failure(Reason::AgentError)).await.expect("answers");
+
+    let old = worker(put("u").await).await;
+    let (first, held) = (db.in_hand(&old).await, db.in_hand(&old).await);
+    let idle = worker(1).await;
+    fail(first).await;
+    assert_eq!(agents().await, [(first.0, Some("u".into()))].into());
+
+    let new = worker(put("v").await).await;
+    let (second, waiting) = (db.in_hand(&new).await, db.armed("waits").await.turn_id);
+    db.store.fail_worker(old.incarnation, &failure(Reason::Deleted)).await.expect("answers");
+    db.store.fail_worker(idle.incarnation, &failure(Reason::WorkerExited)).await.expect("answers");
+    fail(second).await;
+    fail(waiting).await;
+    let expected = [(first.0, None), (held.0, None), (idle.incarnation.0, None)];
+    let expected = expected.into_iter().chain([second, waiting].map(|turn| (turn.0, Some("v".to_owned()))));
+    assert_eq!(agents().await, expected.collect());
+}
+
 /// Only the terminals of the named namespaces are taken; what could not be shown waits longer each time.
 async fn what_cannot_be_shown_comes_again_later(db: Db) {
     let worker = Worker::live(&db.store).await;
@@ -228,4 +263,5 @@ crate::both!(
     what_vanished_is_cancelled,
     an_erased_turn_is_known_as_such,
     an_agent_is_one_object,
+    a_failure_is_of_its_own_agent,
 );

@@ -84,6 +84,27 @@ async fn a_session_is_for_the_recorded_pod_alone(db: Db) {
     assert!(!db.store.record_pod(start, UID, 30).await.expect("answers"), "the dead have no pod");
 }
 
+/// The token lies where an `Exec` program can read it: once its adapter has connected, it opens nothing. A `Custom` worker
+/// may be started anew within its container.
+async fn a_session_of_our_adapters_is_begun_once(db: Db) {
+    for adapter in ["Exec", "OpenAI", "Custom"] {
+        db.store.put_agent("acme", "bot", &serde_json::json!({"adapter": adapter})).await.expect("puts");
+        let start = start(&db).await;
+        assert!(db.store.record_pod(start, UID, 30).await.expect("answers"));
+        for _ in 0..2 {
+            assert_eq!(session(&db, UID).await.0, PodSession::Granted(start), "an answer may be lost");
+        }
+        let worker = Worker::connect(&db.store, session(&db, UID).await.1.expect("granted")).await;
+        let known =
+            async || db.store.authenticate_worker(&worker.credential, worker.incarnation).await.expect("answers");
+        let again = if adapter == "Custom" { PodSession::Granted(start) } else { PodSession::Begun };
+        assert_eq!(session(&db, UID).await.0, again, "{adapter}");
+        assert_eq!(known().await.is_ok(), again == PodSession::Begun, "the first secret, {adapter}");
+        db.store.fail_worker(worker.incarnation, &failure(Reason::WorkerExited)).await.expect("answers");
+        db.sql("DELETE FROM lease").await;
+    }
+}
+
 /// A worker of another runtime is no pod, whatever it is called.
 async fn a_process_has_no_session(db: Db) {
     let worker = Worker::with(&db.store, |start| start.runtime_ref = POD.into()).await;
@@ -226,6 +247,7 @@ crate::both!(
     a_start_that_was_made_is_not_withdrawn,
     attempts_are_numbered,
     a_session_is_for_the_recorded_pod_alone,
+    a_session_of_our_adapters_is_begun_once,
     a_process_has_no_session,
     a_guess_is_replaced,
     a_recorded_reason_stays,

@@ -38,8 +38,18 @@ pub enum Job {
 
 /// What came of it.
 pub enum Done {
-    Dried { generation: i64, verdict: Verdict },
-    Patched(Option<Box<AgentStatus>>),
+    Dried {
+        generation: i64,
+        verdict: Verdict,
+    },
+    /// The status as it is now and the object's version, unless it was not taken.
+    Patched(Option<Box<Written>>),
+}
+
+/// A status that was written.
+pub struct Written {
+    pub status: AgentStatus,
+    pub version: Option<String>,
 }
 
 impl Known {
@@ -63,6 +73,21 @@ impl Known {
         Known { agent, valid, projected: false, ..self }
     }
 
+    /// The object's UID.
+    pub fn uid(&self) -> &str {
+        self.agent.metadata.uid.as_deref().unwrap_or_default()
+    }
+
+    /// The API server shows this status in this version of the object. What was not taken for another version's sake is
+    /// tried again.
+    pub fn show(&mut self, status: AgentStatus, version: Option<String>) {
+        if self.agent.metadata.resource_version != version {
+            self.agent.metadata.resource_version = version;
+            self.patch_not_before = None;
+        }
+        self.shown = status;
+    }
+
     /// What is to be done for it now.
     pub fn job(&self, counts: Option<&AgentCounts>, failure: Option<LastFailure>, now: Instant) -> Option<Job> {
         let generation = self.agent.metadata.generation.unwrap_or(0);
@@ -82,11 +107,11 @@ impl Known {
                 self.drying = false;
                 self.dried = Some((generation, verdict, now));
             }
-            Done::Patched(shown) => {
+            Done::Patched(written) => {
                 self.patching = false;
-                self.patch_not_before = shown.is_none().then(|| now + PATCH_AGAIN);
-                if let Some(shown) = shown {
-                    self.shown = *shown;
+                self.patch_not_before = written.is_none().then(|| now + PATCH_AGAIN);
+                if let Some(written) = written {
+                    self.show(written.status, written.version);
                 }
             }
         }
@@ -135,10 +160,14 @@ mod tests {
     fn known() -> Known {
         let object: DynamicObject = serde_json::from_value(serde_json::json!({
             "apiVersion": "lastword.dev/v1alpha1", "kind": "Agent",
-            "metadata": {"namespace": "team", "name": "bot", "uid": "u", "generation": 1},
+            "metadata": {"namespace": "team", "name": "bot", "uid": "u", "generation": 1, "resourceVersion": "1"},
         }))
         .expect("an object");
         Known::new(object, Ok(status::nothing()), AgentStatus::default())
+    }
+
+    fn written(status: AgentStatus, version: &str) -> Done {
+        Done::Patched(Some(Box::new(Written { status, version: Some(version.into()) })))
     }
 
     #[test]
@@ -149,31 +178,52 @@ mod tests {
         let Some(Job::Patch(status)) = known.job(None, None, now) else { panic!("nothing is shown yet") };
         known.learn(Done::Patched(None), now);
         assert!(known.job(None, None, now).is_none(), "not at once again");
+        known.show(AgentStatus::default(), Some("1".into()));
+        assert!(known.job(None, None, now).is_none(), "it is the same");
         assert!(matches!(known.job(None, None, now + PATCH_AGAIN), Some(Job::Patch(_))));
-        known.learn(Done::Patched(Some(status)), now);
+        known.show(AgentStatus::default(), Some("2".into()));
+        assert!(matches!(known.job(None, None, now), Some(Job::Patch(_))), "another version");
+        known.learn(written(*status, "3"), now);
         assert!(known.job(None, None, now + PATCH_AGAIN).is_none(), "it is shown");
+        assert_eq!(known.agent.metadata.resource_version.as_deref(), Some("3"), "the next patch names it");
+    }
+
+    /// A failure under the Agent of this UID.
+    fn failed(uid: Option<&str>) -> crate::store::Failed {
+        crate::store::Failed {
+            id: crate::turn::keys::TurnId::new().0,
+            organization: "team".into(),
+            agent: "bot".into(),
+            agent_uid: uid.map(str::to_owned),
+            reason: crate::turn::reason::Reason::AgentError,
+            detail: "no".into(),
+            at: OffsetDateTime::UNIX_EPOCH + Duration::from_micros(1_234_567),
+            pod: None,
+        }
     }
 
     /// A status comes back with times in whole seconds.
     #[test]
     fn a_failure_is_shown_once() {
         let failures = LastFailures::default();
-        failures.note(&crate::store::Failed {
-            id: crate::turn::keys::TurnId::new().0,
-            organization: "team".into(),
-            agent: "bot".into(),
-            agent_uid: None,
-            reason: crate::turn::reason::Reason::AgentError,
-            detail: "no".into(),
-            at: OffsetDateTime::UNIX_EPOCH + Duration::from_micros(1_234_567),
-            pod: None,
-        });
+        failures.note(&failed(Some("u")));
         let (mut known, now) = (known(), Instant::now());
         known.learn(Done::Dried { generation: 1, verdict: Verdict::Ready }, now);
-        let failure = failures.get(&("team".into(), "bot".into()));
+        let failure = failures.get(known.uid());
         let Some(Job::Patch(status)) = known.job(None, failure.clone(), now) else { panic!("it is news") };
-        let written = serde_json::to_value(status).and_then(serde_json::from_value).expect("a status");
-        known.learn(Done::Patched(Some(Box::new(written))), now);
+        let status = serde_json::to_value(status).and_then(serde_json::from_value).expect("a status");
+        known.learn(written(status, "2"), now);
         assert!(known.job(None, failure, now).is_none(), "patched without end");
+    }
+
+    #[test]
+    fn a_failure_of_a_namesake_is_another_agents() {
+        let failures = LastFailures::default();
+        failures.note(&failed(Some("before")));
+        failures.note(&failed(None));
+        assert_eq!(failures.get(known().uid()), None);
+        failures.note(&failed(Some("u")));
+        failures.keep(|uid| uid == "u");
+        assert!(failures.get("u").is_some() && failures.get("before").is_none());
     }
 }

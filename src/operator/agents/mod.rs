@@ -11,7 +11,7 @@ mod known;
 mod ready;
 mod status;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
@@ -158,7 +158,7 @@ impl Controller {
         let before = self.known.remove(&key).filter(|known| known.agent.metadata.uid == object.metadata.uid);
         let generation = object.metadata.generation;
         if let Some(mut same) = before {
-            same.shown = shown;
+            same.show(shown, object.metadata.resource_version.clone());
             if same.agent.metadata.generation == generation {
                 self.known.insert(key, same);
                 return;
@@ -213,6 +213,8 @@ impl Controller {
                 self.counts = counts.into_iter().map(|c| ((c.namespace.clone(), c.name.clone()), c)).collect();
             }
             self.counted = Some(Instant::now());
+            let uids: HashSet<&str> = self.known.values().map(Known::uid).collect();
+            self.hands.failures.keep(|uid| uids.contains(uid));
         }
     }
 
@@ -225,7 +227,7 @@ impl Controller {
         let now = Instant::now();
         let job = |key: &Key| {
             let known = self.known.get(key)?;
-            let job = known.job(self.counts.get(key), self.hands.failures.get(key), now)?;
+            let job = known.job(self.counts.get(key), self.hands.failures.get(known.uid()), now)?;
             Some((key.clone(), job))
         };
         let due: Vec<(Key, Job)> = behind(&self.known, self.served.as_ref()).filter_map(job).take(free).collect();

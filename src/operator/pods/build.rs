@@ -154,7 +154,10 @@ impl Building<'_> {
         if let Some(name) = taken {
             return Err(cannot(format!("the container name {name} is reserved")));
         }
-        match self.volumes.iter().map(named).find(|name| name.starts_with("lastword-")) {
+        // Nor may a container mount them: the token is for the adapter alone.
+        let mounts =
+            containers.iter().chain(&self.init).flat_map(|c| c["volumeMounts"].as_array().into_iter().flatten());
+        match self.volumes.iter().chain(mounts).map(named).find(|name| name.starts_with("lastword-")) {
             Some(name) => Err(cannot(format!("the volume name {name} is reserved: it begins with lastword-"))),
             None => Ok(()),
         }

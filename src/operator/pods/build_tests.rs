@@ -243,6 +243,9 @@ fn an_openai_pod() {
     let key = json!({"secretKeyRef": {"name": "s", "key": "k"}});
     assert_eq!(find(&adapter["env"], "LASTWORD_OPENAI_API_KEY")["valueFrom"], key);
     assert!(server.get("env").is_none() && server.get("command").is_none());
+    let has_token =
+        |c: &Value| c["volumeMounts"].as_array().expect("mounts").iter().any(|m| m["name"] == "lastword-token");
+    assert!(has_token(adapter) && !has_token(server), "a model server has no token");
     assert!(spec.get("initContainers").is_none());
     let without = built(json!({"adapter": "OpenAI", "openai": openai}));
     assert_eq!(without["spec"]["containers"].as_array().map(Vec::len), Some(1));
@@ -275,6 +278,12 @@ fn what_cannot_be_built() {
         (
             exec(json!({"volumeMounts": [{"name": "v", "mountPath": "/lastword-bin"}]}), json!({})),
             "/lastword-bin is reserved",
+        ),
+        (
+            json!({"adapter": "OpenAI", "openai": {"baseURL": "http://localhost:8000/v1", "model": "m"},
+                   "template": {"spec": {"containers": [{"name": "agent", "image": "i", "volumeMounts": [
+                       {"name": "lastword-token", "mountPath": "/t"}]}]}}}),
+            "lastword-token is reserved",
         ),
         (exec(json!({}), json!({"volumes": "x"})), "volumes in the template must be a list"),
         (exec(json!({}), json!({"initContainers": ["x"]})), "initContainers in the template must be a list"),

@@ -13,6 +13,7 @@
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, Pod, PodCondition};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::build::ADAPTER_CONTAINER;
 use crate::crd::AGENT_CONTAINER;
@@ -151,10 +152,33 @@ fn runs(status: &ContainerStatus) -> bool {
 
 /// What the adapter writes to its termination log.
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct LastWords {
     reason: Reason,
     #[serde(default)]
     detail: String,
+    /// How the agent program ended; what is no number says nothing.
+    #[serde(default)]
+    exit_code: Value,
+    #[serde(default)]
+    signal: Value,
+}
+
+impl LastWords {
+    /// How the program ended, where the detail does not say so (of a long one only the end is kept), and the detail.
+    fn text(&self) -> String {
+        let code = self.exit_code.as_i64().map(|code| format!("exit code {code}"));
+        let signal = self.signal.as_i64().map(|signal| format!("signal {signal}"));
+        match code.or(signal).filter(|exit| !says(&self.detail, exit)) {
+            Some(exit) => with(format!("the program ended with {exit}"), Some(&self.detail)),
+            None => self.detail.clone(),
+        }
+    }
+}
+
+/// Whether a text holds these words, not as the beginning of longer ones: `exit code 1` is not in `exit code 13`.
+fn says(text: &str, words: &str) -> bool {
+    text.match_indices(words).any(|(at, _)| !text[at + words.len()..].starts_with(|c: char| c.is_ascii_digit()))
 }
 
 /// Why a container that ran has ended.
@@ -172,7 +196,7 @@ fn death(pod: &Pod, container: &str, ended: &ContainerStateTerminated) -> Failur
     };
     let mut what = format!("container {container}: {}", exit(ended));
     match &words {
-        Some(words) => what = format!("{what}: {}", words.detail),
+        Some(words) => what = with(what, Some(&words.text())),
         None => what = with(what, ended.message.as_deref()),
     }
     detailed(pod, reason, what)

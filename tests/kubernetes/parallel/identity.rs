@@ -10,7 +10,7 @@ use reqwest::StatusCode;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::agents::{ACTOR, busybox, shell, with};
+use crate::support::agents::{ACTOR, busybox, exec, shell, with};
 use crate::support::cluster::{Cluster, SYSTEM};
 use crate::support::jwt;
 use crate::support::place::Place;
@@ -76,15 +76,24 @@ async fn worker_of(place: &Place, agent: &str) -> Pod {
     .await
 }
 
+/// A worker whose pod runs and whose session is never begun: its token is good.
+fn never_connects() -> Value {
+    let change =
+        json!({"adapter": "Custom", "limits": {"minWorkers": 1, "maxWorkers": 1}, "timing": {"startSeconds": 600}});
+    with(exec(&["sleep", "3600"]), change)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_touches_nothing_of_another_deployment() {
     let Some(cluster) = Cluster::connect_local("a pod's token").await else { return };
     let port = Port::of(&cluster).await;
     let place = Place::new(cluster, "thief").await;
     place.agent("victim", shell(ACTOR)).await;
-    place.agent("thief", with(shell(ACTOR), json!({"limits": {"minWorkers": 1, "maxWorkers": 1}}))).await;
+    place.agent("thief", never_connects()).await;
     let chat = place.chat("victim", "secret").await;
     chat.begun().await;
+    let (status, body) = port.session(&token_of(&worker_of(&place, "victim").await)).await;
+    assert_eq!(status, StatusCode::GONE, "its adapter's session has begun: {body}");
     let thief = worker_of(&place, "thief").await;
     let (status, session) = port.session(&token_of(&thief)).await;
     assert_eq!(status, StatusCode::OK, "its own token is good: {session}");
@@ -114,7 +123,7 @@ async fn tokens_that_open_nothing() {
     let Some(cluster) = Cluster::connect_local("a pod's token").await else { return };
     let port = Port::of(&cluster).await;
     let place = Place::new(cluster, "tokens").await;
-    place.agent("agent", with(shell(ACTOR), json!({"limits": {"minWorkers": 1, "maxWorkers": 1}}))).await;
+    place.agent("agent", never_connects()).await;
     let pod = worker_of(&place, "agent").await;
     let ours = token_of(&pod);
 
