@@ -252,7 +252,7 @@ impl Passes {
         let start_id = StartId::new();
         let mut request = request(agent, spec, deployment, start_id);
         if self.runtime.numbered() {
-            request.attempt = self.store.next_attempt(&request.organization, &request.deployment).await?;
+            request.attempt = self.store.next_attempt().await?;
         }
         request.runtime_ref = self.runtime.reference(&request);
         let row = new_start(&request, &*self.runtime);

@@ -226,7 +226,7 @@ async fn insert(tx: &mut PgConnection, items: &[Arm], places: &[Place], allowed:
              SELECT i.id, i.organization, i.object_name, i.object_uid, i.armed_at
              FROM item i JOIN turns USING (id) WHERE i.object_uid IS NOT NULL
            )
-           UPDATE conversation c SET last_number = new.last, agent = coalesce(c.agent, new.agent)
+           UPDATE conversation c SET last_number = new.last, agent = coalesce(c.agent, new.agent), empty_since = NULL
            FROM (SELECT i.conversation_id, max(t.number) AS last, min(i.agent) AS agent
                  FROM turns t JOIN item i USING (id) GROUP BY i.conversation_id) new
            WHERE c.id = new.conversation_id"#,

@@ -64,7 +64,7 @@ impl Store {
             return Ok(found);
         }
         sqlx::query(
-            "INSERT INTO conversation (id, organization, name, owner) VALUES ($1, $2, $3, $4)
+            "INSERT INTO conversation (id, organization, name, owner, empty_since) VALUES ($1, $2, $3, $4, clock_timestamp())
              ON CONFLICT (organization, name) DO NOTHING",
         )
         .bind(ConversationId::new().0)
