@@ -26,6 +26,8 @@ pub struct Cluster {
     /// The next creations are refused by this status.
     pub refuses: Option<(u16, &'static str)>,
     pub lists: u32,
+    /// The spec of the one Lease, if it was made.
+    pub lease: Option<Value>,
     /// Bodies of deletions, with the pod's name.
     pub deletions: Vec<(String, Value)>,
     watchers: Vec<mpsc::UnboundedSender<Bytes>>,
@@ -44,6 +46,7 @@ impl ApiServer {
             .route("/api/v1/namespaces/{namespace}/pods", get(list).post(create))
             .route("/api/v1/namespaces/{namespace}/pods/{name}", get(read).delete(delete))
             .with_state(server.clone());
+        let router = router.merge(super::lease::router(server.clone()));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("bound")).parse().expect("a URL");
         tokio::spawn(async move { axum::serve(listener, router).await });
@@ -94,7 +97,7 @@ fn status(code: u16, reason: &str, message: &str) -> Value {
            "message": message})
 }
 
-fn refuse(code: u16, reason: &str, message: &str) -> Response {
+pub fn refuse(code: u16, reason: &str, message: &str) -> Response {
     (StatusCode::from_u16(code).expect("a status"), Json(status(code, reason, message))).into_response()
 }
 
