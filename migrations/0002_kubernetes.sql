@@ -16,6 +16,12 @@ ALTER TABLE lease ADD COLUMN grace_seconds integer;
 ALTER TABLE lease ADD COLUMN start_cause text;
 ALTER TABLE lease ADD COLUMN start_detail text;
 
+-- When somebody else began to stop it (Kubernetes, a person); null while nobody does, and for stops of our own. A start
+-- that this happens to is no failed one, and too many of them are.
+ALTER TABLE lease ADD COLUMN interrupted_at timestamptz;
+-- Starts that came to nothing: few, whatever else has died.
+CREATE INDEX lease_unclaimed ON lease (died_at) WHERE phase = 'dead' AND NOT claimed;
+
 -- A worker connects by its start, also under a credential whose lease is dead.
 CREATE INDEX lease_by_start ON lease (start_id);
 

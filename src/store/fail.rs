@@ -15,6 +15,10 @@ use crate::turn::terminal::Failure;
 /// How long a removed Agent may take to come back before its waiting turns end.
 const MADE_AGAIN: Duration = Duration::from_secs(3);
 
+/// Starts that somebody else stopped, an eviction say, before they took a message: that many a waiting turn is started
+/// through. No failing of the agent's, and yet some end must be.
+const MAX_INTERRUPTED: i64 = 5;
+
 /// What the death of a worker came to.
 #[derive(Debug, Clone, Default)]
 pub struct FailedWorker {
@@ -38,7 +42,8 @@ pub(super) enum Only {
 
 impl Store {
     /// Ends a worker's lease and every turn that its marker names. A start that failed also ends the turns that have
-    /// waited through `startAttempts` failed starts, unless another worker is live or starting.
+    /// waited through `startAttempts` failed starts, unless another worker is live or starting; one that was interrupted
+    /// those that have waited through [`MAX_INTERRUPTED`] of that kind.
     ///
     /// Keyed by incarnation: a late notice of an old death touches nothing that a successor claimed.
     pub async fn fail_worker(&self, incarnation: Incarnation, failure: &Failure) -> Result<FailedWorker, StoreError> {
@@ -156,6 +161,8 @@ pub(super) struct Ending {
     pub claimed: bool,
     pub start_attempts: i32,
     pub stop_reason: Option<String>,
+    /// It is stopped, and not by us.
+    pub interrupted: bool,
     /// Whoever stopped it said so; else it is the worker's guess.
     pub stop_recorded: bool,
     /// Why it has not come to life so far, with the detail.
@@ -168,6 +175,7 @@ pub(super) struct Ending {
 pub(super) async fn lock_lease(tx: &mut PgConnection, incarnation: Incarnation) -> Result<Option<Ending>, StoreError> {
     let row = sqlx::query(
         "SELECT organization, deployment, phase, claimed, start_attempts, stop_reason, stop_recorded, start_cause,
+                interrupted_at IS NOT NULL AS interrupted,
                 start_detail, expires_at < clock_timestamp() AS lapsed,
                 phase = 'draining' AND drain_until < clock_timestamp() AS drained
          FROM lease WHERE incarnation = $1 FOR UPDATE",
@@ -183,6 +191,7 @@ pub(super) async fn lock_lease(tx: &mut PgConnection, incarnation: Incarnation) 
             claimed: r.try_get("claimed")?,
             start_attempts: r.try_get("start_attempts")?,
             stop_reason: r.try_get("stop_reason")?,
+            interrupted: r.try_get("interrupted")?,
             stop_recorded: r.try_get("stop_recorded")?,
             start_cause: r
                 .try_get::<Option<String>, _>("start_cause")?
@@ -224,8 +233,9 @@ async fn end_lease(
         .await?;
     let held: Vec<TurnId> = held.into_iter().map(TurnId).collect();
     let mut ended = elect::fail_open(tx, &held, Hand::Of(incarnation), &failure).await?;
-    let failed_start = died_now && !lease.claimed && stopped.is_none();
-    if failed_start {
+    let of_no_use = died_now && !lease.claimed;
+    let failed_start = of_no_use && stopped.is_none();
+    if failed_start || (of_no_use && lease.interrupted) {
         ended.extend(fail_waiting(tx, &lease, &failure).await?);
     }
     Ok((FailedWorker { died_now, failed_start, ended: ended.iter().map(|e| e.turn_id).collect() }, ended))
@@ -268,8 +278,8 @@ pub(super) async fn bury(tx: &mut PgConnection, incarnation: Incarnation, failur
     Ok(())
 }
 
-/// Ends the turns that have now waited through as many failed starts as their Agent allows, if no worker is there or
-/// coming.
+/// Ends the turns that have now waited through as many failed starts as their Agent allows, or through
+/// [`MAX_INTERRUPTED`], if no worker is there or coming.
 async fn fail_waiting(tx: &mut PgConnection, lease: &Ending, failure: &Failure) -> Result<Vec<Ended>, StoreError> {
     // One at a time in a deployment: of two starts that fail together, the later one must see that the first is dead.
     sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1 || '/' || $2, 0))")
@@ -282,13 +292,16 @@ async fn fail_waiting(tx: &mut PgConnection, lease: &Ending, failure: &Failure) 
          WHERE m.organization = $1 AND m.deployment = $2 AND m.incarnation IS NULL AND m.phase = 'waiting'
            AND NOT EXISTS (SELECT FROM lease l WHERE l.organization = $1 AND l.deployment = $2
                            AND l.phase IN ('starting', 'live'))
-           AND (SELECT count(*) FROM lease l WHERE l.phase = 'dead' AND l.died_at >= m.armed_at
-                AND l.organization = $1 AND l.deployment = $2 AND NOT l.claimed AND l.stop_reason IS NULL) >= $3
+           AND (SELECT count(*) FILTER (WHERE l.stop_reason IS NULL) >= $3
+                       OR count(*) FILTER (WHERE l.interrupted_at IS NOT NULL) >= $4
+                FROM lease l WHERE l.phase = 'dead' AND l.died_at >= m.armed_at
+                AND l.organization = $1 AND l.deployment = $2 AND NOT l.claimed)
          LIMIT 5000",
     )
     .bind(&lease.organization)
     .bind(&lease.deployment)
     .bind(i64::from(lease.start_attempts))
+    .bind(MAX_INTERRUPTED)
     .fetch_all(&mut *tx)
     .await?;
     let waiting: Vec<TurnId> = waiting.into_iter().map(TurnId).collect();

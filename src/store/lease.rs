@@ -344,14 +344,14 @@ async fn find_start(
             sqlx::query(
                 "INSERT INTO lease (incarnation, start_id, organization, agent, deployment, generation, phase, runtime,
                                     runtime_ref, secret_hash, capacity, heartbeat_seconds, lease_seconds, drain_seconds,
-                                    start_attempts, expires_at, drain_until, stop_reason, stop_recorded, pod_uid,
-                                    grace_seconds)
+                                    start_attempts, expires_at, drain_until, stop_reason, stop_recorded,
+                                    interrupted_at, pod_uid, grace_seconds)
                  SELECT $2, start_id, organization, agent, deployment, generation,
                         -- A stop holds for the container, whichever process runs in it.
                         CASE WHEN drain_until IS NULL THEN 'starting' ELSE 'draining' END, runtime, runtime_ref,
                         secret_hash, capacity, heartbeat_seconds, lease_seconds, drain_seconds, start_attempts,
                         clock_timestamp() + make_interval(secs => lease_seconds), drain_until, stop_reason, stop_recorded,
-                        pod_uid, grace_seconds
+                        interrupted_at, pod_uid, grace_seconds
                  FROM lease WHERE incarnation = $1",
             )
             .bind(id)

@@ -53,7 +53,7 @@ pub use claim::{ClaimFor, Claimed};
 pub use conversation::{Conversation, Erased};
 pub use deliver::DueDelivery;
 pub use fail::FailedWorker;
-pub use failures::Failed;
+pub use failures::{Failed, FutileStarts};
 pub use finish::{FinishError, WorkerWord};
 pub use gate::GateState;
 pub use guard::GuardedTurn;

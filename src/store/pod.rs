@@ -137,7 +137,8 @@ impl Store {
             };
             let keeps = lease.stop_reason.is_some() && lease.stop_recorded;
             let done = sqlx::query(
-                "UPDATE lease l SET phase = 'draining', stop_reason = n.reason, stop_recorded = true, drain_until = n.until
+                "UPDATE lease l SET phase = 'draining', stop_reason = n.reason, stop_recorded = true, drain_until = n.until,
+                        interrupted_at = CASE WHEN $4 THEN interrupted_at ELSE coalesce(interrupted_at, clock_timestamp()) END
                  FROM (SELECT CASE WHEN $4 THEN stop_reason ELSE $2 END AS reason,
                               CASE WHEN $4 THEN least(drain_until, until.at) ELSE until.at END AS until
                        FROM lease, LATERAL (SELECT clock_timestamp() + make_interval(secs =>
