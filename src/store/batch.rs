@@ -5,10 +5,11 @@
 
 use std::sync::Arc;
 
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{StoreError, bounded};
+use super::StoreError;
+use super::pool::{Pool, bounded};
 
 /// Items of one transaction at the most. Beyond some hundreds the gain is small (`shared/facts`: 17.8 k/s at 100, 30 k/s
 /// at 500) and the locks are held longer.
@@ -50,7 +51,7 @@ impl<V: Verb> Clone for Batcher<V> {
 
 impl<V: Verb> Batcher<V> {
     /// Starts the lane; it ends when the last handle is dropped.
-    pub fn start(pool: PgPool, verb: V) -> Self {
+    pub fn start(pool: Pool, verb: V) -> Self {
         let (queue, waiting) = mpsc::channel(MAX_QUEUE);
         tokio::spawn(lane(pool, verb, waiting));
         Batcher { queue }
@@ -67,7 +68,7 @@ impl<V: Verb> Batcher<V> {
     }
 }
 
-async fn lane<V: Verb>(pool: PgPool, verb: V, mut waiting: mpsc::Receiver<Waiting<V>>) {
+async fn lane<V: Verb>(pool: Pool, verb: V, mut waiting: mpsc::Receiver<Waiting<V>>) {
     let mut batch = Vec::with_capacity(MAX_BATCH);
     while waiting.recv_many(&mut batch, MAX_BATCH).await > 0 {
         let (items, answers): (Vec<_>, Vec<_>) = batch.drain(..).unzip();
@@ -85,7 +86,7 @@ async fn lane<V: Verb>(pool: PgPool, verb: V, mut waiting: mpsc::Receiver<Waitin
 }
 
 /// Does the items, bisecting where content is refused.
-async fn settle<V: Verb>(pool: &PgPool, verb: &V, items: &[V::Item]) -> Vec<Result<V::Answer, StoreError>> {
+async fn settle<V: Verb>(pool: &Pool, verb: &V, items: &[V::Item]) -> Vec<Result<V::Answer, StoreError>> {
     let mut results = Vec::with_capacity(items.len());
     // Ranges still to do, first on top.
     let mut todo = vec![items];
@@ -114,9 +115,10 @@ async fn settle<V: Verb>(pool: &PgPool, verb: &V, items: &[V::Item]) -> Vec<Resu
 }
 
 /// One transaction over these items, tried again when it loses a deadlock or a serialization race.
-async fn transaction<V: Verb>(pool: &PgPool, verb: &V, items: &[V::Item]) -> Result<Vec<V::Answer>, StoreError> {
+async fn transaction<V: Verb>(pool: &Pool, verb: &V, items: &[V::Item]) -> Result<Vec<V::Answer>, StoreError> {
     retry_races(|| async {
-        let mut tx = pool.begin().await?;
+        let mut connection = pool.acquire().await?;
+        let mut tx = connection.begin().await?;
         let answers = verb.run(&mut tx, items).await?;
         debug_assert_eq!(answers.len(), items.len(), "one answer an item");
         tx.commit().await?;

@@ -134,7 +134,8 @@ impl Store {
     async fn cancel_open(&self, conversation: ConversationId) -> Result<u64, StoreError> {
         let failure = Failure::new(Reason::Cancelled);
         let ended = retry_races(|| async {
-            let mut tx = self.vital().begin().await?;
+            let mut connection = self.vital().acquire().await?;
+            let mut tx = connection.begin().await?;
             let open: Vec<Uuid> = sqlx::query_scalar("SELECT turn_id FROM marker WHERE conversation_id = $1")
                 .bind(conversation.0)
                 .fetch_all(&mut *tx)
@@ -151,7 +152,8 @@ impl Store {
 
     async fn erase_batch(&self, conversation: ConversationId) -> Result<u64, StoreError> {
         retry_races(|| async {
-            let mut tx = self.general.begin().await?;
+            let mut connection = self.general.acquire().await?;
+            let mut tx = connection.begin().await?;
             let ids: Vec<Uuid> = sqlx::query_scalar(
                 "SELECT t.id FROM turn t WHERE conversation_id = $1
                  AND NOT EXISTS (SELECT FROM marker m WHERE m.turn_id = t.id) ORDER BY number LIMIT $2",
@@ -176,7 +178,8 @@ impl Store {
         erased: Erased,
     ) -> Result<bool, StoreError> {
         retry_races(|| async {
-            let mut tx = self.general.begin().await?;
+            let mut connection = self.general.acquire().await?;
+            let mut tx = connection.begin().await?;
             sqlx::query("SELECT FROM conversation WHERE id = $1 FOR UPDATE")
                 .bind(conversation.id.0)
                 .execute(&mut *tx)

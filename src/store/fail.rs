@@ -57,7 +57,8 @@ impl Store {
         only: Only,
     ) -> Result<FailedWorker, StoreError> {
         let (failed, ended) = retry_races(|| async {
-            let mut tx = self.vital().begin().await?;
+            let mut connection = self.vital().acquire().await?;
+            let mut tx = connection.begin().await?;
             let done = end_lease(&mut tx, incarnation, failure, only).await?;
             tx.commit().await?;
             Ok(done)
@@ -73,7 +74,8 @@ impl Store {
     /// Ends one turn, whoever holds it; `None` when it had its last word.
     pub async fn fail_turn(&self, turn: TurnId, failure: &Failure) -> Result<Option<Ended>, StoreError> {
         let ended = retry_races(|| async {
-            let mut tx = self.vital().begin().await?;
+            let mut connection = self.vital().acquire().await?;
+            let mut tx = connection.begin().await?;
             let ended = elect::fail_open(&mut tx, &[turn], Hand::Anybodys, failure).await?;
             tx.commit().await?;
             Ok(ended)
@@ -91,7 +93,8 @@ impl Store {
         failure: &Failure,
     ) -> Result<bool, StoreError> {
         let ended = retry_races(|| async {
-            let mut tx = self.vital().begin().await?;
+            let mut connection = self.vital().acquire().await?;
+            let mut tx = connection.begin().await?;
             let ended = elect::fail_open(&mut tx, &[turn], Hand::Of(holder), failure).await?;
             tx.commit().await?;
             Ok(ended)
@@ -105,7 +108,8 @@ impl Store {
     pub async fn shed(&self, organization: &str, agent: &str, max_queued: u32) -> Result<u32, StoreError> {
         let failure = Failure::new(Reason::QuotaExceeded);
         let ended = retry_races(|| async {
-            let mut tx = self.vital().begin().await?;
+            let mut connection = self.vital().acquire().await?;
+            let mut tx = connection.begin().await?;
             let over: Vec<Uuid> = sqlx::query_scalar(
                 "SELECT turn_id FROM marker WHERE organization = $1 AND agent = $2 AND incarnation IS NULL AND phase = 'waiting'
                  ORDER BY armed_at OFFSET $3 LIMIT 500",
@@ -131,7 +135,8 @@ impl Store {
     pub async fn orphan(&self, organization: &str, agent: &str) -> Result<u32, StoreError> {
         let failure = Failure::new(Reason::AgentNotFound);
         let ended = retry_races(|| async {
-            let mut tx = self.vital().begin().await?;
+            let mut connection = self.vital().acquire().await?;
+            let mut tx = connection.begin().await?;
             let waiting: Vec<Uuid> = sqlx::query_scalar(
                 "SELECT turn_id FROM marker WHERE organization = $1 AND agent = $2 AND incarnation IS NULL
                    AND EXISTS (SELECT FROM agent WHERE namespace = $1 AND name = $2

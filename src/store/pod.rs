@@ -131,7 +131,8 @@ impl Store {
     ) -> Result<bool, StoreError> {
         let stopped = retry_races(|| async {
             let Some(incarnation) = self.incarnation_of(start).await? else { return Ok(None) };
-            let mut tx = self.vital().begin().await?;
+            let mut connection = self.vital().acquire().await?;
+            let mut tx = connection.begin().await?;
             let Some(lease) = lock_lease(&mut tx, incarnation).await?.filter(|l| l.phase != "dead") else {
                 return Ok(None);
             };

@@ -31,7 +31,8 @@ impl Store {
         self.prune_agents(retention).await?;
         self.prune_conversations(retention).await?;
         retry_races(|| async {
-            let mut tx = self.general.begin().await?;
+            let mut connection = self.general.acquire().await?;
+            let mut tx = connection.begin().await?;
             // Not NOT EXISTS: as anti joins, these scan the whole of `delivery` to find the 500 oldest.
             let old: Vec<Uuid> = sqlx::query_scalar(
                 "SELECT turn_id FROM terminal t WHERE ended_at < statement_timestamp() - make_interval(secs => $1)
@@ -86,7 +87,8 @@ impl Store {
     /// batch of them. Their names are free again. Until then they tell that a cursor is past its retention.
     async fn prune_conversations(&self, retention: &Retention) -> Result<(), StoreError> {
         retry_races(|| async {
-            let mut tx = self.general.begin().await?;
+            let mut connection = self.general.acquire().await?;
+            let mut tx = connection.begin().await?;
             // A row that somebody holds is being used: an arm will make it one with a turn.
             let empty: Vec<Uuid> = sqlx::query_scalar(
                 "SELECT id FROM conversation WHERE id IN (

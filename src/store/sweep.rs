@@ -105,7 +105,8 @@ impl Store {
         }
         let lapsed: Vec<TurnId> = lapsed.iter().copied().map(TurnId).collect();
         let ended: Vec<Ended> = retry_races(|| async {
-            let mut tx = self.vital().begin().await?;
+            let mut connection = self.vital().acquire().await?;
+            let mut tx = connection.begin().await?;
             let ended = elect::fail_open(&mut tx, &lapsed, hand, failure).await?;
             tx.commit().await?;
             Ok(ended)
