@@ -184,7 +184,10 @@ async fn garbage_to_the_worker_port_is_refused_in_words(db: Db) {
     let finish = |more: &str| format!("{{\"turnIds\": [\"{turn}\"], \"replyId\": \"r\", {more}}}");
     let frames = "{\"frames\": [{\"type\": \"text\", \"text\": \"hi\"}]}";
     let post = Method::POST;
+    let large = |bytes: usize| format!("{{\"type\": \"data\", \"name\": \"d\", \"value\": \"{}\"}}", "x".repeat(bytes));
+    let large = |bytes: usize| format!("{{\"frames\": [{}]}}", large(bytes));
     let requests = [
+        (413, signed(&good, post.clone(), &at("0"), &large(1_100_000))),
         (401, signed(&bare, post.clone(), beat, "{\"turns\": []}")),
         (401, signed(&Client::new(&gateway.workers, Some("lww_x")), post.clone(), beat, "{\"turns\": []}")),
         (403, signed(&stranger, post.clone(), beat, "{\"turns\": []}")),

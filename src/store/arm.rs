@@ -90,6 +90,10 @@ impl BatchVerb for Verb {
     type Item = Arm;
     type Answer = Result<Armed, ArmError>;
 
+    fn weight(&self, arm: &Arm) -> usize {
+        arm.input.len()
+    }
+
     async fn run(&self, tx: &mut PgConnection, items: &[Arm]) -> Result<Vec<Self::Answer>, StoreError> {
         let places = open_conversations(tx, items).await?;
         let mut allowed: Vec<usize> = Vec::with_capacity(items.len());

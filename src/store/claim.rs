@@ -73,6 +73,10 @@ impl BatchVerb for Verb {
     type Item = ClaimFor;
     type Answer = Vec<Claimed>;
 
+    fn weight(&self, _: &ClaimFor) -> usize {
+        0
+    }
+
     async fn run(&self, tx: &mut PgConnection, items: &[ClaimFor]) -> Result<Vec<Vec<Claimed>>, StoreError> {
         let incarnations: Vec<Uuid> = items.iter().map(|c| c.incarnation.0).collect();
         // Whoever ends or drains a lease locks it FOR UPDATE first: it waits for this claim, or this claim sees it.

@@ -273,10 +273,16 @@ impl Store {
             .bind(i64::from(limit))
             .fetch_all(&mut *connection)
             .await?;
-            let ends: Vec<(TurnId, u64)> = rows
-                .iter()
-                .map(|r| Ok((TurnId(r.try_get("turn_id")?), r.try_get::<i64, _>("end_at")? as u64)))
-                .collect::<Result<_, sqlx::Error>>()?;
+            // A log has as many units as its text has bytes, at least: what would not fit is not even read.
+            let (mut ends, mut units) = (Vec::with_capacity(rows.len()), 0);
+            for row in &rows {
+                let end = row.try_get::<i64, _>("end_at")? as u64;
+                units += end;
+                if units > MAX_HISTORY_BYTES as u64 {
+                    break;
+                }
+                ends.push((TurnId(row.try_get("turn_id")?), end));
+            }
             let mut texts = texts(&mut connection, &ends).await?;
             let mut exchanges = Vec::with_capacity(rows.len());
             let mut bytes = 0;
