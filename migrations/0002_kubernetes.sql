@@ -19,16 +19,17 @@ ALTER TABLE lease ADD COLUMN grace_seconds integer;
 ALTER TABLE lease ADD COLUMN start_cause text;
 ALTER TABLE lease ADD COLUMN start_detail text;
 
+-- When somebody else began to stop it (Kubernetes, a person); null while nobody does, and for stops of our own. A start
+-- that this happens to is no failed one, and too many of them are.
+ALTER TABLE lease ADD COLUMN interrupted_at timestamptz;
+-- Starts that came to nothing: few, whatever else has died.
+CREATE INDEX lease_unclaimed ON lease (died_at) WHERE phase = 'dead' AND NOT claimed;
+
 -- A worker connects by its start, also under a credential whose lease is dead.
 CREATE INDEX lease_by_start ON lease (start_id);
 
--- Numbers the starts of a deployment, so that each has a name of its own.
-CREATE TABLE attempt (
-    organization text NOT NULL,
-    deployment   text NOT NULL,
-    number       bigint NOT NULL,
-    PRIMARY KEY (organization, deployment)
-) WITH (fillfactor = 80);
+-- Numbers the starts, so that each has a name of its own, for ever.
+CREATE SEQUENCE start_number;
 
 -- What the renderers of other platforms (webhook, slack) look for: few rows, whatever `api` has parked.
 ALTER TABLE delivery ADD COLUMN problem text;      -- why the last attempt failed; never a URL
@@ -55,3 +56,11 @@ CREATE TABLE object (
     armed_at     timestamptz NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0.02);
 CREATE INDEX object_uid ON object (organization, uid);
+
+-- Retention.
+
+-- Since when a conversation has had no turn; null while it has one. A column of its own, and not an index over numbers
+-- that every arm moves: those updates stay HOT.
+ALTER TABLE conversation ADD COLUMN empty_since timestamptz;
+UPDATE conversation SET empty_since = clock_timestamp() WHERE pruned_through = last_number;
+CREATE INDEX conversation_empty ON conversation (empty_since) WHERE empty_since IS NOT NULL;

@@ -30,6 +30,11 @@ pub const INCARNATION: &str = "lastword-incarnation";
 pub const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
 /// The longest log of one turn, in log units; more output fails the turn.
 pub const MAX_LOG_UNITS: u64 = 16 * 1024 * 1024;
+/// The largest frame other than text, in bytes of its JSON; text may be cut anywhere.
+pub const MAX_FRAME_BYTES: usize = 1024 * 1024;
+/// What one turn's frames may weigh together, in bytes; more output fails the turn. Counted by the replica that holds the
+/// worker, from when it does.
+pub const MAX_LOG_BYTES: usize = 64 * 1024 * 1024;
 /// The most history entries that are pushed with a turn.
 pub const MAX_HISTORY: u32 = 100;
 

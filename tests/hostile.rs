@@ -107,7 +107,7 @@ async fn garbage_to_clients_is_refused_in_words(db: Db) {
         (400, client.request(Method::GET, "/v1/turns?before=x")),
         (400, client.request(Method::GET, "/v1/turns?user=%00")),
         (400, client.request(Method::GET, "/v1/conversations/c/events?after=garbage")),
-        (400, client.request(Method::GET, "/v1/conversations/c/events?after=1.00000000.0")),
+        (410, client.request(Method::GET, "/v1/conversations/c/events?after=1.00000000.0")),
         (400, client.request(Method::GET, "/v1/conversations/c/events?nonsense=1")),
         (400, client.request(Method::GET, "/v1/conversations/c/events").header("last-event-id", "1.zz.-5")),
         (404, client.request(Method::GET, "/v1/turns/garbage")),
@@ -184,7 +184,10 @@ async fn garbage_to_the_worker_port_is_refused_in_words(db: Db) {
     let finish = |more: &str| format!("{{\"turnIds\": [\"{turn}\"], \"replyId\": \"r\", {more}}}");
     let frames = "{\"frames\": [{\"type\": \"text\", \"text\": \"hi\"}]}";
     let post = Method::POST;
+    let large = |bytes: usize| format!("{{\"type\": \"data\", \"name\": \"d\", \"value\": \"{}\"}}", "x".repeat(bytes));
+    let large = |bytes: usize| format!("{{\"frames\": [{}]}}", large(bytes));
     let requests = [
+        (413, signed(&good, post.clone(), &at("0"), &large(1_100_000))),
         (401, signed(&bare, post.clone(), beat, "{\"turns\": []}")),
         (401, signed(&Client::new(&gateway.workers, Some("lww_x")), post.clone(), beat, "{\"turns\": []}")),
         (403, signed(&stranger, post.clone(), beat, "{\"turns\": []}")),
@@ -490,9 +493,9 @@ async fn what_belongs_to_others_does_not_exist(db: Db) {
         let answer = bob.stream("/v1/conversations/c/events", cursor).await.err();
         assert_eq!(answer, Some(StatusCode::NOT_FOUND), "{cursor:?}");
     }
-    // The same name in another organization is another conversation.
+    // The same name in another organization is another conversation: it does not exist, and no cursor makes it.
     let theirs = foreign.stream("/v1/conversations/c/events", Some(&turn.cursor)).await.err();
-    assert_eq!(theirs, Some(StatusCode::BAD_REQUEST));
+    assert_eq!((theirs, db.count("conversation").await), (Some(StatusCode::GONE), 1));
     assert_eq!(foreign.try_submit("c", "m", "hello").await.0, StatusCode::NOT_FOUND, "no such agent there");
     assert_eq!(foreign.get("/v1/turns").await.1["turns"], json!([]));
     assert_eq!(bob.get("/v1/turns").await.0, StatusCode::FORBIDDEN);

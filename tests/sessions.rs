@@ -314,7 +314,18 @@ async fn days_later_after_a_restart_and_past_the_retention(db: Db) {
     let done = session.last_id.clone().expect("a cursor");
     db.sql("UPDATE terminal SET ended_at = ended_at - interval '5 days'").await;
     db.store.prune(&retention).await.expect("prunes");
+    drop(session);
     assert!(client.stream(path, Some(&done)).await.is_ok());
+
+    // The conversation itself goes another retention later. Who comes back to it is told, and makes no new one.
+    eventually("its sessions are over", async || db.count("session").await == 0).await;
+    db.sql("UPDATE conversation SET empty_since = empty_since - interval '5 days'").await;
+    db.store.prune(&retention).await.expect("prunes");
+    assert_eq!(db.count("conversation").await, 0);
+    assert_eq!(client.stream(path, Some(&seen.cursor)).await.err(), Some(StatusCode::GONE));
+    assert_eq!(client.stream(path, Some("nonsense")).await.err(), Some(StatusCode::BAD_REQUEST));
+    assert_eq!(db.count("conversation").await, 0);
+    assert!(client.stream(path, None).await.is_ok());
 }
 
 /// A12: a turn's stream closes cleanly with its terminal, also for those who come back behind it.

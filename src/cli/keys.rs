@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::store::Pool;
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
 use console::style;
-use sqlx::PgPool;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -77,7 +77,7 @@ pub struct CreateArgs {
 }
 
 /// Runs `lastword keys`.
-pub async fn run(args: KeysArgs, pool: &PgPool) -> Result<ExitCode, CliError> {
+pub async fn run(args: KeysArgs, pool: &Pool) -> Result<ExitCode, CliError> {
     match args.command {
         KeysCommand::Create(args) => create(args, pool).await?,
         KeysCommand::List { organization, output } => {
@@ -88,7 +88,7 @@ pub async fn run(args: KeysArgs, pool: &PgPool) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn create(args: CreateArgs, pool: &PgPool) -> Result<(), CliError> {
+async fn create(args: CreateArgs, pool: &Pool) -> Result<(), CliError> {
     let new = NewKey {
         organization: args.organization,
         user: args.user.unwrap_or_else(|| args.name.clone()),
@@ -156,7 +156,7 @@ fn list(keys: &[KeyInfo], output: Output) -> Result<(), CliError> {
     Ok(writeln!(io::stdout(), "{}", table.trim_fmt())?)
 }
 
-async fn revoke(ids: &[Uuid], pool: &PgPool) -> Result<ExitCode, CliError> {
+async fn revoke(ids: &[Uuid], pool: &Pool) -> Result<ExitCode, CliError> {
     let mut code = ExitCode::SUCCESS;
     for id in ids {
         if keys::revoke(pool, *id).await? {

@@ -21,13 +21,13 @@ use super::workers::{Worker, Workers};
 use crate::gateway::problem::Problem;
 use crate::liveness::Heartbeats;
 use crate::store::{ConnectError, Connected, FinishError, Replica, Store, WorkerWord};
-use crate::turn::frame::Span;
+use crate::turn::frame::{Frame, Span};
 use crate::turn::keys::{Incarnation, TurnId};
 use crate::turn::reason::Reason;
 use crate::turn::terminal::{Failure, Outcome};
 use crate::wire::{
     Acked, Connect, Credential, Finish, FinishResult, Finished, Goodbye, GoodbyePhase, Heartbeat, HeartbeatAnswer,
-    Hello, INCARNATION, MAX_BODY_BYTES, MAX_LOG_UNITS, Output, ToWorker,
+    Hello, INCARNATION, MAX_BODY_BYTES, MAX_FRAME_BYTES, MAX_LOG_UNITS, Output, ToWorker,
 };
 
 /// A worker's stream that closes without goodbye raises a suspicion after this, unless it came back meanwhile.
@@ -268,7 +268,7 @@ async fn output(
     let turn = TurnId(turn);
     in_a_log(at.offset)?;
     let output: Output = parse(&body)?;
-    let span = Span::new(at.offset, output.frames.into_iter().map(|f| f.storable()).collect());
+    let span = Span::new(at.offset, light(output.frames)?);
     let known = port.live.is_open(turn, caller.incarnation);
     let behind = known && port.live.lacks(turn, at.offset);
     if behind {
@@ -325,7 +325,7 @@ async fn finish(State(port): State<WorkerPort>, caller: Caller, body: Bytes) -> 
     let own = |t: TurnId| port.live.is_open(t, caller.incarnation);
     let mut tail = port.live.tail(lead).filter(|_| own(lead)).unwrap_or_default();
     if let Some(last) = finish.tail {
-        let last = Span::new(last.offset, last.frames.into_iter().map(|f| f.storable()).collect());
+        let last = Span::new(last.offset, light(last.frames)?);
         tail = join(tail, last);
     }
     let word = WorkerWord {
@@ -354,6 +354,16 @@ async fn finish(State(port): State<WorkerPort>, caller: Caller, body: Bytes) -> 
         None => port.store.worker_changed(caller.incarnation),
     }
     Ok(Json(Finished { result }))
+}
+
+/// Frames as they are stored; none is so large that a client, or another replica, could not take it whole.
+fn light(frames: Vec<Frame>) -> Result<Vec<Frame>, Problem> {
+    let heavy = |f: &&Frame| !matches!(f, Frame::Text { .. }) && f.weight() > MAX_FRAME_BYTES;
+    if let Some(heavy) = frames.iter().find(heavy) {
+        let said = format!("a frame {:?} has {} bytes; {MAX_FRAME_BYTES} are allowed", heavy.event(), heavy.weight());
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, said));
+    }
+    Ok(frames.into_iter().map(Frame::storable).collect())
 }
 
 /// No log is longer; and an offset near the end of its type would break every sum behind it.

@@ -15,12 +15,14 @@ use super::feeds::Feeds;
 use crate::store::{Append, AppendError, Store};
 use crate::turn::frame::Span;
 use crate::turn::keys::{ConversationId, Incarnation, TurnId};
-use crate::wire::{Acked, MAX_LOG_UNITS, Missing};
+use crate::wire::{Acked, MAX_LOG_BYTES, MAX_LOG_UNITS, Missing};
 
 /// How long output gathers before it is written; at most a row per turn in this time.
 pub const FLUSH_AFTER: Duration = Duration::from_millis(250);
 /// Of a turn's durable log this much stays in memory for sessions that lag, in log units.
 const KEPT_UNITS: u64 = 128 * 1024;
+/// And at the most this much in bytes: a unit may be a large frame.
+const KEPT_BYTES: usize = 4 * 1024 * 1024;
 /// What is not durable of one turn may weigh this much; more is refused until some was flushed.
 const MAX_PENDING_BYTES: usize = 8 * 1024 * 1024;
 
@@ -31,6 +33,10 @@ struct Log {
     attached: bool,
     /// From some offset up to what was received.
     span: Span,
+    /// What `span` weighs.
+    kept_bytes: usize,
+    /// What came by here.
+    bytes: usize,
     end: u64,
     durable: u64,
     pending_bytes: usize,
@@ -114,6 +120,7 @@ impl LiveLogs {
             let log = logs.get_mut(&turn).filter(|l| l.followed && span.start <= l.end)?;
             let new = span.from(log.end);
             log.end = new.end().max(log.end);
+            log.kept_bytes += new.weight();
             new.frames.into_iter().for_each(|frame| log.span.push(frame));
             log.trim(log.end);
             Some(log.conversation)
@@ -243,7 +250,7 @@ impl LiveLogs {
             let Some(log) = logs.get_mut(&turn) else { return };
             log.durable = log.durable.max(durable);
             let pending = log.span.clone().from(log.durable);
-            log.pending_bytes = pending.frames.iter().map(|f| f.weight()).sum();
+            log.pending_bytes = pending.weight();
             if pending.is_empty() {
                 log.dirty_since = None;
             } else {
@@ -260,7 +267,7 @@ impl LiveLogs {
     fn rewind(&self, turn: TurnId, durable: u64) {
         self.with(|logs| {
             if let Some(log) = logs.get_mut(&turn) {
-                log.span = Span::new(durable, Vec::new());
+                (log.span, log.kept_bytes) = (Span::new(durable, Vec::new()), 0);
                 (log.end, log.durable, log.pending_bytes, log.dirty_since) = (durable, durable, 0, None);
             }
         });
@@ -273,6 +280,8 @@ impl Log {
             conversation,
             incarnation,
             span: Span::new(at, Vec::new()),
+            kept_bytes: 0,
+            bytes: 0,
             end: at,
             durable: at,
             pending_bytes: 0,
@@ -284,17 +293,36 @@ impl Log {
 
     /// Forgets what lies far back, but nothing behind `keep`; in large steps, since each copies what stays.
     fn trim(&mut self, keep: u64) {
-        let keep_from = self.end.saturating_sub(KEPT_UNITS).min(keep);
-        if keep_from > self.span.start + KEPT_UNITS / 4 {
-            self.span = std::mem::take(&mut self.span).from(keep_from);
+        let mut keep_from = self.end.saturating_sub(KEPT_UNITS).min(keep);
+        if keep_from <= self.span.start + KEPT_UNITS / 4 {
+            keep_from = self.span.start;
         }
+        if self.kept_bytes > KEPT_BYTES {
+            keep_from = keep_from.max(self.last(KEPT_BYTES / 2).min(keep));
+        }
+        if keep_from > self.span.start {
+            self.span = std::mem::take(&mut self.span).from(keep_from);
+            self.kept_bytes = self.span.weight();
+        }
+    }
+
+    /// Where the last frames begin that weigh no more than this together.
+    fn last(&self, bytes: usize) -> u64 {
+        let (mut at, mut left) = (self.end, bytes);
+        for frame in self.span.frames.iter().rev() {
+            match left.checked_sub(frame.weight()) {
+                Some(rest) => (left, at) = (rest, at - frame.units()),
+                None => break,
+            }
+        }
+        at
     }
 
     fn accept(&mut self, span: Span) -> Result<Acked, Refused> {
         if span.start > self.end {
             return Err(Refused::Missing(Missing { acked: self.end }));
         }
-        if span.end() > MAX_LOG_UNITS {
+        if span.end() > MAX_LOG_UNITS || (self.bytes > MAX_LOG_BYTES && !span.is_empty()) {
             return Err(Refused::Full);
         }
         if self.pending_bytes > MAX_PENDING_BYTES && !span.is_empty() {
@@ -305,7 +333,10 @@ impl Log {
             if new.start != self.end {
                 return Err(Refused::Missing(Missing { acked: self.durable }));
             }
-            self.pending_bytes += new.frames.iter().map(|f| f.weight()).sum::<usize>();
+            let weight = new.weight();
+            self.pending_bytes += weight;
+            self.kept_bytes += weight;
+            self.bytes += weight;
             self.end = new.end();
             new.frames.into_iter().for_each(|frame| self.span.push(frame));
             self.dirty_since.get_or_insert_with(Instant::now);
@@ -333,5 +364,24 @@ mod tests {
         assert_eq!(logs.read(turn, 2).map(|s| s.text()), Some("cd".into()));
         logs.made_durable(turn, 3);
         assert_eq!(logs.tail(turn), Some(text(3, "d")));
+    }
+
+    #[test]
+    fn large_frames_are_neither_kept_nor_taken_for_ever() {
+        let logs = LiveLogs::new(Feeds::default());
+        let turn = TurnId::new();
+        logs.open(turn, ConversationId::new(), Incarnation::new(), 0);
+        let large = || Frame::Data { name: "d".into(), value: "x".repeat(1024 * 1024).into() };
+        let kept = || logs.with(|logs| logs[&turn].span.frames.len());
+        let taken = (0..200).take_while(|&at| {
+            let taken = logs.accept(turn, Span::new(at, vec![large()])).expect("in hand");
+            assert!(matches!(taken, Ok(_) | Err(Refused::Full)), "{taken:?}");
+            logs.made_durable(turn, at + 1);
+            assert!(kept() <= 4, "{} MiB are kept", kept());
+            taken.is_ok()
+        });
+        assert_eq!(taken.count(), 64);
+        assert_eq!(logs.read(turn, 0), None, "it is read from the store");
+        assert_eq!(logs.read(turn, 63).map(|s| s.frames.len()), Some(1));
     }
 }

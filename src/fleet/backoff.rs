@@ -1,82 +1,60 @@
-//! Starts for `minWorkers` alone wait longer after each that failed; a start that a person waits for never does.
+//! Pauses after starts that came to nothing, from the store's rows: every replica knows them, whoever learnt of a death.
+//!
+//! - A start for `minWorkers` alone waits longer after each of the last hour that failed.
+//! - A start that a person waits for never waits for failed ones, which `startAttempts` bounds.
+//! - Both wait a little after starts that somebody else stopped: more of those are tried.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::collections::HashSet;
+use std::time::Duration;
 
 use super::plan::AgentKey;
-use crate::turn::keys::StartId;
+use crate::store::FutileStarts;
 
-/// After the first failed start; doubled by each further one.
+/// After the first; doubled by each further one.
 const FIRST: Duration = Duration::from_secs(1);
-/// The longest wait: as Kubernetes has it for a crash loop.
+/// The longest wait: as Kubernetes has it for a crash loop. What the store tells reaches as far back.
 const LONGEST: Duration = Duration::from_secs(300);
-/// Starts that are remembered at the most.
-const MAX_STARTS: usize = 100_000;
+/// The longest while a person waits.
+const LONGEST_FOR_DEMAND: Duration = Duration::from_secs(10);
 
-/// Which Agents' starts failed lately. Shared by the passes and the reports of deaths.
-#[derive(Default)]
-pub(super) struct Backoff {
-    state: Mutex<State>,
+/// Who waits now.
+#[derive(Debug, Default)]
+pub(super) struct Pauses {
+    /// Agents, of this generation, that get no worker for `minWorkers` alone. Another generation deserves another try.
+    warm: HashSet<(AgentKey, i64)>,
+    /// Deployments that get no worker.
+    pub demand: HashSet<(AgentKey, String)>,
 }
 
-#[derive(Default)]
-struct State {
-    starts: HashMap<StartId, (AgentKey, i64)>,
-    failed: HashMap<AgentKey, Failed>,
-}
-
-struct Failed {
-    /// Another generation deserves another try.
-    generation: i64,
-    count: u32,
-    last: Instant,
-}
-
-impl Backoff {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn started(&self, start: StartId, agent: AgentKey, generation: i64) {
-        let mut state = self.state();
-        if state.starts.len() >= MAX_STARTS {
-            state.starts.clear();
+impl Pauses {
+    pub fn after(futile: &[FutileStarts]) -> Self {
+        let mut pauses = Pauses::default();
+        for starts in futile {
+            let agent = AgentKey { organization: starts.organization.clone(), name: starts.agent.clone() };
+            let ago = Duration::try_from_secs_f64(starts.ago).unwrap_or_default();
+            let interrupted = wait(starts.interrupted).min(LONGEST_FOR_DEMAND);
+            if ago < interrupted {
+                pauses.demand.insert((agent.clone(), starts.deployment.clone()));
+            }
+            if ago < wait(starts.failed).max(interrupted) {
+                pauses.warm.insert((agent, starts.generation));
+            }
         }
-        state.starts.insert(start, (agent, generation));
-    }
-
-    /// A start came to its end; `failed`: before it did anything.
-    pub fn ended(&self, start: StartId, failed: bool) {
-        let mut state = self.state();
-        let Some((agent, generation)) = state.starts.remove(&start) else { return };
-        if !failed {
-            state.failed.remove(&agent);
-            return;
-        }
-        let before = state.failed.get(&agent).filter(|f| f.generation == generation).map_or(0, |f| f.count);
-        let count = before.saturating_add(1);
-        state.failed.insert(agent, Failed { generation, count, last: Instant::now() });
+        pauses
     }
 
     /// Whether a worker may be started for `minWorkers` now.
     pub fn may_warm(&self, agent: &AgentKey, generation: i64) -> bool {
-        match self.state().failed.get(agent) {
-            Some(failed) if failed.generation == generation => failed.last.elapsed() >= wait(failed.count),
-            _ => true,
-        }
-    }
-
-    /// Forgets the Agents that are gone.
-    pub fn keep(&self, known: impl Fn(&AgentKey) -> bool) {
-        self.state().failed.retain(|agent, _| known(agent));
+        !self.warm.contains(&(agent.clone(), generation))
     }
 }
 
-/// The wait after this many failed starts in a row.
+/// The wait after this many of the last hour.
 fn wait(count: u32) -> Duration {
-    let doublings = count.saturating_sub(1).min(16);
-    (FIRST * 2u32.pow(doublings)).min(LONGEST)
+    match count {
+        0 => Duration::ZERO,
+        _ => (FIRST * 2u32.pow((count - 1).min(16))).min(LONGEST),
+    }
 }
 
 #[cfg(test)]
@@ -84,19 +62,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failed_starts_hold_back_their_own_generation() {
-        let backoff = Backoff::default();
-        let agent = AgentKey { organization: "default".into(), name: "a".into() };
-        assert!(backoff.may_warm(&agent, 1));
-        let start = StartId::new();
-        backoff.started(start, agent.clone(), 1);
-        backoff.ended(start, true);
-        assert!(!backoff.may_warm(&agent, 1));
-        assert!(backoff.may_warm(&agent, 2), "a changed Agent is another try");
-        let start = StartId::new();
-        backoff.started(start, agent.clone(), 1);
-        backoff.ended(start, false);
-        assert!(backoff.may_warm(&agent, 1), "a worker that worked ends the wait");
-        assert_eq!([1, 2, 3, 40].map(|n| wait(n).as_secs()), [1, 2, 4, 300]);
+    fn who_waits() {
+        let key = AgentKey { organization: "default".into(), name: "a".into() };
+        for (failed, interrupted, ago, warms, serves) in [
+            (1, 0, 0.5, false, true),
+            (1, 0, 1.5, true, true),
+            (3, 0, 3.5, false, true),
+            (0, 1, 0.5, false, false),
+            (0, 1, 1.5, true, true),
+            (2, 1, 1.5, false, true),
+            (0, 9, 9.5, false, false),
+            (0, 9, 10.5, false, true),
+            (40, 0, 299.0, false, true),
+        ] {
+            let starts = FutileStarts {
+                organization: "default".into(),
+                agent: "a".into(),
+                deployment: "d".into(),
+                generation: 1,
+                failed,
+                interrupted,
+                ago,
+            };
+            let pauses = Pauses::after(std::slice::from_ref(&starts));
+            assert_eq!(pauses.may_warm(&key, 1), warms, "{starts:?}");
+            assert_eq!(pauses.demand.is_empty(), serves, "{starts:?}");
+            assert!(pauses.may_warm(&key, 2), "a changed Agent is another try");
+        }
+        assert_eq!([0, 1, 2, 3, 40].map(|n| wait(n).as_secs()), [0, 1, 2, 4, 300]);
     }
 }

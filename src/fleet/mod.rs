@@ -37,7 +37,6 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::store::{Notice, Store};
-use backoff::Backoff;
 pub use leadership::Leadership;
 pub use process::fail_former_boots;
 pub use runtime::{Death, StartRequest, WorkerRuntime};
@@ -91,13 +90,12 @@ pub async fn run(
     wake: Arc<Notify>,
     shutdown: CancellationToken,
 ) {
-    let backoff = Arc::new(Backoff::default());
     let (looks, looked) = mpsc::unbounded_channel();
     let deaths = runtime.deaths();
     let all_said = CancellationToken::new();
-    let reports = report::Reports::new(store.clone(), config.cause_window, backoff.clone(), wake.clone());
+    let reports = report::Reports::new(store.clone(), config.cause_window, wake.clone());
     let mut reports = tokio::spawn(reports.run(deaths, looked, all_said.clone()));
-    let mut passes = pass::Passes::new(store.clone(), runtime.clone(), config.clone(), leadership, looks, backoff);
+    let mut passes = pass::Passes::new(store.clone(), runtime.clone(), config.clone(), leadership, looks);
     passes.run(&wake, &shutdown).await;
     if runtime.ends_with_us() {
         passes.leave(LAST_WORDS).await;

@@ -11,7 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::FleetConfig;
-use super::backoff::Backoff;
+use super::backoff::Pauses;
 use super::leadership::Leadership;
 use super::plan::{Action, Agent, AgentKey, Known, Why, plan};
 use super::runtime::{Death, StartRequest, WorkerRuntime};
@@ -37,7 +37,6 @@ pub(super) struct Passes {
     config: FleetConfig,
     leadership: Leadership,
     looks: mpsc::UnboundedSender<Death>,
-    backoff: Arc<Backoff>,
     specs: HashMap<AgentKey, (i64, Option<Arc<AgentSpec>>)>,
     known: Known,
     /// Workers that run without a lease, since when.
@@ -58,7 +57,6 @@ impl Passes {
         config: FleetConfig,
         leadership: Leadership,
         looks: mpsc::UnboundedSender<Death>,
-        backoff: Arc<Backoff>,
     ) -> Self {
         Passes {
             store,
@@ -66,7 +64,6 @@ impl Passes {
             config,
             leadership,
             looks,
-            backoff,
             specs: HashMap::new(),
             known: Known::default(),
             strays: HashMap::new(),
@@ -109,7 +106,9 @@ impl Passes {
         let workers = self.store.workers().await?;
         self.withdraw(&workers).await?;
         let demand = self.store.demand().await?;
-        let agents = self.agents().await?;
+        let pauses = Pauses::after(&self.store.futile_starts().await?);
+        let agents = self.agents(&pauses).await?;
+        self.known.paused = pauses.demand;
         let alive: HashSet<StartId> = workers.iter().map(|w| w.start_id).collect();
         self.known.stopped.retain(|start| alive.contains(start));
         self.known.check_queues = polled;
@@ -167,7 +166,7 @@ impl Passes {
     }
 
     /// The Agents, each spec parsed once a generation.
-    async fn agents(&mut self) -> Result<Vec<Agent>, StoreError> {
+    async fn agents(&mut self, pauses: &Pauses) -> Result<Vec<Agent>, StoreError> {
         let stored = self.store.agents().await?;
         let mut before = std::mem::take(&mut self.specs);
         let mut agents = Vec::with_capacity(stored.len());
@@ -185,10 +184,9 @@ impl Passes {
                 },
             };
             self.specs.insert(key.clone(), (generation, spec.clone()));
-            let may_warm = self.backoff.may_warm(&key, generation);
+            let may_warm = pauses.may_warm(&key, generation);
             agents.push(Agent { key, generation, uid, spec, may_warm });
         }
-        self.backoff.keep(|agent| self.specs.contains_key(agent));
         Ok(agents)
     }
 
@@ -253,7 +251,7 @@ impl Passes {
         let start_id = StartId::new();
         let mut request = request(agent, spec, deployment, start_id);
         if self.runtime.numbered() {
-            request.attempt = self.store.next_attempt(&request.organization, &request.deployment).await?;
+            request.attempt = self.store.next_attempt().await?;
         }
         request.runtime_ref = self.runtime.reference(&request);
         let row = new_start(&request, &*self.runtime);
@@ -265,7 +263,6 @@ impl Passes {
                 return Err(error);
             }
         }
-        self.backoff.started(start_id, agent.key.clone(), agent.generation);
         let StartRequest { organization, agent, deployment, .. } = &request;
         tracing::info!(organization, agent, deployment, start = %start_id, "starting a worker");
         self.make(&request).await;

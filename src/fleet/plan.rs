@@ -47,6 +47,8 @@ pub struct Known {
     pub looked: HashSet<StartId>,
     /// Starts that were made again a moment ago.
     pub remade: HashSet<StartId>,
+    /// Deployments whose starts pause (see `backoff`).
+    pub paused: HashSet<(AgentKey, String)>,
     /// Whether queues are to be checked against `maxQueuedTurns` in this pass.
     pub check_queues: bool,
 }
@@ -127,7 +129,7 @@ pub fn plan(agents: &[Agent], demand: &[DeploymentDemand], workers: &[Lease], kn
         fleet.drain_changed();
         fleet.remake(known);
         fleet.drain_idle();
-        fleet.start();
+        fleet.start(&known.paused);
     }
     for worker in by_agent.into_values().flatten().filter(|w| serves(w)) {
         actions.push(drain(worker, Why::Removed));
@@ -240,13 +242,14 @@ impl OneAgent<'_> {
         }
     }
 
-    fn start(&mut self) {
+    fn start(&mut self, paused: &HashSet<(AgentKey, String)>) {
         let shared = self.shared();
         let min = self.min_workers();
         let mut queues: Vec<(String, u32)> = self.demand.iter().map(|d| (d.deployment.clone(), d.claimable)).collect();
         if min > 0 && self.claimable(&shared) == 0 {
             queues.push((shared.clone(), 0));
         }
+        queues.retain(|(deployment, _)| !paused.contains(&(self.agent.key.clone(), deployment.clone())));
         let mut unmet = 0;
         for (deployment, claimable) in queues {
             let per_conversation = deployment != shared;

@@ -167,6 +167,18 @@ fn another_conversation_makes_room() {
 }
 
 #[test]
+fn a_deployment_that_pauses_is_not_started() {
+    let agents = [agent("Conversation", json!({"maxWorkers": 2}))];
+    let demand = [waits("a-1", 1), waits("a-2", 1), waits("a-3", 1)];
+    let paused = HashSet::from([(key("a"), "a-1".to_owned())]);
+    let known = Known { paused, ..Known::default() };
+    assert_eq!(starts(&plan(&agents, &demand, &[], &known)), ["a-2", "a-3"], "it takes nobody's place");
+    let warm = [Agent { may_warm: true, ..agent("Agent", json!({"minWorkers": 1})) }];
+    let paused = HashSet::from([(key("a"), "a".to_owned())]);
+    assert_eq!(starts(&plan(&warm, &[], &[], &Known { paused, ..Known::default() })), [""; 0]);
+}
+
+#[test]
 fn suspicion_stops_and_queues() {
     let suspected = Lease { suspected: true, ..busy("a") };
     let stopping = worker("a", LeasePhase::Draining);

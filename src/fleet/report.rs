@@ -8,7 +8,6 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::backoff::Backoff;
 use super::runtime::Death;
 use crate::store::{Store, StoreError};
 use crate::turn::decide::{AfterLook, Look, after_look};
@@ -24,7 +23,6 @@ const MAX_INCARNATIONS: u32 = 5;
 pub(super) struct Reports {
     pub store: Store,
     pub cause_window: Duration,
-    pub backoff: Arc<Backoff>,
     /// Wakes the passes: a death makes room, and may leave demand.
     pub wake: Arc<Notify>,
     pending: HashMap<StartId, Pending>,
@@ -38,8 +36,8 @@ struct Pending {
 }
 
 impl Reports {
-    pub fn new(store: Store, cause_window: Duration, backoff: Arc<Backoff>, wake: Arc<Notify>) -> Self {
-        Reports { store, cause_window, backoff, wake, pending: HashMap::new(), away: false }
+    pub fn new(store: Store, cause_window: Duration, wake: Arc<Notify>) -> Self {
+        Reports { store, cause_window, wake, pending: HashMap::new(), away: false }
     }
 
     /// `deaths` comes from the runtime, `looked` from looks at suspected workers.
@@ -94,10 +92,9 @@ impl Reports {
         }
         for (start, failure) in due {
             match fail(&self.store, start, failure).await {
-                Ok(failed_start) => {
+                Ok(died_now) => {
                     self.pending.remove(&start);
-                    if let Some(failed) = failed_start {
-                        self.backoff.ended(start, failed);
+                    if died_now {
                         self.wake.notify_one();
                     }
                     if std::mem::take(&mut self.away) {
@@ -115,17 +112,17 @@ impl Reports {
     }
 }
 
-/// Fails whatever incarnation a dead start has. `None`: its lease was dead already. Else: whether it was a failed start.
-async fn fail(store: &Store, start: StartId, failure: Failure) -> Result<Option<bool>, StoreError> {
-    let mut failed_start = None;
+/// Fails whatever incarnation a dead start has. False: its lease was dead already.
+async fn fail(store: &Store, start: StartId, failure: Failure) -> Result<bool, StoreError> {
+    let mut died_now = false;
     // A connect of the worker may commit between the two statements, and change the incarnation.
     for _ in 0..MAX_INCARNATIONS {
-        let Some(incarnation) = store.incarnation_of(start).await? else { return Ok(failed_start) };
+        let Some(incarnation) = store.incarnation_of(start).await? else { return Ok(died_now) };
         let failed = store.fail_worker(incarnation, &failure).await?;
         if failed.died_now {
             let detail = failure.detail.as_deref().unwrap_or_default();
             tracing::warn!(%start, %incarnation, reason = %failure.reason, turns = failed.ended.len(), detail, "worker died");
-            failed_start = Some(failed.failed_start);
+            died_now = true;
         }
     }
     Err(StoreError::Raced(format!("start {start} changes its incarnation again and again").into()))

@@ -21,7 +21,7 @@ use crate::store::{Conversation, ListFilter, Record};
 use crate::submit::{Submission, SubmitError};
 use crate::turn::cursor::{Cursor, CursorError};
 use crate::turn::frame::{storable, storable_json};
-use crate::turn::keys::{SessionId, TurnId, check_conversation, check_name};
+use crate::turn::keys::{ConversationId, SessionId, TurnId, check_conversation, check_name};
 use crate::turn::reason::Reason;
 use crate::turn::routing::API;
 use crate::turn::terminal::Failure;
@@ -210,12 +210,21 @@ fn place(text: &str, conversation: &Conversation) -> Result<Cursor, Problem> {
         return Err(Problem::bad_request("the cursor is ahead of its conversation"));
     }
     if cursor.lacks(conversation.pruned_through) {
-        return Err(Problem::new(
-            StatusCode::GONE,
-            "turns behind this cursor are past their retention; start again without one",
-        ));
+        return Err(past_retention());
     }
     Ok(cursor)
+}
+
+/// A cursor where there is no conversation: it was removed after its turns. Whoever only comes back makes no new one.
+fn nowhere(cursor: &str) -> Problem {
+    match Cursor::parse(cursor, ConversationId::new()) {
+        Err(error @ CursorError::Malformed) => Problem::bad_request(error.to_string()),
+        _ => past_retention(),
+    }
+}
+
+fn past_retention() -> Problem {
+    Problem::new(StatusCode::GONE, "turns behind this cursor are past their retention; start again without one")
 }
 
 #[utoipa::path(get, path = "/v1/conversations/{conversation}/events",
@@ -233,7 +242,12 @@ pub(super) async fn session(
     check_conversation(&name).map_err(|e| Problem::bad_request(e.to_string()))?;
     let after = resume_at(&headers, after)?;
     let store = &gateway.store;
-    let conversation = store.open_conversation(&caller.0.organization, &name, &caller.0.user).await?;
+    let found = store.conversation(&caller.0.organization, &name).await?;
+    let conversation = match (found, &after) {
+        (Some(found), _) => found,
+        (None, Some(cursor)) => return Err(nowhere(cursor)),
+        (None, None) => store.open_conversation(&caller.0.organization, &name, &caller.0.user).await?,
+    };
     if !caller.sees(&caller.0.organization, &conversation.owner) {
         return Err(Problem::not_found("conversation"));
     }

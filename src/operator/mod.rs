@@ -90,7 +90,8 @@ pub async fn run(
     cause_window: Duration,
     shutdown: CancellationToken,
 ) {
-    let leadership = leader::elect(&config, shutdown.clone());
+    let connect = || client_within(leader::CALL_TIMEOUT);
+    let leadership = leader::elect(&config, store.clone(), connect, shutdown.clone());
     let namespaces: Arc<[String]> = config.namespaces.clone().into();
     let failures = events::LastFailures::default();
     let config = Arc::new(config);

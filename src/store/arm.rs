@@ -122,6 +122,10 @@ impl BatchVerb for Verb {
     type Item = Arm;
     type Answer = Result<Armed, ArmError>;
 
+    fn weight(&self, arm: &Arm) -> usize {
+        arm.input.len()
+    }
+
     async fn run(&self, tx: &mut PgConnection, items: &[Arm]) -> Result<Vec<Self::Answer>, StoreError> {
         let places = open_conversations(tx, items).await?;
         let mut allowed: Vec<usize> = Vec::with_capacity(items.len());
@@ -258,7 +262,7 @@ async fn insert(tx: &mut PgConnection, items: &[Arm], places: &[Place], allowed:
              SELECT i.id, i.organization, i.object_name, i.object_uid, i.armed_at
              FROM item i JOIN turns USING (id) WHERE i.object_uid IS NOT NULL
            )
-           UPDATE conversation c SET last_number = new.last, agent = coalesce(c.agent, new.agent)
+           UPDATE conversation c SET last_number = new.last, agent = coalesce(c.agent, new.agent), empty_since = NULL
            FROM (SELECT i.conversation_id, max(t.number) AS last, min(i.agent) AS agent
                  FROM turns t JOIN item i USING (id) GROUP BY i.conversation_id) new
            WHERE c.id = new.conversation_id"#,

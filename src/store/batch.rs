@@ -5,14 +5,18 @@
 
 use std::sync::Arc;
 
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{StoreError, bounded};
+use super::StoreError;
+use super::pool::{Pool, bounded};
 
 /// Items of one transaction at the most. Beyond some hundreds the gain is small (`shared/facts`: 17.8 k/s at 100, 30 k/s
 /// at 500) and the locks are held longer.
 const MAX_BATCH: usize = 256;
+/// What the items of one transaction weigh together at the most, in bytes, unless one alone is heavier: large outputs of
+/// many turns are no one statement.
+const MAX_BATCH_BYTES: usize = 8 * 1024 * 1024;
 /// Items that may wait; beyond it callers wait to enqueue, which is the back-pressure.
 const MAX_QUEUE: usize = 4096;
 /// Tries of a batch that lost a deadlock or a serialization race (40P01, 40001).
@@ -29,6 +33,9 @@ pub(super) trait Verb: Clone + Send + Sync + 'static {
         tx: &mut PgConnection,
         items: &[Self::Item],
     ) -> impl Future<Output = Result<Vec<Self::Answer>, StoreError>> + Send;
+
+    /// About what an item adds to a statement, in bytes.
+    fn weight(&self, item: &Self::Item) -> usize;
 
     /// What to do with a single item that the database refuses for its content; by default the refusal is its answer.
     fn mend(&self, _item: &Self::Item) -> Option<Self::Item> {
@@ -50,7 +57,7 @@ impl<V: Verb> Clone for Batcher<V> {
 
 impl<V: Verb> Batcher<V> {
     /// Starts the lane; it ends when the last handle is dropped.
-    pub fn start(pool: PgPool, verb: V) -> Self {
+    pub fn start(pool: Pool, verb: V) -> Self {
         let (queue, waiting) = mpsc::channel(MAX_QUEUE);
         tokio::spawn(lane(pool, verb, waiting));
         Batcher { queue }
@@ -67,10 +74,11 @@ impl<V: Verb> Batcher<V> {
     }
 }
 
-async fn lane<V: Verb>(pool: PgPool, verb: V, mut waiting: mpsc::Receiver<Waiting<V>>) {
+async fn lane<V: Verb>(pool: Pool, verb: V, mut waiting: mpsc::Receiver<Waiting<V>>) {
     let mut batch = Vec::with_capacity(MAX_BATCH);
-    while waiting.recv_many(&mut batch, MAX_BATCH).await > 0 {
-        let (items, answers): (Vec<_>, Vec<_>) = batch.drain(..).unzip();
+    while !batch.is_empty() || waiting.recv_many(&mut batch, MAX_BATCH).await > 0 {
+        let some = light(batch.iter().map(|(item, _)| verb.weight(item)));
+        let (items, answers): (Vec<_>, Vec<_>) = batch.drain(..some).unzip();
         // A task of its own: a panic is these items' fault, and must not end the lane.
         let (pool, verb, count) = (pool.clone(), verb.clone(), items.len());
         let settled = tokio::spawn(async move { settle(&pool, &verb, &items).await }).await.unwrap_or_else(|panic| {
@@ -84,8 +92,18 @@ async fn lane<V: Verb>(pool: PgPool, verb: V, mut waiting: mpsc::Receiver<Waitin
     }
 }
 
+/// How many items, from the first on, go into one transaction: at least one.
+fn light(weights: impl Iterator<Item = usize>) -> usize {
+    let mut sum = 0;
+    let fits = weights.take_while(|weight| {
+        sum += weight;
+        sum <= MAX_BATCH_BYTES
+    });
+    fits.count().max(1)
+}
+
 /// Does the items, bisecting where content is refused.
-async fn settle<V: Verb>(pool: &PgPool, verb: &V, items: &[V::Item]) -> Vec<Result<V::Answer, StoreError>> {
+async fn settle<V: Verb>(pool: &Pool, verb: &V, items: &[V::Item]) -> Vec<Result<V::Answer, StoreError>> {
     let mut results = Vec::with_capacity(items.len());
     // Ranges still to do, first on top.
     let mut todo = vec![items];
@@ -114,9 +132,10 @@ async fn settle<V: Verb>(pool: &PgPool, verb: &V, items: &[V::Item]) -> Vec<Resu
 }
 
 /// One transaction over these items, tried again when it loses a deadlock or a serialization race.
-async fn transaction<V: Verb>(pool: &PgPool, verb: &V, items: &[V::Item]) -> Result<Vec<V::Answer>, StoreError> {
+async fn transaction<V: Verb>(pool: &Pool, verb: &V, items: &[V::Item]) -> Result<Vec<V::Answer>, StoreError> {
     retry_races(|| async {
-        let mut tx = pool.begin().await?;
+        let mut connection = pool.acquire().await?;
+        let mut tx = connection.begin().await?;
         let answers = verb.run(&mut tx, items).await?;
         debug_assert_eq!(answers.len(), items.len(), "one answer an item");
         tx.commit().await?;
@@ -137,4 +156,23 @@ where
         }
     }
     bounded(attempt()).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_have_a_weight() {
+        let half = MAX_BATCH_BYTES / 2;
+        for (weights, count) in [
+            (&[1, 1, 1][..], 3),
+            (&[half, half, 1], 2),
+            (&[half + 1, half, 1], 1),
+            (&[MAX_BATCH_BYTES + 1, 1], 1),
+            (&[usize::MAX / 2, usize::MAX / 2], 1),
+        ] {
+            assert_eq!(light(weights.iter().copied()), count, "{weights:?}");
+        }
+    }
 }

@@ -6,6 +6,7 @@ use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use super::batch::Verb as BatchVerb;
+use super::pool::bounded;
 use super::{Store, StoreError, elect};
 use crate::turn::keys::{ConversationId, Incarnation, TurnId};
 use crate::turn::routing::Routing;
@@ -50,15 +51,18 @@ impl Store {
 
     /// The turns that these incarnations hold now, by incarnation.
     pub async fn held(&self, turns: &[TurnId], by: Incarnation) -> Result<Vec<Claimed>, StoreError> {
-        let mut connection = self.general.acquire().await?;
         let ids: Vec<Uuid> = turns.iter().map(|t| t.0).collect();
-        let held: Vec<Uuid> =
-            sqlx::query_scalar("SELECT turn_id FROM marker WHERE turn_id = ANY($1) AND incarnation = $2")
-                .bind(&ids)
-                .bind(by.0)
-                .fetch_all(&mut *connection)
-                .await?;
-        read(&mut connection, &held).await
+        bounded(async {
+            let mut connection = self.general.acquire().await?;
+            let held: Vec<Uuid> =
+                sqlx::query_scalar("SELECT turn_id FROM marker WHERE turn_id = ANY($1) AND incarnation = $2")
+                    .bind(&ids)
+                    .bind(by.0)
+                    .fetch_all(&mut *connection)
+                    .await?;
+            read(&mut connection, &held).await
+        })
+        .await
     }
 }
 
@@ -68,6 +72,10 @@ pub(super) struct Verb;
 impl BatchVerb for Verb {
     type Item = ClaimFor;
     type Answer = Vec<Claimed>;
+
+    fn weight(&self, _: &ClaimFor) -> usize {
+        0
+    }
 
     async fn run(&self, tx: &mut PgConnection, items: &[ClaimFor]) -> Result<Vec<Vec<Claimed>>, StoreError> {
         let incarnations: Vec<Uuid> = items.iter().map(|c| c.incarnation.0).collect();

@@ -64,7 +64,7 @@ impl Store {
             return Ok(found);
         }
         sqlx::query(
-            "INSERT INTO conversation (id, organization, name, owner) VALUES ($1, $2, $3, $4)
+            "INSERT INTO conversation (id, organization, name, owner, empty_since) VALUES ($1, $2, $3, $4, clock_timestamp())
              ON CONFLICT (organization, name) DO NOTHING",
         )
         .bind(ConversationId::new().0)
@@ -121,7 +121,8 @@ impl Store {
     async fn cancel_open(&self, conversation: ConversationId) -> Result<u64, StoreError> {
         let failure = Failure::new(Reason::Cancelled);
         let ended = retry_races(|| async {
-            let mut tx = self.vital().begin().await?;
+            let mut connection = self.vital().acquire().await?;
+            let mut tx = connection.begin().await?;
             let open: Vec<Uuid> = sqlx::query_scalar("SELECT turn_id FROM marker WHERE conversation_id = $1")
                 .bind(conversation.0)
                 .fetch_all(&mut *tx)
@@ -138,7 +139,8 @@ impl Store {
 
     async fn erase_batch(&self, conversation: ConversationId) -> Result<u64, StoreError> {
         retry_races(|| async {
-            let mut tx = self.general.begin().await?;
+            let mut connection = self.general.acquire().await?;
+            let mut tx = connection.begin().await?;
             let ids: Vec<Uuid> = sqlx::query_scalar(
                 "SELECT t.id FROM turn t WHERE conversation_id = $1
                  AND NOT EXISTS (SELECT FROM marker m WHERE m.turn_id = t.id) ORDER BY number LIMIT $2",
@@ -163,7 +165,8 @@ impl Store {
         erased: Erased,
     ) -> Result<bool, StoreError> {
         retry_races(|| async {
-            let mut tx = self.general.begin().await?;
+            let mut connection = self.general.acquire().await?;
+            let mut tx = connection.begin().await?;
             sqlx::query("SELECT FROM conversation WHERE id = $1 FOR UPDATE")
                 .bind(conversation.id.0)
                 .execute(&mut *tx)

@@ -15,6 +15,10 @@ use crate::turn::terminal::Failure;
 /// How long a removed Agent may take to come back before its waiting turns end.
 const MADE_AGAIN: Duration = Duration::from_secs(3);
 
+/// Starts that somebody else stopped, an eviction say, before they took a message: that many a waiting turn is started
+/// through. No failing of the agent's, and yet some end must be.
+const MAX_INTERRUPTED: i64 = 5;
+
 /// What the death of a worker came to.
 #[derive(Debug, Clone, Default)]
 pub struct FailedWorker {
@@ -38,7 +42,8 @@ pub(super) enum Only {
 
 impl Store {
     /// Ends a worker's lease and every turn that its marker names. A start that failed also ends the turns that have
-    /// waited through `startAttempts` failed starts, unless another worker is live or starting.
+    /// waited through `startAttempts` failed starts, unless another worker is live or starting; one that was interrupted
+    /// those that have waited through [`MAX_INTERRUPTED`] of that kind.
     ///
     /// Keyed by incarnation: a late notice of an old death touches nothing that a successor claimed.
     pub async fn fail_worker(&self, incarnation: Incarnation, failure: &Failure) -> Result<FailedWorker, StoreError> {
@@ -52,7 +57,8 @@ impl Store {
         only: Only,
     ) -> Result<FailedWorker, StoreError> {
         let (failed, ended) = retry_races(|| async {
-            let mut tx = self.vital().begin().await?;
+            let mut connection = self.vital().acquire().await?;
+            let mut tx = connection.begin().await?;
             let done = end_lease(&mut tx, incarnation, failure, only).await?;
             tx.commit().await?;
             Ok(done)
@@ -68,7 +74,8 @@ impl Store {
     /// Ends one turn, whoever holds it; `None` when it had its last word.
     pub async fn fail_turn(&self, turn: TurnId, failure: &Failure) -> Result<Option<Ended>, StoreError> {
         let ended = retry_races(|| async {
-            let mut tx = self.vital().begin().await?;
+            let mut connection = self.vital().acquire().await?;
+            let mut tx = connection.begin().await?;
             let ended = elect::fail_open(&mut tx, &[turn], Hand::Anybodys, failure).await?;
             tx.commit().await?;
             Ok(ended)
@@ -86,7 +93,8 @@ impl Store {
         failure: &Failure,
     ) -> Result<bool, StoreError> {
         let ended = retry_races(|| async {
-            let mut tx = self.vital().begin().await?;
+            let mut connection = self.vital().acquire().await?;
+            let mut tx = connection.begin().await?;
             let ended = elect::fail_open(&mut tx, &[turn], Hand::Of(holder), failure).await?;
             tx.commit().await?;
             Ok(ended)
@@ -100,7 +108,8 @@ impl Store {
     pub async fn shed(&self, organization: &str, agent: &str, max_queued: u32) -> Result<u32, StoreError> {
         let failure = Failure::new(Reason::QuotaExceeded);
         let ended = retry_races(|| async {
-            let mut tx = self.vital().begin().await?;
+            let mut connection = self.vital().acquire().await?;
+            let mut tx = connection.begin().await?;
             let over: Vec<Uuid> = sqlx::query_scalar(
                 "SELECT turn_id FROM marker WHERE organization = $1 AND agent = $2 AND incarnation IS NULL AND phase = 'waiting'
                  ORDER BY armed_at OFFSET $3 LIMIT 500",
@@ -126,7 +135,8 @@ impl Store {
     pub async fn orphan(&self, organization: &str, agent: &str) -> Result<u32, StoreError> {
         let failure = Failure::new(Reason::AgentNotFound);
         let ended = retry_races(|| async {
-            let mut tx = self.vital().begin().await?;
+            let mut connection = self.vital().acquire().await?;
+            let mut tx = connection.begin().await?;
             let waiting: Vec<Uuid> = sqlx::query_scalar(
                 "SELECT turn_id FROM marker WHERE organization = $1 AND agent = $2 AND incarnation IS NULL
                    AND EXISTS (SELECT FROM agent WHERE namespace = $1 AND name = $2
@@ -156,6 +166,8 @@ pub(super) struct Ending {
     pub claimed: bool,
     pub start_attempts: i32,
     pub stop_reason: Option<String>,
+    /// It is stopped, and not by us.
+    pub interrupted: bool,
     /// Whoever stopped it said so; else it is the worker's guess.
     pub stop_recorded: bool,
     /// Why it has not come to life so far, with the detail.
@@ -168,6 +180,7 @@ pub(super) struct Ending {
 pub(super) async fn lock_lease(tx: &mut PgConnection, incarnation: Incarnation) -> Result<Option<Ending>, StoreError> {
     let row = sqlx::query(
         "SELECT organization, deployment, phase, claimed, start_attempts, stop_reason, stop_recorded, start_cause,
+                interrupted_at IS NOT NULL AS interrupted,
                 start_detail, expires_at < clock_timestamp() AS lapsed,
                 phase = 'draining' AND drain_until < clock_timestamp() AS drained
          FROM lease WHERE incarnation = $1 FOR UPDATE",
@@ -183,6 +196,7 @@ pub(super) async fn lock_lease(tx: &mut PgConnection, incarnation: Incarnation) 
             claimed: r.try_get("claimed")?,
             start_attempts: r.try_get("start_attempts")?,
             stop_reason: r.try_get("stop_reason")?,
+            interrupted: r.try_get("interrupted")?,
             stop_recorded: r.try_get("stop_recorded")?,
             start_cause: r
                 .try_get::<Option<String>, _>("start_cause")?
@@ -224,8 +238,9 @@ async fn end_lease(
         .await?;
     let held: Vec<TurnId> = held.into_iter().map(TurnId).collect();
     let mut ended = elect::fail_open(tx, &held, Hand::Of(incarnation), &failure).await?;
-    let failed_start = died_now && !lease.claimed && stopped.is_none();
-    if failed_start {
+    let of_no_use = died_now && !lease.claimed;
+    let failed_start = of_no_use && stopped.is_none();
+    if failed_start || (of_no_use && lease.interrupted) {
         ended.extend(fail_waiting(tx, &lease, &failure).await?);
     }
     Ok((FailedWorker { died_now, failed_start, ended: ended.iter().map(|e| e.turn_id).collect() }, ended))
@@ -268,8 +283,8 @@ pub(super) async fn bury(tx: &mut PgConnection, incarnation: Incarnation, failur
     Ok(())
 }
 
-/// Ends the turns that have now waited through as many failed starts as their Agent allows, if no worker is there or
-/// coming.
+/// Ends the turns that have now waited through as many failed starts as their Agent allows, or through
+/// [`MAX_INTERRUPTED`], if no worker is there or coming.
 async fn fail_waiting(tx: &mut PgConnection, lease: &Ending, failure: &Failure) -> Result<Vec<Ended>, StoreError> {
     // One at a time in a deployment: of two starts that fail together, the later one must see that the first is dead.
     sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1 || '/' || $2, 0))")
@@ -282,13 +297,16 @@ async fn fail_waiting(tx: &mut PgConnection, lease: &Ending, failure: &Failure) 
          WHERE m.organization = $1 AND m.deployment = $2 AND m.incarnation IS NULL AND m.phase = 'waiting'
            AND NOT EXISTS (SELECT FROM lease l WHERE l.organization = $1 AND l.deployment = $2
                            AND l.phase IN ('starting', 'live'))
-           AND (SELECT count(*) FROM lease l WHERE l.phase = 'dead' AND l.died_at >= m.armed_at
-                AND l.organization = $1 AND l.deployment = $2 AND NOT l.claimed AND l.stop_reason IS NULL) >= $3
+           AND (SELECT count(*) FILTER (WHERE l.stop_reason IS NULL) >= $3
+                       OR count(*) FILTER (WHERE l.interrupted_at IS NOT NULL) >= $4
+                FROM lease l WHERE l.phase = 'dead' AND l.died_at >= m.armed_at
+                AND l.organization = $1 AND l.deployment = $2 AND NOT l.claimed)
          LIMIT 5000",
     )
     .bind(&lease.organization)
     .bind(&lease.deployment)
     .bind(i64::from(lease.start_attempts))
+    .bind(MAX_INTERRUPTED)
     .fetch_all(&mut *tx)
     .await?;
     let waiting: Vec<TurnId> = waiting.into_iter().map(TurnId).collect();

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use sqlx::Row;
 
+use super::pool::bounded;
 use super::{Store, StoreError};
 
 /// What is in the store now.
@@ -28,6 +29,7 @@ pub struct Figures {
 impl Store {
     /// Reads the figures.
     pub async fn figures(&self) -> Result<Figures, StoreError> {
+        bounded(async {
         let mut connection = self.general.acquire().await?;
         let open_turns = sqlx::query_as("SELECT phase, count(*) FROM marker GROUP BY phase ORDER BY phase")
             .fetch_all(&mut *connection)
@@ -68,6 +70,8 @@ impl Store {
             gate_seen_seconds: row.try_get("seen")?,
             oldest_xmin_age: row.try_get("xmin")?,
         })
+        })
+        .await
     }
 }
 

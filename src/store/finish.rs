@@ -66,6 +66,10 @@ impl BatchVerb for Verb {
     type Item = WorkerWord;
     type Answer = Result<(bool, Vec<Ended>), FinishError>;
 
+    fn weight(&self, word: &WorkerWord) -> usize {
+        word.tail.weight()
+    }
+
     async fn run(&self, tx: &mut PgConnection, items: &[WorkerWord]) -> Result<Vec<Self::Answer>, StoreError> {
         let all: Vec<TurnId> =
             items.iter().flat_map(|w| w.turn_ids.iter().copied()).collect::<HashSet<_>>().into_iter().collect();

@@ -18,6 +18,11 @@ pub(super) const SETTLED: &str = "(statement_timestamp() - g.seen < interval '3.
          OR g.ticked_seconds + extract(epoch FROM statement_timestamp() - g.since)
             >= 5 * greatest(lease_seconds, g.longest_lease)))";
 
+/// The condition, over rows of `gate g` and `lease`, under which a lease ran out though a gateway could write: one has
+/// ticked since. A lease that is shorter than [`GAP_SECONDS`] runs out before a gap is one, and so would be judged while
+/// all gateways are cut off.
+pub(super) const TICKED_SINCE: &str = "expires_at <= g.seen";
+
 /// The gate, for operators and metrics.
 #[derive(Debug, Clone, Copy)]
 pub struct GateState {

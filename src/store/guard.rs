@@ -75,7 +75,8 @@ impl Store {
     /// The turn did not pass: it ends, unless it is no longer this guard's to reject.
     pub async fn reject_guarded(&self, turn: TurnId, guard: GatewayId, failure: &Failure) -> Result<bool, StoreError> {
         let ended = retry_races(|| async {
-            let mut tx = self.vital().begin().await?;
+            let mut connection = self.vital().acquire().await?;
+            let mut tx = connection.begin().await?;
             let mine: Option<Uuid> = sqlx::query_scalar(
                 "SELECT turn_id FROM marker WHERE turn_id = $1 AND phase = 'guarding' AND guard = $2 FOR UPDATE",
             )

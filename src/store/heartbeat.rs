@@ -53,7 +53,8 @@ impl Store {
         beats: &[Beat],
     ) -> Result<HashMap<Incarnation, BeatAnswer>, StoreError> {
         retry_races(|| async {
-            let mut tx = self.vital().begin().await?;
+            let mut connection = self.vital().acquire().await?;
+            let mut tx = connection.begin().await?;
             let mut answers = HashMap::new();
             if !beats.is_empty() {
                 let ids: Vec<Uuid> = beats.iter().map(|b| b.incarnation.0).collect();

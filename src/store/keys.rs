@@ -6,9 +6,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::Pool;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use sqlx::PgPool;
 use subtle::ConstantTimeEq;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -226,7 +226,7 @@ const FIND: &str = r#"
     FROM api_key WHERE id = $1"#;
 
 /// Makes a key. The [`ApiKey`] is the only time that its secret is known.
-pub async fn create(pool: &PgPool, new: &NewKey) -> Result<(KeyInfo, ApiKey), KeyError> {
+pub async fn create(pool: &Pool, new: &NewKey) -> Result<(KeyInfo, ApiKey), KeyError> {
     check_name("organization", &new.organization)?;
     check_name("name", &new.name)?;
     check_name("user", &new.user)?;
@@ -248,13 +248,13 @@ pub async fn create(pool: &PgPool, new: &NewKey) -> Result<(KeyInfo, ApiKey), Ke
 }
 
 /// All keys, of one organization or of every, oldest first; revoked and expired ones too.
-pub async fn list(pool: &PgPool, organization: Option<&str>) -> Result<Vec<KeyInfo>, KeyError> {
+pub async fn list(pool: &Pool, organization: Option<&str>) -> Result<Vec<KeyInfo>, KeyError> {
     let rows: Vec<Row> = sqlx::query_as(LIST).bind(organization).fetch_all(pool).await?;
     rows.into_iter().map(KeyInfo::try_from).collect()
 }
 
 /// Revokes a key at once and for good. `false`: there is none of this id that was not revoked.
-pub async fn revoke(pool: &PgPool, id: Uuid) -> Result<bool, KeyError> {
+pub async fn revoke(pool: &Pool, id: Uuid) -> Result<bool, KeyError> {
     let done = sqlx::query("UPDATE api_key SET revoked_at = clock_timestamp() WHERE id = $1 AND revoked_at IS NULL")
         .bind(id)
         .execute(pool)
@@ -263,7 +263,7 @@ pub async fn revoke(pool: &PgPool, id: Uuid) -> Result<bool, KeyError> {
 }
 
 /// A key's description and the hash of its secret; valid or not.
-pub async fn find(pool: &PgPool, id: Uuid) -> Result<Option<(KeyInfo, Vec<u8>)>, KeyError> {
+pub async fn find(pool: &Pool, id: Uuid) -> Result<Option<(KeyInfo, Vec<u8>)>, KeyError> {
     let row: Option<Row> = sqlx::query_as(FIND).bind(id).fetch_optional(pool).await?;
     row.map(|mut row| {
         let hash = std::mem::take(&mut row.hash);
@@ -273,12 +273,12 @@ pub async fn find(pool: &PgPool, id: Uuid) -> Result<Option<(KeyInfo, Vec<u8>)>,
 }
 
 /// Whether a key is neither revoked nor expired.
-pub async fn is_good(pool: &PgPool, id: Uuid) -> Result<bool, KeyError> {
+pub async fn is_good(pool: &Pool, id: Uuid) -> Result<bool, KeyError> {
     Ok(find(pool, id).await?.is_some_and(|(info, _)| !info.expired && info.revoked_at.is_none()))
 }
 
 /// Who presents this key, and the key's id; `None` if it is no key, unknown, revoked or expired.
-pub async fn authenticate(pool: &PgPool, presented: &str) -> Result<Option<(Principal, Uuid)>, KeyError> {
+pub async fn authenticate(pool: &Pool, presented: &str) -> Result<Option<(Principal, Uuid)>, KeyError> {
     let Ok(key) = presented.parse::<ApiKey>() else { return Ok(None) };
     let Some((info, hash)) = find(pool, key.id).await? else { return Ok(None) };
     if !key.matches(&hash) || info.expired || info.revoked_at.is_some() {

@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::batch::retry_races;
 use super::fail::bury;
+use super::pool::bounded;
 use super::{Notice, Store, StoreError};
 use crate::crd::defaults;
 use crate::turn::keys::{GatewayId, Incarnation, StartId};
@@ -156,7 +157,8 @@ impl Store {
     ) -> Result<Result<Connected, ConnectError>, StoreError> {
         let failure = Failure::detailed(Reason::WorkerExited, "another incarnation started under the same credential");
         let (answer, replaced) = retry_races(|| async {
-            let mut tx = self.vital().begin().await?;
+            let mut connection = self.vital().acquire().await?;
+            let mut tx = connection.begin().await?;
             let (answer, replaced) = match find_start(&mut tx, credential, incarnation).await? {
                 Err(error) => (Err(error), None),
                 Ok(replaced) => {
@@ -180,20 +182,24 @@ impl Store {
         credential: &Credential,
         incarnation: Incarnation,
     ) -> Result<Result<Connected, ConnectError>, StoreError> {
-        let mut connection = self.vital().acquire().await?;
-        let row = sqlx::query("SELECT phase FROM lease WHERE incarnation = $1 AND start_id = $2 AND secret_hash = $3")
-            .bind(incarnation.0)
-            .bind(credential.start.0)
-            .bind(credential.hash())
-            .fetch_optional(&mut *connection)
-            .await?;
-        match row {
-            None => Ok(Err(ConnectError::Forbidden)),
-            Some(row) => match LeasePhase::parse(row.try_get("phase")?) {
-                LeasePhase::Dead => Ok(Err(ConnectError::Dead)),
-                _ => Ok(Ok(read_terms(&mut connection, incarnation).await?)),
-            },
-        }
+        bounded(async {
+            let mut connection = self.vital().acquire().await?;
+            let row =
+                sqlx::query("SELECT phase FROM lease WHERE incarnation = $1 AND start_id = $2 AND secret_hash = $3")
+                    .bind(incarnation.0)
+                    .bind(credential.start.0)
+                    .bind(credential.hash())
+                    .fetch_optional(&mut *connection)
+                    .await?;
+            match row {
+                None => Ok(Err(ConnectError::Forbidden)),
+                Some(row) => match LeasePhase::parse(row.try_get("phase")?) {
+                    LeasePhase::Dead => Ok(Err(ConnectError::Dead)),
+                    _ => Ok(Ok(read_terms(&mut connection, incarnation).await?)),
+                },
+            }
+        })
+        .await
     }
 
     /// A stream closed without goodbye: look at the worker, if its lease still names that very stream.
@@ -344,14 +350,14 @@ async fn find_start(
             sqlx::query(
                 "INSERT INTO lease (incarnation, start_id, organization, agent, deployment, generation, phase, runtime,
                                     runtime_ref, secret_hash, capacity, heartbeat_seconds, lease_seconds, drain_seconds,
-                                    start_attempts, expires_at, drain_until, stop_reason, stop_recorded, pod_uid,
-                                    grace_seconds)
+                                    start_attempts, expires_at, drain_until, stop_reason, stop_recorded,
+                                    interrupted_at, pod_uid, grace_seconds)
                  SELECT $2, start_id, organization, agent, deployment, generation,
                         -- A stop holds for the container, whichever process runs in it.
                         CASE WHEN drain_until IS NULL THEN 'starting' ELSE 'draining' END, runtime, runtime_ref,
                         secret_hash, capacity, heartbeat_seconds, lease_seconds, drain_seconds, start_attempts,
                         clock_timestamp() + make_interval(secs => lease_seconds), drain_until, stop_reason, stop_recorded,
-                        pod_uid, grace_seconds
+                        interrupted_at, pod_uid, grace_seconds
                  FROM lease WHERE incarnation = $1",
             )
             .bind(id)

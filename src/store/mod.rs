@@ -7,6 +7,7 @@
 //! - `arm`, `claim`, `finish` and `output` are batched (see [`batch`]): what is waiting goes into one transaction, each
 //!   waiter is answered after its commit, nothing waits for a timer. A batch that the database refuses for a row's
 //!   content is bisected, so that one bad row fails alone.
+//! - Everything has a deadline (see [`pool`]): a network that falls silent holds nobody.
 //! - Terminals and heartbeats have connections of their own ([`Store::vital`]), so that no load of submits or reads can
 //!   starve them.
 //! - Time is the database's: `clock_timestamp()` to write, `statement_timestamp()` to compare.
@@ -33,6 +34,7 @@ mod notify;
 mod object;
 mod output;
 mod pod;
+mod pool;
 mod post;
 pub mod probe;
 mod read;
@@ -44,8 +46,8 @@ mod sweep;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::Row;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{PgPool, Row};
 
 pub use agent::{AgentCounts, StoredAgent};
 pub use arm::{Arm, ArmError, Armed, Backlog};
@@ -53,7 +55,7 @@ pub use claim::{ClaimFor, Claimed};
 pub use conversation::{Conversation, Erased};
 pub use deliver::DueDelivery;
 pub use fail::FailedWorker;
-pub use failures::Failed;
+pub use failures::{Failed, FutileStarts};
 pub use finish::{FinishError, WorkerWord};
 pub use gate::GateState;
 pub use guard::GuardedTurn;
@@ -63,6 +65,7 @@ pub use notify::{News, Notice, Notices};
 pub use object::{MAX_STATUS_TEXT, ObjectRef, ObjectRow, ObjectState, Standing};
 pub use output::{Append, AppendError};
 pub use pod::{PodSession, RecordedPod};
+pub use pool::Pool;
 pub use post::{DuePost, Place};
 pub(crate) use read::MAX_VIEWED;
 pub use read::{Head, ListFilter, Record, RecordedReply, Terminal, TurnView};
@@ -76,8 +79,6 @@ use batch::Batcher;
 pub const MIN_POSTGRES: u32 = 15;
 /// How long a caller waits for a connection before it is told that the database is unavailable.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
-/// The longest a transaction may take, whatever the network does: an application deadline on every socket.
-const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a verb did not happen, or is not known to have happened.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -137,8 +138,8 @@ impl Default for PoolSizes {
 /// The turns, as they are. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
-    general: PgPool,
-    vital: PgPool,
+    general: Pool,
+    vital: Pool,
     arm: Batcher<arm::Verb>,
     claim: Batcher<claim::Verb>,
     finish: Batcher<finish::Verb>,
@@ -167,8 +168,8 @@ impl Store {
             // A plan made while the tables were empty would be kept when they are not.
             ("plan_cache_mode", "force_custom_plan"),
         ]);
-        let general = pool(sizes.general).connect_lazy_with(options.clone());
-        let vital = pool(sizes.vital).connect_lazy_with(options.clone());
+        let general = Pool::from(pool(sizes.general).connect_lazy_with(options.clone()));
+        let vital = Pool::from(pool(sizes.vital).connect_lazy_with(options.clone()));
         Store {
             arm: Batcher::start(general.clone(), arm::Verb),
             claim: Batcher::start(general.clone(), claim::Verb),
@@ -182,12 +183,12 @@ impl Store {
     }
 
     /// The pool that terminals, heartbeats and sweeps have for themselves.
-    fn vital(&self) -> &PgPool {
+    fn vital(&self) -> &Pool {
         &self.vital
     }
 
     /// For `keys`, which needs nothing but the table.
-    pub fn pool(&self) -> &PgPool {
+    pub fn pool(&self) -> &Pool {
         &self.general
     }
 
@@ -201,7 +202,7 @@ impl Store {
             ));
         }
         sqlx::query("CREATE SCHEMA IF NOT EXISTS lastword").execute(&self.general).await?;
-        migrations().run(&self.general).await?;
+        migrations().run(self.general.unbounded()).await?;
         Ok(())
     }
 
@@ -246,12 +247,4 @@ fn pool(size: u32) -> PgPoolOptions {
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .test_before_acquire(false)
         .max_lifetime(Duration::from_secs(30 * 60))
-}
-
-/// Runs a transaction's body under the application's deadline.
-async fn bounded<T>(body: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    match tokio::time::timeout(TRANSACTION_TIMEOUT, body).await {
-        Ok(done) => done,
-        Err(_) => Err(StoreError::Unavailable(format!("no answer within {TRANSACTION_TIMEOUT:?}").into())),
-    }
 }

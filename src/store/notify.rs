@@ -7,14 +7,16 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use sqlx::PgPool;
 use sqlx::postgres::PgListener;
 use tokio::sync::{broadcast, mpsc};
 use uuid::Uuid;
 
+use super::pool::{Pool, bounded};
 use super::{Store, StoreError};
 use crate::turn::keys::{ConversationId, Incarnation};
 
+/// After this long without a notice the connection is asked whether it lives: nothing else is ever sent on it.
+const QUIET: Duration = Duration::from_secs(10);
 const CHANNEL: &str = "lastword";
 /// The pause before listening again.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
@@ -55,7 +57,7 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    pub fn start(pool: PgPool) -> Self {
+    pub fn start(pool: Pool) -> Self {
         let (queue, waiting) = mpsc::unbounded_channel();
         let id = Uuid::now_v7();
         tokio::spawn(send(pool, waiting, id));
@@ -70,7 +72,7 @@ impl Sender {
     }
 }
 
-async fn send(pool: PgPool, mut waiting: mpsc::UnboundedReceiver<Notice>, id: Uuid) {
+async fn send(pool: Pool, mut waiting: mpsc::UnboundedReceiver<Notice>, id: Uuid) {
     let mut batch = Vec::new();
     while waiting.recv_many(&mut batch, 4096).await > 0 {
         let notices: HashSet<Notice> = batch.drain(..).collect();
@@ -136,7 +138,7 @@ impl Store {
     pub async fn listen(&self) -> Result<Notices, StoreError> {
         let pool = super::pool(1).connect_lazy_with((*self.listen).clone());
         let mut listener = PgListener::connect_with(&pool).await?;
-        listener.listen(CHANNEL).await?;
+        bounded(async { Ok(listener.listen(CHANNEL).await?) }).await?;
         Ok(Notices { listener, own: self.notices.id })
     }
 }
@@ -168,7 +170,15 @@ impl News {
 impl Notices {
     /// The next notices; `None` when the connection was lost and with it, perhaps, some: look at everything now.
     pub async fn next(&mut self) -> Result<Option<Vec<Notice>>, StoreError> {
-        match self.listener.try_recv().await? {
+        let heard = loop {
+            match tokio::time::timeout(QUIET, self.listener.try_recv()).await {
+                Ok(heard) => break heard?,
+                Err(_) => {
+                    bounded(async { Ok(sqlx::query("SELECT 1").execute(&mut self.listener).await?) }).await?;
+                }
+            }
+        };
+        match heard {
             Some(notification) => {
                 let mut lines = notification.payload().lines();
                 if lines.next().is_some_and(|id| id == self.own.to_string()) {

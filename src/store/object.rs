@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::batch::retry_races;
 use super::elect::{self, Hand};
 use super::output::decode;
+use super::pool::bounded;
 use super::{Store, StoreError};
 use crate::turn::frame::Span;
 use crate::turn::keys::{GatewayId, TurnId};
@@ -129,7 +130,8 @@ impl Store {
         let organizations: Vec<&str> = gone.iter().map(|g| g.0.as_str()).collect();
         let uids: Vec<&str> = gone.iter().map(|g| g.1.as_str()).collect();
         let ended = retry_races(|| async {
-            let mut tx = self.vital().begin().await?;
+            let mut connection = self.vital().acquire().await?;
+            let mut tx = connection.begin().await?;
             let turns: Vec<Uuid> = sqlx::query_scalar(
                 "SELECT turn_id FROM object WHERE (organization, uid) IN (SELECT * FROM unnest($1::text[], $2::text[]))
                  ORDER BY turn_id",
@@ -157,7 +159,8 @@ impl Store {
         let mut ids: Vec<Uuid> = turns.iter().map(|t| t.0).collect();
         ids.sort();
         retry_races(|| async {
-            let mut tx = self.general.begin().await?;
+            let mut connection = self.general.acquire().await?;
+            let mut tx = connection.begin().await?;
             remove(&mut tx, &ids).await?;
             tx.commit().await?;
             Ok(())
@@ -226,8 +229,9 @@ impl Store {
             return Ok(Vec::new());
         }
         let ids: Vec<Uuid> = turns.iter().map(|t| t.0).collect();
-        let mut connection = self.general.acquire().await?;
-        let rows = sqlx::query(
+        bounded(async {
+            let mut connection = self.general.acquire().await?;
+            let rows = sqlx::query(
             "SELECT i.id, t.armed_at, coalesce(m.claimed_at, e.claimed_at) AS claimed_at, m.turn_id IS NOT NULL AS open,
                     m.incarnation IS NOT NULL AS held, e.outcome, e.reason, e.message, e.detail, e.holder, e.end_at,
                     e.ended_at, o.organization, o.name, o.uid,
@@ -245,14 +249,16 @@ impl Store {
         .bind(KUBERNETES)
         .fetch_all(&mut *connection)
         .await?;
-        let mut replies = HashMap::new();
-        for row in &rows {
-            if row.try_get::<Option<String>, _>("outcome")?.as_deref() == Some("reply") {
-                replies.insert(row.try_get::<Uuid, _>("holder")?, row.try_get::<i64, _>("end_at")? as u64);
+            let mut replies = HashMap::new();
+            for row in &rows {
+                if row.try_get::<Option<String>, _>("outcome")?.as_deref() == Some("reply") {
+                    replies.insert(row.try_get::<Uuid, _>("holder")?, row.try_get::<i64, _>("end_at")? as u64);
+                }
             }
-        }
-        let texts = texts(&mut connection, &replies).await?;
-        rows.iter().map(|row| state(row, &texts)).collect()
+            let texts = texts(&mut connection, &replies).await?;
+            rows.iter().map(|row| state(row, &texts)).collect()
+        })
+        .await
     }
 }
 

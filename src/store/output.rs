@@ -10,6 +10,11 @@ use super::{Store, StoreError};
 use crate::turn::frame::{Frame, Span};
 use crate::turn::keys::{Incarnation, TurnId};
 
+/// A row of the log takes no further frame beyond this many bytes.
+const ROW_BYTES: usize = 1024 * 1024;
+/// One reading of a log ends with the row that takes it beyond this many bytes.
+const READ_BYTES: i64 = 4 * 1024 * 1024;
+
 /// A piece of a turn's log to make durable.
 #[derive(Debug, Clone)]
 pub struct Append {
@@ -53,17 +58,21 @@ impl Store {
         rows.iter().map(|row| Ok((TurnId(row.try_get("turn_id")?), row.try_get::<i64, _>("log_end")? as u64))).collect()
     }
 
-    /// Reads a turn's log from `offset` on, at most about `max_rows` stored pieces of it.
+    /// Reads a turn's log from `offset` on, at most about `max_rows` stored pieces of it, and about [`READ_BYTES`].
     pub async fn read_log(&self, turn: TurnId, offset: u64, max_rows: u32) -> Result<Span, StoreError> {
         let rows = sqlx::query(
-            "SELECT start_at, frames FROM output
-             WHERE turn_id = $1 AND start_at >= coalesce(
-                     (SELECT max(start_at) FROM output WHERE turn_id = $1 AND start_at <= $2), 0)
-             ORDER BY start_at LIMIT $3",
+            "SELECT start_at, frames FROM (
+               SELECT start_at, frames, sum(octet_length(frames)) OVER (ORDER BY start_at) - octet_length(frames) AS before
+               FROM (SELECT start_at, frames FROM output
+                     WHERE turn_id = $1 AND start_at >= coalesce(
+                             (SELECT max(start_at) FROM output WHERE turn_id = $1 AND start_at <= $2), 0)
+                     ORDER BY start_at LIMIT $3) AS some) AS weighed
+             WHERE before < $4 ORDER BY start_at",
         )
         .bind(turn.0)
         .bind(offset as i64)
         .bind(i64::from(max_rows))
+        .bind(READ_BYTES)
         .fetch_all(&self.general)
         .await?;
         let mut span = Span::new(offset, Vec::new());
@@ -88,6 +97,10 @@ pub(super) struct Verb;
 impl BatchVerb for Verb {
     type Item = Append;
     type Answer = Result<u64, AppendError>;
+
+    fn weight(&self, append: &Append) -> usize {
+        append.span.weight()
+    }
 
     async fn run(&self, tx: &mut PgConnection, items: &[Append]) -> Result<Vec<Self::Answer>, StoreError> {
         let ids: Vec<Uuid> = items.iter().map(|a| a.turn_id.0).collect();
@@ -131,19 +144,37 @@ impl BatchVerb for Verb {
     }
 }
 
+/// A piece's frames by rows of about [`ROW_BYTES`]: usually one.
+fn in_rows(frames: &[Frame]) -> Vec<&[Frame]> {
+    let (mut rows, mut begin, mut bytes) = (Vec::new(), 0, 0);
+    for (i, frame) in frames.iter().enumerate() {
+        if bytes > ROW_BYTES {
+            rows.push(&frames[begin..i]);
+            (begin, bytes) = (i, 0);
+        }
+        bytes += frame.weight();
+    }
+    rows.push(&frames[begin..]);
+    rows
+}
+
 /// Inserts pieces whose place the caller has checked under the marker's lock.
 pub(super) async fn insert(tx: &mut PgConnection, pieces: &[Piece]) -> Result<(), StoreError> {
     if pieces.is_empty() {
         return Ok(());
     }
-    let ids: Vec<Uuid> = pieces.iter().map(|p| p.turn_id.0).collect();
-    let starts: Vec<i64> = pieces.iter().map(|p| p.span.start as i64).collect();
-    let ends: Vec<i64> = pieces.iter().map(|p| p.span.end() as i64).collect();
-    let frames: Vec<String> = pieces
-        .iter()
-        .map(|p| serde_json::to_string(&p.span.frames))
-        .collect::<Result<_, _>>()
-        .map_err(|e| StoreError::Refused(format!("frames: {e}").into()))?;
+    let (mut ids, mut starts, mut ends) = (Vec::new(), Vec::new(), Vec::new());
+    let mut frames = Vec::new();
+    for piece in pieces {
+        let mut at = piece.span.start;
+        for row in in_rows(&piece.span.frames) {
+            ids.push(piece.turn_id.0);
+            starts.push(at as i64);
+            at += row.iter().map(Frame::units).sum::<u64>();
+            ends.push(at as i64);
+            frames.push(serde_json::to_string(row).map_err(|e| StoreError::Refused(format!("frames: {e}").into()))?);
+        }
+    }
     sqlx::query(
         "INSERT INTO output (turn_id, start_at, end_at, frames)
          SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[])",

@@ -35,17 +35,9 @@ pub struct RecordedPod {
 }
 
 impl Store {
-    /// The next number for a start of this deployment, from 1.
-    pub async fn next_attempt(&self, organization: &str, deployment: &str) -> Result<i64, StoreError> {
-        let number = sqlx::query_scalar(
-            "INSERT INTO attempt (organization, deployment, number) VALUES ($1, $2, 1)
-             ON CONFLICT (organization, deployment) DO UPDATE SET number = attempt.number + 1 RETURNING number",
-        )
-        .bind(organization)
-        .bind(deployment)
-        .fetch_one(self.vital())
-        .await?;
-        Ok(number)
+    /// A number for a start that no other start has, ever.
+    pub async fn next_attempt(&self) -> Result<i64, StoreError> {
+        Ok(sqlx::query_scalar("SELECT nextval('start_number')").fetch_one(self.vital()).await?)
     }
 
     /// Records the pod that a start has; false when the start is dead, or has another pod.
@@ -161,13 +153,15 @@ impl Store {
     ) -> Result<bool, StoreError> {
         let stopped = retry_races(|| async {
             let Some(incarnation) = self.incarnation_of(start).await? else { return Ok(None) };
-            let mut tx = self.vital().begin().await?;
+            let mut connection = self.vital().acquire().await?;
+            let mut tx = connection.begin().await?;
             let Some(lease) = lock_lease(&mut tx, incarnation).await?.filter(|l| l.phase != "dead") else {
                 return Ok(None);
             };
             let keeps = lease.stop_reason.is_some() && lease.stop_recorded;
             let done = sqlx::query(
-                "UPDATE lease l SET phase = 'draining', stop_reason = n.reason, stop_recorded = true, drain_until = n.until
+                "UPDATE lease l SET phase = 'draining', stop_reason = n.reason, stop_recorded = true, drain_until = n.until,
+                        interrupted_at = CASE WHEN $4 THEN interrupted_at ELSE coalesce(interrupted_at, clock_timestamp()) END
                  FROM (SELECT CASE WHEN $4 THEN stop_reason ELSE $2 END AS reason,
                               CASE WHEN $4 THEN least(drain_until, until.at) ELSE until.at END AS until
                        FROM lease, LATERAL (SELECT clock_timestamp() + make_interval(secs =>

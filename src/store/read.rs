@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::output::decode;
+use super::pool::bounded;
 use super::{Store, StoreError, elect};
 use crate::turn::frame::Span;
 use crate::turn::keys::{ConversationId, Incarnation, TurnId};
@@ -189,12 +190,15 @@ impl Store {
 
     /// A turn's record.
     pub async fn record(&self, turn: TurnId) -> Result<Option<Record>, StoreError> {
-        let mut connection = self.general.acquire().await?;
-        let row = sqlx::query(sqlx::AssertSqlSafe(format!("{RECORD} WHERE t.id = $1")))
-            .bind(turn.0)
-            .fetch_optional(&mut *connection)
-            .await?;
-        Ok(records(&mut connection, row.as_slice()).await?.pop())
+        bounded(async {
+            let mut connection = self.general.acquire().await?;
+            let row = sqlx::query(sqlx::AssertSqlSafe(format!("{RECORD} WHERE t.id = $1")))
+                .bind(turn.0)
+                .fetch_optional(&mut *connection)
+                .await?;
+            Ok(records(&mut connection, row.as_slice()).await?.pop())
+        })
+        .await
     }
 
     /// A conversation's turns before `before`, newest first.
@@ -204,16 +208,19 @@ impl Store {
         before: Option<i64>,
         limit: u32,
     ) -> Result<Vec<Record>, StoreError> {
-        let mut connection = self.general.acquire().await?;
-        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "{RECORD} WHERE t.conversation_id = $1 AND t.number < $2 ORDER BY t.number DESC LIMIT $3"
-        )))
-        .bind(conversation.0)
-        .bind(before.unwrap_or(i64::MAX))
-        .bind(i64::from(limit))
-        .fetch_all(&mut *connection)
-        .await?;
-        records(&mut connection, &rows).await
+        bounded(async {
+            let mut connection = self.general.acquire().await?;
+            let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
+                "{RECORD} WHERE t.conversation_id = $1 AND t.number < $2 ORDER BY t.number DESC LIMIT $3"
+            )))
+            .bind(conversation.0)
+            .bind(before.unwrap_or(i64::MAX))
+            .bind(i64::from(limit))
+            .fetch_all(&mut *connection)
+            .await?;
+            records(&mut connection, &rows).await
+        })
+        .await
     }
 
     /// An organization's turns, newest first.
@@ -239,9 +246,12 @@ impl Store {
             query.push(" AND t.id < ").push_bind(before.0);
         }
         query.push(" ORDER BY t.id DESC LIMIT ").push_bind(i64::from(filter.limit));
-        let mut connection = self.general.acquire().await?;
-        let rows = query.build().fetch_all(&mut *connection).await?;
-        records(&mut connection, &rows).await
+        bounded(async {
+            let mut connection = self.general.acquire().await?;
+            let rows = query.build().fetch_all(&mut *connection).await?;
+            records(&mut connection, &rows).await
+        })
+        .await
     }
 
     /// The last `limit` exchanges of a conversation before a turn, oldest first.
@@ -251,34 +261,44 @@ impl Store {
         before: i64,
         limit: u32,
     ) -> Result<Vec<Exchange>, StoreError> {
-        let mut connection = self.general.acquire().await?;
-        let rows = sqlx::query(
-            "SELECT t.input, e.turn_id, e.holder, e.end_at FROM terminal e JOIN turn t ON t.id = e.turn_id
+        bounded(async {
+            let mut connection = self.general.acquire().await?;
+            let rows = sqlx::query(
+                "SELECT t.input, e.turn_id, e.holder, e.end_at FROM terminal e JOIN turn t ON t.id = e.turn_id
              WHERE e.conversation_id = $1 AND e.number < $2 AND e.outcome = 'reply' AND e.holder = e.turn_id
              ORDER BY e.number DESC LIMIT $3",
-        )
-        .bind(conversation.0)
-        .bind(before)
-        .bind(i64::from(limit))
-        .fetch_all(&mut *connection)
-        .await?;
-        let ends: Vec<(TurnId, u64)> = rows
-            .iter()
-            .map(|r| Ok((TurnId(r.try_get("turn_id")?), r.try_get::<i64, _>("end_at")? as u64)))
-            .collect::<Result<_, sqlx::Error>>()?;
-        let mut texts = texts(&mut connection, &ends).await?;
-        let mut exchanges = Vec::with_capacity(rows.len());
-        let mut bytes = 0;
-        for (row, (turn, _)) in rows.iter().zip(&ends) {
-            let exchange = Exchange { message: row.try_get("input")?, reply: texts.remove(turn).unwrap_or_default() };
-            bytes += exchange.message.len() + exchange.reply.len();
-            if bytes > MAX_HISTORY_BYTES {
-                break;
+            )
+            .bind(conversation.0)
+            .bind(before)
+            .bind(i64::from(limit))
+            .fetch_all(&mut *connection)
+            .await?;
+            // A log has as many units as its text has bytes, at least: what would not fit is not even read.
+            let (mut ends, mut units) = (Vec::with_capacity(rows.len()), 0);
+            for row in &rows {
+                let end = row.try_get::<i64, _>("end_at")? as u64;
+                units += end;
+                if units > MAX_HISTORY_BYTES as u64 {
+                    break;
+                }
+                ends.push((TurnId(row.try_get("turn_id")?), end));
             }
-            exchanges.push(exchange);
-        }
-        exchanges.reverse();
-        Ok(exchanges)
+            let mut texts = texts(&mut connection, &ends).await?;
+            let mut exchanges = Vec::with_capacity(rows.len());
+            let mut bytes = 0;
+            for (row, (turn, _)) in rows.iter().zip(&ends) {
+                let exchange =
+                    Exchange { message: row.try_get("input")?, reply: texts.remove(turn).unwrap_or_default() };
+                bytes += exchange.message.len() + exchange.reply.len();
+                if bytes > MAX_HISTORY_BYTES {
+                    break;
+                }
+                exchanges.push(exchange);
+            }
+            exchanges.reverse();
+            Ok(exchanges)
+        })
+        .await
     }
 }
 

@@ -29,8 +29,10 @@ impl Store {
     pub async fn prune(&self, retention: &Retention) -> Result<u64, StoreError> {
         self.prune_leases(retention).await?;
         self.prune_agents(retention).await?;
+        self.prune_conversations(retention).await?;
         retry_races(|| async {
-            let mut tx = self.general.begin().await?;
+            let mut connection = self.general.acquire().await?;
+            let mut tx = connection.begin().await?;
             // Not NOT EXISTS: as anti joins, these scan the whole of `delivery` to find the 500 oldest.
             let old: Vec<Uuid> = sqlx::query_scalar(
                 "SELECT turn_id FROM terminal t WHERE ended_at < statement_timestamp() - make_interval(secs => $1)
@@ -58,7 +60,9 @@ impl Store {
             .bind(&old)
             .execute(&mut *tx)
             .await?;
+            let places = conversations_of(&mut tx, &old).await?;
             delete_turns(&mut tx, &old).await?;
+            note_empty(&mut tx, &places).await?;
             tx.commit().await?;
             Ok(old.len() as u64)
         })
@@ -79,6 +83,48 @@ impl Store {
         Ok(())
     }
 
+    /// Conversations that have been without a turn for as long as a turn is kept, and that nobody has a session on; a
+    /// batch of them. Their names are free again. Until then they tell that a cursor is past its retention.
+    async fn prune_conversations(&self, retention: &Retention) -> Result<(), StoreError> {
+        retry_races(|| async {
+            let mut connection = self.general.acquire().await?;
+            let mut tx = connection.begin().await?;
+            // A row that somebody holds is being used: an arm will make it one with a turn.
+            let empty: Vec<Uuid> = sqlx::query_scalar(
+                "SELECT id FROM conversation WHERE id IN (
+                   SELECT id FROM conversation WHERE empty_since < statement_timestamp() - make_interval(secs => $1)
+                   ORDER BY empty_since LIMIT $2)
+                   AND empty_since < statement_timestamp() - make_interval(secs => $1)
+                 ORDER BY organization, name FOR UPDATE SKIP LOCKED",
+            )
+            .bind(retention.turn_seconds as f64)
+            .bind(i64::from(retention.batch))
+            .fetch_all(&mut *tx)
+            .await?;
+            if empty.is_empty() {
+                return Ok(());
+            }
+            // Behind the lock, so that it sees every turn that was armed and every session that was registered before.
+            sqlx::query(
+                "DELETE FROM conversation c WHERE id = ANY($1)
+                   AND (SELECT true FROM turn t WHERE t.conversation_id = c.id LIMIT 1) IS NULL
+                   AND (SELECT true FROM marker m WHERE m.conversation_id = c.id LIMIT 1) IS NULL
+                   AND (SELECT true FROM session s WHERE s.conversation_id = c.id LIMIT 1) IS NULL",
+            )
+            .bind(&empty)
+            .execute(&mut *tx)
+            .await?;
+            // Those that stay are looked at a retention later: they must not keep the others from their turn.
+            sqlx::query("UPDATE conversation SET empty_since = clock_timestamp() WHERE id = ANY($1)")
+                .bind(&empty)
+                .execute(&mut *tx)
+                .await?;
+            tx.commit().await?;
+            Ok(())
+        })
+        .await
+    }
+
     /// Removed Agents that nothing names any more: no turn that waits, no lease, and so no turn in a worker's hand.
     async fn prune_agents(&self, retention: &Retention) -> Result<(), StoreError> {
         sqlx::query(
@@ -92,6 +138,24 @@ impl Store {
         .await?;
         Ok(())
     }
+}
+
+/// The conversations of these turns.
+async fn conversations_of(tx: &mut PgConnection, turns: &[Uuid]) -> Result<Vec<Uuid>, StoreError> {
+    let found = sqlx::query_scalar("SELECT DISTINCT conversation_id FROM turn WHERE id = ANY($1)").bind(turns);
+    Ok(found.fetch_all(tx).await?)
+}
+
+/// Notes of which of these conversations, whose locks are held, the last turn is gone.
+async fn note_empty(tx: &mut PgConnection, conversations: &[Uuid]) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE conversation c SET empty_since = clock_timestamp() WHERE id = ANY($1)
+           AND (SELECT true FROM turn t WHERE t.conversation_id = c.id LIMIT 1) IS NULL",
+    )
+    .bind(conversations)
+    .execute(tx)
+    .await?;
+    Ok(())
 }
 
 /// Deletes ended turns with all that belongs to them.

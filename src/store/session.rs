@@ -13,7 +13,8 @@ pub struct OtherSession {
 }
 
 impl Store {
-    /// Registers a session; committed before the session reads anything.
+    /// Registers a session; committed before the session reads anything. The conversation's lock makes whoever removes
+    /// an empty one see the session, or the session see that it is gone: that is [`StoreError::Raced`].
     pub async fn register_session(
         &self,
         session: SessionId,
@@ -22,18 +23,20 @@ impl Store {
         conversation: ConversationId,
         owner: bool,
     ) -> Result<(), StoreError> {
-        sqlx::query(
-            "INSERT INTO session (id, gateway, organization, conversation_id, owner) VALUES ($1, $2, $3, $4, $5)
-             ON CONFLICT (id) DO NOTHING",
+        let there = sqlx::query_scalar::<_, bool>(
+            "WITH place AS MATERIALIZED (SELECT id FROM conversation WHERE id = $4 FOR KEY SHARE), new AS (
+               INSERT INTO session (id, gateway, organization, conversation_id, owner)
+               SELECT $1, $2, $3, id, $5 FROM place ON CONFLICT (id) DO NOTHING)
+             SELECT EXISTS (SELECT FROM place)",
         )
         .bind(session.0)
         .bind(gateway.0)
         .bind(organization)
         .bind(conversation.0)
         .bind(owner)
-        .execute(&self.general)
+        .fetch_one(&self.general)
         .await?;
-        Ok(())
+        if there { Ok(()) } else { Err(StoreError::Raced("the conversation was removed meanwhile".into())) }
     }
 
     /// Forgets sessions that ended.

@@ -24,7 +24,8 @@ impl Store {
 
     async fn drain(&self, incarnation: Incarnation, reason: Reason, only_idle: bool) -> Result<bool, StoreError> {
         let done = retry_races(|| async {
-            let mut tx = self.vital().begin().await?;
+            let mut connection = self.vital().acquire().await?;
+            let mut tx = connection.begin().await?;
             let lease = lock_lease(&mut tx, incarnation).await?.filter(|lease| lease.stop_reason.is_none());
             let may = match lease {
                 None => false,
@@ -58,10 +59,10 @@ impl Store {
     }
 
     /// The worker was told to stop by somebody else (a signal), and guesses why: what it leaves behind carries `reason`,
-    /// unless whoever stopped it records a better one, before or after; and its end is no failed start.
+    /// unless whoever stopped it records a better one, before or after; and its end is no failed start, but an interrupted one.
     pub async fn note_stop(&self, incarnation: Incarnation, reason: Reason) -> Result<(), StoreError> {
         sqlx::query(
-            "UPDATE lease SET stop_reason = $2, stop_recorded = false
+            "UPDATE lease SET stop_reason = $2, stop_recorded = false, interrupted_at = clock_timestamp()
              WHERE incarnation = $1 AND phase <> 'dead' AND stop_reason IS NULL",
         )
         .bind(incarnation.0)
@@ -74,7 +75,8 @@ impl Store {
     /// The worker says goodbye: it takes no more turns and hands back those that never began.
     pub async fn worker_draining(&self, incarnation: Incarnation, hand_back: &[TurnId]) -> Result<u32, StoreError> {
         let (count, place) = retry_races(|| async {
-            let mut tx = self.vital().begin().await?;
+            let mut connection = self.vital().acquire().await?;
+            let mut tx = connection.begin().await?;
             let lease = lock_lease(&mut tx, incarnation).await?;
             let mut count = 0;
             if let Some(lease) = &lease

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::batch::retry_races;
 use super::elect::{self, Ended, Hand};
 use super::fail::Only;
-use super::gate::SETTLED;
+use super::gate::{SETTLED, TICKED_SINCE};
 use super::{Store, StoreError};
 use crate::turn::keys::{Incarnation, TurnId};
 use crate::turn::reason::Reason;
@@ -35,7 +35,7 @@ impl Store {
         let mut swept = Swept::default();
         let silent: Vec<(Uuid, String)> = sqlx::query_as(AssertSqlSafe(format!(
             "SELECT incarnation, phase FROM lease, gate g
-             WHERE phase <> 'dead' AND expires_at < statement_timestamp() AND {SETTLED} LIMIT {MAX_WORKERS}"
+             WHERE phase <> 'dead' AND expires_at < statement_timestamp() AND {TICKED_SINCE} AND {SETTLED} LIMIT {MAX_WORKERS}"
         )))
         .fetch_all(self.vital())
         .await?;
@@ -105,7 +105,8 @@ impl Store {
         }
         let lapsed: Vec<TurnId> = lapsed.iter().copied().map(TurnId).collect();
         let ended: Vec<Ended> = retry_races(|| async {
-            let mut tx = self.vital().begin().await?;
+            let mut connection = self.vital().acquire().await?;
+            let mut tx = connection.begin().await?;
             let ended = elect::fail_open(&mut tx, &lapsed, hand, failure).await?;
             tx.commit().await?;
             Ok(ended)

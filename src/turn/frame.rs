@@ -121,6 +121,11 @@ impl Span {
         self.start + self.frames.iter().map(Frame::units).sum::<u64>()
     }
 
+    /// What its frames weigh (see [`Frame::weight`]).
+    pub fn weight(&self) -> usize {
+        self.frames.iter().map(Frame::weight).sum()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }

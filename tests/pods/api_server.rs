@@ -28,6 +28,8 @@ pub struct Cluster {
     pub lists: u32,
     /// Lists that begin now answer what they saw once this is let go.
     pub held: Option<Arc<Notify>>,
+    /// The spec of the one Lease, if it was made.
+    pub lease: Option<Value>,
     /// Bodies of deletions, with the pod's name.
     pub deletions: Vec<(String, Value)>,
     watchers: Vec<mpsc::UnboundedSender<Bytes>>,
@@ -49,6 +51,7 @@ impl ApiServer {
             .route("/apis/lastword.dev/v1alpha1/namespaces/{namespace}/agentturns/{name}", get(read).delete(delete))
             .route("/apis/lastword.dev/v1alpha1/namespaces/{namespace}/agentturns/{name}/status", patch(write_status))
             .with_state(server.clone());
+        let router = router.merge(super::lease::router(server.clone()));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("bound")).parse().expect("a URL");
         tokio::spawn(async move { axum::serve(listener, router).await });
@@ -110,7 +113,7 @@ fn status(code: u16, reason: &str, message: &str) -> Value {
            "message": message})
 }
 
-fn refuse(code: u16, reason: &str, message: &str) -> Response {
+pub fn refuse(code: u16, reason: &str, message: &str) -> Response {
     (StatusCode::from_u16(code).expect("a status"), Json(status(code, reason, message))).into_response()
 }
 

@@ -8,6 +8,8 @@ mod support;
 mod gateway;
 
 mod api_server;
+mod leader;
+mod lease;
 mod runtime;
 mod session;
 mod turns;

@@ -125,6 +125,20 @@ async fn without_ticks_nobody_is_failed(db: Db) {
     assert_eq!(db.outcome(silent.turn).await.as_deref(), Some("NodeLost"));
 }
 
+/// A9: a short lease runs out before a gap is one: it is judged only when a gateway has ticked since.
+async fn a_short_lease_waits_for_a_tick(db: Db) {
+    db.settled().await;
+    let worker = Worker::with(&db.store, |start| start.lease_seconds = 2).await;
+    let turn = db.in_hand(&worker).await;
+    db.sql("UPDATE gate SET seen = clock_timestamp() - interval '2 seconds'").await;
+    db.silent(worker.incarnation, 1).await;
+    db.store.sweep().await.expect("sweeps");
+    assert_eq!(db.outcome(turn).await, None, "no gateway could have written its beat");
+    tick(&db.store, &[]).await;
+    db.store.sweep().await.expect("sweeps");
+    assert_eq!(db.outcome(turn).await.as_deref(), Some("LeaseLapsed"));
+}
+
 /// A9: gaps of the past do not add to the count of a later outage once the gate had settled.
 async fn a_settled_time_ends_the_count(db: Db) {
     db.sql("UPDATE gate SET ticked_seconds = 290").await;
@@ -200,6 +214,7 @@ crate::both!(
     who_beats_again_survives,
     the_bound_on_settling,
     without_ticks_nobody_is_failed,
+    a_short_lease_waits_for_a_tick,
     a_settled_time_ends_the_count,
     a_clock_that_steps_back_keeps_nobody_alive,
     a_start_does_not_outlive_a_step_back,

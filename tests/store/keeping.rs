@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use lastword::store::keys::{self, NewKey, Role};
-use lastword::store::{Erased, FinishError, Retention};
-use lastword::turn::keys::TurnId;
+use lastword::store::{Erased, FinishError, Retention, StoreError};
+use lastword::turn::keys::{GatewayId, SessionId, TurnId};
 use lastword::turn::reason::Reason;
 
 use crate::support::Db;
@@ -98,6 +98,66 @@ async fn retention_removes_what_is_old_and_shown(db: Db) {
     assert!(db.armed("c").await.number > 4, "numbers are not used again");
 }
 
+/// A conversation goes a retention after its last turn, or after it was opened, when nobody has a session on it. Its name
+/// is then free: whoever comes first owns it.
+async fn empty_conversations_are_removed(db: Db) {
+    let worker = Worker::live(&db.store).await;
+    let turn = db.in_hand(&worker).await;
+    assert_eq!(finish(&db.store, worker.reply(&[turn], "hello")).await, Ok(true));
+    let spoken = db.text("SELECT name FROM conversation").await.expect("one");
+    let opened = db.store.open_conversation("acme", "opened", "ada").await.expect("opens");
+    let watched = db.store.open_conversation("acme", "watched", "ada").await.expect("opens");
+    db.store.register_session(SessionId::new(), GatewayId::new(), "acme", watched.id, true).await.expect("registers");
+    db.store.open_conversation("acme", "spoken", "ada").await.expect("opens");
+    db.armed("spoken").await;
+    let retention = Retention { batch: 1, ..Retention::default() };
+    let passes = async || {
+        for _ in 0..5 {
+            db.store.prune(&retention).await.expect("prunes");
+        }
+        db.text("SELECT string_agg(name, ' ' ORDER BY name) FROM conversation").await.unwrap_or_default()
+    };
+    let later = async || db.sql("UPDATE conversation SET empty_since = empty_since - interval '31 days'").await;
+    aged(&db, turn).await;
+    assert_eq!(passes().await, format!("{spoken} opened spoken watched"), "the turn goes; cursors are still told");
+    later().await;
+    assert_eq!(passes().await, "spoken watched");
+    db.sql("DELETE FROM session").await;
+    assert_eq!(passes().await, "spoken watched", "it is looked at a retention later");
+    later().await;
+    assert_eq!(passes().await, "spoken");
+
+    let late = db.store.register_session(SessionId::new(), GatewayId::new(), "acme", opened.id, true).await;
+    assert!(matches!(late, Err(StoreError::Raced(_))), "{late:?}");
+    assert_eq!(db.store.open_conversation("acme", "opened", "eve").await.expect("opens").owner, "eve");
+}
+
+/// Removing while others arm and open: what was armed or registered has its conversation.
+async fn removing_while_others_come(db: Db) {
+    let other = db.another_store();
+    let retention = Retention { turn_seconds: 0, ..Retention::default() };
+    for _ in 0..20 {
+        let open = db.store.open_conversation("acme", "c", "ada").await.expect("opens");
+        db.sql("UPDATE conversation SET empty_since = empty_since - interval '1 s' WHERE empty_since IS NOT NULL")
+            .await;
+        let session = SessionId::new();
+        let (pruned, arming, registered) = tokio::join!(
+            db.store.prune(&retention),
+            other.arm(arm("c")),
+            db.store.register_session(session, GatewayId::new(), "acme", open.id, true),
+        );
+        pruned.expect("prunes");
+        let turn = arming.expect("answers").expect("armed");
+        let place = format!("conversation WHERE id = '{}' AND empty_since IS NULL", turn.conversation_id);
+        assert_eq!(db.count(&place).await, 1);
+        match registered {
+            Ok(()) => assert_eq!(open.id, turn.conversation_id),
+            Err(error) => assert!(matches!(error, StoreError::Raced(_)), "{error}"),
+        }
+        db.store.erase("acme", "c", "ada").await.expect("erases");
+    }
+}
+
 /// A reply that another turn still has to show keeps its log, though the turn that holds it was shown.
 async fn a_shared_reply_is_kept_for_the_last(db: Db) {
     let worker = Worker::together(&db.store).await;
@@ -189,6 +249,8 @@ crate::both!(
     erasing_leaves_nothing,
     erasing_while_others_arm,
     retention_removes_what_is_old_and_shown,
+    empty_conversations_are_removed,
+    removing_while_others_come,
     a_shared_reply_is_kept_for_the_last,
     a_pass_has_its_limits,
     a_key_lives_until_it_is_revoked,

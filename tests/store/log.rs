@@ -1,6 +1,6 @@
 //! A turn's log: appended by who holds the turn, without gaps, cut only between characters (design §3, step 5).
 
-use lastword::store::{AppendError, FinishError};
+use lastword::store::{Append, AppendError, FinishError};
 use lastword::turn::frame::{Frame, Span};
 use lastword::turn::reason::Reason;
 use serde_json::json;
@@ -45,6 +45,44 @@ async fn a_piece_comes_twice_at_once(db: Db) {
         end += 4;
     }
     assert_eq!(text(&db, turn, 0).await, "abcd".repeat(50));
+}
+
+fn large(bytes: usize) -> Frame {
+    Frame::Data { name: "d".into(), value: json!("x".repeat(bytes)) }
+}
+
+/// Large frames lie in rows of their own, and a reading ends when it has enough bytes; nothing is lost or doubled.
+async fn large_frames_are_read_in_parts(db: Db) {
+    let worker = Worker::live(&db.store).await;
+    let turn = db.in_hand(&worker).await;
+    let frames: Vec<Frame> = (0..9).flat_map(|i| [Frame::text(format!("{i}")), large(700_000)]).collect();
+    let span = Span::new(0, frames.clone());
+    let append = Append { turn_id: turn, incarnation: worker.incarnation, span };
+    assert_eq!(db.store.append(append).await.expect("answers"), Ok(18));
+    assert!(db.number("SELECT max(octet_length(frames)) FROM output").await < 2_200_000);
+    let (mut read, mut readings) = (Span::default(), 0);
+    while read.end() < 18 {
+        let part = db.store.read_log(turn, read.end(), 64).await.expect("reads");
+        assert!(part.start == read.end() && !part.is_empty() && part.weight() < 6_500_000);
+        read.frames.extend(part.frames);
+        readings += 1;
+    }
+    assert_eq!((readings, read.frames), (2, frames));
+}
+
+/// Large pieces of many turns are not one statement.
+async fn a_batch_has_a_weight(db: Db) {
+    let worker = Worker::live(&db.store).await;
+    let turns = crate::race::many_in_hand(&db.store, &worker, 12).await;
+    let appends = turns.into_iter().map(|turn_id| {
+        let span = Span::new(0, vec![large(3_000_000)]);
+        db.store.append(Append { turn_id, incarnation: worker.incarnation, span })
+    });
+    for answer in futures::future::join_all(appends).await {
+        assert_eq!(answer.expect("answers"), Ok(1));
+    }
+    let most = "SELECT max(n) FROM (SELECT count(*) AS n FROM output GROUP BY xmin::text) AS transactions";
+    assert!(db.number(most).await <= 2);
 }
 
 /// Only the incarnation that the marker names appends: not a stranger, not the dead, not after the terminal.
@@ -138,6 +176,8 @@ async fn an_empty_reply_is_a_reply(db: Db) {
 }
 
 crate::both!(
+    large_frames_are_read_in_parts,
+    a_batch_has_a_weight,
     overlaps_are_trimmed_and_gaps_refused,
     a_piece_comes_twice_at_once,
     only_the_holder_appends,

@@ -5,6 +5,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../support/forwarder.rs"]
+mod forwarder;
+
 mod arming;
 mod claiming;
 mod delivery;
@@ -21,4 +24,5 @@ mod poison;
 mod race;
 mod scale;
 mod several;
+mod silence;
 mod starts;

@@ -318,6 +318,15 @@ async fn loops(judge: &mut Judge<'_>) {
             assert_eq!(store.prune(&Retention::default()).await.expect("prunes"), 1);
         })
         .await;
+    judge
+        .verb("prune of a conversation", async |store, i| {
+            let name = format!("empty{i}");
+            store.open_conversation("big", &name, "ada").await.expect("opens");
+            db.sql("UPDATE conversation SET empty_since = empty_since - interval '60 days' WHERE organization = 'big' AND empty_since IS NOT NULL").await;
+            store.prune(&Retention::default()).await.expect("prunes");
+            assert!(store.conversation("big", &name).await.expect("reads").is_none());
+        })
+        .await;
     // Walks over all that waits for an agent, since nothing is beyond its limit: some 8,750 here.
     judge
         .within(5_000, "shed", async |store, i| {

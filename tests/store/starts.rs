@@ -1,7 +1,7 @@
 //! Starts that fail (design §3, step 3): which turns they end, and which they do not.
 
 use lastword::store::{LeasePhase, NewStart};
-use lastword::turn::keys::Incarnation;
+use lastword::turn::keys::{Incarnation, StartId};
 use lastword::turn::reason::Reason;
 
 use crate::support::Db;
@@ -100,6 +100,55 @@ async fn a_death_before_the_first_claim_is_one(db: Db) {
     assert_eq!(fail(&db, worker.incarnation).await, [waiting]);
 }
 
+/// Starts that somebody else stops before they take a message are no failed ones; five of them end what waited through
+/// all, with the reason of the last. Stops of our own never do.
+async fn interrupted_starts_are_counted(db: Db) {
+    let first = db.armed("a").await.turn_id;
+    let other = db.another_store();
+    let mut later = None;
+    for round in 1..=5 {
+        let ours = start(&db, |_| {}).await;
+        db.store.drain_worker(ours, Reason::Deleted).await.expect("drains");
+        let died = db.store.fail_worker(ours, &failure(Reason::WorkerExited)).await.expect("answers");
+        assert!(died.died_now && died.ended.is_empty());
+
+        let evicted = start(&db, |start| start.runtime = "kubernetes").await;
+        assert!(db.store.record_stop(StartId(evicted.0), Reason::Evicted, None).await.expect("answers"));
+        let futile = other.futile_starts().await.expect("reads");
+        assert_eq!(futile.iter().map(|f| (f.failed, f.interrupted)).collect::<Vec<_>>(), [(0, round)], "it drains");
+        let died = db.store.fail_worker(evicted, &failure(Reason::WorkerExited)).await.expect("answers");
+        assert!(died.died_now && !died.failed_start);
+        assert_eq!(died.ended, if round == 5 { vec![first] } else { vec![] }, "round {round}");
+        if round == 1 {
+            later = Some(db.armed("b").await.turn_id);
+        }
+    }
+    assert_eq!(db.outcome(first).await.as_deref(), Some("Evicted"));
+    assert_eq!(db.phase(later.expect("armed")).await.as_deref(), Some("waiting"), "it waited through four");
+    let guessed = start(&db, |_| {}).await;
+    db.store.note_stop(guessed, Reason::NodeShutdown).await.expect("answers");
+    assert_eq!(db.store.fail_worker(guessed, &failure(Reason::WorkerExited)).await.expect("answers").ended.len(), 1);
+    let futile = other.futile_starts().await.expect("reads");
+    assert_eq!((futile.len(), futile[0].interrupted, futile[0].ago < 60.0), (1, 6, true));
+    db.sql("UPDATE lease SET died_at = died_at - interval '6 minutes' WHERE phase = 'dead'").await;
+    assert!(other.futile_starts().await.expect("reads").is_empty(), "long ago");
+}
+
+/// Whoever learnt of a failed start, every replica reads it; a start that claimed is none.
+async fn failed_starts_are_read_by_all(db: Db) {
+    let worker = Worker::live(&db.store).await;
+    db.in_hand(&worker).await;
+    db.store.fail_worker(worker.incarnation, &failure(Reason::OutOfMemory)).await.expect("answers");
+    assert!(db.another_store().futile_starts().await.expect("reads").is_empty());
+    for _ in 0..2 {
+        let start = start(&db, |_| {}).await;
+        fail(&db, start).await;
+    }
+    let futile = db.another_store().futile_starts().await.expect("reads");
+    let read: Vec<_> = futile.iter().map(|f| (f.agent.as_str(), f.generation, f.failed, f.interrupted)).collect();
+    assert_eq!(read, [("bot", 1, 2, 0)]);
+}
+
 /// Guarded turns are nobody's to claim yet: a failed start leaves them alone.
 async fn a_guarded_turn_does_not_wait_for_a_start(db: Db) {
     let mut guarded = arm("a");
@@ -154,6 +203,8 @@ crate::both!(
     no_help_is_coming,
     a_death_after_a_claim_is_no_failed_start,
     a_death_before_the_first_claim_is_one,
+    interrupted_starts_are_counted,
+    failed_starts_are_read_by_all,
     a_guarded_turn_does_not_wait_for_a_start,
     the_fleet_sees_starts,
     two_starts_that_fail_together,

@@ -1,4 +1,4 @@
-//! A Unix socket in front of Postgres that can be cut.
+//! A Unix socket in front of Postgres that can be cut, or fall silent.
 
 use std::path::PathBuf;
 
@@ -6,10 +6,19 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
+/// What becomes of connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    /// They stay, and nothing that is sent arrives.
+    Silent,
+    Cut,
+}
+
 /// Forwards connections to a server's socket, while it is not cut.
 pub struct Forwarder {
     directory: tempfile::TempDir,
-    open: watch::Sender<bool>,
+    state: watch::Sender<State>,
     database: PgConnectOptions,
 }
 
@@ -20,13 +29,13 @@ impl Forwarder {
         let name = format!(".s.PGSQL.{}", database.get_port());
         let server: PathBuf = database.get_socket().expect("a server on a Unix socket").join(&name);
         let listener = UnixListener::bind(directory.path().join(&name)).expect("a socket");
-        let (open, state) = watch::channel(true);
+        let (state, seen) = watch::channel(State::Open);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(forward(client, server.clone(), state.clone()));
+                tokio::spawn(forward(client, server.clone(), seen.clone()));
             }
         });
-        Forwarder { directory, open, database }
+        Forwarder { directory, state, database }
     }
 
     /// How to connect by way of it.
@@ -36,21 +45,28 @@ impl Forwarder {
 
     /// Ends all connections, and every new one at once.
     pub fn cut(&self) {
-        self.open.send_replace(false);
+        self.state.send_replace(State::Cut);
+    }
+
+    /// Swallows what is sent on all connections, and on every new one. Those that were open now never speak again.
+    pub fn silence(&self) {
+        self.state.send_replace(State::Silent);
     }
 
     pub fn mend(&self) {
-        self.open.send_replace(true);
+        self.state.send_replace(State::Open);
     }
 }
 
-async fn forward(mut client: UnixStream, server: PathBuf, mut open: watch::Receiver<bool>) {
-    if !*open.borrow() {
-        return;
+async fn forward(mut client: UnixStream, server: PathBuf, mut state: watch::Receiver<State>) {
+    let now = *state.borrow();
+    if now == State::Open {
+        let Ok(mut server) = UnixStream::connect(server).await else { return };
+        tokio::select! {
+            _ = tokio::io::copy_bidirectional(&mut client, &mut server) => return,
+            _ = state.wait_for(|state| *state != State::Open) => {}
+        }
     }
-    let Ok(mut server) = UnixStream::connect(server).await else { return };
-    tokio::select! {
-        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
-        _ = open.wait_for(|open| !open) => {}
-    }
+    // Whoever sends to it hears nothing, until it is cut.
+    let _ = state.wait_for(|state| *state == State::Cut).await;
 }

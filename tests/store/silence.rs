@@ -1,0 +1,54 @@
+//! A network that swallows everything and closes nothing: no call waits for TCP to give up.
+
+use std::time::{Duration, Instant};
+
+use lastword::store::{PoolSizes, Store, StoreError};
+use lastword::turn::keys::{Incarnation, TurnId};
+use lastword::turn::reason::Reason;
+
+use crate::forwarder::Forwarder;
+use crate::support::Db;
+use crate::support::actors::{arm, failure, try_tick};
+
+/// Longer than the store's deadline, by what a busy machine needs.
+const SOON: Duration = Duration::from_secs(25);
+
+/// Every kind of call says within its deadline that the database is unavailable: single statements, several on one
+/// connection, transactions, batches, the listener. Afterwards no place in a pool is taken by a dead connection.
+async fn a_silent_network_holds_nobody(db: Db) {
+    let forwarder = Forwarder::start(db.options());
+    let store = Store::open(forwarder.options(), PoolSizes { general: 4, vital: 2 });
+    let all = async || {
+        let calls = (
+            async { store.ping().await },
+            async { store.workers().await.map(drop) },
+            async { store.record(TurnId::new()).await.map(drop) },
+            async { store.arm(arm("c")).await.map(drop) },
+            async { try_tick(&store, &[]).await.map(drop) },
+            async { store.fail_worker(Incarnation::new(), &failure(Reason::NodeLost)).await.map(drop) },
+        );
+        let begun = Instant::now();
+        let answers = tokio::join!(calls.0, calls.1, calls.2, calls.3, calls.4, calls.5);
+        let answers = [answers.0, answers.1, answers.2, answers.3, answers.4, answers.5];
+        assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+        answers
+    };
+    for answer in all().await {
+        answer.expect("the database is there");
+    }
+    let mut notices = store.listen().await.expect("listens");
+    forwarder.silence();
+    let (answers, heard) = tokio::join!(all(), tokio::time::timeout(SOON, notices.next()));
+    for answer in answers {
+        assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
+    }
+    assert!(heard.expect("it does not wait for ever").is_err());
+    forwarder.mend();
+    let begun = Instant::now();
+    // At once and together: each needs a place of its own.
+    while all().await.iter().any(Result::is_err) {
+        assert!(begun.elapsed() < Duration::from_secs(8), "dead connections keep their places");
+    }
+}
+
+crate::both!(a_silent_network_holds_nobody);
