@@ -10,21 +10,21 @@ use super::problem::Problem;
 #[openapi(
     info(title = "Lastword", description = "Every agent turn gets exactly one last word."),
     paths(
-        native::submit,
-        native::session,
-        native::turn_stream,
-        native::record,
-        native::history,
-        native::list,
-        native::cancel,
-        native::erase
+        native::submit::submit,
+        native::streams::session,
+        native::streams::turn_stream,
+        native::records::record,
+        native::records::history,
+        native::records::list,
+        native::records::cancel,
+        native::records::erase
     ),
     components(schemas(
-        native::Submit,
-        native::Submitted,
-        native::RecordView,
-        native::Page,
-        native::ErasedView,
+        native::submit::Submit,
+        native::submit::Submitted,
+        native::records::RecordView,
+        native::records::Page,
+        native::records::ErasedView,
         Problem
     ))
 )]

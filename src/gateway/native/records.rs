@@ -1,0 +1,251 @@
+//! Records: what a turn was and became; history, list, cancel, erase.
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::gateway::Gateway;
+use crate::gateway::auth::Caller;
+use crate::gateway::problem::Problem;
+use crate::store::{Conversation, ListFilter, Record};
+use crate::turn::keys::TurnId;
+use crate::turn::reason::Reason;
+use crate::turn::terminal::Failure;
+
+/// Records of one page, by default and at most.
+const PAGE: u32 = 50;
+const MAX_PAGE: u32 = 100;
+
+/// The record of a turn that the caller may see; others do not exist.
+async fn seen_turn(gateway: &Gateway, caller: &Caller, turn: &str) -> Result<Record, Problem> {
+    let turn: TurnId = turn.parse().map_err(|_| Problem::not_found("turn"))?;
+    let record = gateway.store.record(turn).await?;
+    record.filter(|r| caller.sees(&r.organization, &r.owner)).ok_or_else(|| Problem::not_found("turn"))
+}
+
+/// A turn's record as a caller sees it.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RecordView {
+    turn_id: TurnId,
+    message_id: String,
+    organization: String,
+    conversation: String,
+    number: i64,
+    agent: String,
+    deployment: String,
+    user: String,
+    platform: String,
+    message: String,
+    /// `Armed`, `Running`, `Succeeded` or `Failed`.
+    phase: &'static str,
+    #[serde(with = "time::serde::rfc3339")]
+    armed_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339::option")]
+    claimed_at: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    ended_at: Option<OffsetDateTime>,
+    /// The incarnation that ran it.
+    worker: Option<Uuid>,
+    reply: Option<ReplyView>,
+    error: Option<ErrorView>,
+    /// For operators: a word that came too late.
+    superseded: Option<String>,
+}
+
+/// A reply as a caller sees it.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplyView {
+    reply_id: Option<String>,
+    text: String,
+    turn_ids: Vec<TurnId>,
+    message_ids: Vec<String>,
+}
+
+/// An error as a caller sees it.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ErrorView {
+    reason: Reason,
+    message: String,
+    retryable: bool,
+    /// For operators: exit code, stderr and the like.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+}
+
+fn shown(record: Record, caller: &Caller) -> RecordView {
+    let operator = caller.operates();
+    let phase = match (record.open, record.claimed_at, &record.failure) {
+        (true, None, _) => "Armed",
+        (true, Some(_), _) => "Running",
+        (false, _, None) => "Succeeded",
+        (false, _, Some(_)) => "Failed",
+    };
+    RecordView {
+        turn_id: record.turn_id,
+        message_id: record.message_id,
+        organization: record.organization,
+        conversation: record.conversation,
+        number: record.number,
+        agent: record.agent,
+        deployment: record.deployment,
+        user: record.user,
+        platform: record.platform,
+        message: record.message,
+        phase,
+        armed_at: record.armed_at,
+        claimed_at: record.claimed_at,
+        ended_at: record.ended_at,
+        worker: record.worker.map(|w| w.0),
+        reply: record.reply.map(|r| ReplyView {
+            reply_id: r.reply_id,
+            text: r.text,
+            turn_ids: r.turns.iter().map(|t| t.0).collect(),
+            message_ids: r.turns.into_iter().map(|t| t.1).collect(),
+        }),
+        error: record.failure.map(|f| ErrorView {
+            retryable: f.retryable(),
+            reason: f.reason,
+            message: f.message,
+            detail: f.detail.filter(|_| operator),
+        }),
+        superseded: record.superseded.filter(|_| operator),
+    }
+}
+
+#[utoipa::path(get, path = "/v1/turns/{turn}", params(("turn" = Uuid, Path)),
+    responses((status = 200, body = RecordView), (status = "4XX", body = Problem)))]
+pub(in crate::gateway) async fn record(
+    State(gateway): State<Gateway>,
+    caller: Caller,
+    Path(turn): Path<String>,
+) -> Result<Json<RecordView>, Problem> {
+    let record = seen_turn(&gateway, &caller, &turn).await?;
+    if !record.open && record.owner == caller.0.user {
+        gateway.streams.shown.note(record.turn_id);
+    }
+    Ok(Json(shown(record, &caller)))
+}
+
+/// A page of records, newest first.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct Page {
+    turns: Vec<RecordView>,
+    /// The value of `before` for the next page.
+    next: Value,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::gateway) struct HistoryQuery {
+    limit: Option<u32>,
+    before: Option<i64>,
+}
+
+#[utoipa::path(get, path = "/v1/conversations/{conversation}/turns",
+    params(("conversation" = String, Path), ("limit" = Option<u32>, Query), ("before" = Option<i64>, Query)),
+    responses((status = 200, body = Page), (status = "4XX", body = Problem)))]
+pub(in crate::gateway) async fn history(
+    State(gateway): State<Gateway>,
+    caller: Caller,
+    Path(name): Path<String>,
+    Query(query): Query<HistoryQuery>,
+) -> Result<Json<Page>, Problem> {
+    let conversation = seen_conversation(&gateway, &caller, &name).await?;
+    let limit = query.limit.unwrap_or(PAGE).clamp(1, MAX_PAGE);
+    let records = gateway.store.history(conversation.id, query.before, limit).await?;
+    let next = if records.len() == limit as usize { records.last().map(|r| r.number).into() } else { Value::Null };
+    Ok(Json(Page { turns: records.into_iter().map(|r| shown(r, &caller)).collect(), next }))
+}
+
+async fn seen_conversation(gateway: &Gateway, caller: &Caller, name: &str) -> Result<Conversation, Problem> {
+    let found = gateway.store.conversation(&caller.0.organization, name).await?;
+    found.filter(|c| caller.sees(&caller.0.organization, &c.owner)).ok_or_else(|| Problem::not_found("conversation"))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::gateway) struct ListQuery {
+    agent: Option<String>,
+    conversation: Option<String>,
+    user: Option<String>,
+    phase: Option<String>,
+    limit: Option<u32>,
+    before: Option<TurnId>,
+}
+
+#[utoipa::path(get, path = "/v1/turns",
+    params(("agent" = Option<String>, Query), ("conversation" = Option<String>, Query), ("user" = Option<String>, Query),
+           ("phase" = Option<String>, Query, description = "Armed, Running, Succeeded or Failed"),
+           ("limit" = Option<u32>, Query), ("before" = Option<Uuid>, Query)),
+    responses((status = 200, body = Page), (status = "4XX", body = Problem)))]
+pub(in crate::gateway) async fn list(
+    State(gateway): State<Gateway>,
+    caller: Caller,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<Page>, Problem> {
+    if !caller.operates() {
+        return Err(Problem::new(StatusCode::FORBIDDEN, "only operators list all turns; see the conversation's turns"));
+    }
+    if let Some(phase) = query.phase.as_deref()
+        && !["Armed", "Running", "Succeeded", "Failed"].contains(&phase)
+    {
+        return Err(Problem::bad_request("phase is Armed, Running, Succeeded or Failed"));
+    }
+    let limit = query.limit.unwrap_or(PAGE).clamp(1, MAX_PAGE);
+    let filter = ListFilter {
+        agent: query.agent,
+        conversation: query.conversation,
+        user: query.user,
+        phase: query.phase,
+        before: query.before,
+        limit,
+    };
+    let records = gateway.store.list(&caller.0.organization, &filter).await?;
+    let next = match records.last() {
+        Some(last) if records.len() == limit as usize => last.turn_id.to_string().into(),
+        _ => Value::Null,
+    };
+    Ok(Json(Page { turns: records.into_iter().map(|r| shown(r, &caller)).collect(), next }))
+}
+
+#[utoipa::path(post, path = "/v1/turns/{turn}/cancel", params(("turn" = Uuid, Path)),
+    responses((status = 200, body = RecordView), (status = "4XX", body = Problem), (status = 503, body = Problem)))]
+pub(in crate::gateway) async fn cancel(
+    State(gateway): State<Gateway>,
+    caller: Caller,
+    Path(turn): Path<String>,
+) -> Result<Json<RecordView>, Problem> {
+    let record = seen_turn(&gateway, &caller, &turn).await?;
+    if record.open {
+        gateway.store.fail_turn(record.turn_id, &Failure::new(Reason::Cancelled)).await?;
+    }
+    let record = seen_turn(&gateway, &caller, &turn).await?;
+    Ok(Json(shown(record, &caller)))
+}
+
+/// What erasing removed.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct ErasedView {
+    turns: u64,
+    cancelled: u64,
+}
+
+#[utoipa::path(delete, path = "/v1/conversations/{conversation}", params(("conversation" = String, Path)),
+    responses((status = 200, body = ErasedView), (status = "4XX", body = Problem), (status = 503, body = Problem)))]
+pub(in crate::gateway) async fn erase(
+    State(gateway): State<Gateway>,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Json<ErasedView>, Problem> {
+    seen_conversation(&gateway, &caller, &name).await?;
+    let erased = gateway.store.erase(&caller.0.organization, &name, &caller.0.user).await?;
+    let erased = erased.ok_or_else(|| Problem::not_found("conversation"))?;
+    Ok(Json(ErasedView { turns: erased.turns, cancelled: erased.cancelled }))
+}
