@@ -10,9 +10,10 @@ use lastword::turn::reason::Reason;
 use lastword::turn::terminal::Failure;
 use lastword::wire::{Credential, Session};
 use reqwest::StatusCode;
+use serde_json::json;
 use tokio::process::{Child, Command};
 
-use crate::gateway::{FakeWorker, Gateway, eventually, within};
+use crate::gateway::{AGENT, FakeWorker, Gateway, eventually, put_agent, within};
 use crate::support::Db;
 use crate::{UID, kubernetes};
 
@@ -69,6 +70,7 @@ async fn ask(gateway: &Gateway, token: &str) -> (StatusCode, Option<Credential>)
 }
 
 async fn a_token_is_good_for_its_own_pod(db: Db) {
+    put_agent(&db.store, AGENT, json!({"adapter": "Exec"})).await;
     let (gateway, _) = reviewing(&db).await;
     let mut worker = FakeWorker::new(&db.store, kubernetes).await;
     let good = format!("pod.bot-1.{UID}");

@@ -56,6 +56,19 @@ impl Scene {
         self.watched().await;
     }
 
+    /// The watch breaks, and is too old to go on: everything is listed again, after `meanwhile`.
+    async fn cut(&self, meanwhile: impl FnOnce(&ApiServer)) {
+        let before = {
+            let mut cluster = self.server.lock();
+            cluster.gone = true;
+            cluster.lists
+        };
+        self.server.cut();
+        meanwhile(&self.server);
+        eventually("another list", async || self.server.lock().lists > before).await;
+        self.server.lock().gone = false;
+    }
+
     async fn watched(&self) {
         eventually("a watch", async || self.server.watched()).await;
     }
@@ -101,15 +114,14 @@ async fn what_changed_while_no_watch_was_heard_comes_out(db: Db) {
     scene.server.put(turn("first"));
     let first = scene.armed("first").await;
 
-    // Nobody hears of these: every watch is too old for a while.
-    scene.server.lock().gone = true;
-    scene.server.cut();
-    scene.server.put(turn("second"));
     let mut cancel = scene.server.lock().objects["first"].clone();
     cancel["spec"]["cancel"] = json!(true);
     cancel["metadata"]["generation"] = json!(2);
-    scene.server.put(cancel);
-    scene.server.lock().gone = false;
+    let nobody_hears = |server: &ApiServer| {
+        server.put(turn("second"));
+        server.put(cancel);
+    };
+    scene.cut(nobody_hears).await;
 
     scene.armed("second").await;
     scene.cancelled(first).await;
@@ -120,17 +132,16 @@ async fn what_changed_while_no_watch_was_heard_comes_out(db: Db) {
 async fn objects_that_went_unseen_are_cancelled_and_no_others(db: Db) {
     let mut scene = scene(db).await;
     let mut turns = Vec::new();
-    for name in ["stays", "goes", "goes later"] {
+    for name in ["stays", "goes", "leaves"] {
         scene.server.put(turn(name));
         turns.push(scene.armed(name).await);
     }
-    scene.server.cut();
-    scene.server.lock().objects.remove("goes");
+    scene.cut(|server| drop(server.lock().objects.remove("goes"))).await;
     scene.cancelled(turns[1]).await;
 
     scene.leader.cancel();
     scene.server.cut();
-    scene.server.lock().objects.remove("goes later");
+    scene.server.lock().objects.remove("leaves");
     scene.lead().await;
     scene.cancelled(turns[2]).await;
     assert!(scene.open(turns[0]).await);
@@ -143,19 +154,13 @@ async fn a_list_from_before_an_arm_cancels_nothing(db: Db) {
     scene.server.put(turn("known"));
     scene.armed("known").await;
 
+    // The watch's own list is let go, and behind it comes the one that looks for what vanished.
     let held = Arc::new(Notify::new());
-    let before = {
-        let mut cluster = scene.server.lock();
-        cluster.held = Some(held.clone());
-        cluster.lists
-    };
-    // The watch's own list, and behind it the one that looks for what vanished.
-    scene.server.lock().gone = true;
-    scene.server.cut();
-    eventually("a list", async || scene.server.lock().lists > before).await;
-    scene.server.lock().gone = false;
+    scene.server.lock().held = Some(held.clone());
+    scene.cut(|_| ()).await;
+    let before = scene.server.lock().lists;
     held.notify_one();
-    eventually("the second list", async || scene.server.lock().lists > before + 1).await;
+    eventually("the second list", async || scene.server.lock().lists > before).await;
     scene.watched().await;
     scene.server.put(turn("late"));
     let late = scene.armed("late").await;
@@ -163,9 +168,8 @@ async fn a_list_from_before_an_arm_cancels_nothing(db: Db) {
     held.notify_one();
 
     // The next list, whose answer cancels what is gone by now, came after that one's.
-    scene.server.lock().objects.remove("known");
     let known = scene.db.text("SELECT turn_id FROM object WHERE name = 'known'").await.expect("tied").parse().unwrap();
-    scene.server.cut();
+    scene.cut(|server| drop(server.lock().objects.remove("known"))).await;
     scene.cancelled(known).await;
     assert!(scene.open(late).await);
 }

@@ -5,6 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[allow(dead_code, reason = "each test target uses a part of it")]
 #[path = "../support/forwarder.rs"]
 mod forwarder;
 
