@@ -72,7 +72,7 @@ mod tests {
             (0, 1, 1.5, true, true),
             (2, 1, 1.5, false, true),
             (0, 9, 9.5, false, false),
-            (0, 9, 10.5, false, true),
+            (0, 9, 10.5, true, true),
             (40, 0, 299.0, false, true),
         ] {
             let starts = FutileStarts {

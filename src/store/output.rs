@@ -66,7 +66,7 @@ impl Store {
                FROM (SELECT start_at, frames FROM output
                      WHERE turn_id = $1 AND start_at >= coalesce(
                              (SELECT max(start_at) FROM output WHERE turn_id = $1 AND start_at <= $2), 0)
-                     ORDER BY start_at LIMIT $3) AS some) AS weighed
+                     ORDER BY start_at LIMIT $3) AS part) AS weighed
              WHERE before < $4 ORDER BY start_at",
         )
         .bind(turn.0)

@@ -17,6 +17,7 @@ use sqlx::postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{
     Connection, Describe, Either, Error, Execute, Executor, PgConnection, PgPool, PgTransaction, Postgres, SqlStr,
 };
+use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::StoreError;
@@ -97,8 +98,11 @@ impl DerefMut for Held {
 impl Drop for Held {
     fn drop(&mut self) {
         let Some(mut connection) = self.0.take() else { return };
-        // In time, or the connection goes with the future.
-        tokio::spawn(timeout(RETURN, connection.return_to_pool()));
+        match Handle::try_current() {
+            // In time, or the connection goes with the future.
+            Ok(runtime) => drop(runtime.spawn(timeout(RETURN, connection.return_to_pool()))),
+            Err(_) => drop(connection.detach()),
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-#[allow(dead_code, reason = "each test target uses a part of it")]
+#[allow(dead_code, reason = "a part of it is used here")]
 #[path = "../support/forwarder.rs"]
 mod forwarder;
 
