@@ -10,6 +10,7 @@ import json
 import os
 import random
 import signal
+import ssl
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ GATEWAYS = os.environ.get("LASTWORD_GATEWAY", "http://127.0.0.1:8081").split(","
 CAPACITY = int(os.environ.get("LASTWORD_TURNS_PER_WORKER", "1"))
 DRAIN_SECONDS = int(os.environ.get("LASTWORD_DRAIN_SECONDS", "30"))
 TOKEN_FILE = os.environ.get("LASTWORD_TOKEN_FILE", "")  # in a pod, in place of the credential
+GATEWAY_CA = os.environ.get("LASTWORD_GATEWAY_CA") or None  # of https:// gateways, in place of the system's
 HEADERS = {
     "Authorization": "Bearer " + os.environ.get("LASTWORD_CREDENTIAL", ""),
     "Lastword-Incarnation": str(uuid.uuid4()),  # this life of this process
@@ -51,8 +53,11 @@ class Status(Exception):
 def call(gateway, method, path, body=None, timeout=15, headers=HEADERS):
     """One call. Returns the open response; its caller reads it."""
     url = urllib.parse.urlsplit(gateway)
-    kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-    connection = kind(url.netloc, timeout=timeout)
+    if url.scheme == "https":
+        trust = ssl.create_default_context(cafile=GATEWAY_CA)
+        connection = http.client.HTTPSConnection(url.netloc, timeout=timeout, context=trust)
+    else:
+        connection = http.client.HTTPConnection(url.netloc, timeout=timeout)
     data = None if body is None else json.dumps(body)
     connection.request(method, url.path.rstrip("/") + "/worker/v1/" + path, data, headers)
     response = connection.getresponse()

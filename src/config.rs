@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use clap::Args;
 use ipnet::IpNet;
+use rustls::pki_types::{InvalidDnsNameError, ServerName};
 use tokio::net::TcpListener;
 
 use crate::deliver::egress::Egress;
-use crate::gateway::{AuthMode, GatewayConfig};
+use crate::dispatch::follow;
+use crate::gateway::{AuthMode, GatewayConfig, WorkerTls};
 use crate::operator::{Injector, OperatorConfig};
 use crate::store::{PoolSizes, Retention};
+use crate::tls::{self, TlsError};
 
 /// A port that cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -72,8 +75,8 @@ pub struct GatewayArgs {
     /// Where workers connect; never for clients to reach.
     #[arg(long, env = "LASTWORD_WORKER_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:8081")]
     pub worker_listen: SocketAddr,
-    /// Base URL of the worker port as workers and other replicas reach it [default: http:// and the worker port's
-    /// address].
+    /// Base URL of the worker port as workers and other replicas reach it [default: http:// or https://, and the worker
+    /// port's address].
     #[arg(long, env = "LASTWORD_ADVERTISE", value_name = "URL")]
     pub advertise: Option<String>,
     /// How callers are known. `none`: everybody is the local operator, on loopback alone.
@@ -86,14 +89,51 @@ pub struct GatewayArgs {
 
 impl GatewayArgs {
     /// The gateway's configuration; `workers` is the address that the worker port really has.
-    pub fn config(&self, workers: SocketAddr) -> GatewayConfig {
+    pub fn config(&self, workers: SocketAddr, worker_tls: Option<WorkerTls>) -> GatewayConfig {
+        let scheme = if worker_tls.is_some() { "https" } else { "http" };
         GatewayConfig {
             auth: self.auth,
-            advertise: self.advertise.clone().unwrap_or_else(|| format!("http://{workers}")),
+            advertise: self.advertise.clone().unwrap_or_else(|| format!("{scheme}://{workers}")),
+            worker_tls,
             max_streams: self.max_streams,
             ..GatewayConfig::default()
         }
     }
+}
+
+/// TLS on the gateway's worker port. Files are PEM, and looked at again every few seconds.
+#[derive(Debug, Clone, Args)]
+pub struct WorkerTlsArgs {
+    /// The worker port's certificate, with its chain: with it, the port speaks HTTPS alone.
+    #[arg(long, env = "LASTWORD_WORKER_TLS_CERT", value_name = "FILE", requires = "worker_tls_key")]
+    pub worker_tls_cert: Option<PathBuf>,
+    /// Its private key.
+    #[arg(long, env = "LASTWORD_WORKER_TLS_KEY", value_name = "FILE", requires = "worker_tls_cert")]
+    pub worker_tls_key: Option<PathBuf>,
+    /// The authorities that other replicas' certificates are held against [default: the system's].
+    #[arg(long, env = "LASTWORD_WORKER_TLS_CA", value_name = "FILE", requires = "worker_tls_cert")]
+    pub worker_tls_ca: Option<PathBuf>,
+    /// The name in other replicas' certificates, where all have one for a name that they share [default: the host in their
+    /// --advertise].
+    #[arg(long, env = "LASTWORD_WORKER_TLS_NAME", value_name = "NAME", requires = "worker_tls_cert", value_parser = server_name)]
+    pub worker_tls_name: Option<ServerName<'static>>,
+}
+
+impl WorkerTlsArgs {
+    /// Reads the files, if there are any.
+    ///
+    /// # Errors
+    /// What is wrong with which of them.
+    pub fn worker_tls(&self) -> Result<Option<WorkerTls>, TlsError> {
+        let (Some(certificate), Some(key)) = (&self.worker_tls_cert, &self.worker_tls_key) else { return Ok(None) };
+        let port = tls::server(certificate, key)?;
+        let peers = tls::client(self.worker_tls_ca.as_deref(), self.worker_tls_name.as_ref(), follow::client)?;
+        Ok(Some(WorkerTls { port, peers }))
+    }
+}
+
+fn server_name(text: &str) -> Result<ServerName<'static>, InvalidDnsNameError> {
+    ServerName::try_from(text.to_owned())
 }
 
 /// Health, readiness and metrics.
@@ -119,6 +159,10 @@ pub struct OperatorArgs {
     /// Base URLs of the gateways' worker port, as worker pods reach it.
     #[arg(long, env = "LASTWORD_WORKER_GATEWAY", value_name = "URL,…", value_delimiter = ',', required = true)]
     pub worker_gateway: Vec<String>,
+    /// The authorities (PEM) that signed the certificate of that port, for worker pods to trust [default: what their images
+    /// trust].
+    #[arg(long, env = "LASTWORD_WORKER_CA", value_name = "FILE")]
+    pub worker_ca: Option<PathBuf>,
     /// The image of Lastword that an init container of each worker pod copies the adapter from.
     #[arg(long, env = "LASTWORD_INJECTOR_IMAGE", value_name = "IMAGE")]
     pub injector_image: String,
@@ -132,19 +176,23 @@ pub struct OperatorArgs {
 
 impl OperatorArgs {
     /// The operator's configuration.
-    pub fn config(&self) -> OperatorConfig {
+    ///
+    /// # Errors
+    /// What is wrong with the file of authorities.
+    pub fn config(&self) -> Result<OperatorConfig, TlsError> {
         let some = |list: &[String]| list.iter().filter(|s| !s.is_empty()).cloned().collect::<Vec<_>>();
-        OperatorConfig {
+        Ok(OperatorConfig {
             namespaces: some(&self.watch_namespaces),
             own_namespace: self.namespace.clone(),
             identity: self.identity.clone().unwrap_or_else(hostname),
             worker_gateways: some(&self.worker_gateway),
+            worker_ca: self.worker_ca.as_deref().map(tls::authorities).transpose()?,
             injector: Injector {
                 image: self.injector_image.as_str().into(),
                 pull_policy: self.injector_pull_policy.clone(),
                 pull_secrets: some(&self.injector_pull_secrets),
             },
-        }
+        })
     }
 }
 

@@ -27,7 +27,7 @@
 //! In Kubernetes, [`operator`] watches Agents, AgentTurns and worker pods; [`roles`] are the processes there are.
 //!
 //! [`turn`] holds what is decided without IO: cursors, offsets, elections, reasons. [`wire`] is the worker protocol,
-//! [`crd`] the custom resources, [`secrets`] where Secrets are read, [`local`] what one machine needs (Postgres, `dev`), [`cli`] the commands for people.
+//! [`crd`] the custom resources, [`secrets`] where Secrets are read, [`tls`] certificates, [`local`] what one machine needs (Postgres, `dev`), [`cli`] the commands for people.
 //!
 //! ## What holds
 //!

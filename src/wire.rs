@@ -49,6 +49,8 @@ pub mod env {
     /// In Kubernetes, in place of the credential: the file with the token of the pod's ServiceAccount, which
     /// `POST /worker/v1/session` exchanges for one.
     pub const TOKEN_FILE: &str = "LASTWORD_TOKEN_FILE";
+    /// A PEM file with the authorities that the worker trusts at `https://` gateways, and no others; absent: the system's.
+    pub const GATEWAY_CA: &str = "LASTWORD_GATEWAY_CA";
     /// Seconds that a worker has to finish what it holds after SIGTERM.
     pub const DRAIN_SECONDS: &str = "LASTWORD_DRAIN_SECONDS";
     /// Of the adapter `exec`: seconds between SIGTERM and SIGKILL for a program.

@@ -5,6 +5,8 @@ mod support;
 
 #[path = "support/gateway.rs"]
 mod gateway;
+#[path = "hostile/tls.rs"]
+mod tls;
 
 use std::time::Duration;
 

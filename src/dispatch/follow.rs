@@ -21,6 +21,7 @@ use super::feeds::Feeds;
 use super::live::LiveLogs;
 use crate::gateway::problem::Problem;
 use crate::store::Store;
+use crate::tls::Renewed;
 use crate::turn::frame::{Frame, Span};
 use crate::turn::keys::{ConversationId, GatewayId, Incarnation, TurnId};
 
@@ -40,6 +41,11 @@ struct Piece {
     frames: Vec<Frame>,
 }
 
+/// What other replicas are asked with, of what it trusts.
+pub fn client(trusting: reqwest::ClientBuilder) -> Result<reqwest::Client, reqwest::Error> {
+    trusting.connect_timeout(CONNECT_TIMEOUT).redirect(reqwest::redirect::Policy::none()).no_proxy().build()
+}
+
 /// Follows turns for the sessions of this replica, each once.
 #[derive(Clone)]
 pub struct Follower {
@@ -47,18 +53,14 @@ pub struct Follower {
     store: Store,
     live: LiveLogs,
     feeds: Feeds,
-    http: reqwest::Client,
+    http: Renewed<reqwest::Client>,
     followed: Arc<Mutex<HashSet<TurnId>>>,
 }
 
 impl Follower {
-    pub fn new(gateway: GatewayId, store: Store, live: LiveLogs, feeds: Feeds) -> Result<Self, reqwest::Error> {
-        let http = crate::tls::http()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .build()?;
-        Ok(Follower { gateway, store, live, feeds, http, followed: Arc::default() })
+    /// `http` is made by [`client`].
+    pub fn new(gateway: GatewayId, store: Store, live: LiveLogs, feeds: Feeds, http: Renewed<reqwest::Client>) -> Self {
+        Follower { gateway, store, live, feeds, http, followed: Arc::default() }
     }
 
     fn with<T>(&self, f: impl FnOnce(&mut HashSet<TurnId>) -> T) -> T {
@@ -92,8 +94,8 @@ impl Follower {
     ) -> Result<(), String> {
         let replica = self.store.replica_of(worker).await.map_err(|e| e.to_string())?;
         let replica = replica.filter(|r| r.id != self.gateway).ok_or("no other replica holds its worker")?;
-        let response = self
-            .http
+        let http = self.http.borrow().clone();
+        let response = http
             .get(format!("{}/peer/v1/turns/{turn}/frames?after={offset}", replica.url))
             .bearer_auth(&replica.secret)
             .send()

@@ -20,7 +20,7 @@ use crate::deliver::session::Streams;
 use crate::deliver::{self, Shown};
 use crate::dispatch::endpoint::WorkerPort;
 use crate::dispatch::feeds::Feeds;
-use crate::dispatch::follow::Follower;
+use crate::dispatch::follow::{self, Follower};
 use crate::dispatch::identity::Reviewer;
 use crate::dispatch::live::LiveLogs;
 use crate::dispatch::workers::Workers;
@@ -29,6 +29,7 @@ use crate::liveness::Heartbeats;
 use crate::secrets::{NoSecrets, Secrets};
 use crate::store::{Notice, Replica, Store};
 use crate::submit::{Agents, Submitter};
+use crate::tls::{Renewed, never_renewed};
 pub use auth::{Auth, AuthMode};
 
 /// The gateway's limits and addresses.
@@ -37,11 +38,13 @@ pub struct GatewayConfig {
     pub auth: AuthMode,
     /// Base URL of the worker port, as other replicas and workers reach it.
     pub advertise: String,
+    /// TLS on the worker port; absent: plain HTTP.
+    pub worker_tls: Option<WorkerTls>,
     /// SSE streams at once; more are answered 429.
     pub max_streams: usize,
     /// Connections at once on a port; more wait in the kernel's queue.
     pub max_connections: usize,
-    /// A client must have sent its whole header by then.
+    /// A client must have sent its whole header by then; and, before that, have done its TLS handshake.
     pub header_timeout: Duration,
     /// And its whole body within this time after that.
     pub body_timeout: Duration,
@@ -57,11 +60,21 @@ pub struct GatewayConfig {
     pub secrets: Arc<dyn Secrets>,
 }
 
+/// TLS on the worker port, which workers and other replicas connect to.
+#[derive(Debug, Clone)]
+pub struct WorkerTls {
+    /// What the port shows.
+    pub port: Renewed<Arc<rustls::ServerConfig>>,
+    /// What other replicas are asked with.
+    pub peers: Renewed<reqwest::Client>,
+}
+
 impl Default for GatewayConfig {
     fn default() -> Self {
         GatewayConfig {
             auth: AuthMode::None,
             advertise: "http://127.0.0.1:8081".into(),
+            worker_tls: None,
             max_streams: 20_000,
             max_connections: 40_000,
             header_timeout: Duration::from_secs(10),
@@ -128,7 +141,11 @@ pub async fn run(
         tracing::warn!(%error, "the agents are not known yet; they are read when the database is back");
     }
     let heartbeats = Heartbeats::start(store.clone(), replica.clone(), background.clone());
-    let follower = Follower::new(id, store.clone(), live.clone(), feeds.clone())?;
+    let (port_tls, peers) = match config.worker_tls.clone() {
+        Some(WorkerTls { port, peers }) => (Some(port), peers),
+        None => (None, never_renewed(follow::client(crate::tls::http())?)),
+    };
+    let follower = Follower::new(id, store.clone(), live.clone(), feeds.clone(), peers);
     let streams = Streams {
         follower,
         gateway: id,
@@ -162,8 +179,8 @@ pub async fn run(
     tasks.spawn(hints.clone().hear_local(background.clone()));
     tasks.spawn(hints.hear_others(background.clone()));
 
-    let clients = serve::serve(listeners.clients, native::router(gateway), &config, shutdown.clone());
-    let worker_side = serve::serve(listeners.workers, port.router(), &config, shutdown.clone());
+    let clients = serve::serve(listeners.clients, native::router(gateway), &config, None, shutdown.clone());
+    let worker_side = serve::serve(listeners.workers, port.router(), &config, port_tls, shutdown.clone());
     let closing = async {
         shutdown.cancelled().await;
         workers.close_all();

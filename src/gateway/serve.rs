@@ -13,25 +13,31 @@ use axum::response::{IntoResponse, Response};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::GatewayConfig;
 use super::problem::{self, Problem};
+use crate::tls::Renewed;
 
 /// The largest body of any port; each port's routes have smaller ones.
 const MAX_BODY: usize = crate::wire::MAX_BODY_BYTES;
 /// The longest text of the framework's own that is said on.
 const MAX_REFUSAL: usize = 4096;
 
-/// Serves a port until `shutdown`, then lets requests finish for the configured grace.
+/// Serves a port until `shutdown`, then lets requests finish for the configured grace. With `tls`, it speaks nothing else.
 pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
     config: &GatewayConfig,
+    tls: Option<Renewed<Arc<ServerConfig>>>,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let body_timeout = config.body_timeout;
@@ -65,19 +71,18 @@ pub(super) async fn serve(
         // SSE frames are small and must not wait for more.
         let _ = stream.set_nodelay(true);
         let service = TowerToHyperService::new(router.clone());
+        let tls = tls.as_ref().map(|tls| TlsAcceptor::from(tls.borrow().clone()));
         let (shutdown, header_timeout) = (shutdown.clone(), config.header_timeout);
         connections.spawn(async move {
             let _permit = permit;
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(header_timeout)
-                .serve_connection(TokioIo::new(stream), service);
-            tokio::pin!(connection);
-            tokio::select! {
-                ended = &mut connection => return trace_end(ended),
-                () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+            match tls {
+                None => speak(stream, service, header_timeout, shutdown).await,
+                Some(tls) => {
+                    if let Some(stream) = shake_hands(tls, stream, header_timeout, &shutdown).await {
+                        speak(stream, service, header_timeout, shutdown).await;
+                    }
+                }
             }
-            trace_end(connection.await);
         });
     }
     drop(listener);
@@ -86,6 +91,49 @@ pub(super) async fn serve(
         tracing::warn!(open = connections.len(), "{} connections were cut off at shutdown", connections.len());
     }
     Ok(())
+}
+
+/// The TLS handshake of a connection, if it is done in time.
+async fn shake_hands(
+    tls: TlsAcceptor,
+    stream: TcpStream,
+    within: Duration,
+    shutdown: &CancellationToken,
+) -> Option<TlsStream<TcpStream>> {
+    let shaken = tokio::select! {
+        shaken = tokio::time::timeout(within, tls.accept(stream)) => shaken,
+        () = shutdown.cancelled() => return None,
+    };
+    match shaken {
+        Ok(Ok(stream)) => Some(stream),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a TLS handshake failed: {error}");
+            None
+        }
+        Err(_) => {
+            tracing::debug!("a TLS handshake was not done in time");
+            None
+        }
+    }
+}
+
+/// HTTP on a connection, to its end; after `shutdown`, to the end of the request that it is in.
+async fn speak(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    service: TowerToHyperService<Router>,
+    header_timeout: Duration,
+    shutdown: CancellationToken,
+) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(header_timeout)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    tokio::select! {
+        ended = &mut connection => return trace_end(ended),
+        () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    trace_end(connection.await);
 }
 
 fn trace_end(ended: Result<(), hyper::Error>) {
@@ -137,3 +185,7 @@ async fn as_problem(response: Response) -> Response {
     }
     answer
 }
+
+#[cfg(test)]
+#[path = "serve_tests.rs"]
+mod tests;

@@ -90,7 +90,8 @@ pub async fn run(args: DevArgs, shutdown: CancellationToken) -> Result<(), DevEr
     // Whoever runs it may reach their own machine anyway.
     let egress = args.egress.egress().with_loopback();
     let outbound = Outbound::new(egress.clone(), Reach::Public).map_err(GatewayError::Http)?;
-    let config = GatewayConfig { egress, secrets: Arc::new(secrets.clone()), ..args.gateway.config(worker_address) };
+    let config =
+        GatewayConfig { egress, secrets: Arc::new(secrets.clone()), ..args.gateway.config(worker_address, None) };
     // Stopped in this order: the fleet, which needs the gateway for its workers' last words; then the rest.
     let stop_rest = CancellationToken::new();
     let stop_fleet = shutdown.child_token();

@@ -30,6 +30,7 @@ use self::pods::{PodRuntime, Pods};
 use crate::fleet::{self, FleetConfig};
 use crate::guard::Services;
 use crate::store::Store;
+use crate::tls::{Authorities, Renewed};
 
 /// How the operator works; from the controller's flags.
 #[derive(Debug, Clone)]
@@ -42,6 +43,8 @@ pub struct OperatorConfig {
     pub identity: String,
     /// Base URLs of the gateways' worker port as worker pods reach it.
     pub worker_gateways: Vec<String>,
+    /// Whom worker pods trust there; absent: whom their images trust.
+    pub worker_ca: Option<Renewed<Authorities>>,
     /// What puts the binary `lastword` into worker pods.
     pub injector: Injector,
 }

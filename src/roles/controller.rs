@@ -33,6 +33,7 @@ pub struct ControllerRole {
 /// Runs until `shutdown`. The API server may be away at any time, at the start too.
 pub async fn run(args: ControllerRole, shutdown: CancellationToken) -> Result<(), RoleError> {
     let admin = listen(args.admin.admin_listen, "--admin-listen").await?;
+    let config = args.operator.config()?;
     let client = operator::client().await?;
     let outbound = Outbound::new(args.egress.egress(), Reach::Public)?;
     let to_guards = Outbound::new(args.egress.egress(), Reach::Cluster)?;
@@ -47,7 +48,7 @@ pub async fn run(args: ControllerRole, shutdown: CancellationToken) -> Result<()
         let secrets = Arc::new(KubeSecrets::new(client.clone()));
         let posts = platforms::run(store.clone(), secrets.clone(), outbound, shutdown.clone());
         let services = Services { outbound: to_guards, secrets };
-        let (config, cause_window) = (args.operator.config(), args.timing.cause_window());
+        let cause_window = args.timing.cause_window();
         let operate = operator::run(config, store.clone(), client, services, cause_window, shutdown.clone());
         tokio::join!(sweep, posts, operate);
     }

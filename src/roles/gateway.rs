@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{RoleError, open_store};
 use crate::admin::{self, Readiness};
-use crate::config::{AdminArgs, DatabaseArgs, EgressArgs, GatewayArgs, LogArgs, ReviewArgs, listen};
+use crate::config::{AdminArgs, DatabaseArgs, EgressArgs, GatewayArgs, LogArgs, ReviewArgs, WorkerTlsArgs, listen};
 use crate::gateway::{self, GatewayError, Listeners};
 use crate::operator::{self, review::TokenReviewer, secrets::KubeSecrets};
 
@@ -18,6 +18,8 @@ pub struct GatewayRole {
     pub database: DatabaseArgs,
     #[command(flatten)]
     pub gateway: GatewayArgs,
+    #[command(flatten)]
+    pub worker_tls: WorkerTlsArgs,
     /// How long requests are still taken after a SIGTERM: the time until Services and Ingresses send no more.
     #[arg(long, env = "LASTWORD_DRAIN_DELAY_SECONDS", value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=300))]
     pub drain_delay_seconds: u64,
@@ -33,6 +35,7 @@ pub struct GatewayRole {
 
 /// Runs until `shutdown`, and then on for the drain delay.
 pub async fn run(args: GatewayRole, shutdown: CancellationToken) -> Result<(), RoleError> {
+    let worker_tls = args.worker_tls.worker_tls()?;
     let clients = listen(args.gateway.listen, "--listen").await?;
     let workers = listen(args.gateway.worker_listen, "--worker-listen").await?;
     let admin = listen(args.admin.admin_listen, "--admin-listen").await?;
@@ -41,7 +44,7 @@ pub async fn run(args: GatewayRole, shutdown: CancellationToken) -> Result<(), R
     let store = open_store(&args.database)?;
     let admin = tokio::spawn(admin::run(admin, store.clone(), readiness.clone(), end.clone()));
     if super::schema(&store, &shutdown).await {
-        let mut config = args.gateway.config(workers.local_addr().map_err(GatewayError::Io)?);
+        let mut config = args.gateway.config(workers.local_addr().map_err(GatewayError::Io)?, worker_tls);
         config.egress = args.egress.egress();
         if args.review.token_review {
             let client = operator::client().await?;

@@ -71,7 +71,10 @@ async fn dispatch(role: Role) -> ExitCode {
             crate::telemetry::init(&args.log);
             report(controller::run(*args, until_told()).await.map(|()| ExitCode::SUCCESS))
         }
-        Role::Worker(args) => report(worker::run(args, until_told()).await),
+        Role::Worker(args) => {
+            crate::telemetry::init(&args.log());
+            report(worker::run(args, until_told()).await)
+        }
         Role::Chat(args) => cli_report(cli::chat::run(args).await),
         Role::Turns(args) => cli_report(cli::turns::run(args).await),
         Role::Keys { database, keys } => {
@@ -112,6 +115,8 @@ pub enum RoleError {
     Gateway(#[from] crate::gateway::GatewayError),
     #[error(transparent)]
     Listen(#[from] CannotListen),
+    #[error(transparent)]
+    Tls(#[from] crate::tls::TlsError),
     #[error("there is no Kubernetes to talk to: {0}; run it in a pod, or set KUBECONFIG")]
     Kubernetes(#[from] kube::Error),
     #[error("cannot make an HTTP client: {0}")]

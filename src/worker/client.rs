@@ -1,5 +1,6 @@
 //! The worker protocol's calls, one function each.
 
+use std::error::Error;
 use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, HeaderValue};
@@ -9,6 +10,7 @@ use serde::de::DeserializeOwned;
 use url::Url;
 
 use super::lines::Lines;
+use crate::tls::{self, Authorities};
 use crate::turn::frame::Frame;
 use crate::turn::keys::{Incarnation, TurnId};
 use crate::wire::{
@@ -63,13 +65,9 @@ pub(super) struct Client {
 
 impl Client {
     /// `authorization` is a secret and marked as such.
-    pub(super) fn new(
-        gateways: &[Url],
-        mut authorization: HeaderValue,
-        incarnation: Incarnation,
-    ) -> Result<Self, reqwest::Error> {
+    pub(super) fn new(http: reqwest::Client, mut authorization: HeaderValue, incarnation: Incarnation) -> Self {
         authorization.set_sensitive(true);
-        Ok(Client { http: http_client(gateways)?, authorization, incarnation: incarnation.to_string() })
+        Client { http, authorization, incarnation: incarnation.to_string() }
     }
 
     /// Opens the stream of turns.
@@ -136,20 +134,25 @@ impl Client {
     }
 }
 
-/// What every call to a gateway is made with.
-pub(super) fn http_client(gateways: &[Url]) -> Result<reqwest::Client, reqwest::Error> {
-    let mut builder = reqwest::Client::builder()
+/// What every call to a gateway is made with. It trusts these authorities, or those of the system.
+pub(super) fn http_client(
+    gateways: &[Url],
+    authorities: Option<&Authorities>,
+) -> Result<reqwest::Client, reqwest::Error> {
+    let builder = match authorities {
+        Some(authorities) => tls::http_trusting(authorities),
+        None if gateways.iter().any(|url| url.scheme() == "https") => tls::http(),
+        // Nobody is to be trusted, so nothing is read.
+        None => reqwest::Client::builder().tls_certs_only([]),
+    };
+    builder
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_keepalive(Duration::from_secs(15))
         .redirect(reqwest::redirect::Policy::none())
         .http1_only()
         // The gateway is a neighbour; a proxy that the agent program needs is not for us.
-        .no_proxy();
-    if gateways.iter().all(|url| url.scheme() == "http") {
-        // An agent's image may have no certificates at all, and then the client would not start.
-        builder = builder.tls_certs_only([]);
-    }
-    builder.build()
+        .no_proxy()
+        .build()
 }
 
 pub(super) fn endpoint(gateway: &Url, call: &str) -> Url {
@@ -193,12 +196,29 @@ pub(super) async fn body_of(mut response: Response, limit: usize) -> Result<Vec<
     Ok(body)
 }
 
-fn unavailable(error: reqwest::Error) -> CallError {
-    CallError::Unavailable(causes(&error))
+/// A call that was not answered.
+pub(super) fn unavailable(error: reqwest::Error) -> CallError {
+    let mut why = causes(&error);
+    if is_of_unknown_issuer(&error) {
+        why.push_str("; name the authority of its certificate with --gateway-ca FILE (LASTWORD_GATEWAY_CA)");
+    }
+    CallError::Unavailable(why)
+}
+
+fn is_of_unknown_issuer(error: &(dyn Error + 'static)) -> bool {
+    if let Some(error) = error.downcast_ref::<rustls::Error>() {
+        return *error == rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+    }
+    // The source of an I/O error is not what it wraps, but that one's own.
+    let cause = match error.downcast_ref::<std::io::Error>() {
+        Some(io) => io.get_ref().map(|inner| inner as &(dyn Error + 'static)),
+        None => error.source(),
+    };
+    cause.is_some_and(is_of_unknown_issuer)
 }
 
 /// An error with its causes: reqwest's own text leaves out what went wrong.
-pub(super) fn causes(error: &dyn std::error::Error) -> String {
+pub(super) fn causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::client::{CallError, body_of, causes, checked, endpoint, http_client};
+use super::client::{CallError, body_of, checked, endpoint, unavailable};
 use super::link::Backoff;
 use crate::wire::{Credential, Session};
 
@@ -28,21 +28,19 @@ pub enum NoSession {
     /// SIGTERM came first.
     #[error("told to stop")]
     Stopped,
-    #[error("no HTTP client: {0}")]
-    Http(#[from] reqwest::Error),
 }
 
 /// Asks one gateway after the other until one answers for good, or until `shutdown`.
 pub(super) async fn exchange(
+    http: &reqwest::Client,
     gateways: &[Url],
     token_file: &Path,
     shutdown: &CancellationToken,
 ) -> Result<String, NoSession> {
-    let http = http_client(gateways)?;
     let (mut pause, begun) = (Backoff::default(), Instant::now());
     for gateway in gateways.iter().cycle() {
         let asked = tokio::select! {
-            asked = ask(&http, gateway, token_file) => asked,
+            asked = ask(http, gateway, token_file) => asked,
             () = shutdown.cancelled() => return Err(NoSession::Stopped),
         };
         match asked {
@@ -71,7 +69,7 @@ async fn ask(http: &reqwest::Client, gateway: &Url, token_file: &Path) -> Result
         .map_err(|_| later(format!("{} holds no token", token_file.display())))?;
     bearer.set_sensitive(true);
     let request = http.post(endpoint(gateway, "session")).header(reqwest::header::AUTHORIZATION, bearer);
-    let response = request.timeout(CALL_TIMEOUT).send().await.map_err(|e| later(causes(&e)))?;
+    let response = request.timeout(CALL_TIMEOUT).send().await.map_err(unavailable)?;
     let body = body_of(checked(response).await?, ANSWER_BYTES).await.map_err(later)?;
     let session: Session =
         serde_json::from_slice(&body).map_err(|e| later(format!("an answer not understood: {e}")))?;

@@ -34,6 +34,7 @@ use self::client::CallError;
 use self::identity::NoSession;
 use self::options::Common;
 use self::run::Ended;
+use crate::config::LogArgs;
 
 /// Exit code: the gateway says that this worker's lease is dead (410).
 pub const EXIT_GONE: u8 = 3;
@@ -47,6 +48,19 @@ pub const EXIT_BROKEN: u8 = 5;
 pub struct WorkerArgs {
     #[command(subcommand)]
     pub command: Command,
+    /// What to log, e.g. `info`; the target `agent` is what programs write to stderr
+    #[arg(long, global = true, env = "LASTWORD_LOG", value_name = "FILTER", default_value = "warn,agent=info")]
+    pub log: String,
+    /// One JSON object a line
+    #[arg(long, global = true, env = "LASTWORD_LOG_JSON")]
+    pub log_json: bool,
+}
+
+impl WorkerArgs {
+    /// How to log.
+    pub fn log(&self) -> LogArgs {
+        LogArgs { log: self.log.clone(), log_json: self.log_json }
+    }
 }
 
 /// What runs the turns.
@@ -75,6 +89,8 @@ pub enum WorkerError {
     BadCredential(&'static str),
     #[error("the gateway's URL {0} is neither http:// nor https://")]
     BadGateway(url::Url),
+    #[error(transparent)]
+    GatewayCa(#[from] crate::tls::TlsError),
     #[error("no HTTP client: {0}")]
     Http(#[from] reqwest::Error),
     #[error("cannot install into {path}: {error}; the directory must exist and be writable")]
@@ -121,7 +137,7 @@ async fn work(
         }
         Err(error) => return Err(error),
     };
-    let ended = run::serve(settings, Arc::new(adapter), shutdown).await?;
+    let ended = run::serve(settings, Arc::new(adapter), shutdown).await;
     Ok(match ended {
         Ended::Drained => ExitCode::SUCCESS,
         Ended::Dead(error) => exit_code(&error).into(),

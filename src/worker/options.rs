@@ -1,13 +1,14 @@
 //! Flags that all adapters have.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use reqwest::header::HeaderValue;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use super::run::Settings;
-use super::{WorkerError, identity};
+use super::{WorkerError, client, identity};
+use crate::tls::Authorities;
 use crate::wire::env;
 
 /// How to reach Lastword, and how much to take. The credential comes from LASTWORD_CREDENTIAL alone (a flag would show in the
@@ -23,6 +24,9 @@ pub struct Common {
         default_value = "http://127.0.0.1:8081"
     )]
     pub gateway: Vec<Url>,
+    /// PEM file with the authorities to trust at https:// gateways, in place of the system's
+    #[arg(long, env = env::GATEWAY_CA, value_name = "FILE")]
+    pub gateway_ca: Option<PathBuf>,
     /// Turns that may run at once
     #[arg(
         long,
@@ -50,10 +54,12 @@ impl Common {
                 return Err(WorkerError::BadGateway(url.clone()));
             }
         }
+        let authorities = self.gateway_ca.as_deref().map(Authorities::read).transpose()?;
+        let http = client::http_client(&self.gateway, authorities.as_ref())?;
         let given = std::env::var(env::CREDENTIAL).unwrap_or_default();
         let credential = match std::env::var_os(env::TOKEN_FILE).filter(|file| !file.is_empty()) {
             _ if !given.is_empty() => given,
-            Some(file) => identity::exchange(&self.gateway, Path::new(&file), shutdown).await?,
+            Some(file) => identity::exchange(&http, &self.gateway, Path::new(&file), shutdown).await?,
             None => return Err(WorkerError::NoCredential(env::CREDENTIAL)),
         };
         let mut authorization = HeaderValue::from_str(&format!("Bearer {credential}"))
@@ -61,6 +67,7 @@ impl Common {
         authorization.set_sensitive(true);
         Ok(Settings {
             gateways: self.gateway.clone(),
+            http,
             authorization,
             capacity: self.turns_per_worker,
             history,

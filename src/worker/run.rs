@@ -37,6 +37,8 @@ const BROKEN_SECONDS: u32 = 10;
 pub struct Settings {
     /// Base URLs of worker ports; at least one.
     pub gateways: Vec<Url>,
+    /// What they are called with.
+    pub http: reqwest::Client,
     /// `Bearer …`; a secret.
     pub authorization: HeaderValue,
     /// Turns at once.
@@ -61,14 +63,10 @@ pub enum Ended {
 }
 
 /// Runs turns until `shutdown`, a drain, or death.
-pub async fn serve<A: Adapter>(
-    settings: Settings,
-    adapter: Arc<A>,
-    shutdown: CancellationToken,
-) -> Result<Ended, reqwest::Error> {
+pub async fn serve<A: Adapter>(settings: Settings, adapter: Arc<A>, shutdown: CancellationToken) -> Ended {
     let incarnation = Incarnation::new();
     tracing::info!(%incarnation, "worker {incarnation} starts");
-    let client = Client::new(&settings.gateways, settings.authorization.clone(), incarnation)?;
+    let client = Client::new(settings.http.clone(), settings.authorization.clone(), incarnation);
     let (link, link_seen) = watch::channel(Link::default());
     let (in_hand, in_hand_seen) = watch::channel(Vec::new());
     let (events_in, events) = mpsc::channel(64);
@@ -96,7 +94,7 @@ pub async fn serve<A: Adapter>(
         leaving: None,
         gather: None,
     };
-    Ok(worker.run(events, shutdown).await)
+    worker.run(events, shutdown).await
 }
 
 struct Worker<A> {

@@ -201,6 +201,7 @@ pub fn config() -> OperatorConfig {
         own_namespace: "lastword".into(),
         identity: "c-1".into(),
         worker_gateways: vec!["http://workers:8081".into()],
+        worker_ca: None,
         injector: Injector { image: "example.test/lastword:1".into(), pull_policy: None, pull_secrets: Vec::new() },
     }
 }

@@ -35,7 +35,8 @@ impl Drop for Lines {
 
 /// A worker, connected or not.
 pub struct FakeWorker {
-    http: reqwest::Client,
+    /// What it calls with.
+    pub http: reqwest::Client,
     pub credential: Credential,
     pub incarnation: Incarnation,
     /// Worker port of the gateway that it speaks to.

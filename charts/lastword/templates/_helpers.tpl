@@ -47,6 +47,26 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end -}}
 {{- end -}}
 
+{{/* The name of the Service for workers, which its certificate is for. */}}
+{{- define "lastword.workersHost" -}}
+{{- printf "%s-workers.%s.svc" (include "lastword.fullname" .) .Release.Namespace -}}
+{{- end -}}
+
+{{- define "lastword.workersScheme" -}}
+{{- ternary "https" "http" .Values.gateway.workerTls.enabled -}}
+{{- end -}}
+
+{{/* Where the files of gateway.workerTls are mounted. */}}
+{{- define "lastword.workerTlsDirectory" -}}/etc/lastword/worker-tls{{- end -}}
+
+{{/* Source of a projected volume: the authorities of gateway.workerTls. */}}
+{{- define "lastword.workerCa" -}}
+{{- $tls := .Values.gateway.workerTls -}}
+secret:
+  name: {{ $tls.caSecret.name | default $tls.secretName | quote }}
+  items: [{key: {{ ternary $tls.caSecret.key "ca.crt" (ne $tls.caSecret.name "") | quote }}, path: ca.crt}]
+{{- end -}}
+
 {{- define "lastword.pullSecrets" -}}
 {{- with . }}
 imagePullSecrets:

@@ -30,6 +30,8 @@ pub const AGENT: &str = "lastword.dev/agent";
 pub const DEPLOYMENT: &str = "lastword.dev/deployment";
 /// Annotation: the start that the pod is for.
 pub const START: &str = "lastword.dev/start";
+/// Annotation: the authorities to trust at the gateways (PEM); the pod sees it as a file beside its token.
+const GATEWAY_CA: &str = "lastword.dev/gateway-ca";
 
 /// The container that runs our adapter beside a model server.
 pub const ADAPTER_CONTAINER: &str = "lastword";
@@ -40,6 +42,7 @@ const BINARY_DIRECTORY: &str = "/lastword-bin";
 const TOKEN_VOLUME: &str = "lastword-token";
 const TOKEN_DIRECTORY: &str = "/var/run/secrets/lastword.dev";
 const TOKEN_FILE: &str = "/var/run/secrets/lastword.dev/token";
+const GATEWAY_CA_FILE: &str = "/var/run/secrets/lastword.dev/ca.crt";
 /// The least that Kubernetes gives.
 const TOKEN_SECONDS: u32 = 600;
 /// A worker whose turns may take an hour is not waited for that long when its node is drained.
@@ -108,10 +111,10 @@ pub fn pod(config: &OperatorConfig, start: &StartRequest) -> Result<Value, Failu
     if !init.is_empty() {
         spec.insert("initContainers".into(), init.into());
     }
-    Ok(json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata(&template, start)?, "spec": spec}))
+    Ok(json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata(config, &template, start)?, "spec": spec}))
 }
 
-fn metadata(template: &PodTemplate, start: &StartRequest) -> Result<Value, Failure> {
+fn metadata(config: &OperatorConfig, template: &PodTemplate, start: &StartRequest) -> Result<Value, Failure> {
     let uid = start.agent_uid.as_deref().ok_or_else(|| cannot("the Agent's UID is not known"))?;
     let given = template.metadata.clone().unwrap_or_default();
     let (mut labels, mut annotations) = (given.labels, given.annotations);
@@ -119,6 +122,9 @@ fn metadata(template: &PodTemplate, start: &StartRequest) -> Result<Value, Failu
     labels.insert(AGENT.into(), start.agent.clone());
     annotations.insert(DEPLOYMENT.into(), start.deployment.clone());
     annotations.insert(START.into(), start.start_id.to_string());
+    if let Some(ca) = &config.worker_ca {
+        annotations.insert(GATEWAY_CA.into(), ca.borrow().pem());
+    }
     let name = start.runtime_ref.rsplit('/').next().unwrap_or_default();
     Ok(json!({
         "name": name,
@@ -231,6 +237,9 @@ impl Building<'_> {
             json!({"name": env::CAPACITY, "value": self.start.spec.limits.turns_per_worker().to_string()}),
             json!({"name": env::DRAIN_SECONDS, "value": drain_seconds(grace).to_string()}),
         ];
+        if self.config.worker_ca.is_some() {
+            own.push(json!({"name": env::GATEWAY_CA, "value": GATEWAY_CA_FILE}));
+        }
         if let Some(path) = container.get("terminationMessagePath").and_then(Value::as_str) {
             own.push(json!({"name": env::TERMINATION_LOG, "value": literal(path)}));
         }
@@ -245,8 +254,13 @@ impl Building<'_> {
 
     fn token_volume(&mut self) {
         let token = json!({"audience": AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": "token"});
+        let mut sources = vec![json!({"serviceAccountToken": token})];
+        if self.config.worker_ca.is_some() {
+            let annotation = json!({"fieldPath": format!("metadata.annotations['{GATEWAY_CA}']")});
+            sources.push(json!({"downwardAPI": {"items": [{"path": "ca.crt", "fieldRef": annotation}]}}));
+        }
         // Readable for whatever uid the container has; no other container mounts it.
-        let projected = json!({"defaultMode": 0o444, "sources": [{"serviceAccountToken": token}]});
+        let projected = json!({"defaultMode": 0o444, "sources": sources});
         self.volumes.push(json!({"name": TOKEN_VOLUME, "projected": projected}));
     }
 }

@@ -10,6 +10,7 @@ fn config() -> OperatorConfig {
         own_namespace: "lastword".into(),
         identity: "c-1".into(),
         worker_gateways: vec!["http://workers:8081".into()],
+        worker_ca: None,
         injector: Injector {
             image: "example.test/lastword:1".into(),
             pull_policy: Some("IfNotPresent".into()),
@@ -304,4 +305,25 @@ fn only_the_injected_parts_follow_the_injector() {
     let (one, two) = (pod(&config(), &start).expect("a pod"), pod(&other, &start).expect("a pod"));
     assert_eq!(one["metadata"], two["metadata"]);
     assert_eq!(one["spec"]["containers"], two["spec"]["containers"]);
+}
+
+/// A file beside the token, from an annotation: no object is made in the Agents' namespaces.
+#[tokio::test]
+async fn authorities_of_the_gateways_are_a_file_in_the_pod() {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls/first-ca.crt");
+    let mut config = config();
+    config.worker_ca = Some(crate::tls::authorities(&file).expect("authorities"));
+    let theirs = json!({"env": [{"name": "LASTWORD_GATEWAY_CA", "value": "/theirs"}]});
+    let pod = pod(&config, &start(exec(theirs, json!({})))).expect("a pod");
+    let pem = std::fs::read_to_string(&file).expect("there");
+    assert_eq!(pod["metadata"]["annotations"]["lastword.dev/gateway-ca"], pem);
+    let agent = find(&pod["spec"]["containers"], "agent");
+    let given: Vec<_> =
+        agent["env"].as_array().expect("a list").iter().filter(|v| v["name"] == "LASTWORD_GATEWAY_CA").collect();
+    assert_eq!(given, [&json!({"name": "LASTWORD_GATEWAY_CA", "value": "/var/run/secrets/lastword.dev/ca.crt"})]);
+    let sources = &find(&pod["spec"]["volumes"], "lastword-token")["projected"]["sources"];
+    assert_eq!(sources[0]["serviceAccountToken"]["path"], "token");
+    let item = json!({"path": "ca.crt", "fieldRef": {"fieldPath": "metadata.annotations['lastword.dev/gateway-ca']"}});
+    assert_eq!(sources[1], json!({"downwardAPI": {"items": [item]}}));
+    assert!(!built(exec(json!({}), json!({}))).to_string().contains("ca.crt"), "without authorities nothing is added");
 }

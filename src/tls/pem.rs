@@ -1,0 +1,127 @@
+//! PEM files, and what is wrong with them.
+
+use std::fmt;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use rustls::RootCertStore;
+use rustls::pki_types::pem::{Error, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::TlsError;
+
+/// The longest file, in bytes: authorities go into an annotation of each pod, and all of those together may have 256 KiB.
+const MAX_FILE: u64 = 128 * 1024;
+/// Characters of a line in PEM.
+const LINE: usize = 64;
+
+/// A file as it was read.
+#[derive(PartialEq, Eq)]
+pub(super) struct Pem {
+    path: PathBuf,
+    /// Or why not.
+    content: Result<Vec<u8>, String>,
+}
+
+impl fmt::Display for Pem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.path.display().fmt(f)
+    }
+}
+
+impl Pem {
+    pub(super) fn read(path: &Path) -> Pem {
+        Pem { path: path.to_owned(), content: read(path) }
+    }
+
+    /// What is wrong with it.
+    pub(super) fn wrong(&self, why: impl Into<String>) -> TlsError {
+        TlsError { file: self.path.clone(), why: why.into() }
+    }
+
+    fn content(&self) -> Result<&[u8], TlsError> {
+        self.content.as_deref().map_err(|why| self.wrong(why))
+    }
+
+    fn malformed(&self, error: Error) -> TlsError {
+        self.wrong(format!("is malformed: {error}"))
+    }
+
+    /// All certificates in it; at least one.
+    pub(super) fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+        let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(self.content()?).collect();
+        match found {
+            Ok(found) if found.is_empty() => Err(self.wrong("holds no certificate (PEM)")),
+            Ok(found) => Ok(found),
+            Err(error) => Err(self.malformed(error)),
+        }
+    }
+
+    pub(super) fn private_key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
+        PrivateKeyDer::from_pem_slice(self.content()?).map_err(|error| match error {
+            Error::NoItemsFound => self.wrong("holds no private key (PEM, without a password)"),
+            error => self.malformed(error),
+        })
+    }
+
+    pub(super) fn authorities(&self) -> Result<Authorities, TlsError> {
+        let certificates = self.certificates()?;
+        let mut roots = RootCertStore::empty();
+        for certificate in &certificates {
+            roots.add(certificate.clone()).map_err(|error| self.wrong(error.to_string()))?;
+        }
+        Ok(Authorities { certificates, roots })
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let mut content = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut content))
+        .map_err(|error| format!("cannot be read: {error}"))?;
+    if content.len() as u64 > MAX_FILE {
+        return Err(format!("holds more than {} KiB", MAX_FILE / 1024));
+    }
+    Ok(content)
+}
+
+/// Certificates of those who sign others'. They are public.
+#[derive(Debug, Clone)]
+pub struct Authorities {
+    certificates: Vec<CertificateDer<'static>>,
+    roots: RootCertStore,
+}
+
+impl Authorities {
+    /// Reads them once.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or holds none.
+    pub fn read(file: &Path) -> Result<Self, TlsError> {
+        Pem::read(file).authorities()
+    }
+
+    pub(super) fn roots(&self) -> RootCertStore {
+        self.roots.clone()
+    }
+
+    /// As PEM: the certificates, and nothing else that their file may hold.
+    pub fn pem(&self) -> String {
+        let mut text = String::new();
+        for certificate in &self.certificates {
+            text.push_str("-----BEGIN CERTIFICATE-----\n");
+            let encoded = STANDARD.encode(certificate);
+            let mut rest = encoded.as_str();
+            while !rest.is_empty() {
+                let (line, more) = rest.split_at(rest.len().min(LINE));
+                text.push_str(line);
+                text.push('\n');
+                rest = more;
+            }
+            text.push_str("-----END CERTIFICATE-----\n");
+        }
+        text
+    }
+}
