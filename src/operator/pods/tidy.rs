@@ -25,6 +25,8 @@ const EVERY: Duration = Duration::from_secs(2);
 const KEPT: Duration = Duration::from_secs(600);
 /// Failed pods that stay, of one Agent.
 const KEPT_OF_AN_AGENT: usize = 10;
+/// How long a pod whose adapter has ended may take to be over: one of several statuses of the kubelet tells the first.
+const OVER_WITHIN: Duration = Duration::from_secs(10);
 /// For containers that outlived their adapter, in seconds.
 const LEFT_GRACE: u32 = 30;
 /// Pods of one round that are deleted, or asked about, at the most.
@@ -61,6 +63,10 @@ impl Pods {
         let ended: Vec<Ended> = pods.iter().filter_map(|p| Ended::read(p)).collect();
         for index in removable(&ended, Timestamp::now()).into_iter().take(OF_A_ROUND) {
             let Ended { namespace, name, uid, .. } = &ended[index];
+            // Until its lease knows of its end: else another replica would take our deletion for the cause.
+            if !matches!(self.store.start_of_pod(&format!("{namespace}/{name}"), uid).await, Ok(None)) {
+                continue;
+            }
             tracing::info!("removing the ended pod {namespace}/{name}");
             self.delete(namespace, name, uid, Some(LEFT_GRACE)).await;
         }
@@ -148,8 +154,11 @@ fn removable(ended: &[Ended], now: Timestamp) -> Vec<usize> {
         let e = &ended[index];
         let deployment = of_deployment.entry((&e.namespace, &e.deployment)).or_default();
         let agent = of_agent.entry((&e.namespace, &e.agent)).or_default();
-        let old = now > e.at && now.duration_since(e.at).unsigned_abs() > KEPT;
-        if e.over && e.failed && !old && *deployment == 0 && *agent < KEPT_OF_AN_AGENT {
+        let older = |than| now > e.at && now.duration_since(e.at).unsigned_abs() > than;
+        if !e.over && !older(OVER_WITHIN) {
+            continue;
+        }
+        if e.over && e.failed && !older(KEPT) && *deployment == 0 && *agent < KEPT_OF_AN_AGENT {
             *deployment += 1;
             *agent += 1;
         } else {
@@ -184,7 +193,8 @@ mod tests {
             ended("last", "d1", 10, true, true),
             ended("earlier", "d1", 20, true, true),
             ended("old", "d2", 601, true, true),
-            ended("half", "d3", 5, false, false),
+            ended("half", "d3", 11, false, false),
+            ended("on its way", "d3", 5, false, false),
             ended("ahead", "d4", -5, true, true),
         ];
         let mut gone: Vec<&str> = removable(&pods, now).into_iter().map(|i| &*pods[i].name).collect();

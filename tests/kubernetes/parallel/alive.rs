@@ -1,13 +1,26 @@
 //! B5: alive is alive. What looks like a death, and is none, fails no turn. (A stopped kubelet is a row of `serial::nodes`,
 //! a list that begins anew one of `serial::apiserver`.)
 
+use std::time::Instant;
+
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::support::agents::{ACTOR, busybox, shell, with_pod};
-use crate::support::cluster::Cluster;
+use crate::support::agents::{ACTOR, busybox, shell, with, with_pod};
+use crate::support::cluster::{Cluster, SYSTEM};
 use crate::support::place::{Place, sketch};
-use crate::support::{command, pause, processes, until};
+use crate::support::turns::Chat;
+use crate::support::{command, pause, processes, try_command, until};
+
+/// For these seconds nobody takes it for dead: a verdict needs its moment.
+async fn runs_on(place: &Place, chat: &Chat, seconds: u64) {
+    let begun = Instant::now();
+    while begun.elapsed().as_secs() < seconds {
+        let record = place.api.record(&chat.turn).await;
+        assert_eq!(record["phase"], "Running", "it was taken for dead: {record}");
+        pause().await;
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sidecar_dies() {
@@ -29,8 +42,45 @@ async fn a_sidecar_dies() {
         if sketch(&pod).contains("\"exitCode\":7") { Ok(()) } else { Err(sketch(&pod)) }
     })
     .await;
+    runs_on(&place, &chat, 3).await;
     processes::program_of(&chat.turn).await.0.signal(Signal::USR1);
     chat.replied(&place, "begun\ndone\n").await;
+    place.done().await;
+}
+
+/// A stream that breaks is a reason to look, and the look finds the worker at work.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_breaks_under_a_working_pod() {
+    let Some(cluster) = Cluster::connect_local("a pod's network").await else { return };
+    let place = Place::new(cluster, "broken").await;
+    place.agent("agent", with(shell(ACTOR), json!({"timing": {"leaseSeconds": 30}}))).await;
+    let chat = place.chat("agent", "x").await;
+    chat.begun().await;
+    let (program, adapter) = processes::program_of(&chat.turn).await;
+    let network = format!("--net=/proc/{}/ns/net", adapter.pid);
+    let rule = async |what: &str| {
+        let reset =
+            [network.as_str(), "iptables", what, "INPUT", "-p", "tcp", "-j", "REJECT", "--reject-with", "tcp-reset"];
+        command("nsenter", &reset).await
+    };
+    let worker = place.api.record(&chat.turn).await["worker"].as_str().expect("an incarnation").to_owned();
+    let suspicion = format!("the stream of worker {worker} closed without goodbye");
+    // The gateway pushes the second turn, and is told that nobody is there.
+    rule("-A").await;
+    let second = place.chat("agent", "y").await;
+    until("the gateway's suspicion", async || {
+        let selected = ["-n", SYSTEM, "logs", "-l", "app.kubernetes.io/component=gateway", "--tail=-1"];
+        let logs = try_command("kubectl", &selected).await?;
+        if logs.contains(&suspicion) { Ok(()) } else { Err("no such line".into()) }
+    })
+    .await;
+    runs_on(&place, &chat, 3).await;
+    rule("-D").await;
+    program.signal(Signal::USR1);
+    chat.replied(&place, "begun\ndone\n").await;
+    second.begun().await;
+    processes::program_of(&second.turn).await.0.signal(Signal::USR1);
+    second.replied(&place, "begun\ndone\n").await;
     place.done().await;
 }
 
@@ -51,14 +101,9 @@ async fn a_worker_cut_from_all_gateways_for_5_s() {
     for chain in ["INPUT", "OUTPUT"] {
         rule("-A", chain).await;
     }
-    let cut = std::time::Instant::now();
     // It has something to say meanwhile.
     program.signal(Signal::USR1);
-    while cut.elapsed().as_secs() < 5 {
-        let record = place.api.record(&chat.turn).await;
-        assert_eq!(record["phase"], "Running", "who is cut off is not dead: {record}");
-        pause().await;
-    }
+    runs_on(&place, &chat, 5).await;
     for chain in ["INPUT", "OUTPUT"] {
         rule("-D", chain).await;
     }
@@ -66,7 +111,7 @@ async fn a_worker_cut_from_all_gateways_for_5_s() {
     place.done().await;
 }
 
-/// A pod without its object: whoever still works is not dead because nobody lists it.
+/// A deletion is no death yet: a pod that is being deleted works on for as long as its grace lasts.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reply_before_the_grace_ends() {
     let Some(cluster) = Cluster::connect_local("a program's signal").await else { return };
@@ -78,7 +123,7 @@ async fn a_reply_before_the_grace_ends() {
     place.pods().delete(pod.metadata.name.as_deref().unwrap(), &Default::default()).await.expect("deletes");
     // The pod is gone from the list of those that live; the turn runs on.
     place.no_workers().await;
-    assert_eq!(place.api.record(&chat.turn).await["phase"], "Running");
+    runs_on(&place, &chat, 3).await;
     processes::program_of(&chat.turn).await.0.signal(Signal::USR1);
     chat.replied(&place, "begun\ndone\n").await;
     place.done().await;

@@ -30,13 +30,13 @@ fn outlasting() -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn program_exits_1() {
     let row = Row::new("program_exits_1", actor(), Fault::Program(Signal::USR2), &["AgentError"]);
-    fast(&row.times(REPETITIONS).run().await);
+    fast(&row.telling("exit code 1\noops").times(REPETITIONS).run().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn program_killed() {
     let row = Row::new("program_killed", actor(), Fault::Program(Signal::KILL), &["WorkerExited"]);
-    fast(&row.times(REPETITIONS).run().await);
+    fast(&row.telling("killed by SIGKILL").times(REPETITIONS).run().await);
 }
 
 /// The adapter tells it itself. The aim is 50 ms at the median; many rows share the cores here, so what is asserted is
@@ -49,7 +49,7 @@ fn fast(times: &Times) {
 #[tokio::test(flavor = "multi_thread")]
 async fn adapter_killed() {
     let row = Row::new("adapter_killed", actor(), Fault::Adapter(Signal::KILL), &["WorkerExited"]);
-    let times = row.times(REPETITIONS).run().await;
+    let times = row.telling("container agent: exit code 137").times(REPETITIONS).run().await;
     let Some((client, news)) = times.client_p50().zip(times.news_p50()) else { return };
     assert!(
         client.as_millis() < news.as_millis() + 1000,
@@ -59,12 +59,13 @@ async fn adapter_killed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn out_of_memory_with_the_adapter_alive() {
-    Row::new("oom_program", hungry(), Fault::Program(Signal::HUP), &["OutOfMemory"]).run().await;
+    let row = Row::new("oom_program", hungry(), Fault::Program(Signal::HUP), &["OutOfMemory"]);
+    row.telling("killed by the kernel").run().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn out_of_memory_with_both_killed() {
-    Row::new("oom_both", hungry(), Fault::MemoryOfBoth, &["OutOfMemory"]).run().await;
+    Row::new("oom_both", hungry(), Fault::MemoryOfBoth, &["OutOfMemory"]).telling("OOMKilled").run().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -92,7 +93,7 @@ async fn pod_stopped() {
 #[tokio::test(flavor = "multi_thread")]
 async fn custom_worker_exits_0_with_a_turn_in_hand() {
     let row = Row::new("custom_exits_0", custom(), Fault::Adapter(Signal::USR1), &["WorkerExited"]);
-    row.with(vec![worker_config()]).run().await;
+    row.with(vec![worker_config()]).telling("container agent: exit code 0").run().await;
 }
 
 /// The adapter goes on, the model server does not.
@@ -106,5 +107,5 @@ async fn model_server_killed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn program_exits_1_at_once() {
     let agent = exec(&["sh", "-c", "echo half an answer; exit 1"]);
-    Row::new("program_exits_1_at_once", agent, Fault::Start, &["AgentError"]).run().await;
+    Row::new("program_exits_1_at_once", agent, Fault::Start, &["AgentError"]).telling("exit code 1").run().await;
 }

@@ -37,10 +37,30 @@ impl Port {
     }
 
     async fn post(&self, path: &str, bearer: &str, body: Value) -> (StatusCode, Value) {
+        self.post_as(&uuid::Uuid::new_v4().to_string(), path, bearer, body).await
+    }
+
+    /// As an incarnation, which need not be the credential's.
+    async fn post_as(&self, incarnation: &str, path: &str, bearer: &str, body: Value) -> (StatusCode, Value) {
         let call = self.http.post(format!("{}/worker/v1/{path}", self.url)).bearer_auth(bearer);
-        let call = call.header("Lastword-Incarnation", uuid::Uuid::new_v4().to_string()).json(&body);
+        let call = call.header("Lastword-Incarnation", incarnation).json(&body);
         let answer = call.timeout(std::time::Duration::from_secs(30)).send().await.expect("the port answers");
         (answer.status(), serde_json::from_slice(&answer.bytes().await.unwrap_or_default()).unwrap_or(Value::Null))
+    }
+
+    /// Opens a stream of turns as a new incarnation that claims to hold a turn; what comes first on it, and the incarnation.
+    /// It is connected for as long as the answer lives.
+    async fn connect(&self, bearer: &str, turn: &str) -> (String, String, reqwest::Response) {
+        let incarnation = uuid::Uuid::new_v4().to_string();
+        let call = self.http.get(format!("{}/worker/v1/turns?capacity=4&turns={turn}", self.url)).bearer_auth(bearer);
+        let mut stream = call.header("Lastword-Incarnation", &incarnation).send().await.expect("the port answers");
+        assert_eq!(stream.status(), StatusCode::OK, "a worker may connect to its own deployment");
+        let mut said = String::new();
+        let until = tokio::time::Instant::now() + std::time::Duration::from_secs(3);
+        while let Ok(Ok(Some(chunk))) = tokio::time::timeout_at(until, stream.chunk()).await {
+            said += &String::from_utf8_lossy(&chunk);
+        }
+        (incarnation, said, stream)
     }
 
     /// A token that opens nothing: refused, with no credential.
@@ -100,17 +120,24 @@ async fn a_worker_touches_nothing_of_another_deployment() {
     let credential = session["credential"].as_str().expect("a credential");
 
     let turn = &chat.turn;
-    let refused = |status: StatusCode| matches!(status.as_u16(), 401 | 403 | 404 | 410);
-    let finish = json!({"turnIds": [turn], "replyId": "r", "outcome": {"type": "reply"}, "end": 6});
-    let (status, body) = port.post("finish", credential, finish).await;
-    assert!(refused(status), "finish: {status} {body}");
-    let frames = json!({"frames": [{"type": "text", "text": "forged"}]});
-    let (status, body) = port.post(&format!("turns/{turn}/output?offset=6"), credential, frames).await;
-    assert!(refused(status), "output: {status} {body}");
-    let (status, body) = port.post("heartbeat", credential, json!({"turns": [turn]})).await;
-    assert!(refused(status) || !body["push"].to_string().contains(turn.as_str()), "heartbeat: {status} {body}");
-    let (status, body) = port.post("goodbye", credential, json!({"phase": "draining", "handBack": [turn]})).await;
-    assert!(status == StatusCode::NO_CONTENT || refused(status), "goodbye: {status} {body}");
+    // As itself, connected like any worker; as a process that nobody knows; as the very incarnation that holds the turn.
+    let (itself, said, _stream) = port.connect(credential, turn).await;
+    assert!(!said.contains("\"message\":\"secret\""), "a claim: {said}");
+    let victim = place.api.record(turn).await["worker"].as_str().expect("an incarnation").to_owned();
+    for incarnation in [&uuid::Uuid::new_v4().to_string(), &victim, &itself] {
+        let call = async |path: &str, body: Value| port.post_as(incarnation, path, credential, body).await;
+        let refused = |status: StatusCode| matches!(status.as_u16(), 401 | 403 | 404 | 410);
+        let finish = json!({"turnIds": [turn], "replyId": "r", "outcome": {"type": "reply"}, "end": 6});
+        let (status, body) = call("finish", finish).await;
+        assert!(refused(status), "finish: {status} {body}");
+        let frames = json!({"frames": [{"type": "text", "text": "forged"}]});
+        let (status, body) = call(&format!("turns/{turn}/output?offset=6"), frames).await;
+        assert!(refused(status), "output: {status} {body}");
+        let (status, body) = call("heartbeat", json!({"turns": [turn]})).await;
+        assert!(refused(status) || !body["push"].to_string().contains(turn.as_str()), "heartbeat: {status} {body}");
+        let (status, body) = call("goodbye", json!({"phase": "draining", "handBack": [turn]})).await;
+        assert!(status == StatusCode::NO_CONTENT || refused(status), "goodbye: {status} {body}");
+    }
 
     assert_eq!(place.api.record(turn).await["phase"], "Running");
     processes::program_of(turn).await.0.signal(Signal::USR1);

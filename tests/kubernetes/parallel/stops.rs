@@ -1,11 +1,11 @@
 //! B7: deliberate stops. No error to anyone for claimed turns, and a begun turn runs once.
 
 use kube::ResourceExt;
-use kube::api::EvictParams;
+use kube::api::{DeleteParams, EvictParams};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::agents::{ACTOR, shell, with, with_pod};
+use crate::support::agents::{ACTOR, custom, shell, with, with_pod, worker_config};
 use crate::support::cluster::Cluster;
 use crate::support::notebook::Notebook;
 use crate::support::place::Place;
@@ -120,6 +120,29 @@ async fn a_scale_down_finishes_what_is_in_hand() {
     stop.end().await;
 }
 
+/// Of two turns in hand at a drain, the one that never began goes to the next worker; a begun one is never run again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_never_began_is_handed_back() {
+    let Some(cluster) = Cluster::connect().await else { return };
+    let place = Place::new(cluster, "handed-back").await;
+    place.apply(&worker_config()).await;
+    let agent = with(custom(), json!({"limits": {"maxWorkers": 2}}));
+    place.agent("agent", with_pod(agent, json!({"terminationGracePeriodSeconds": 10}))).await;
+    let begun = place.chat("agent", "wait").await;
+    begun.begun().await;
+    let later = place.chat("agent", "later").await;
+    let first = place.worker().await;
+    let held_by = async || place.api.record(&later.turn).await["worker"].clone();
+    until("the claim", async || if held_by().await.is_string() { Ok(()) } else { Err("nobody's".into()) }).await;
+    let holder = held_by().await;
+    assert_eq!(holder, place.api.record(&begun.turn).await["worker"], "both are in one hand");
+    place.pods().delete(&first.name_any(), &DeleteParams::default()).await.expect("deletes");
+    later.replied(&place, "later ").await;
+    assert_ne!(held_by().await, holder, "the next worker has answered it");
+    begun.failed(&place, &["Deleted"]).await;
+    place.done().await;
+}
+
 /// As `kubectl drain` does it, which is a row of `serial::nodes`.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_eviction_with_enough_grace_fails_nothing() {
@@ -130,8 +153,9 @@ async fn an_eviction_with_enough_grace_fails_nothing() {
     let pod = place.worker().await;
     place.pods().evict(&pod.name_any(), &EvictParams::default()).await.expect("evicts");
     place.no_workers().await;
-    // Who leaves claims nothing more: the next turn has another worker.
     let next = stop.begun().await;
+    let (leaving, another) = (place.api.record(&running.turn).await, place.api.record(&next.turn).await);
+    assert_ne!(leaving["worker"], another["worker"], "who leaves claims nothing more");
     stop.finishes(&running).await;
     stop.finishes(&next).await;
     until("the end of the evicted pod", async || {

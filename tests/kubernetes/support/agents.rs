@@ -71,13 +71,27 @@ pub fn custom() -> Value {
     spec
 }
 
-/// `examples/worker.py`, with two words for the rows: a message `wait` is held in hand, and SIGUSR1 exits 0.
+/// `examples/worker.py`, with words for the rows: a message `wait` is held in hand; `later` is not begun beside another, and
+/// handed back at the drain; SIGUSR1 exits 0.
 pub fn worker_config() -> Value {
     let mut text = include_str!("../../../examples/worker.py").to_owned();
     for (before, added) in [
         (
             "    for word in reversed(message.split()):\n",
             "    if message == \"wait\":\n        yield {\"type\": \"text\", \"text\": \"begun\\n\"}\n        cancelled.wait(3600)\n",
+        ),
+        ("        self.draining = False\n", "        self.later = []\n"),
+        (
+            "            late = self.draining\n",
+            "            if push[\"message\"] == \"later\" and self.turns:\n                return self.later.append(push[\"turnId\"])\n",
+        ),
+        (
+            "            return list(self.turns)\n",
+            "            if self.later:\n                return list(self.turns) + self.later\n",
+        ),
+        (
+            "        self.goodbye(\"draining\", reason=reason)\n",
+            "        self.goodbye(\"draining\", self.later, reason)\n        self.later = []\n",
         ),
         ("        signal.signal(signal.SIGTERM,", "        signal.signal(signal.SIGUSR1, lambda *_: os._exit(0))\n"),
     ] {

@@ -46,12 +46,19 @@ pub struct Row {
     pub fault: Fault,
     /// The reasons that are right; more than one only where Kubernetes itself may tell it one way or the other.
     pub reasons: &'static [&'static str],
+    /// What the operators' detail must hold: many causes share a reason.
+    pub detail: &'static str,
     pub repetitions: usize,
 }
 
 impl Row {
     pub fn new(name: &'static str, agent: Value, fault: Fault, reason: &'static [&'static str]) -> Row {
-        Row { name, agent, objects: Vec::new(), fault, reasons: reason, repetitions: 1 }
+        Row { name, agent, objects: Vec::new(), fault, reasons: reason, detail: "", repetitions: 1 }
+    }
+
+    pub fn telling(mut self, detail: &'static str) -> Row {
+        self.detail = detail;
+        self
     }
 
     pub fn with(mut self, objects: Vec<Value>) -> Row {
@@ -99,6 +106,9 @@ impl Row {
         };
         let told = chat.failed(place, self.reasons).await;
         object.failed(place, self.reasons).await;
+        let record = place.api.record(&chat.turn).await;
+        let detail = record["error"]["detail"].as_str().unwrap_or_default();
+        assert!(detail.contains(self.detail), "operators are not told of {:?}: {record}", self.detail);
         let news = match &pod {
             Some(pod) if !matches!(self.fault, Fault::Program(_) | Fault::Pod(Signal::STOP)) => news(place, pod).await,
             _ => None,
