@@ -7,7 +7,7 @@
 //! - `arm`, `claim`, `finish` and `output` are batched (see [`batch`]): what is waiting goes into one transaction, each
 //!   waiter is answered after its commit, nothing waits for a timer. A batch that the database refuses for a row's
 //!   content is bisected, so that one bad row fails alone.
-//! - Everything has a deadline (see [`pool`]): a network that falls silent holds nobody.
+//! - Everything has a deadline (see [`mod@pool`]): a network that falls silent holds nobody.
 //! - Terminals and heartbeats have connections of their own ([`Store::vital`]), so that no load of submits or reads can
 //!   starve them.
 //! - Time is the database's: `clock_timestamp()` to write, `statement_timestamp()` to compare.
