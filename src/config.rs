@@ -51,7 +51,7 @@ pub struct DatabaseArgs {
     /// directory].
     #[arg(long, global = true, env = "LASTWORD_CACHE_DIR", value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
-    /// Connections for submits, reads and output.
+    /// Connections for submits, reads and output; a third of them for reads by key, whose plans are kept.
     #[arg(long, global = true, env = "LASTWORD_POOL_GENERAL", value_name = "COUNT", default_value_t = 12, value_parser = clap::value_parser!(u32).range(2..=1000))]
     pub pool_general: u32,
     /// Connections that terminals and heartbeats have for themselves.

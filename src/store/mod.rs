@@ -123,7 +123,7 @@ impl From<sqlx::migrate::MigrateError> for StoreError {
 /// Sizes of the pools; the sum is what one replica takes of `max_connections`.
 #[derive(Debug, Clone, Copy)]
 pub struct PoolSizes {
-    /// Submits, reads, output.
+    /// Submits, reads, output. A third of them, one at the least, is for reads by key.
     pub general: u32,
     /// Terminals, heartbeats, sweeps.
     pub vital: u32,
@@ -139,6 +139,8 @@ impl Default for PoolSizes {
 #[derive(Clone)]
 pub struct Store {
     general: Pool,
+    /// Reads by key: what a stream asks for each turn. To plan them would be most of what they cost, so their plans are kept.
+    keyed: Pool,
     vital: Pool,
     arm: Batcher<arm::Verb>,
     claim: Batcher<claim::Verb>,
@@ -168,7 +170,11 @@ impl Store {
             // A plan made while the tables were empty would be kept when they are not.
             ("plan_cache_mode", "force_custom_plan"),
         ]);
-        let general = Pool::from(pool(sizes.general).connect_lazy_with(options.clone()));
+        // By primary keys alone, which serve tables of any size; never by a scan, which costs nothing while a table is empty.
+        let keep = [("plan_cache_mode", "force_generic_plan"), ("enable_seqscan", "off")];
+        let keyed = (sizes.general / 3).max(1);
+        let general = Pool::from(pool((sizes.general - keyed).max(1)).connect_lazy_with(options.clone()));
+        let keyed = Pool::from(pool(keyed).connect_lazy_with(options.clone().options(keep)));
         let vital = Pool::from(pool(sizes.vital).connect_lazy_with(options.clone()));
         Store {
             arm: Batcher::start(general.clone(), arm::Verb),
@@ -178,6 +184,7 @@ impl Store {
             notices: notify::Sender::start(general.clone()),
             listen: Arc::new(options),
             general,
+            keyed,
             vital,
         }
     }
@@ -230,6 +237,7 @@ impl Store {
     /// Closes the pools; what is under way finishes.
     pub async fn close(&self) {
         self.general.close().await;
+        self.keyed.close().await;
         self.vital.close().await;
     }
 }

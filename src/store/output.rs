@@ -73,7 +73,7 @@ impl Store {
         .bind(offset as i64)
         .bind(i64::from(max_rows))
         .bind(READ_BYTES)
-        .fetch_all(&self.general)
+        .fetch_all(&self.keyed)
         .await?;
         let mut span = Span::new(offset, Vec::new());
         for (i, row) in rows.iter().enumerate() {

@@ -145,7 +145,7 @@ impl Store {
              WHERE t.id = $1"
         )))
         .bind(turn.0)
-        .fetch_optional(&self.general)
+        .fetch_optional(&self.keyed)
         .await?;
         row.as_ref().map(view).transpose()
     }
@@ -171,7 +171,7 @@ impl Store {
              FROM turn t JOIN conversation c ON c.id = t.conversation_id WHERE t.id = $1",
         )
         .bind(turn.0)
-        .fetch_optional(&self.general)
+        .fetch_optional(&self.keyed)
         .await?;
         row.map(|r| {
             Ok(Head {

@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use lastword::local::postgres::{Embedded, Options, Shutdown, Version};
-use lastword::store::{Arm, ListFilter, Retention, Store};
+use lastword::store::{Arm, ListFilter, PoolSizes, Retention, Store};
 use lastword::turn::keys::{ConversationId, GatewayId, TurnId};
 use lastword::turn::reason::Reason;
 use sqlx::Row;
 use uuid::Uuid;
 
-use crate::million::{fill, filled, people};
+use crate::million::{analyze, fill, filled, people};
 use crate::support::actors::{Worker, arm, armed, failure, finish, tick};
 use crate::support::{Db, cache, wanted};
 
@@ -58,8 +58,12 @@ async fn counters(db: &Db) -> Touched {
 /// What `CALLS` calls of a verb on a store of their own touch: the tables that were scanned, and pages a call.
 async fn touched(db: &Db, verb: impl AsyncFn(&Store, usize)) -> (Vec<String>, i64) {
     let others = backends(db).await;
+    touched_by(db, &others, db.another_store(), verb).await
+}
+
+/// The same on this store, which has all processes but the others'. It is closed then: only so do they tell what they did.
+async fn touched_by(db: &Db, others: &[i32], store: Store, verb: impl AsyncFn(&Store, usize)) -> (Vec<String>, i64) {
     let before = counters(db).await;
-    let store = db.another_store();
     for call in 0..CALLS {
         verb(&store, call).await;
     }
@@ -351,9 +355,11 @@ async fn idle_sweep(db: &Db) -> i64 {
 async fn at_a_million_rows(db: &Db) {
     people(db).await;
     fill(db, 0, FEW).await;
+    analyze(db).await;
     let few = idle_sweep(db).await;
     let begun = Instant::now();
     fill(db, FEW, ROWS).await;
+    analyze(db).await;
     println!("{ROWS} rows of each table in {:?}", begun.elapsed());
     let many = idle_sweep(db).await;
     println!("a sweep with nothing lapsed touches {few} pages at {FEW} markers, {many} at {ROWS}");
@@ -395,4 +401,26 @@ fn hot_verbs_scan_nothing() {
         drop(db);
         server.halt(Shutdown::Immediate).await;
     });
+}
+
+crate::both! { kept_plans_do_not_mind_what_was_there_when_they_were_made }
+
+/// Reads by key keep their plans, made here while there is nothing.
+async fn kept_plans_do_not_mind_what_was_there_when_they_were_made(db: Db) {
+    let others = backends(&db).await;
+    let early = Store::open(db.options(), PoolSizes { general: 3, vital: 1 });
+    let read = async |store: &Store, turn: TurnId| {
+        store.head(turn).await.expect("reads");
+        store.view(turn).await.expect("reads");
+        store.read_log(turn, 0, 100).await.expect("reads");
+    };
+    read(&early, TurnId::new()).await;
+    fill(&db, 0, 2 * FEW).await;
+    let (scanned, pages) = touched_by(&db, &others, early, async |store, i| {
+        read(store, TurnId(filled(1, 1000 + i))).await;
+        read(store, TurnId(filled(4, 9700 + 97 * i))).await;
+    })
+    .await;
+    println!("head, view and log of an open and of an ended turn touch {pages} pages");
+    assert!(scanned.is_empty() && pages < 100, "{pages} pages; scanned: {scanned:?}");
 }

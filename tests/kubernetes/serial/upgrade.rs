@@ -1,4 +1,5 @@
-//! B14: a rolling upgrade of controller and gateways under load: no turn fails, no worker is replaced.
+//! B14: a rolling upgrade of controller and gateways under load: no turn fails, no worker is replaced. And one to TLS on the
+//! worker port, and back.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use futures::stream::FuturesUnordered;
 use kube::ResourceExt;
 use serde_json::json;
 
-use crate::support::agents::{echo, with};
+use crate::support::agents::{echo, exec, with};
 use crate::support::cluster::{Cluster, SYSTEM};
 use crate::support::place::Place;
 use crate::support::times::tell;
@@ -83,27 +84,54 @@ async fn load(place: &Place, over: &AtomicBool) -> Vec<Result<follow::Ended, Str
 
 /// Other pods of the same release: every replica of both roles is replaced.
 async fn upgrade() -> Result<(), String> {
-    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/lastword");
     let mark = uuid::Uuid::new_v4().to_string();
     let (controller, gateway) =
         (format!("controller.podAnnotations.e2e={mark}"), format!("gateway.podAnnotations.e2e={mark}"));
-    let helm = [
-        "upgrade",
-        "lastword",
-        chart,
-        "--namespace",
-        SYSTEM,
-        "--reuse-values",
-        "--set-string",
-        &controller,
-        "--set-string",
-        &gateway,
-        "--wait",
-        "--timeout=180s",
-    ];
+    change(&["--set-string", &controller, "--set-string", &gateway]).await
+}
+
+/// The same release with other values, once all its replicas have them.
+async fn change(values: &[&str]) -> Result<(), String> {
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/lastword");
+    let fixed = ["--namespace", SYSTEM, "--reuse-values", "--wait", "--timeout=180s"];
+    let helm = [&["upgrade", "lastword", chart], &fixed[..], values].concat();
     try_command("helm", &helm).await?;
     for pod in ["deploy/lastword-gateway", "deploy/lastword-controller"] {
         command("kubectl", &["-n", SYSTEM, "rollout", "status", pod, "--timeout=60s"]).await;
     }
     Ok(())
+}
+
+/// A worker made while the port speaks TLS shows its token, takes its turn and replies over it; one of another replica is
+/// followed over it.
+#[tokio::test(flavor = "multi_thread")]
+async fn to_tls_and_back() {
+    let Some(cluster) = Cluster::connect_local("the chart's release").await else { return };
+    let file = |name: &str| format!("{}/tests/tls/{name}", env!("CARGO_MANIFEST_DIR"));
+    let (certificate, key, authority) = (file("first.crt"), file("first.key"), file("first-ca.crt"));
+    let files = [
+        format!("--from-file=tls.crt={certificate}"),
+        format!("--from-file=tls.key={key}"),
+        format!("--from-file=ca.crt={authority}"),
+    ];
+    let secret = ["-n", SYSTEM, "create", "secret", "generic", "workers-tls"];
+    command("kubectl", &[&secret[..], &files.each_ref().map(String::as_str)].concat()).await;
+    let on = ["--set", "gateway.workerTls.enabled=true", "--set-string", "gateway.workerTls.secretName=workers-tls"];
+    change(&on).await.expect("to TLS");
+
+    let place = Place::new(cluster, "tls").await;
+    let limits = json!({"limits": {"maxWorkers": 1, "turnsPerWorker": 4}});
+    place.agent("cat", with(exec(&["cat"]), limits)).await;
+    place.chat("cat", "first").await.replied(&place, "first\n").await;
+    let pods = place.living_pods().await;
+    let text = serde_json::to_string(&pods[0].spec).expect("JSON");
+    assert!(text.contains("https://lastword-workers"), "{text}");
+    // Connections spread over the replicas: some of these streams are another's than the worker's.
+    for n in 0..6 {
+        place.chat("cat", &format!("{n}")).await.replied(&place, &format!("{n}\n")).await;
+    }
+    place.done().await;
+
+    change(&["--set", "gateway.workerTls.enabled=false"]).await.expect("and back");
+    command("kubectl", &["-n", SYSTEM, "delete", "secret", "workers-tls"]).await;
 }
