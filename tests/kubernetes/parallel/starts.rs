@@ -11,10 +11,9 @@ use crate::support::cluster::Cluster;
 use crate::support::faults::{Fault, Row};
 use crate::support::place::Place;
 
-/// What may yet heal is given up after this.
-const START_SECONDS: u64 = 15;
-/// What cannot heal is told long before any start deadline, which is at 80 s unless a row says otherwise. (A status of
-/// the kubelet may be 15 s behind.)
+/// What may yet heal is given up after this. A status of the kubelet may be 15 s behind, and it has the cause.
+const START_SECONDS: u64 = 30;
+/// What cannot heal is told long before any start deadline, which is at 80 s unless a row says otherwise.
 const AT_ONCE: Duration = Duration::from_secs(60);
 
 /// A cause that cannot heal.
