@@ -142,39 +142,34 @@ impl<'p> Executor<'p> for &'_ Pool {
     where
         E: 'q + Execute<'q, Postgres>,
     {
-        let pool = self.clone();
-        Box::pin(async move {
-            let mut held = pool.acquire().await?;
-            let connection: &mut PgConnection = &mut held;
-            let done = timeout(DEADLINE, connection.fetch_optional(query)).await;
-            done.unwrap_or_else(|_| {
-                held.close();
-                Err(late())
-            })
-        })
+        Box::pin(in_time(self.clone(), async move |connection: &mut PgConnection| {
+            connection.fetch_optional(query).await
+        }))
     }
 
     fn prepare_with<'e>(self, sql: SqlStr, parameters: &'e [PgTypeInfo]) -> BoxFuture<'e, Result<PgStatement, Error>>
     where
         'p: 'e,
     {
-        let pool = self.clone();
-        Box::pin(async move {
-            let mut held = pool.acquire().await?;
-            let connection: &mut PgConnection = &mut held;
-            timeout(DEADLINE, connection.prepare_with(sql, parameters)).await.unwrap_or_else(|_| Err(late()))
-        })
+        Box::pin(in_time(self.clone(), async move |connection: &mut PgConnection| {
+            connection.prepare_with(sql, parameters).await
+        }))
     }
 
     fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Postgres>, Error>>
     where
         'p: 'e,
     {
-        let pool = self.clone();
-        Box::pin(async move {
-            let mut held = pool.acquire().await?;
-            let connection: &mut PgConnection = &mut held;
-            timeout(DEADLINE, connection.describe(sql)).await.unwrap_or_else(|_| Err(late()))
-        })
+        Box::pin(in_time(self.clone(), async move |connection: &mut PgConnection| connection.describe(sql).await))
     }
+}
+
+/// One call on a connection of the pool. One that is late is closed.
+async fn in_time<T>(pool: Pool, call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>) -> Result<T, Error> {
+    let mut held = pool.acquire().await?;
+    let done = timeout(DEADLINE, call(&mut held)).await;
+    done.unwrap_or_else(|_| {
+        held.close();
+        Err(late())
+    })
 }
