@@ -39,7 +39,7 @@ CREATE TABLE turn (
     conversation    text NOT NULL,
     message_id      text NOT NULL CHECK (octet_length(message_id) BETWEEN 1 AND 256),
     agent           text NOT NULL,
-    deployment      text NOT NULL,
+    worker_group      text NOT NULL,
     "user"          text NOT NULL,
     routing         jsonb NOT NULL,               -- platform, team, channel, platformMetadata
     input           text NOT NULL,
@@ -57,7 +57,7 @@ CREATE TABLE marker (
     number          bigint NOT NULL,
     organization    text NOT NULL,
     agent           text NOT NULL,
-    deployment      text NOT NULL,
+    worker_group      text NOT NULL,
     phase           text NOT NULL CHECK (phase IN ('guarding', 'waiting', 'claimed')),
     incarnation     uuid,
     claimed_at      timestamptz,
@@ -72,7 +72,7 @@ CREATE TABLE marker (
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_cost_delay = 0);
 CREATE UNIQUE INDEX marker_order ON marker (conversation_id, number);
-CREATE INDEX marker_waiting ON marker (organization, deployment, armed_at) WHERE incarnation IS NULL;
+CREATE INDEX marker_waiting ON marker (organization, worker_group, armed_at) WHERE incarnation IS NULL;
 CREATE INDEX marker_queue ON marker (organization, agent, armed_at) WHERE incarnation IS NULL;
 CREATE INDEX marker_claimed ON marker (incarnation) WHERE incarnation IS NOT NULL;
 CREATE INDEX marker_deadline ON marker (deadline_at);
@@ -124,7 +124,7 @@ CREATE TABLE lease (
     start_id          uuid NOT NULL,
     organization      text NOT NULL,
     agent             text NOT NULL,
-    deployment        text NOT NULL,
+    worker_group        text NOT NULL,
     phase             text NOT NULL CHECK (phase IN ('starting', 'live', 'draining', 'dead')),
     runtime           text NOT NULL,              -- 'process' or 'kubernetes'
     runtime_ref       text NOT NULL,              -- who can be asked about it: a boot of `dev`, a pod's UID
@@ -153,7 +153,7 @@ CREATE TABLE lease (
     CHECK (phase <> 'draining' OR drain_until IS NOT NULL)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
 CREATE UNIQUE INDEX lease_of_start ON lease (start_id) WHERE phase <> 'dead';
-CREATE INDEX lease_alive ON lease (organization, deployment) WHERE phase <> 'dead';
+CREATE INDEX lease_alive ON lease (organization, worker_group) WHERE phase <> 'dead';
 CREATE INDEX lease_dead ON lease (died_at) WHERE phase = 'dead';
 
 -- frames is a JSON array as text: jsonb would refuse some strings and reorder keys.

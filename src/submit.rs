@@ -16,7 +16,7 @@ use crate::crd::{AgentSpec, Scope};
 use crate::guard::{self, Guards, Verdict};
 use crate::store::{Arm, ArmError, Armed, GuardedTurn, ObjectRef, Store, StoreError};
 use crate::turn::cursor::MAX_OPEN_TURNS;
-use crate::turn::keys::{GatewayId, Grouping, TurnId, content_hash, deployment};
+use crate::turn::keys::{GatewayId, Grouping, TurnId, content_hash, worker_group};
 use crate::turn::reason::Reason;
 use crate::turn::routing::{API, KUBERNETES, Routing};
 use crate::turn::terminal::Failure;
@@ -183,14 +183,14 @@ impl Submitter {
             return Err(SubmitError::NoPlatform);
         }
         self.check_room(&submission, &agent).await?;
-        let deployment = deployment(&submission.agent, agent.grouping(), &submission.conversation);
-        let arm = arm(&submission, &agent, deployment.clone(), self.gateway);
+        let worker_group = worker_group(&submission.agent, agent.grouping(), &submission.conversation);
+        let arm = arm(&submission, &agent, worker_group.clone(), self.gateway);
         let guarded = arm.guard.is_some().then(|| guarded(&arm));
         let armed = self.store.arm(arm).await??;
         if let (Some(turn), true) = (guarded, armed.fresh) {
             tokio::spawn(self.clone().guard(turn, agent));
         }
-        Ok((armed, deployment))
+        Ok((armed, worker_group))
     }
 
     /// Limits that are known before arming; a repeat of an armed message id passes them, since it arms nothing.
@@ -281,7 +281,7 @@ impl Submitter {
     }
 }
 
-fn arm(submission: &Submission, agent: &Agent, deployment: String, gateway: GatewayId) -> Arm {
+fn arm(submission: &Submission, agent: &Agent, worker_group: String, gateway: GatewayId) -> Arm {
     let routing = Routing::on(&submission.platform, submission.platform_metadata.clone());
     let hash = content_hash(
         &submission.agent,
@@ -296,7 +296,7 @@ fn arm(submission: &Submission, agent: &Agent, deployment: String, gateway: Gate
         conversation: submission.conversation.clone(),
         message_id: submission.message_id.clone(),
         agent: submission.agent.clone(),
-        deployment,
+        worker_group,
         user: submission.user.clone(),
         routing: serde_json::to_value(&routing).unwrap_or(Value::Null),
         input: submission.message.clone(),
@@ -316,7 +316,7 @@ fn guarded(arm: &Arm) -> GuardedTurn {
         conversation: arm.conversation.clone(),
         user: arm.user.clone(),
         agent: arm.agent.clone(),
-        deployment: arm.deployment.clone(),
+        worker_group: arm.worker_group.clone(),
         message_id: arm.message_id.clone(),
         routing: Routing::read(Some(&arm.routing)).unwrap_or_default(),
         input: arm.input.clone(),

@@ -165,7 +165,7 @@ pub struct TurnPush {
     pub conversation: String,
     pub user: String,
     pub agent: String,
-    pub deployment: String,
+    pub worker_group: String,
     pub platform: String,
     #[serde(default)]
     pub platform_metadata: Value,

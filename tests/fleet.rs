@@ -9,7 +9,7 @@ use lastword::fleet::process::{ProcessConfig, ProcessRuntime};
 use lastword::fleet::{FleetConfig, Leadership, WorkerRuntime, fail_former_boots, run};
 use lastword::local::postgres::{Embedded, Options, Shutdown};
 use lastword::store::{Arm, ClaimFor, Lease, LeasePhase, NewStart, PoolSizes, Store};
-use lastword::turn::keys::{GatewayId, Grouping, Incarnation, StartId, TurnId, deployment};
+use lastword::turn::keys::{GatewayId, Grouping, Incarnation, StartId, TurnId, worker_group};
 use lastword::turn::reason::Reason;
 use lastword::turn::terminal::Failure;
 use lastword::wire::Credential;
@@ -118,7 +118,7 @@ impl Scene {
             conversation: conversation.into(),
             message_id: turn_id.to_string(),
             agent: agent.into(),
-            deployment: deployment(agent, Grouping::PerConversation, conversation),
+            worker_group: worker_group(agent, Grouping::PerConversation, conversation),
             user: "u".into(),
             routing: json!({}),
             input: "hello".into(),
@@ -384,7 +384,7 @@ async fn the_workers_of_a_former_boot_are_failed_at_once() {
             start_id,
             organization: ORG.into(),
             agent: "a".into(),
-            deployment: "a".into(),
+            worker_group: "a".into(),
             generation: 1,
             runtime: "process",
             runtime_ref: format!("{node}/{boot}/{start_id}"),

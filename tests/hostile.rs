@@ -524,12 +524,12 @@ async fn what_belongs_to_others_does_not_exist(db: Db) {
     }
 }
 
-/// A19: a worker's credential is good for its own deployment's turns, and of those for what it holds.
+/// A19: a worker's credential is good for its own worker group's turns, and of those for what it holds.
 async fn a_worker_says_nothing_of_anothers_turn(db: Db) {
     gateway::put_agent(&db.store, "other", json!({})).await;
     let gateway = Gateway::start(&db).await;
     let mut worker = FakeWorker::on(&db.store, &gateway).await;
-    let thief = FakeWorker::new(&db.store, |s| (s.agent, s.deployment) = ("other".into(), "other".into())).await;
+    let thief = FakeWorker::new(&db.store, |s| (s.agent, s.worker_group) = ("other".into(), "other".into())).await;
     let mut thief = thief;
     thief.connect(&gateway, &[]).await;
     let turn = gateway.client().submit("c", "m", "hello").await.turn_id;
@@ -541,7 +541,7 @@ async fn a_worker_says_nothing_of_anothers_turn(db: Db) {
     assert_eq!(thief.heartbeat(&[turn]).await.expect("lives").stop, [turn]);
     thief.goodbye(lastword::wire::GoodbyePhase::Draining, &[turn]).await.expect("taken");
     assert_eq!(db.phase(turn).await.as_deref(), Some("claimed"));
-    // One of its own deployment that another worker holds: over, to it; no reason to stop.
+    // One of its own worker group that another worker holds: over, to it; no reason to stop.
     let mate = FakeWorker::on(&db.store, &gateway).await;
     assert_eq!(mate.output(turn, 0, vec![Frame::text("mine")]).await.expect_err("not held").0, StatusCode::NOT_FOUND);
     assert_eq!(mate.reply(&[turn], "mine").await.expect_err("not held").0, StatusCode::NOT_FOUND);

@@ -156,7 +156,7 @@ fn table(records: &[Record], wide: bool, now: OffsetDateTime) -> Table {
     table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled).force_no_tty();
     let mut header = vec!["TURN", "AGENT", "CONVERSATION", "PHASE", "REASON", "AGE"];
     if wide {
-        header.extend(["TOOK", "USER", "PLATFORM", "DEPLOYMENT", "WORKER", "MESSAGE"]);
+        header.extend(["TOOK", "USER", "PLATFORM", "WORKER GROUP", "WORKER", "MESSAGE"]);
     }
     table.set_header(header);
     for record in records {
@@ -172,7 +172,7 @@ fn table(records: &[Record], wide: bool, now: OffsetDateTime) -> Table {
         if wide {
             let optional = |value: &Option<String>| one_line(value.as_deref().unwrap_or_default(), 60);
             row.push(record.ended_at.map(|ended| took(between(record.armed_at, ended))).unwrap_or_default());
-            row.extend([&record.user, &record.platform, &record.deployment, &record.worker].map(optional));
+            row.extend([&record.user, &record.platform, &record.worker_group, &record.worker].map(optional));
             row.push(one_line(record.message.as_deref().unwrap_or_default(), 40));
         }
         table.add_row(row.into_iter().map(|cell| if cell.is_empty() { "-".to_string() } else { cell }));
@@ -212,7 +212,7 @@ fn describe(out: &mut impl Write, record: &Record) -> io::Result<()> {
     line("Organization", &record.organization)?;
     line("Conversation", &format!("{} (turn {} of it)", record.conversation, record.number))?;
     line("Agent", &record.agent)?;
-    line("Deployment", &optional(&record.deployment))?;
+    line("Worker group", &optional(&record.worker_group))?;
     line("User", &optional(&record.user))?;
     line("Platform", &optional(&record.platform))?;
     line("Worker", &optional(&record.worker))?;

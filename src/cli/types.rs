@@ -32,7 +32,7 @@ pub struct Submitted {
     pub turn_id: TurnId,
     pub message_id: String,
     pub conversation: String,
-    pub deployment: String,
+    pub worker_group: String,
     /// The place in the session just before this turn.
     pub cursor: String,
 }
@@ -81,7 +81,7 @@ pub struct Record {
     pub number: i64,
     pub agent: String,
     #[serde(default)]
-    pub deployment: Option<String>,
+    pub worker_group: Option<String>,
     #[serde(default)]
     pub user: Option<String>,
     #[serde(default)]

@@ -190,7 +190,7 @@ async fn turns(
     };
     let drain = terms.draining;
     let (worker, mut lines) = port.workers.join(incarnation, stream, terms, &asked);
-    tracing::info!(%incarnation, deployment = worker.terms.deployment, "worker {incarnation} is connected");
+    tracing::info!(%incarnation, worker_group = worker.terms.worker_group, "worker {incarnation} is connected");
     // From here on the stream's end is noticed, whatever ends it.
     let open = OpenStream { port: port.clone(), worker: worker.clone() };
     let first = port.workers.compare(incarnation, &in_hand, beat, asked.history).await?;
@@ -306,13 +306,13 @@ async fn adopt(port: &WorkerPort, caller: &Caller, turn: TurnId) -> Result<(), P
 }
 
 /// What to say of turns that are not in the caller's hand. 403 makes a worker stop for good, so it is only for turns that
-/// are known to be of another deployment; one that was erased meanwhile is just over.
+/// are known to be of another worker group; one that was erased meanwhile is just over.
 async fn not_held(port: &WorkerPort, caller: &Caller, turns: &[TurnId]) -> Result<Problem, Problem> {
     for &turn in turns {
         if let Some(head) = port.store.head(turn).await?
-            && (head.organization != caller.terms.organization || head.deployment != caller.terms.deployment)
+            && (head.organization != caller.terms.organization || head.worker_group != caller.terms.worker_group)
         {
-            return Ok(Problem::new(StatusCode::FORBIDDEN, "the turn is not of this worker's deployment"));
+            return Ok(Problem::new(StatusCode::FORBIDDEN, "the turn is not of this worker's worker group"));
         }
     }
     Ok(Problem::not_found("turn in this worker's hand"))

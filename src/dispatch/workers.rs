@@ -162,11 +162,11 @@ impl Workers {
         }
     }
 
-    /// Something can be claimed in this deployment.
-    pub fn wake_deployment(&self, organization: &str, deployment: &str) {
+    /// Something can be claimed in this worker group.
+    pub fn wake_worker_group(&self, organization: &str, worker_group: &str) {
         self.with(|c| {
             c.values()
-                .filter(|w| w.terms.deployment == deployment && w.terms.organization == organization)
+                .filter(|w| w.terms.worker_group == worker_group && w.terms.organization == organization)
                 .for_each(|w| w.wake.notify_one());
         });
     }
@@ -232,7 +232,7 @@ impl Workers {
             conversation: turn.conversation,
             user: turn.user,
             agent: turn.agent,
-            deployment: turn.deployment,
+            worker_group: turn.worker_group,
             platform: turn.routing.platform,
             platform_metadata: turn.routing.platform_metadata,
             message: turn.input,

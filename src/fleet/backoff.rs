@@ -22,7 +22,7 @@ const LONGEST_FOR_DEMAND: Duration = Duration::from_secs(10);
 pub(super) struct Pauses {
     /// Agents, of this generation, that get no worker for `minWorkers` alone. Another generation deserves another try.
     warm: HashSet<(AgentKey, i64)>,
-    /// Deployments that get no worker.
+    /// Worker groups that get no worker.
     pub demand: HashSet<(AgentKey, String)>,
 }
 
@@ -34,7 +34,7 @@ impl Pauses {
             let ago = Duration::try_from_secs_f64(starts.ago).unwrap_or_default();
             let interrupted = wait(starts.interrupted).min(LONGEST_FOR_DEMAND);
             if ago < interrupted {
-                pauses.demand.insert((agent.clone(), starts.deployment.clone()));
+                pauses.demand.insert((agent.clone(), starts.worker_group.clone()));
             }
             if ago < wait(starts.failed).max(interrupted) {
                 pauses.warm.insert((agent, starts.generation));
@@ -78,7 +78,7 @@ mod tests {
             let starts = FutileStarts {
                 organization: "default".into(),
                 agent: "a".into(),
-                deployment: "d".into(),
+                worker_group: "d".into(),
                 generation: 1,
                 failed,
                 interrupted,

@@ -19,7 +19,7 @@ fn request(spec: serde_json::Value) -> StartRequest {
         start_id,
         organization: "default".into(),
         agent: "a".into(),
-        deployment: "a".into(),
+        worker_group: "a".into(),
         generation: 1,
         spec: Arc::new(serde_json::from_value(spec).expect("a spec")),
         agent_uid: None,

@@ -75,7 +75,7 @@ impl Default for FleetConfig {
 /// How long the fleet's end waits for the database to take what it has to say.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// Runs the fleet until `shutdown`. Whoever listens to notices calls [`Notify::notify_one`] on `wake` for a deployment,
+/// Runs the fleet until `shutdown`. Whoever listens to notices calls [`Notify::notify_one`] on `wake` for a worker group,
 /// a worker, the Agents, and after a listener's reconnect.
 ///
 /// Only a leader starts and stops workers; looking at suspected ones, reporting deaths and shedding is every replica's.
@@ -138,5 +138,5 @@ pub async fn wake_on_news(store: Store, wake: Arc<Notify>, shutdown: Cancellatio
 }
 
 fn is_news(notice: &Notice) -> bool {
-    matches!(notice, Notice::Deployment(..) | Notice::Worker(_) | Notice::Agents)
+    matches!(notice, Notice::WorkerGroup(..) | Notice::Worker(_) | Notice::Agents)
 }

@@ -197,17 +197,17 @@ impl Passes {
         agents: &HashMap<&AgentKey, &Agent>,
     ) -> Result<Option<StartId>, StoreError> {
         match action {
-            Action::Start { agent, deployment, only_first } => {
+            Action::Start { agent, worker_group, only_first } => {
                 if let Some(agent) = agents.get(&agent) {
-                    self.start(agent, deployment, only_first).await?;
+                    self.start(agent, worker_group, only_first).await?;
                 }
                 Ok(None)
             }
-            Action::Remake { agent, deployment, start_id, runtime_ref } => {
+            Action::Remake { agent, worker_group, start_id, runtime_ref } => {
                 if let Some(agent) = agents.get(&agent)
                     && let Some(spec) = agent.spec.clone()
                 {
-                    let request = StartRequest { runtime_ref, ..request(agent, spec, deployment, start_id) };
+                    let request = StartRequest { runtime_ref, ..request(agent, spec, worker_group, start_id) };
                     self.make(&request).await;
                 }
                 Ok(None)
@@ -246,10 +246,10 @@ impl Passes {
     }
 
     /// A start is a lease row first, then a worker.
-    async fn start(&self, agent: &Agent, deployment: String, only_first: bool) -> Result<(), StoreError> {
+    async fn start(&self, agent: &Agent, worker_group: String, only_first: bool) -> Result<(), StoreError> {
         let Some(spec) = agent.spec.clone() else { return Ok(()) };
         let start_id = StartId::new();
-        let mut request = request(agent, spec, deployment, start_id);
+        let mut request = request(agent, spec, worker_group, start_id);
         if self.runtime.numbered() {
             request.attempt = self.store.next_attempt().await?;
         }
@@ -263,8 +263,8 @@ impl Passes {
                 return Err(error);
             }
         }
-        let StartRequest { organization, agent, deployment, .. } = &request;
-        tracing::info!(organization, agent, deployment, start = %start_id, "starting a worker");
+        let StartRequest { organization, agent, worker_group, .. } = &request;
+        tracing::info!(organization, agent, worker_group, start = %start_id, "starting a worker");
         self.make(&request).await;
         Ok(())
     }
@@ -379,12 +379,12 @@ async fn in_batches<F: Future<Output = Result<u32, StoreError>>>(call: impl Fn()
     Ok(all)
 }
 
-fn request(agent: &Agent, spec: Arc<AgentSpec>, deployment: String, start_id: StartId) -> StartRequest {
+fn request(agent: &Agent, spec: Arc<AgentSpec>, worker_group: String, start_id: StartId) -> StartRequest {
     StartRequest {
         start_id,
         organization: agent.key.organization.clone(),
         agent: agent.key.name.clone(),
-        deployment,
+        worker_group,
         generation: agent.generation,
         spec,
         agent_uid: agent.uid.clone(),
@@ -400,7 +400,7 @@ fn new_start(request: &StartRequest, runtime: &dyn WorkerRuntime) -> NewStart {
         start_id: request.start_id,
         organization: request.organization.clone(),
         agent: request.agent.clone(),
-        deployment: request.deployment.clone(),
+        worker_group: request.worker_group.clone(),
         generation: request.generation,
         runtime: runtime.name(),
         runtime_ref: request.runtime_ref.clone(),

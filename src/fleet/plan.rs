@@ -3,7 +3,7 @@
 //! - Every worker that is not dead has a place under `maxWorkers`, also one that drains: where the limit is a machine's
 //!   or a GPU's size, a start beside a draining worker would fail. So a turn may wait for a drain, at most
 //!   `drainSeconds`; an idle worker drains in milliseconds.
-//! - A draining worker serves nobody: its deployment is started anew.
+//! - A draining worker serves nobody: its worker group is started anew.
 //! - A worker of an older generation than its Agent's is drained, also while it starts.
 //! - Where every conversation has its own worker and all places are taken, the longest idle worker of another
 //!   conversation makes room.
@@ -13,9 +13,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use crate::crd::{AgentSpec, Scope};
-use crate::store::{DeploymentDemand, Lease, LeasePhase};
+use crate::store::{WorkerGroupDemand, Lease, LeasePhase};
 use crate::turn::decide::{self, Demand, Limits};
-use crate::turn::keys::{Grouping, Incarnation, StartId, deployment};
+use crate::turn::keys::{Grouping, Incarnation, StartId, worker_group};
 
 /// Names an Agent.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,7 +47,7 @@ pub struct Known {
     pub looked: HashSet<StartId>,
     /// Starts that were made again a moment ago.
     pub remade: HashSet<StartId>,
-    /// Deployments whose starts pause (see `backoff`).
+    /// Worker groups whose starts pause (see `backoff`).
     pub paused: HashSet<(AgentKey, String)>,
     /// Whether queues are to be checked against `maxQueuedTurns` in this pass.
     pub check_queues: bool,
@@ -56,10 +56,10 @@ pub struct Known {
 /// Something to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Start a worker; `only_first`: unless the deployment has one.
-    Start { agent: AgentKey, deployment: String, only_first: bool },
+    /// Start a worker; `only_first`: unless the worker group has one.
+    Start { agent: AgentKey, worker_group: String, only_first: bool },
     /// Make a start again whose worker may have been lost on its way.
-    Remake { agent: AgentKey, deployment: String, start_id: StartId, runtime_ref: String },
+    Remake { agent: AgentKey, worker_group: String, start_id: StartId, runtime_ref: String },
     /// Stop a worker deliberately: draining in the store, then [`Action::Stop`].
     Drain { incarnation: Incarnation, start_id: StartId, runtime_ref: String, why: Why },
     /// Tell the runtime of a stop that the store knows of.
@@ -98,7 +98,7 @@ impl Why {
 const MAX_LOOKS: usize = 64;
 
 /// Decides. `workers` must have been read before `agents`, so that a worker without an Agent is one whose Agent is gone.
-pub fn plan(agents: &[Agent], demand: &[DeploymentDemand], workers: &[Lease], known: &Known) -> Vec<Action> {
+pub fn plan(agents: &[Agent], demand: &[WorkerGroupDemand], workers: &[Lease], known: &Known) -> Vec<Action> {
     let mut actions = Vec::new();
     let mut looks = 0;
     let mut by_agent: BTreeMap<AgentKey, Vec<&Lease>> = BTreeMap::new();
@@ -116,7 +116,7 @@ pub fn plan(agents: &[Agent], demand: &[DeploymentDemand], workers: &[Lease], kn
     for agent in agents {
         let workers = by_agent.remove(&agent.key).unwrap_or_default();
         let Some(spec) = &agent.spec else { continue };
-        let demand: Vec<&DeploymentDemand> = demand
+        let demand: Vec<&WorkerGroupDemand> = demand
             .iter()
             .filter(|d| d.organization == agent.key.organization && d.agent == agent.key.name && d.claimable > 0)
             .collect();
@@ -141,7 +141,7 @@ pub fn plan(agents: &[Agent], demand: &[DeploymentDemand], workers: &[Lease], kn
 struct OneAgent<'a> {
     agent: &'a Agent,
     spec: &'a AgentSpec,
-    demand: Vec<&'a DeploymentDemand>,
+    demand: Vec<&'a WorkerGroupDemand>,
     /// Those that this plan does not drain.
     workers: Vec<&'a Lease>,
     /// Workers that are not dead, as read.
@@ -177,7 +177,7 @@ impl OneAgent<'_> {
         for worker in current.filter(|w| w.unmade && !known.remade.contains(&w.start_id)) {
             self.actions.push(Action::Remake {
                 agent: self.agent.key.clone(),
-                deployment: worker.deployment.clone(),
+                worker_group: worker.worker_group.clone(),
                 start_id: worker.start_id,
                 runtime_ref: worker.runtime_ref.clone(),
             });
@@ -188,7 +188,7 @@ impl OneAgent<'_> {
     fn idle(&self) -> Vec<&Lease> {
         let mut idle: Vec<(f64, &Lease)> = self
             .current()
-            .filter(|w| w.phase == LeasePhase::Live && w.held == 0 && self.claimable(&w.deployment) == 0)
+            .filter(|w| w.phase == LeasePhase::Live && w.held == 0 && self.claimable(&w.worker_group) == 0)
             .filter_map(|w| Some((w.idle_seconds?, w)))
             .collect();
         idle.sort_by(|a, b| b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal));
@@ -200,19 +200,19 @@ impl OneAgent<'_> {
         self.workers.iter().copied().filter(move |w| serves(w) && w.generation >= generation)
     }
 
-    fn claimable(&self, deployment: &str) -> u32 {
-        self.demand.iter().find(|d| d.deployment == deployment).map_or(0, |d| d.claimable)
+    fn claimable(&self, worker_group: &str) -> u32 {
+        self.demand.iter().find(|d| d.worker_group == worker_group).map_or(0, |d| d.claimable)
     }
 
     fn drain_idle(&mut self) {
         let limit = f64::from(self.spec.timing.idle_seconds());
         let shared = self.shared();
         let min = self.min_workers();
-        let kept = self.current().filter(|w| w.deployment == shared).count() as u32;
+        let kept = self.current().filter(|w| w.worker_group == shared).count() as u32;
         let mut spare = kept.saturating_sub(min);
         let mut drained = Vec::new();
         for worker in self.idle().into_iter().filter(|w| w.idle_seconds.is_some_and(|s| s >= limit)) {
-            if worker.deployment == shared {
+            if worker.worker_group == shared {
                 if spare == 0 {
                     continue;
                 }
@@ -230,9 +230,9 @@ impl OneAgent<'_> {
         self.actions.extend(drained.into_iter().map(|(_, action)| action));
     }
 
-    /// The deployment of scope Agent.
+    /// The worker group of scope Agent.
     fn shared(&self) -> String {
-        deployment(&self.agent.key.name, Grouping::PerAgent, "")
+        worker_group(&self.agent.key.name, Grouping::PerAgent, "")
     }
 
     fn min_workers(&self) -> u32 {
@@ -245,25 +245,25 @@ impl OneAgent<'_> {
     fn start(&mut self, paused: &HashSet<(AgentKey, String)>) {
         let shared = self.shared();
         let min = self.min_workers();
-        let mut queues: Vec<(String, u32)> = self.demand.iter().map(|d| (d.deployment.clone(), d.claimable)).collect();
+        let mut queues: Vec<(String, u32)> = self.demand.iter().map(|d| (d.worker_group.clone(), d.claimable)).collect();
         if min > 0 && self.claimable(&shared) == 0 {
             queues.push((shared.clone(), 0));
         }
-        queues.retain(|(deployment, _)| !paused.contains(&(self.agent.key.clone(), deployment.clone())));
+        queues.retain(|(worker_group, _)| !paused.contains(&(self.agent.key.clone(), worker_group.clone())));
         let mut unmet = 0;
-        for (deployment, claimable) in queues {
-            let per_conversation = deployment != shared;
+        for (worker_group, claimable) in queues {
+            let per_conversation = worker_group != shared;
             let limits = Limits {
                 min_workers: if per_conversation || !self.agent.may_warm { 0 } else { min },
                 max_workers: self.spec.limits.max_workers(),
                 turns_per_worker: self.spec.limits.turns_per_worker(),
                 per_conversation,
             };
-            let demand = self.demand_of(&deployment, claimable);
+            let demand = self.demand_of(&worker_group, claimable);
             let starts = decide::starts(demand, limits);
             for _ in 0..starts {
-                let (agent, deployment) = (self.agent.key.clone(), deployment.clone());
-                self.actions.push(Action::Start { agent, deployment, only_first: per_conversation });
+                let (agent, worker_group) = (self.agent.key.clone(), worker_group.clone());
+                self.actions.push(Action::Start { agent, worker_group, only_first: per_conversation });
             }
             self.taken += starts;
             if per_conversation {
@@ -273,9 +273,9 @@ impl OneAgent<'_> {
         self.make_room(unmet);
     }
 
-    fn demand_of(&self, deployment: &str, claimable: u32) -> Demand {
+    fn demand_of(&self, worker_group: &str, claimable: u32) -> Demand {
         let mut demand = Demand { claimable, agent_workers: self.taken, ..Demand::default() };
-        for worker in self.current().filter(|w| w.deployment == deployment) {
+        for worker in self.current().filter(|w| w.worker_group == worker_group) {
             if worker.phase == LeasePhase::Starting {
                 demand.starting += 1;
             } else {
@@ -290,7 +290,7 @@ impl OneAgent<'_> {
     fn make_room(&mut self, unmet: u32) {
         let needed = unmet.saturating_sub(self.leaving());
         let shared = self.shared();
-        let others = self.idle().into_iter().filter(|w| w.deployment != shared);
+        let others = self.idle().into_iter().filter(|w| w.worker_group != shared);
         let drained = others.take(needed as usize).map(|w| (w.start_id, drain(w, Why::MakeRoom))).collect();
         self.apply(drained);
     }

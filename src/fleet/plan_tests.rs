@@ -15,13 +15,13 @@ fn agent(scope: &str, limits: serde_json::Value) -> Agent {
     Agent { key: key("a"), generation: 2, uid: None, spec, may_warm: true }
 }
 
-fn worker(deployment: &str, phase: LeasePhase) -> Lease {
+fn worker(worker_group: &str, phase: LeasePhase) -> Lease {
     Lease {
         incarnation: Incarnation::new(),
         start_id: StartId::new(),
         organization: ORG.into(),
         agent: "a".into(),
-        deployment: deployment.into(),
+        worker_group: worker_group.into(),
         generation: 2,
         phase,
         runtime_ref: "r".into(),
@@ -34,16 +34,16 @@ fn worker(deployment: &str, phase: LeasePhase) -> Lease {
     }
 }
 
-fn idle(deployment: &str, seconds: f64) -> Lease {
-    Lease { idle_seconds: Some(seconds), ..worker(deployment, LeasePhase::Live) }
+fn idle(worker_group: &str, seconds: f64) -> Lease {
+    Lease { idle_seconds: Some(seconds), ..worker(worker_group, LeasePhase::Live) }
 }
 
-fn busy(deployment: &str) -> Lease {
-    Lease { held: 1, ..worker(deployment, LeasePhase::Live) }
+fn busy(worker_group: &str) -> Lease {
+    Lease { held: 1, ..worker(worker_group, LeasePhase::Live) }
 }
 
-fn waits(deployment: &str, claimable: u32) -> DeploymentDemand {
-    DeploymentDemand { organization: ORG.into(), agent: "a".into(), deployment: deployment.into(), claimable }
+fn waits(worker_group: &str, claimable: u32) -> WorkerGroupDemand {
+    WorkerGroupDemand { organization: ORG.into(), agent: "a".into(), worker_group: worker_group.into(), claimable }
 }
 
 fn starts(actions: &[Action]) -> Vec<&str> {
@@ -52,7 +52,7 @@ fn starts(actions: &[Action]) -> Vec<&str> {
         .iter()
         .filter(|a| of(a))
         .map(|a| match a {
-            Action::Start { deployment, .. } => deployment.as_str(),
+            Action::Start { worker_group, .. } => worker_group.as_str(),
             _ => unreachable!("filtered"),
         })
         .collect()
@@ -125,7 +125,7 @@ fn starts_follow_demand_within_the_places() {
 fn the_longest_idle_worker_goes_first_and_the_least_stay() {
     let (young, old, fresh) = (idle("a", 20.0), idle("a", 30.0), idle("a", 5.0));
     let workers = [young.clone(), old.clone(), fresh.clone(), busy("a")];
-    let drained = |limits, demand: &[DeploymentDemand]| {
+    let drained = |limits, demand: &[WorkerGroupDemand]| {
         drains(&plan(&[agent("Agent", limits)], demand, &workers, &Known::default()))
     };
     let gone = |w: &Lease| (w.start_id, Why::Idle);
@@ -167,7 +167,7 @@ fn another_conversation_makes_room() {
 }
 
 #[test]
-fn a_deployment_that_pauses_is_not_started() {
+fn a_worker_group_that_pauses_is_not_started() {
     let agents = [agent("Conversation", json!({"maxWorkers": 2}))];
     let demand = [waits("a-1", 1), waits("a-2", 1), waits("a-3", 1)];
     let paused = HashSet::from([(key("a"), "a-1".to_owned())]);
@@ -205,18 +205,18 @@ fn some_worker() -> impl Strategy<Value = Lease> {
     use LeasePhase::*;
     let phase = prop_oneof![Just(Starting), Just(Live), Just(Draining)];
     (0..4u8, phase, 1..3i64, 0..3u32, prop::option::of(0.0..30.0f64), 1..4u32).prop_map(
-        |(deployment, phase, generation, held, idle_seconds, capacity)| Lease {
+        |(worker_group, phase, generation, held, idle_seconds, capacity)| Lease {
             generation,
             held,
             capacity,
             idle_seconds,
-            ..worker(&name(deployment), phase)
+            ..worker(&name(worker_group), phase)
         },
     )
 }
 
-fn name(deployment: u8) -> String {
-    if deployment == 0 { "a".into() } else { format!("a-{deployment}") }
+fn name(worker_group: u8) -> String {
+    if worker_group == 0 { "a".into() } else { format!("a-{worker_group}") }
 }
 
 proptest! {
@@ -238,20 +238,20 @@ proptest! {
             let worker = workers.iter().find(|w| w.start_id == *start).expect("one of them");
             prop_assert!(worker.phase != LeasePhase::Draining);
             prop_assert_eq!(*why == Why::Changed, worker.generation < 2);
-            let waiting = queues.iter().any(|(d, n)| name(*d) == worker.deployment && *n > 0);
+            let waiting = queues.iter().any(|(d, n)| name(*d) == worker.worker_group && *n > 0);
             prop_assert!(*why == Why::Changed || (worker.held == 0 && !waiting), "nobody needs it");
         }
         let kept = workers.iter().filter(|w| {
-            w.deployment == "a" && w.generation == 2 && serves(w) && !drained.iter().any(|(id, _)| *id == w.start_id)
+            w.worker_group == "a" && w.generation == 2 && serves(w) && !drained.iter().any(|(id, _)| *id == w.start_id)
         });
-        let current = workers.iter().filter(|w| w.deployment == "a" && w.generation == 2 && serves(w)).count();
+        let current = workers.iter().filter(|w| w.worker_group == "a" && w.generation == 2 && serves(w)).count();
         if shared {
             prop_assert!(kept.count() >= current.min(min as usize), "minWorkers stay");
         }
-        for deployment in 1..6u8 {
-            let name = name(deployment);
+        for worker_group in 1..6u8 {
+            let name = name(worker_group);
             let new = started.iter().filter(|d| **d == name).count();
-            let have = workers.iter().any(|w| w.deployment == name && w.generation == 2 && serves(w));
+            let have = workers.iter().any(|w| w.worker_group == name && w.generation == 2 && serves(w));
             prop_assert!(new <= usize::from(!have), "a conversation has one worker");
         }
     }

@@ -18,13 +18,13 @@ pub struct StartRequest {
     /// The Agent's namespace.
     pub organization: String,
     pub agent: String,
-    pub deployment: String,
+    pub worker_group: String,
     /// The Agent's generation that `spec` is.
     pub generation: i64,
     pub spec: Arc<AgentSpec>,
     /// The Agent's UID in Kubernetes.
     pub agent_uid: Option<String>,
-    /// Numbers the starts of the deployment, from 1, where the runtime asks for it; else 0.
+    /// Numbers the starts of the worker group, from 1, where the runtime asks for it; else 0.
     pub attempt: i64,
     /// The runtime's own [`reference`](WorkerRuntime::reference), as it is in the lease.
     pub runtime_ref: String,
@@ -49,7 +49,7 @@ pub trait WorkerRuntime: Send + Sync + 'static {
     /// `process` or `kubernetes`; stored in the lease.
     fn name(&self) -> &'static str;
 
-    /// Whether starts are numbered by deployment.
+    /// Whether starts are numbered by worker group.
     fn numbered(&self) -> bool {
         false
     }

@@ -207,7 +207,7 @@ impl Hints {
     async fn take(&self, notice: Notice) {
         match notice {
             Notice::Conversation(conversation) => self.feeds.store_changed(conversation),
-            Notice::Deployment(organization, deployment) => self.workers.wake_deployment(&organization, &deployment),
+            Notice::WorkerGroup(organization, worker_group) => self.workers.wake_worker_group(&organization, &worker_group),
             Notice::Worker(incarnation) => {
                 let workers = self.workers.clone();
                 tokio::spawn(async move { workers.refresh(incarnation).await });

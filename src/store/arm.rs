@@ -16,7 +16,7 @@ pub struct Arm {
     pub conversation: String,
     pub message_id: String,
     pub agent: String,
-    pub deployment: String,
+    pub worker_group: String,
     pub user: String,
     /// [`crate::turn::routing::Routing`] as JSON.
     pub routing: Value,
@@ -93,7 +93,7 @@ impl Store {
 
     /// Arms a turn; armed means: exactly one terminal will follow.
     pub async fn arm(&self, arm: Arm) -> Result<Result<Armed, ArmError>, StoreError> {
-        let deployment = (arm.organization.clone(), arm.deployment.clone());
+        let worker_group = (arm.organization.clone(), arm.worker_group.clone());
         let claimable = arm.guard.is_none();
         let answer = self.arm.call(arm).await?;
         if let Ok(armed) = &answer
@@ -101,7 +101,7 @@ impl Store {
         {
             self.notices.send(Notice::Conversation(armed.conversation_id));
             if claimable {
-                self.notices.send(Notice::Deployment(deployment.0, deployment.1));
+                self.notices.send(Notice::WorkerGroup(worker_group.0, worker_group.1));
             }
         }
         Ok(answer)
@@ -238,21 +238,21 @@ async fn insert(tx: &mut PgConnection, items: &[Arm], places: &[Place], allowed:
              FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
                          $9::jsonb[], $10::text[], $11::bytea[], $12::text[], $13::int[], $14::int[], $15::uuid[], $16::int[], $17::text[], $18::text[])
                   WITH ORDINALITY
-                  AS i(id, conversation_id, organization, conversation, message_id, agent, deployment, "user",
+                  AS i(id, conversation_id, organization, conversation, message_id, agent, worker_group, "user",
                        routing, input, content_hash, traceparent, turn_seconds, lease_seconds, guard, guard_seconds, object_name, object_uid, position)
              JOIN conversation c ON c.id = i.conversation_id
            ), turns AS (
-             INSERT INTO turn (id, conversation_id, number, organization, conversation, message_id, agent, deployment,
+             INSERT INTO turn (id, conversation_id, number, organization, conversation, message_id, agent, worker_group,
                                "user", routing, input, content_hash, traceparent, armed_at)
-             SELECT id, conversation_id, number, organization, conversation, message_id, agent, deployment,
+             SELECT id, conversation_id, number, organization, conversation, message_id, agent, worker_group,
                     "user", routing, input, content_hash, traceparent, armed_at
              FROM item ORDER BY position
              ON CONFLICT (organization, conversation, message_id) DO NOTHING
              RETURNING id, number
            ), markers AS (
-             INSERT INTO marker (turn_id, conversation_id, number, organization, agent, deployment, phase,
+             INSERT INTO marker (turn_id, conversation_id, number, organization, agent, worker_group, phase,
                                  guard, guard_until, lease_seconds, armed_at, deadline_at)
-             SELECT i.id, i.conversation_id, i.number, i.organization, i.agent, i.deployment,
+             SELECT i.id, i.conversation_id, i.number, i.organization, i.agent, i.worker_group,
                     CASE WHEN i.guard IS NULL THEN 'waiting' ELSE 'guarding' END,
                     i.guard, i.armed_at + make_interval(secs => i.guard_seconds), i.lease_seconds,
                     i.armed_at, i.armed_at + make_interval(secs => i.turn_seconds)
@@ -273,7 +273,7 @@ async fn insert(tx: &mut PgConnection, items: &[Arm], places: &[Place], allowed:
     .bind(pick(|a| a.conversation.clone()))
     .bind(pick(|a| a.message_id.clone()))
     .bind(pick(|a| a.agent.clone()))
-    .bind(pick(|a| a.deployment.clone()))
+    .bind(pick(|a| a.worker_group.clone()))
     .bind(pick(|a| a.user.clone()))
     .bind(&routings)
     .bind(pick(|a| a.input.clone()))

@@ -34,7 +34,7 @@ pub struct Claimed {
     pub conversation: String,
     pub message_id: String,
     pub agent: String,
-    pub deployment: String,
+    pub worker_group: String,
     pub user: String,
     pub routing: Routing,
     pub input: String,
@@ -81,7 +81,7 @@ impl BatchVerb for Verb {
         let incarnations: Vec<Uuid> = items.iter().map(|c| c.incarnation.0).collect();
         // Whoever ends or drains a lease locks it FOR UPDATE first: it waits for this claim, or this claim sees it.
         let live: HashMap<Uuid, (String, String, bool)> = sqlx::query(
-            "SELECT incarnation, organization, deployment, NOT claimed OR idle_since IS NOT NULL AS changes FROM lease
+            "SELECT incarnation, organization, worker_group, NOT claimed OR idle_since IS NOT NULL AS changes FROM lease
              WHERE incarnation = ANY($1) AND phase = 'live' ORDER BY incarnation FOR KEY SHARE",
         )
         .bind(&incarnations)
@@ -122,12 +122,12 @@ struct Taken {
     conversation_id: Uuid,
 }
 
-/// Live workers by incarnation: organization, deployment, and whether a claim changes their lease (the first one, and the
+/// Live workers by incarnation: organization, worker group, and whether a claim changes their lease (the first one, and the
 /// one that ends an idle time).
 type Live = HashMap<Uuid, (String, String, bool)>;
 type Place = (String, String);
 
-/// Locks as many claimable turns a deployment as its workers in this batch have room for. Rows that another transaction
+/// Locks as many claimable turns a worker group as its workers in this batch have room for. Rows that another transaction
 /// has locked are passed over; every condition stands inside the locking SELECT, so it holds for the locked version.
 async fn lock_heads(
     tx: &mut PgConnection,
@@ -136,8 +136,8 @@ async fn lock_heads(
 ) -> Result<HashMap<Place, Vec<Head>>, StoreError> {
     let mut room: HashMap<Place, i64> = HashMap::new();
     for item in items {
-        if let Some((organization, deployment, _)) = live.get(&item.incarnation.0) {
-            *room.entry((organization.clone(), deployment.clone())).or_default() += i64::from(item.room);
+        if let Some((organization, worker_group, _)) = live.get(&item.incarnation.0) {
+            *room.entry((organization.clone(), worker_group.clone())).or_default() += i64::from(item.room);
         }
     }
     let mut places: Vec<(Place, i64)> = room.into_iter().filter(|(_, n)| *n > 0).collect();
@@ -146,21 +146,21 @@ async fn lock_heads(
     }
     places.sort();
     let organizations: Vec<&str> = places.iter().map(|p| p.0.0.as_str()).collect();
-    let deployments: Vec<&str> = places.iter().map(|p| p.0.1.as_str()).collect();
+    let worker_groups: Vec<&str> = places.iter().map(|p| p.0.1.as_str()).collect();
     let rooms: Vec<i64> = places.iter().map(|p| p.1).collect();
     let rows = sqlx::query(
-        "SELECT d.organization, d.deployment, m.turn_id, m.conversation_id
-         FROM unnest($1::text[], $2::text[], $3::bigint[]) AS d(organization, deployment, room)
+        "SELECT d.organization, d.worker_group, m.turn_id, m.conversation_id
+         FROM unnest($1::text[], $2::text[], $3::bigint[]) AS d(organization, worker_group, room)
          CROSS JOIN LATERAL (
            SELECT turn_id, conversation_id FROM marker m
-           WHERE m.organization = d.organization AND m.deployment = d.deployment
+           WHERE m.organization = d.organization AND m.worker_group = d.worker_group
              AND m.incarnation IS NULL AND m.phase = 'waiting'
              AND NOT EXISTS (SELECT FROM marker e WHERE e.conversation_id = m.conversation_id AND e.number < m.number)
            ORDER BY m.armed_at LIMIT d.room FOR UPDATE OF m SKIP LOCKED
          ) m",
     )
     .bind(&organizations)
-    .bind(&deployments)
+    .bind(&worker_groups)
     .bind(&rooms)
     .fetch_all(tx)
     .await?;
@@ -172,7 +172,7 @@ async fn lock_heads(
     Ok(heads)
 }
 
-/// Deals the heads out, one a worker in turn, so that the workers of a deployment fill evenly.
+/// Deals the heads out, one a worker in turn, so that the workers of a worker group fill evenly.
 fn assign(items: &[ClaimFor], live: &Live, mut heads: HashMap<Place, Vec<Head>>) -> Vec<Taken> {
     let mut taken = Vec::new();
     let mut room: Vec<u32> = items.iter().map(|i| i.room).collect();
@@ -180,8 +180,8 @@ fn assign(items: &[ClaimFor], live: &Live, mut heads: HashMap<Place, Vec<Head>>)
     while dealt {
         dealt = false;
         for (i, item) in items.iter().enumerate() {
-            let Some((organization, deployment, _)) = live.get(&item.incarnation.0) else { continue };
-            let place = (organization.clone(), deployment.clone());
+            let Some((organization, worker_group, _)) = live.get(&item.incarnation.0) else { continue };
+            let place = (organization.clone(), worker_group.clone());
             if room[i] > 0
                 && let Some(head) = heads.get_mut(&place).and_then(Vec::pop)
             {
@@ -259,7 +259,7 @@ async fn read(tx: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Claimed>, Store
         return Ok(Vec::new());
     }
     let rows = sqlx::query(
-        r#"SELECT t.id, t.conversation_id, t.number, t.organization, t.conversation, t.message_id, t.agent, t.deployment,
+        r#"SELECT t.id, t.conversation_id, t.number, t.organization, t.conversation, t.message_id, t.agent, t.worker_group,
                   t."user", t.routing, t.input, t.traceparent,
                   (SELECT max(end_at) FROM output o WHERE o.turn_id = t.id) AS log_end
            FROM turn t WHERE t.id = ANY($1)"#,
@@ -277,7 +277,7 @@ async fn read(tx: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Claimed>, Store
                 conversation: r.try_get("conversation")?,
                 message_id: r.try_get("message_id")?,
                 agent: r.try_get("agent")?,
-                deployment: r.try_get("deployment")?,
+                worker_group: r.try_get("worker_group")?,
                 user: r.try_get("user")?,
                 // Unreadable routing does not keep a turn from being run; its ending deals with it.
                 routing: elect::routing(r).unwrap_or_default(),

@@ -161,7 +161,7 @@ impl Store {
 /// The lease as the one who ends it finds it.
 pub(super) struct Ending {
     pub organization: String,
-    pub deployment: String,
+    pub worker_group: String,
     pub phase: String,
     pub claimed: bool,
     pub start_attempts: i32,
@@ -179,7 +179,7 @@ pub(super) struct Ending {
 /// Locks a lease FOR UPDATE: no claim holds it, and none will before this transaction ends.
 pub(super) async fn lock_lease(tx: &mut PgConnection, incarnation: Incarnation) -> Result<Option<Ending>, StoreError> {
     let row = sqlx::query(
-        "SELECT organization, deployment, phase, claimed, start_attempts, stop_reason, stop_recorded, start_cause,
+        "SELECT organization, worker_group, phase, claimed, start_attempts, stop_reason, stop_recorded, start_cause,
                 interrupted_at IS NOT NULL AS interrupted,
                 start_detail, expires_at < clock_timestamp() AS lapsed,
                 phase = 'draining' AND drain_until < clock_timestamp() AS drained
@@ -191,7 +191,7 @@ pub(super) async fn lock_lease(tx: &mut PgConnection, incarnation: Incarnation) 
     row.map(|r| {
         Ok(Ending {
             organization: r.try_get("organization")?,
-            deployment: r.try_get("deployment")?,
+            worker_group: r.try_get("worker_group")?,
             phase: r.try_get("phase")?,
             claimed: r.try_get("claimed")?,
             start_attempts: r.try_get("start_attempts")?,
@@ -286,25 +286,25 @@ pub(super) async fn bury(tx: &mut PgConnection, incarnation: Incarnation, failur
 /// Ends the turns that have now waited through as many failed starts as their Agent allows, or through
 /// [`MAX_INTERRUPTED`], if no worker is there or coming.
 async fn fail_waiting(tx: &mut PgConnection, lease: &Ending, failure: &Failure) -> Result<Vec<Ended>, StoreError> {
-    // One at a time in a deployment: of two starts that fail together, the later one must see that the first is dead.
+    // One at a time in a worker group: of two starts that fail together, the later one must see that the first is dead.
     sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1 || '/' || $2, 0))")
         .bind(&lease.organization)
-        .bind(&lease.deployment)
+        .bind(&lease.worker_group)
         .execute(&mut *tx)
         .await?;
     let waiting: Vec<Uuid> = sqlx::query_scalar(
         "SELECT m.turn_id FROM marker m
-         WHERE m.organization = $1 AND m.deployment = $2 AND m.incarnation IS NULL AND m.phase = 'waiting'
-           AND NOT EXISTS (SELECT FROM lease l WHERE l.organization = $1 AND l.deployment = $2
+         WHERE m.organization = $1 AND m.worker_group = $2 AND m.incarnation IS NULL AND m.phase = 'waiting'
+           AND NOT EXISTS (SELECT FROM lease l WHERE l.organization = $1 AND l.worker_group = $2
                            AND l.phase IN ('starting', 'live'))
            AND (SELECT count(*) FILTER (WHERE l.stop_reason IS NULL) >= $3
                        OR count(*) FILTER (WHERE l.interrupted_at IS NOT NULL) >= $4
                 FROM lease l WHERE l.phase = 'dead' AND l.died_at >= m.armed_at
-                AND l.organization = $1 AND l.deployment = $2 AND NOT l.claimed)
+                AND l.organization = $1 AND l.worker_group = $2 AND NOT l.claimed)
          LIMIT 5000",
     )
     .bind(&lease.organization)
-    .bind(&lease.deployment)
+    .bind(&lease.worker_group)
     .bind(i64::from(lease.start_attempts))
     .bind(MAX_INTERRUPTED)
     .fetch_all(&mut *tx)

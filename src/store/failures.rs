@@ -26,12 +26,12 @@ pub struct Failed {
     pub pod: Option<(String, String)>,
 }
 
-/// Starts of a deployment within the last hour that took no message, by what ended them.
+/// Starts of a worker group within the last hour that took no message, by what ended them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FutileStarts {
     pub organization: String,
     pub agent: String,
-    pub deployment: String,
+    pub worker_group: String,
     pub generation: i64,
     /// Died by themselves.
     pub failed: u32,
@@ -41,23 +41,23 @@ pub struct FutileStarts {
     pub ago: f64,
 }
 
-/// Deployments of one reading, those with the latest ends.
+/// Worker groups of one reading, those with the latest ends.
 const MAX_FUTILE: i64 = 10_000;
 
 // An Agent is held against a failure by its object's beginning: a worker of its predecessor may outlive that one for a
 // moment.
 impl Store {
-    /// Deployments of which a start came to nothing in the last five minutes.
+    /// Worker groups of which a start came to nothing in the last five minutes.
     pub async fn futile_starts(&self) -> Result<Vec<FutileStarts>, StoreError> {
         let rows = sqlx::query(
-            "SELECT organization, agent, deployment, generation, count(*) FILTER (WHERE NOT interrupted) AS failed,
+            "SELECT organization, agent, worker_group, generation, count(*) FILTER (WHERE NOT interrupted) AS failed,
                     count(*) FILTER (WHERE interrupted) AS interrupted,
                     extract(epoch FROM statement_timestamp() - max(at))::float8 AS ago
-             FROM (SELECT organization, agent, deployment, generation, interrupted_at IS NOT NULL AS interrupted, died_at AS at
+             FROM (SELECT organization, agent, worker_group, generation, interrupted_at IS NOT NULL AS interrupted, died_at AS at
                    FROM lease WHERE phase = 'dead' AND NOT claimed AND died_at > statement_timestamp() - interval '1 hour'
                      AND (stop_reason IS NULL OR interrupted_at IS NOT NULL)
                    UNION ALL
-                   SELECT organization, agent, deployment, generation, true, interrupted_at
+                   SELECT organization, agent, worker_group, generation, true, interrupted_at
                    FROM lease WHERE phase <> 'dead' AND NOT claimed AND interrupted_at IS NOT NULL) AS futile
              GROUP BY 1, 2, 3, 4 HAVING max(at) > statement_timestamp() - interval '5 minutes'
              ORDER BY max(at) DESC LIMIT $1",
@@ -70,7 +70,7 @@ impl Store {
                 Ok(FutileStarts {
                     organization: r.try_get("organization")?,
                     agent: r.try_get("agent")?,
-                    deployment: r.try_get("deployment")?,
+                    worker_group: r.try_get("worker_group")?,
                     generation: r.try_get("generation")?,
                     failed: r.try_get::<i64, _>("failed")? as u32,
                     interrupted: r.try_get::<i64, _>("interrupted")? as u32,

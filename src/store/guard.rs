@@ -18,7 +18,7 @@ pub struct GuardedTurn {
     pub conversation: String,
     pub user: String,
     pub agent: String,
-    pub deployment: String,
+    pub worker_group: String,
     pub message_id: String,
     pub routing: Routing,
     pub input: String,
@@ -34,7 +34,7 @@ impl Store {
                ), taken AS (
                  UPDATE marker m SET guard = $1, guard_until = clock_timestamp() + make_interval(secs => $2)
                  FROM lapsed WHERE m.turn_id = lapsed.turn_id RETURNING m.turn_id)
-               SELECT t.id, t.organization, t.conversation, t."user", t.agent, t.deployment, t.message_id, t.routing, t.input
+               SELECT t.id, t.organization, t.conversation, t."user", t.agent, t.worker_group, t.message_id, t.routing, t.input
                FROM taken JOIN turn t ON t.id = taken.turn_id"#,
         )
         .bind(guard.0)
@@ -49,7 +49,7 @@ impl Store {
                     conversation: r.try_get("conversation")?,
                     user: r.try_get("user")?,
                     agent: r.try_get("agent")?,
-                    deployment: r.try_get("deployment")?,
+                    worker_group: r.try_get("worker_group")?,
                     message_id: r.try_get("message_id")?,
                     routing: elect::routing(r).unwrap_or_default(),
                     input: r.try_get("input")?,
@@ -99,14 +99,14 @@ impl Store {
         let place: Option<(String, String, Uuid)> = sqlx::query_as(
             "UPDATE marker SET phase = 'waiting', guard = NULL, guard_until = NULL
              WHERE turn_id = $1 AND phase = 'guarding' AND guard = $2
-             RETURNING organization, deployment, conversation_id",
+             RETURNING organization, worker_group, conversation_id",
         )
         .bind(turn.0)
         .bind(guard.0)
         .fetch_optional(&self.general)
         .await?;
-        if let Some((organization, deployment, _)) = place {
-            self.notices.send(Notice::Deployment(organization, deployment));
+        if let Some((organization, worker_group, _)) = place {
+            self.notices.send(Notice::WorkerGroup(organization, worker_group));
             return Ok(true);
         }
         Ok(false)

@@ -19,7 +19,7 @@ pub struct NewStart {
     pub start_id: StartId,
     pub organization: String,
     pub agent: String,
-    pub deployment: String,
+    pub worker_group: String,
     pub generation: i64,
     /// The runtime's name and its own reference of the worker.
     pub runtime: &'static str,
@@ -61,7 +61,7 @@ pub struct Lease {
     pub start_id: StartId,
     pub organization: String,
     pub agent: String,
-    pub deployment: String,
+    pub worker_group: String,
     pub generation: i64,
     pub phase: LeasePhase,
     pub runtime_ref: String,
@@ -80,12 +80,12 @@ pub struct Lease {
 /// After this long a start whose pod is not recorded is made again, in seconds.
 const UNMADE_SECONDS: f64 = 3.0;
 
-/// One deployment's queue.
+/// One worker group's queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeploymentDemand {
+pub struct WorkerGroupDemand {
     pub organization: String,
     pub agent: String,
-    pub deployment: String,
+    pub worker_group: String,
     /// Conversations whose first open turn waits.
     pub claimable: u32,
 }
@@ -94,7 +94,7 @@ pub struct DeploymentDemand {
 #[derive(Debug, Clone)]
 pub struct Connected {
     pub organization: String,
-    pub deployment: String,
+    pub worker_group: String,
     pub agent: String,
     pub heartbeat_seconds: u32,
     pub lease_seconds: u32,
@@ -113,21 +113,21 @@ pub enum ConnectError {
 }
 
 impl Store {
-    /// Writes the lease row of a start, unless the deployment has a worker that is live or starting and `only_first`.
+    /// Writes the lease row of a start, unless the worker group has a worker that is live or starting and `only_first`.
     pub async fn start_worker(&self, start: &NewStart, only_first: bool) -> Result<bool, StoreError> {
         let done = sqlx::query(
-            "INSERT INTO lease (incarnation, start_id, organization, agent, deployment, generation, phase, runtime,
+            "INSERT INTO lease (incarnation, start_id, organization, agent, worker_group, generation, phase, runtime,
                                 runtime_ref, secret_hash, capacity, heartbeat_seconds, lease_seconds, drain_seconds,
                                 start_attempts, expires_at)
              SELECT $1, $1, $2, $3, $4, $5, 'starting', $6, $7, $8, $9, $10, $11, $12, $13,
                     clock_timestamp() + make_interval(secs => $14)
-             WHERE NOT ($15 AND EXISTS (SELECT FROM lease WHERE organization = $2 AND deployment = $4
+             WHERE NOT ($15 AND EXISTS (SELECT FROM lease WHERE organization = $2 AND worker_group = $4
                                         AND phase IN ('starting', 'live')))",
         )
         .bind(start.start_id.0)
         .bind(&start.organization)
         .bind(&start.agent)
-        .bind(&start.deployment)
+        .bind(&start.worker_group)
         .bind(start.generation)
         .bind(start.runtime)
         .bind(&start.runtime_ref)
@@ -227,7 +227,7 @@ impl Store {
     /// Every worker that is not dead.
     pub async fn workers(&self) -> Result<Vec<Lease>, StoreError> {
         let rows = sqlx::query(
-            "SELECT l.incarnation, l.start_id, l.organization, l.agent, l.deployment, l.generation, l.phase,
+            "SELECT l.incarnation, l.start_id, l.organization, l.agent, l.worker_group, l.generation, l.phase,
                     l.runtime_ref, l.capacity, l.suspected_at IS NOT NULL AS suspected, l.stop_reason IS NOT NULL AND l.stop_recorded AS stopping,
                     l.runtime = 'kubernetes' AND l.phase = 'starting' AND l.pod_uid IS NULL
                       AND l.started_at < statement_timestamp() - make_interval(secs => $1) AS unmade,
@@ -245,7 +245,7 @@ impl Store {
                     start_id: StartId(r.try_get("start_id")?),
                     organization: r.try_get("organization")?,
                     agent: r.try_get("agent")?,
-                    deployment: r.try_get("deployment")?,
+                    worker_group: r.try_get("worker_group")?,
                     generation: r.try_get("generation")?,
                     phase: LeasePhase::parse(r.try_get("phase")?),
                     runtime_ref: r.try_get("runtime_ref")?,
@@ -260,14 +260,14 @@ impl Store {
             .collect()
     }
 
-    /// What waits, a row a deployment: of each agent the oldest claimable turns, twice as many as its workers can hold and
+    /// What waits, a row a worker group: of each agent the oldest claimable turns, twice as many as its workers can hold and
     /// at most 1,000. More would change no decision, and a queue may be very deep.
-    pub async fn demand(&self) -> Result<Vec<DeploymentDemand>, StoreError> {
+    pub async fn demand(&self) -> Result<Vec<WorkerGroupDemand>, StoreError> {
         // Not NOT EXISTS: as an anti join it looks at all that wait before the first head is found.
         let rows = sqlx::query(
-            "SELECT a.namespace AS organization, a.name AS agent, m.deployment, count(*) AS claimable
+            "SELECT a.namespace AS organization, a.name AS agent, m.worker_group, count(*) AS claimable
              FROM agent a CROSS JOIN LATERAL (
-               SELECT deployment FROM marker m
+               SELECT worker_group FROM marker m
                WHERE m.organization = a.namespace AND m.agent = a.name AND m.incarnation IS NULL AND m.phase = 'waiting'
                  AND (SELECT true FROM marker e WHERE e.conversation_id = m.conversation_id AND e.number < m.number
                       LIMIT 1) IS NULL
@@ -282,10 +282,10 @@ impl Store {
         .await?;
         rows.iter()
             .map(|r| {
-                Ok(DeploymentDemand {
+                Ok(WorkerGroupDemand {
                     organization: r.try_get("organization")?,
                     agent: r.try_get("agent")?,
-                    deployment: r.try_get("deployment")?,
+                    worker_group: r.try_get("worker_group")?,
                     claimable: r.try_get::<i64, _>("claimable")? as u32,
                 })
             })
@@ -348,11 +348,11 @@ async fn find_start(
             // The row of the first is ended by `fail_worker` right behind this transaction; here it only makes room.
             bury(tx, Incarnation(id), &Failure::new(Reason::WorkerExited)).await?;
             sqlx::query(
-                "INSERT INTO lease (incarnation, start_id, organization, agent, deployment, generation, phase, runtime,
+                "INSERT INTO lease (incarnation, start_id, organization, agent, worker_group, generation, phase, runtime,
                                     runtime_ref, secret_hash, capacity, heartbeat_seconds, lease_seconds, drain_seconds,
                                     start_attempts, expires_at, drain_until, stop_reason, stop_recorded,
                                     interrupted_at, pod_uid, grace_seconds)
-                 SELECT $2, start_id, organization, agent, deployment, generation,
+                 SELECT $2, start_id, organization, agent, worker_group, generation,
                         -- A stop holds for the container, whichever process runs in it.
                         CASE WHEN drain_until IS NULL THEN 'starting' ELSE 'draining' END, runtime, runtime_ref,
                         secret_hash, capacity, heartbeat_seconds, lease_seconds, drain_seconds, start_attempts,
@@ -397,7 +397,7 @@ async fn open_stream(
 
 async fn read_terms(tx: &mut PgConnection, incarnation: Incarnation) -> Result<Connected, StoreError> {
     let r = sqlx::query(
-        "SELECT organization, deployment, agent, heartbeat_seconds, lease_seconds, capacity, together,
+        "SELECT organization, worker_group, agent, heartbeat_seconds, lease_seconds, capacity, together,
                 CASE phase WHEN 'draining' THEN greatest(0, extract(epoch FROM drain_until - clock_timestamp()))::int END AS drain
          FROM lease WHERE incarnation = $1",
     )
@@ -406,7 +406,7 @@ async fn read_terms(tx: &mut PgConnection, incarnation: Incarnation) -> Result<C
     .await?;
     Ok(Connected {
         organization: r.try_get("organization")?,
-        deployment: r.try_get("deployment")?,
+        worker_group: r.try_get("worker_group")?,
         agent: r.try_get("agent")?,
         heartbeat_seconds: r.try_get::<i32, _>("heartbeat_seconds")? as u32,
         lease_seconds: r.try_get::<i32, _>("lease_seconds")? as u32,

@@ -31,9 +31,9 @@ pub enum Notice {
     /// A conversation has a new turn or a new terminal.
     #[serde(rename = "c")]
     Conversation(ConversationId),
-    /// A deployment (organization, name) has something to claim.
+    /// A worker group (organization, name) has something to claim.
     #[serde(rename = "d")]
-    Deployment(String, String),
+    WorkerGroup(String, String),
     /// A worker is to be looked at, drained, or was failed; or one of its turns was ended by another.
     #[serde(rename = "w")]
     Worker(Incarnation),

@@ -54,7 +54,7 @@ pub struct Head {
     pub owner: String,
     pub organization: String,
     pub conversation: String,
-    pub deployment: String,
+    pub worker_group: String,
     pub number: i64,
     pub message_id: String,
 }
@@ -70,7 +70,7 @@ pub struct Record {
     pub number: i64,
     pub message_id: String,
     pub agent: String,
-    pub deployment: String,
+    pub worker_group: String,
     pub user: String,
     pub platform: String,
     pub platform_metadata: Value,
@@ -111,7 +111,7 @@ const VIEW: &str = "t.id, t.conversation_id, t.number, t.message_id, m.incarnati
     e.turn_id IS NOT NULL AS ended, e.reason, e.message, e.detail, e.holder, e.end_at, e.answers";
 
 const RECORD: &str = r#"SELECT t.id, t.conversation_id, t.organization, t.conversation, t.number, t.message_id, t.agent,
-    t.deployment, t."user", t.routing, t.input, t.armed_at, coalesce(m.claimed_at, e.claimed_at) AS claimed_at, m.turn_id IS NOT NULL AS open,
+    t.worker_group, t."user", t.routing, t.input, t.armed_at, coalesce(m.claimed_at, e.claimed_at) AS claimed_at, m.turn_id IS NOT NULL AS open,
     coalesce(m.incarnation, e.incarnation) AS worker, e.ended_at, e.outcome, e.reason, e.message, e.detail, e.reply_id,
     e.holder, e.end_at, c.owner,
     (SELECT s.outcome || coalesce(': ' || s.reason, '') || coalesce(': ' || nullif(s.text, ''), '') FROM superseded s WHERE s.turn_id = t.id) AS superseded
@@ -167,7 +167,7 @@ impl Store {
     /// A turn's place and owner.
     pub async fn head(&self, turn: TurnId) -> Result<Option<Head>, StoreError> {
         let row = sqlx::query(
-            "SELECT t.conversation_id, c.owner, t.organization, t.conversation, t.deployment, t.number, t.message_id
+            "SELECT t.conversation_id, c.owner, t.organization, t.conversation, t.worker_group, t.number, t.message_id
              FROM turn t JOIN conversation c ON c.id = t.conversation_id WHERE t.id = $1",
         )
         .bind(turn.0)
@@ -180,7 +180,7 @@ impl Store {
                 owner: r.try_get("owner")?,
                 organization: r.try_get("organization")?,
                 conversation: r.try_get("conversation")?,
-                deployment: r.try_get("deployment")?,
+                worker_group: r.try_get("worker_group")?,
                 number: r.try_get("number")?,
                 message_id: r.try_get("message_id")?,
             })
@@ -371,7 +371,7 @@ async fn records(connection: &mut PgConnection, rows: &[PgRow]) -> Result<Vec<Re
                 number: row.try_get("number")?,
                 message_id: row.try_get("message_id")?,
                 agent: row.try_get("agent")?,
-                deployment: row.try_get("deployment")?,
+                worker_group: row.try_get("worker_group")?,
                 user: row.try_get("user")?,
                 platform: routing.platform,
                 platform_metadata: routing.platform_metadata,

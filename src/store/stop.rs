@@ -88,11 +88,11 @@ impl Store {
                 count = give_back(&mut tx, incarnation, hand_back).await?;
             }
             tx.commit().await?;
-            Ok((count, lease.map(|l| (l.organization, l.deployment))))
+            Ok((count, lease.map(|l| (l.organization, l.worker_group))))
         })
         .await?;
-        if let (Some((organization, deployment)), true) = (place, count > 0) {
-            self.notices.send(Notice::Deployment(organization, deployment));
+        if let (Some((organization, worker_group)), true) = (place, count > 0) {
+            self.notices.send(Notice::WorkerGroup(organization, worker_group));
         }
         Ok(count)
     }

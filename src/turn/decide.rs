@@ -131,7 +131,7 @@ pub fn after_look(look: Look, window_over: bool) -> AfterLook {
     }
 }
 
-/// The workers and the queue of one deployment.
+/// The workers and the queue of one worker group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Demand {
     /// Turns that could be claimed now: the first of each conversation, waiting.
@@ -141,7 +141,7 @@ pub struct Demand {
     pub room: u32,
     /// Starts under way.
     pub starting: u32,
-    /// Starts under way and live workers of the whole Agent, over all its deployments.
+    /// Starts under way and live workers of the whole Agent, over all its worker groups.
     pub agent_workers: u32,
 }
 
@@ -151,11 +151,11 @@ pub struct Limits {
     pub min_workers: u32,
     pub max_workers: u32,
     pub turns_per_worker: u32,
-    /// One deployment a conversation: it never has more than one worker.
+    /// One worker group a conversation: it never has more than one worker.
     pub per_conversation: bool,
 }
 
-/// How many workers to start for a deployment now.
+/// How many workers to start for a worker group now.
 pub fn starts(demand: Demand, limits: Limits) -> u32 {
     let Demand { claimable, live, room, starting, agent_workers } = demand;
     let budget = limits.max_workers.saturating_sub(agent_workers);
@@ -249,7 +249,7 @@ mod tests {
             (demand(1, 0, 0, 0, 0), agent, 1, "one waits"),
             (demand(5, 0, 0, 0, 0), agent, 3, "two a worker"),
             (demand(5, 1, 0, 1, 2), agent, 2, "a start under way takes two"),
-            (demand(9, 0, 0, 0, 3), agent, 1, "maxWorkers over all deployments"),
+            (demand(9, 0, 0, 0, 3), agent, 1, "maxWorkers over all worker groups"),
             (demand(2, 1, 2, 0, 1), agent, 0, "there is room"),
             (demand(0, 0, 0, 0, 0), Limits { min_workers: 2, ..agent }, 2, "minWorkers"),
             (demand(0, 1, 2, 1, 2), Limits { min_workers: 2, ..agent }, 0, "minWorkers are coming"),

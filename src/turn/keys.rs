@@ -97,15 +97,15 @@ pub fn check_conversation(name: &str) -> Result<(), NameError> {
 /// How an Agent's turns are grouped onto workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grouping {
-    /// A deployment a conversation.
+    /// A worker group a conversation.
     PerConversation,
-    /// One deployment for the whole Agent.
+    /// One worker group for the whole Agent.
     PerAgent,
 }
 
-/// The deployment that a turn is routed to: `agent`, or `agent-` and 10 hex digits of the conversation's hash. Both are
+/// The worker group that a turn is routed to: `agent`, or `agent-` and 10 hex digits of the conversation's hash. Both are
 /// DNS labels when the agent's name is one of at most 52 characters.
-pub fn deployment(agent: &str, grouping: Grouping, conversation: &str) -> String {
+pub fn worker_group(agent: &str, grouping: Grouping, conversation: &str) -> String {
     match grouping {
         Grouping::PerAgent => agent.to_string(),
         Grouping::PerConversation => {
@@ -149,12 +149,12 @@ mod tests {
     }
 
     #[test]
-    fn a_deployment_per_conversation_or_per_agent() {
-        assert_eq!(deployment("bc", Grouping::PerAgent, "c"), "bc");
+    fn a_worker_group_per_conversation_or_per_agent() {
+        assert_eq!(worker_group("bc", Grouping::PerAgent, "c"), "bc");
         let (a, b) =
-            (deployment("bc", Grouping::PerConversation, "a"), deployment("bc", Grouping::PerConversation, "b"));
+            (worker_group("bc", Grouping::PerConversation, "a"), worker_group("bc", Grouping::PerConversation, "b"));
         assert_ne!(a, b);
-        assert_eq!(a, deployment("bc", Grouping::PerConversation, "a"));
+        assert_eq!(a, worker_group("bc", Grouping::PerConversation, "a"));
         assert_eq!(a.len(), "bc-".len() + 10);
     }
 

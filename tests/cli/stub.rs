@@ -101,7 +101,7 @@ impl Stub {
     fn record(&self) -> Value {
         json!({
             "turnId": self.turn, "messageId": "m", "organization": "default", "conversation": "c", "number": 1,
-            "agent": "bc", "deployment": "bc", "user": "local", "platform": "api", "message": "6*7",
+            "agent": "bc", "workerGroup": "bc", "user": "local", "platform": "api", "message": "6*7",
             "phase": "Failed", "armedAt": "2026-01-01T00:00:00Z", "claimedAt": null, "endedAt": "2026-01-01T00:00:09Z",
             "worker": null, "reply": null, "superseded": null,
             "error": {"reason": "OutOfMemory", "message": "m", "retryable": true, "detail": "exit code 137"}
@@ -117,7 +117,7 @@ async fn submit(State(stub): State<Stub>, Json(body): Json<Value>) -> Response {
         return (StatusCode::from_u16(status).unwrap(), Json(problem)).into_response();
     }
     let armed = json!({
-        "turnId": stub.turn, "messageId": body["messageId"], "conversation": "c", "deployment": "bc", "cursor": "0"
+        "turnId": stub.turn, "messageId": body["messageId"], "conversation": "c", "workerGroup": "bc", "cursor": "0"
     });
     drop(script);
     stub.log.send_modify(|_| {});

@@ -21,7 +21,7 @@ async fn a_repeat_is_the_same_turn(db: Db) {
     assert_eq!(answer(message("c", "m1", "good bye")).await, ArmError::OtherContent);
     assert_eq!(answer(Arm { user: "eve".into(), ..message("c", "m1", "hello") }).await, ArmError::NotYours);
     assert_eq!(answer(Arm { user: "eve".into(), ..arm("c") }).await, ArmError::NotYours);
-    let other = Arm { agent: "cat".into(), deployment: "cat".into(), ..arm("c") };
+    let other = Arm { agent: "cat".into(), worker_group: "cat".into(), ..arm("c") };
     assert_eq!(answer(other).await, ArmError::OtherAgent("bot".into()));
     assert_eq!((db.count("turn").await, db.count("marker").await), (1, 1));
 
@@ -83,7 +83,7 @@ async fn a_batch_answers_each_its_own(db: Db) {
         Arm { user: "eve".into(), ..arm("c") },
         Arm { agent: "cat".into(), ..arm("c") },
         arm("c"),
-        Arm { agent: "cat".into(), deployment: "cat".into(), ..arm("d") },
+        Arm { agent: "cat".into(), worker_group: "cat".into(), ..arm("d") },
         arm("d"),
     ];
     let answers = futures::future::join_all(arms.map(|arm| db.store.arm(arm))).await;

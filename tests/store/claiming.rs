@@ -1,4 +1,4 @@
-//! Claim: in arm order, one at a time or together, by live workers of the deployment (design §3, step 4).
+//! Claim: in arm order, one at a time or together, by live workers of the worker group (design §3, step 4).
 
 use std::collections::HashSet;
 
@@ -90,12 +90,12 @@ async fn a_turn_is_claimed_once(db: Db) {
     assert_eq!(held.len() as i64, db.count(&format!("marker WHERE incarnation = '{}'", workers[0].incarnation)).await);
 }
 
-/// A worker touches only its own deployment's turns, of its own organization; one that is not live, none.
+/// A worker touches only its own worker group's turns, of its own organization; one that is not live, none.
 async fn only_ones_own(db: Db) {
     let mine = db.armed("c").await.turn_id;
-    for (organization, deployment) in [("acme", "other"), ("umbrella", "bot")] {
+    for (organization, worker_group) in [("acme", "other"), ("umbrella", "bot")] {
         let stranger = Worker::with(&db.store, |start| {
-            (start.organization, start.deployment) = (organization.into(), deployment.into());
+            (start.organization, start.worker_group) = (organization.into(), worker_group.into());
         });
         let stranger = stranger.await;
         assert!(stranger.claim(&db.store, 10).await.is_empty());

@@ -19,7 +19,7 @@ impl Silent {
         let worker = Worker::live(&db.store).await;
         let turn = db.in_hand(&worker).await;
         let (mut start, _) = new_start();
-        start.deployment = "other".into();
+        start.worker_group = "other".into();
         assert!(db.store.start_worker(&start, false).await.expect("starts"));
         let overdue = db.armed("overdue").await.turn_id;
         db.overdue(overdue).await;

@@ -22,7 +22,7 @@ pub async fn fill(db: &Db, after: i64, upto: i64) {
         ))
         .await;
         db.sql(format!(
-            r#"INSERT INTO turn (id, conversation_id, number, organization, conversation, message_id, agent, deployment, "user",
+            r#"INSERT INTO turn (id, conversation_id, number, organization, conversation, message_id, agent, worker_group, "user",
                                 routing, input, content_hash, armed_at)
                SELECT {turn}, {conversation}, {number}, 'big', 'c' || (i - 1) / 4, 'm' || i, 'a' || (i - 1) / 4 % 100,
                       'd' || (i - 1) / 4 % 1000, 'u' || (i - 1) / 4 % 1000, '{{"platform": "api"}}', 'hello ' || i, '\x00', {past}
@@ -31,7 +31,7 @@ pub async fn fill(db: &Db, after: i64, upto: i64) {
         .await;
         let held = "((i - 1) / 400 % 2 = 0 AND (i - 1) % 4 = 0)";
         db.sql(format!(
-            "INSERT INTO marker (turn_id, conversation_id, number, organization, agent, deployment, phase, incarnation,
+            "INSERT INTO marker (turn_id, conversation_id, number, organization, agent, worker_group, phase, incarnation,
                                  claimed_at, lease_seconds, armed_at, deadline_at)
              SELECT {turn}, {conversation}, {number}, 'big', 'a' || (i - 1) / 4 % 100, 'd' || (i - 1) / 4 % 1000,
                     CASE WHEN {held} THEN 'claimed' ELSE 'waiting' END,
@@ -55,7 +55,7 @@ pub async fn fill(db: &Db, after: i64, upto: i64) {
         .await;
         // Some of them have their turns' rows, so that lists find them.
         db.sql(format!(
-            r#"INSERT INTO turn (id, conversation_id, number, organization, conversation, message_id, agent, deployment, "user",
+            r#"INSERT INTO turn (id, conversation_id, number, organization, conversation, message_id, agent, worker_group, "user",
                                 routing, input, content_hash, armed_at)
                SELECT {ended}, {conversation}, {number}, 'big', 'c' || (i - 1) / 4, 'e' || i, 'a1', 'd1', 'u1', '{{}}', 'hello', '\x00',
                       {past}
@@ -105,7 +105,7 @@ pub fn filled(kind: u128, number: usize) -> Uuid {
 /// Leases of 2,000 workers, agents, and gateways that have been ticking.
 pub async fn people(db: &Db) {
     db.sql(
-        "INSERT INTO lease (incarnation, start_id, organization, agent, deployment, phase, runtime, runtime_ref, secret_hash,
+        "INSERT INTO lease (incarnation, start_id, organization, agent, worker_group, phase, runtime, runtime_ref, secret_hash,
                             heartbeat_seconds, lease_seconds, drain_seconds, expires_at, died_at)
          SELECT ('3' || lpad(to_hex(i), 31, '0'))::uuid, gen_random_uuid(), 'big', 'a' || i % 100, 'd' || i % 1000, p, 'process', '', '',
                 20, 60, 30, clock_timestamp() + interval '1 day', CASE p WHEN 'dead' THEN clock_timestamp() - interval '1 hour' END

@@ -104,29 +104,29 @@ impl Judge<'_> {
     }
 }
 
-fn deployment(number: usize) -> (String, String, String) {
+fn worker_group(number: usize) -> (String, String, String) {
     ("big".into(), format!("a{}", number % 100), format!("d{number}"))
 }
 
 /// A turn of a new conversation among the many.
 fn among(number: usize) -> Arm {
-    let (organization, agent, deployment) = deployment(number);
-    Arm { organization, agent, deployment, ..arm(&Uuid::new_v4().to_string()) }
+    let (organization, agent, worker_group) = worker_group(number);
+    Arm { organization, agent, worker_group, ..arm(&Uuid::new_v4().to_string()) }
 }
 
-/// A worker for a deployment of the many, or, where it is to have nothing but what a test arms, for one of its own.
+/// A worker for a worker group of the many, or, where it is to have nothing but what a test arms, for one of its own.
 async fn worker(store: &Store, name: &str) -> Worker {
     Worker::with(store, |start| {
-        (start.organization, start.agent, start.deployment) = ("big".into(), "a7".into(), name.into());
+        (start.organization, start.agent, start.worker_group) = ("big".into(), "a7".into(), name.into());
     })
     .await
 }
 
-/// A worker with turns in hand, in a deployment of its own.
+/// A worker with turns in hand, in a worker group of its own.
 async fn in_hand(store: &Store, name: &str, count: usize) -> (Worker, Vec<TurnId>) {
     let worker = worker(store, name).await;
     for _ in 0..count {
-        armed(store, Arm { deployment: name.into(), ..among(7) }).await;
+        armed(store, Arm { worker_group: name.into(), ..among(7) }).await;
     }
     let held = worker.claim_ids(store, count as u32).await;
     assert_eq!(held.len(), count);
@@ -193,7 +193,7 @@ async fn writers(judge: &mut Judge<'_>) {
     judge
         .verb("failed start", async |store, i| {
             let name = format!("unstartable{i}");
-            armed(store, Arm { deployment: name.clone(), ..among(7) }).await;
+            armed(store, Arm { worker_group: name.clone(), ..among(7) }).await;
             let worker = self::worker(store, &name).await;
             let died = store.fail_worker(worker.incarnation, &failure(Reason::StartFailed)).await.expect("answers");
             assert_eq!(died.ended.len(), 1);

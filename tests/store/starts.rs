@@ -21,11 +21,11 @@ async fn fail(db: &Db, start: Incarnation) -> Vec<lastword::turn::keys::TurnId> 
     failed.ended
 }
 
-/// `startAttempts` 1: the first failed start ends what waits for its deployment, and nothing else.
+/// `startAttempts` 1: the first failed start ends what waits for its worker group, and nothing else.
 async fn one_attempt(db: Db) {
     let mut turns = vec![db.armed("a").await.turn_id, db.armed("a").await.turn_id, db.armed("b").await.turn_id];
     let mut elsewhere = arm("c");
-    elsewhere.deployment = "other".into();
+    elsewhere.worker_group = "other".into();
     let elsewhere = armed(&db.store, elsewhere).await.turn_id;
     let mut stranger = arm("a");
     stranger.organization = "umbrella".into();
@@ -72,12 +72,12 @@ async fn another_worker_keeps_them_waiting(db: Db) {
     }
 }
 
-/// A worker of another deployment, or one that drains, is no help: it will not claim.
+/// A worker of another worker group, or one that drains, is no help: it will not claim.
 async fn no_help_is_coming(db: Db) {
     let turn = db.armed("a").await.turn_id;
     let draining = Worker::live(&db.store).await;
     db.store.drain_worker(draining.incarnation, Reason::Deleted).await.expect("answers");
-    Worker::with(&db.store, |start| start.deployment = "other".into()).await;
+    Worker::with(&db.store, |start| start.worker_group = "other".into()).await;
     let failing = start(&db, |_| {}).await;
     assert_eq!(fail(&db, failing).await, [turn]);
 }

@@ -37,7 +37,7 @@ pub fn message(conversation: &str, message_id: &str, text: &str) -> Arm {
         conversation: conversation.into(),
         message_id: message_id.into(),
         agent: AGENT.into(),
-        deployment: AGENT.into(),
+        worker_group: AGENT.into(),
         user: USER.into(),
         routing: serde_json::to_value(Routing::default()).expect("serializable"),
         input: text.into(),
@@ -50,7 +50,7 @@ pub fn message(conversation: &str, message_id: &str, text: &str) -> Arm {
     }
 }
 
-/// A start of a worker for the deployment `bot`, and its credential.
+/// A start of a worker for the worker group `bot`, and its credential.
 pub fn new_start() -> (NewStart, Credential) {
     let start_id = StartId::new();
     let credential = Credential::new(start_id);
@@ -58,7 +58,7 @@ pub fn new_start() -> (NewStart, Credential) {
         start_id,
         organization: ORGANIZATION.into(),
         agent: AGENT.into(),
-        deployment: AGENT.into(),
+        worker_group: AGENT.into(),
         generation: 1,
         runtime: "process",
         runtime_ref: "boot".into(),

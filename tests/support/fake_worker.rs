@@ -46,7 +46,7 @@ pub struct FakeWorker {
     lines: Option<Lines>,
 }
 
-/// A start row for the deployment `bot` with a lease of 60 s.
+/// A start row for the worker group `bot` with a lease of 60 s.
 pub fn new_start() -> (NewStart, Credential) {
     let start_id = StartId::new();
     let credential = Credential::new(start_id);
@@ -54,7 +54,7 @@ pub fn new_start() -> (NewStart, Credential) {
         start_id,
         organization: ORGANIZATION.into(),
         agent: AGENT.into(),
-        deployment: AGENT.into(),
+        worker_group: AGENT.into(),
         generation: 1,
         runtime: "process",
         runtime_ref: "test".into(),

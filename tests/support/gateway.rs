@@ -25,7 +25,7 @@ pub use fake_worker::FakeWorker;
 
 /// Whose turns these are, where nobody says otherwise.
 pub const ORGANIZATION: &str = "default";
-/// An Agent whose conversations share a deployment of the same name.
+/// An Agent whose conversations share a worker group of the same name.
 pub const AGENT: &str = "bot";
 /// The longest that anything is waited for.
 pub const PATIENCE: Duration = Duration::from_secs(30);

@@ -44,7 +44,7 @@ pub struct Submitted {
     pub turn_id: TurnId,
     pub message_id: String,
     pub conversation: String,
-    pub deployment: String,
+    pub worker_group: String,
     /// The place just before this turn: a session opened with it shows the turn whole.
     pub cursor: String,
 }
@@ -92,10 +92,10 @@ pub(in crate::gateway) async fn submit(
         object: None,
     };
     let (message_id, conversation) = (submission.message_id.clone(), submission.conversation.clone());
-    let (armed, deployment) = gateway.submitter.submit(submission).await.map_err(|e| refused(e, &message_id))?;
+    let (armed, worker_group) = gateway.submitter.submit(submission).await.map_err(|e| refused(e, &message_id))?;
     let cursor = Cursor::after(armed.conversation_id, armed.number - 1).to_string();
     let status = if armed.fresh { StatusCode::ACCEPTED } else { StatusCode::OK };
-    Ok((status, Json(Submitted { turn_id: armed.turn_id, message_id, conversation, deployment, cursor }))
+    Ok((status, Json(Submitted { turn_id: armed.turn_id, message_id, conversation, worker_group, cursor }))
         .into_response())
 }
 

@@ -26,8 +26,8 @@ pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 pub const OURSELVES: &str = "lastword";
 /// Label: the Agent's name.
 pub const AGENT: &str = "lastword.dev/agent";
-/// Annotation: the deployment (not always a valid label).
-pub const DEPLOYMENT: &str = "lastword.dev/deployment";
+/// Annotation: the worker group (not always a valid label).
+pub const WORKER_GROUP: &str = "lastword.dev/worker-group";
 /// Annotation: the start that the pod is for.
 pub const START: &str = "lastword.dev/start";
 /// Annotation: the authorities to trust at the gateways (PEM); the pod sees it as a file beside its token.
@@ -53,9 +53,9 @@ const API_KEY: &str = "LASTWORD_OPENAI_API_KEY";
 const SYSTEM_PROMPT: &str = "LASTWORD_OPENAI_SYSTEM_PROMPT";
 const MAX_LABEL: usize = 63;
 
-/// The name of a start's pod, a DNS label: the Agent's name (cut), a hash of the deployment, the attempt.
+/// The name of a start's pod, a DNS label: the Agent's name (cut), a hash of the worker group, the attempt.
 pub fn name(start: &StartRequest) -> String {
-    let hash = hex(&Sha256::digest(start.deployment.as_bytes()));
+    let hash = hex(&Sha256::digest(start.worker_group.as_bytes()));
     let end = format!("-{}-{}", &hash[..10], start.attempt);
     let agent: String = start.agent.chars().take(MAX_LABEL.saturating_sub(end.len())).collect();
     format!("{}{end}", agent.trim_end_matches('-'))
@@ -120,7 +120,7 @@ fn metadata(config: &OperatorConfig, template: &PodTemplate, start: &StartReques
     let (mut labels, mut annotations) = (given.labels, given.annotations);
     labels.insert(MANAGED_BY.into(), OURSELVES.into());
     labels.insert(AGENT.into(), start.agent.clone());
-    annotations.insert(DEPLOYMENT.into(), start.deployment.clone());
+    annotations.insert(WORKER_GROUP.into(), start.worker_group.clone());
     annotations.insert(START.into(), start.start_id.to_string());
     if let Some(ca) = &config.worker_ca {
         annotations.insert(GATEWAY_CA.into(), ca.borrow().pem());

@@ -25,7 +25,7 @@ fn start(spec: Value) -> StartRequest {
         start_id,
         organization: "team".into(),
         agent: "bot".into(),
-        deployment: "bot-0123456789".into(),
+        worker_group: "bot-0123456789".into(),
         generation: 3,
         spec: Arc::new(serde_json::from_value(spec).expect("a spec")),
         agent_uid: Some("agent-uid".into()),
@@ -72,7 +72,7 @@ fn names_are_labels() {
     start.agent = "a".repeat(60);
     let name = name(&start);
     assert!(name.len() <= 63 && name.starts_with("aaa") && name.ends_with("-7"), "{name}");
-    start.deployment = "another".into();
+    start.worker_group = "another".into();
     assert_ne!(super::name(&start), name);
     start.agent = format!("{}-{}", "a".repeat(49), "b".repeat(10));
     assert!(!super::name(&start).contains("--"));
@@ -89,7 +89,7 @@ fn an_exec_pod() {
     assert_eq!(pod["metadata"]["name"], "bot-x-7");
     assert_eq!(pod["metadata"]["namespace"], "team");
     assert_eq!(pod["metadata"]["labels"], json!({MANAGED_BY: "lastword", AGENT: "bot"}));
-    assert_eq!(pod["metadata"]["annotations"][DEPLOYMENT], "bot-0123456789");
+    assert_eq!(pod["metadata"]["annotations"][WORKER_GROUP], "bot-0123456789");
     let spec = &pod["spec"];
     assert_eq!(spec["restartPolicy"], "Never");
     assert_eq!(spec["terminationGracePeriodSeconds"], 600);

@@ -9,7 +9,7 @@ use super::build;
 use crate::crd::Agent;
 use crate::fleet::StartRequest;
 use crate::operator::OperatorConfig;
-use crate::turn::keys::{Grouping, StartId, deployment};
+use crate::turn::keys::{Grouping, StartId, worker_group};
 use crate::wire::Credential;
 
 /// Builds it under a name that no start has.
@@ -23,7 +23,7 @@ pub fn draft(config: &OperatorConfig, agent: &Agent) -> Result<Value, String> {
     let mut start = StartRequest {
         start_id,
         organization: namespace.clone(),
-        deployment: deployment(&name, Grouping::PerAgent, ""),
+        worker_group: worker_group(&name, Grouping::PerAgent, ""),
         agent: name,
         generation: 0,
         spec: Arc::new(agent.spec.clone()),

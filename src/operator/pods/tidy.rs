@@ -1,6 +1,6 @@
 //! What becomes of ended pods, and the questions that the watch does not answer. The leader's.
 //!
-//! A pod that ended well goes at once; of those that failed, each deployment's last one stays a while for its logs. A pod
+//! A pod that ended well goes at once; of those that failed, each worker group's last one stays a while for its logs. A pod
 //! whose adapter has ended while another container runs on serves nobody: it goes too.
 
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ use crate::operator::call::bounded_by;
 
 /// Between two rounds.
 const EVERY: Duration = Duration::from_secs(2);
-/// How long the last failed pod of a deployment stays for its logs.
+/// How long the last failed pod of a worker group stays for its logs.
 const KEPT: Duration = Duration::from_secs(600);
 /// Failed pods that stay, of one Agent.
 const KEPT_OF_AN_AGENT: usize = 10;
@@ -114,7 +114,7 @@ struct Ended {
     name: String,
     uid: String,
     agent: String,
-    deployment: String,
+    worker_group: String,
     at: Timestamp,
     /// All of it, not the adapter alone.
     over: bool,
@@ -135,7 +135,7 @@ impl Ended {
             name: pod.name_any(),
             uid: pod.uid()?,
             agent: pod.labels().get(build::AGENT).cloned().unwrap_or_default(),
-            deployment: pod.annotations().get(build::DEPLOYMENT).cloned().unwrap_or_default(),
+            worker_group: pod.annotations().get(build::WORKER_GROUP).cloned().unwrap_or_default(),
             at: ended.or(pod.metadata.creation_timestamp.as_ref().map(|t| t.0)).unwrap_or(Timestamp::MIN),
             over,
             failed: status.phase.as_deref() == Some("Failed"),
@@ -147,19 +147,19 @@ impl Ended {
 fn removable(ended: &[Ended], now: Timestamp) -> Vec<usize> {
     let mut newest_first: Vec<usize> = (0..ended.len()).collect();
     newest_first.sort_by_key(|&i| std::cmp::Reverse(ended[i].at));
-    let mut of_deployment: HashMap<(&str, &str), usize> = HashMap::new();
+    let mut of_worker_group: HashMap<(&str, &str), usize> = HashMap::new();
     let mut of_agent: HashMap<(&str, &str), usize> = HashMap::new();
     let mut gone = Vec::new();
     for index in newest_first {
         let e = &ended[index];
-        let deployment = of_deployment.entry((&e.namespace, &e.deployment)).or_default();
+        let worker_group = of_worker_group.entry((&e.namespace, &e.worker_group)).or_default();
         let agent = of_agent.entry((&e.namespace, &e.agent)).or_default();
         let older = |than| now > e.at && now.duration_since(e.at).unsigned_abs() > than;
         if !e.over && !older(OVER_WITHIN) {
             continue;
         }
-        if e.over && e.failed && !older(KEPT) && *deployment == 0 && *agent < KEPT_OF_AN_AGENT {
-            *deployment += 1;
+        if e.over && e.failed && !older(KEPT) && *worker_group == 0 && *agent < KEPT_OF_AN_AGENT {
+            *worker_group += 1;
             *agent += 1;
         } else {
             gone.push(index);
@@ -172,13 +172,13 @@ fn removable(ended: &[Ended], now: Timestamp) -> Vec<usize> {
 mod tests {
     use super::*;
 
-    fn ended(name: &str, deployment: &str, ago: i64, over: bool, failed: bool) -> Ended {
+    fn ended(name: &str, worker_group: &str, ago: i64, over: bool, failed: bool) -> Ended {
         Ended {
             namespace: "ns".into(),
             name: name.into(),
             uid: name.into(),
             agent: "a".into(),
-            deployment: deployment.into(),
+            worker_group: worker_group.into(),
             at: Timestamp::from_second(1_000_000 - ago).expect("a time"),
             over,
             failed,

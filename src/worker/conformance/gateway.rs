@@ -258,7 +258,7 @@ fn new_turn(message: &str, conversation: &str) -> TurnPush {
         conversation: conversation.into(),
         user: "somebody".into(),
         agent: "agent".into(),
-        deployment: "agent".into(),
+        worker_group: "agent".into(),
         platform: "api".into(),
         platform_metadata: serde_json::json!({}),
         message: message.into(),

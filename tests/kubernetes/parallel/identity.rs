@@ -1,4 +1,4 @@
-//! B13: what a worker may. Its token and its secret open nothing of another deployment; a token that is not the one of a
+//! B13: what a worker may. Its token and its secret open nothing of another worker group; a token that is not the one of a
 //! pod that we made opens nothing at all. And what the chart's roles may.
 
 use k8s_openapi::api::authentication::v1::TokenRequest;
@@ -54,7 +54,7 @@ impl Port {
         let incarnation = uuid::Uuid::new_v4().to_string();
         let call = self.http.get(format!("{}/worker/v1/turns?capacity=4&turns={turn}", self.url)).bearer_auth(bearer);
         let mut stream = call.header("Lastword-Incarnation", &incarnation).send().await.expect("the port answers");
-        assert_eq!(stream.status(), StatusCode::OK, "a worker may connect to its own deployment");
+        assert_eq!(stream.status(), StatusCode::OK, "a worker may connect to its own worker group");
         let mut said = String::new();
         let until = tokio::time::Instant::now() + std::time::Duration::from_secs(3);
         while let Ok(Ok(Some(chunk))) = tokio::time::timeout_at(until, stream.chunk()).await {
@@ -104,7 +104,7 @@ fn never_connects() -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_touches_nothing_of_another_deployment() {
+async fn a_worker_touches_nothing_of_another_worker_group() {
     let Some(cluster) = Cluster::connect_local("a pod's token").await else { return };
     let port = Port::of(&cluster).await;
     let place = Place::new(cluster, "thief").await;
