@@ -1,6 +1,7 @@
 //! The admin port: `/livez`, `/readyz`, `/metrics`. Neither kind of health depends on Postgres once a role has started:
 //! an outage is nothing that a restart would mend.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,10 +9,33 @@ use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use clap::Args;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::store::Store;
+
+/// Health, readiness and metrics.
+#[derive(Debug, Clone, Args)]
+pub struct AdminArgs {
+    /// Where health, readiness and metrics are served.
+    #[arg(long, env = "LASTWORD_ADMIN_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:9090")]
+    pub admin_listen: SocketAddr,
+}
+
+/// A port that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address} ({error}); choose another with {flag}")]
+pub struct CannotListen {
+    address: SocketAddr,
+    flag: &'static str,
+    error: std::io::Error,
+}
+
+/// Opens the port that `flag` names.
+pub async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, CannotListen> {
+    TcpListener::bind(address).await.map_err(|error| CannotListen { address, flag, error })
+}
 
 /// Whether the role has started.
 #[derive(Clone, Default)]

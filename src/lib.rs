@@ -39,23 +39,30 @@
 //! - Only proof kills: a reaped process, a terminated container. Silence is judged by the sweep under the settling gate.
 
 pub mod admin;
+pub mod agents;
+pub mod child;
 pub mod cli;
-pub mod config;
 pub mod crd;
-pub mod deliver;
 pub mod dispatch;
+pub mod egress;
 pub mod fleet;
 pub mod gateway;
 pub mod guard;
-pub mod liveness;
+pub mod heartbeat;
+pub mod leadership;
 pub mod local;
 pub mod operator;
+pub mod post;
+pub mod problem;
 pub mod roles;
 pub mod secrets;
 pub mod store;
+pub mod stream;
 pub mod submit;
+pub mod sweep;
 pub mod telemetry;
 pub mod tls;
 pub mod turn;
 pub mod wire;
 pub mod worker;
+pub mod worker_port;

@@ -2,11 +2,21 @@
 
 use std::io::IsTerminal;
 
+use clap::Args;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::config::LogArgs;
+/// How to log.
+#[derive(Debug, Clone, Args)]
+pub struct LogArgs {
+    /// What to log, e.g. `info` or `lastword=debug,warn`.
+    #[arg(long, env = "LASTWORD_LOG", value_name = "FILTER", default_value = "info")]
+    pub log: String,
+    /// One JSON object a line.
+    #[arg(long, env = "LASTWORD_LOG_JSON")]
+    pub log_json: bool,
+}
 
 /// Starts logging to standard error; a second call does nothing.
 pub fn init(args: &LogArgs) {

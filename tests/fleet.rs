@@ -6,7 +6,8 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use lastword::fleet::process::{ProcessConfig, ProcessRuntime};
-use lastword::fleet::{FleetConfig, Leadership, WorkerRuntime, fail_former_boots, run};
+use lastword::fleet::{FleetConfig, WorkerRuntime, fail_former_boots, run};
+use lastword::leadership::Leadership;
 use lastword::local::postgres::{Embedded, Options, Shutdown};
 use lastword::store::{Arm, ClaimFor, Lease, LeasePhase, NewStart, PoolSizes, Store};
 use lastword::turn::keys::{GatewayId, Grouping, Incarnation, StartId, TurnId, worker_group};
@@ -284,7 +285,7 @@ async fn a_death_during_an_outage_is_told_after_it() {
 /// Needs a writable cgroup with the memory controller; without one there is no limit to exceed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_beyond_its_memory_limit_is_named_as_such() {
-    let Some(_) = lastword::fleet::cgroup::Cgroups::detect("probe") else {
+    let Some(_) = lastword::child::cgroup::Cgroups::detect("probe") else {
         println!("skipped: no cgroup with the memory controller is writable here");
         return;
     };

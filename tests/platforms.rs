@@ -13,9 +13,9 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
-use lastword::deliver::egress::{Egress, Outbound, Reach};
-use lastword::deliver::platforms;
+use lastword::egress::{Egress, Outbound, Reach};
 use lastword::local::secrets::LocalSecrets;
+use lastword::post;
 use lastword::store::Retention;
 use lastword::turn::keys::TurnId;
 use lastword::turn::routing::Routing;
@@ -150,7 +150,7 @@ impl Renderers {
         let shutdown = CancellationToken::new();
         let outbound = Outbound::new(egress, Reach::Public).unwrap();
         let local = LocalSecrets { directory: Some(secrets.path().to_path_buf()) };
-        tokio::spawn(platforms::run(db.store.clone(), Arc::new(local), outbound, shutdown.clone()));
+        tokio::spawn(post::run(db.store.clone(), Arc::new(local), outbound, shutdown.clone()));
         Renderers { secrets, _stop: shutdown.drop_guard() }
     }
 

@@ -1,12 +1,11 @@
-//! An Agent held against its own CRD, as the API server does it, plus what no schema can say.
+//! A spec held against the schema and the CEL rules of its own CRD, as the API server does it.
 
 use std::fmt;
 
 use kube::core::cel::Validator;
 use serde_json::Value;
 
-use super::{Agent, agent_schema};
-use crate::guard::Guards;
+use super::agent_schema;
 
 /// What is wrong with a field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,51 +35,13 @@ impl fmt::Display for InvalidAgent {
 
 impl std::error::Error for InvalidAgent {}
 
-impl Agent {
-    /// Checks the spec: limits and CEL rules of the CRD's schema, expressions of guardrails, quantities, the name.
-    /// Pure; it looks at no cluster, file or network.
-    ///
-    /// # Errors
-    /// All problems at once, with their paths.
-    pub fn validate(&self) -> Result<(), InvalidAgent> {
-        let mut errors = match serde_json::to_value(&self.spec) {
-            Ok(spec) => check_spec(&spec),
-            Err(error) => vec![FieldError { path: "spec".into(), problem: error.to_string() }],
-        };
-        errors.extend(self.beyond_schema());
-        if errors.is_empty() { Ok(()) } else { Err(InvalidAgent(errors)) }
-    }
-
-    fn beyond_schema(&self) -> Vec<FieldError> {
-        let mut errors = Vec::new();
-        let mut problem = |path: &str, problem: String| errors.push(FieldError { path: path.into(), problem });
-        if !self.metadata.name.as_deref().is_some_and(is_dns_label) {
-            let rule = "must be 1 to 63 of a-z, 0-9 and -, and begin and end with a letter or digit";
-            problem("metadata.name", rule.into());
-        }
-        if !self.metadata.namespace.as_deref().is_none_or(is_dns_label) {
-            problem("metadata.namespace", "is not a valid namespace".into());
-        }
-        if let Err(error) = Guards::compile(&self.spec.guardrails) {
-            problem(&format!("spec.guardrails.input[{}]", error.index), error.problem.to_string());
-        }
-        for container in self.spec.template.iter().flat_map(|template| &template.spec.containers) {
-            if let Err(error) = container.memory_limit_bytes() {
-                let path = "spec.template.spec.containers[name=";
-                problem(&format!("{path}{}].resources.limits.memory", container.name), error.to_string());
-            }
-        }
-        errors
-    }
-}
-
 /// Checks a raw spec: structure first; the CEL rules only if that holds, since they rest on it.
-pub(super) fn check_spec(spec: &Value) -> Vec<FieldError> {
+pub fn check_spec(spec: &Value) -> Vec<FieldError> {
     check_part(&agent_schema()["properties"]["spec"], spec, "spec")
 }
 
 /// Checks a part of an object against its schema.
-pub(super) fn check_part(schema: &Value, value: &Value, path: &str) -> Vec<FieldError> {
+pub fn check_part(schema: &Value, value: &Value, path: &str) -> Vec<FieldError> {
     let mut errors = Vec::new();
     check_value(schema, value, path, &mut errors);
     if errors.is_empty()
@@ -92,11 +53,6 @@ pub(super) fn check_part(schema: &Value, value: &Value, path: &str) -> Vec<Field
         }));
     }
     errors
-}
-
-fn is_dns_label(name: &str) -> bool {
-    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    (1..=63).contains(&name.len()) && name.chars().all(inner) && !name.starts_with('-') && !name.ends_with('-')
 }
 
 /// Interprets the part of OpenAPI that our CRDs use: no references, no patterns, no alternatives.

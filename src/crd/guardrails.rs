@@ -6,7 +6,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::agent::defaults;
+use crate::turn::defaults;
 
 /// Rules of whatever has a URL. Expression and message.
 const ONE_SOURCE: (&str, &str) = ("has(self.url) != has(self.urlSecretRef)", "set exactly one of url and urlSecretRef");

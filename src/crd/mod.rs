@@ -14,16 +14,14 @@ mod guardrails;
 mod template;
 #[expect(clippy::duplicated_attributes, reason = "printer columns share type_")]
 mod turn;
-mod yaml;
 
-pub use agent::{Adapter, Agent, AgentSpec, AgentStatus, LastFailure, Limits, OpenAi, Scope, Timing, defaults};
-pub use check::{FieldError, InvalidAgent};
+pub use agent::{Adapter, Agent, AgentSpec, AgentStatus, LastFailure, Limits, OpenAi, Scope, Timing};
+pub use check::{FieldError, InvalidAgent, check_spec};
 pub use guardrails::{
     Destination, FailurePolicy, Guardrail, Guardrails, Platform, SecretKeyRef, SignedDestination, Webhook,
 };
 pub use template::{Container, EnvVar, NotAQuantity, PodMetadata, PodSpec, PodTemplate, RestartPolicy, quantity_bytes};
 pub use turn::{AgentRef, AgentTurn, AgentTurnSpec, AgentTurnStatus, Phase, TurnError};
-pub use yaml::{YamlError, agents_from_yaml};
 
 use std::sync::LazyLock;
 

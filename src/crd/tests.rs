@@ -7,6 +7,8 @@ use kube::core::cel::Validator;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::agents::{YamlError, agents_from_yaml};
+use crate::turn::defaults;
 
 #[test]
 fn the_committed_files_are_the_generated_ones() {

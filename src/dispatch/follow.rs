@@ -8,18 +8,11 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
-use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
-use subtle::ConstantTimeEq;
 
-use super::endpoint::WorkerPort;
 use super::feeds::Feeds;
 use super::live::LiveLogs;
-use crate::gateway::problem::Problem;
 use crate::store::Store;
 use crate::tls::Renewed;
 use crate::turn::frame::{Frame, Span};
@@ -36,9 +29,9 @@ const MAX_LINE: usize = 16 * 1024 * 1024;
 
 /// A piece of a log on its way to another replica.
 #[derive(Debug, Serialize, Deserialize)]
-struct Piece {
-    start: u64,
-    frames: Vec<Frame>,
+pub struct Piece {
+    pub start: u64,
+    pub frames: Vec<Frame>,
 }
 
 /// What other replicas are asked with, of what it trusts.
@@ -128,43 +121,4 @@ impl Follower {
             }
         }
     }
-}
-
-#[derive(Deserialize)]
-pub(super) struct After {
-    after: u64,
-}
-
-/// Serves a turn in hand here to another replica.
-pub(super) async fn frames(
-    State(port): State<WorkerPort>,
-    Path(turn): Path<TurnId>,
-    Query(After { after }): Query<After>,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let shown =
-        headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(|v| v.strip_prefix("Bearer "));
-    if !shown.is_some_and(|s| bool::from(s.as_bytes().ct_eq(port.replica.secret.as_bytes()))) {
-        return Err(Problem::new(StatusCode::UNAUTHORIZED, "for replicas alone"));
-    }
-    let conversation = port.live.conversation_of(turn).ok_or_else(|| Problem::not_found("turn in hand here"))?;
-    let mut feed = port.live.feeds().subscribe(conversation);
-    let live = port.live.clone();
-    let body = async_stream::stream! {
-        let mut at = after;
-        // Ends when the turn is in hand no more, or the place is no longer in memory: the store has it then.
-        while let Some(span) = live.read(turn, at) {
-            if !span.is_empty() {
-                at = span.end();
-                let mut line = match serde_json::to_vec(&Piece { start: span.start, frames: span.frames }) {
-                    Ok(line) => line,
-                    Err(error) => return yield Err(std::io::Error::other(error)),
-                };
-                line.push(b'\n');
-                yield Ok(Bytes::from(line));
-            }
-            feed.changed().await;
-        }
-    };
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response())
 }

@@ -4,13 +4,8 @@
 //! - [`live`]: the logs of turns in hand here, ahead of the database: live frames, and what is yet to be flushed
 //! - [`feeds`]: who waits for news of a conversation
 //! - [`follow`]: the output of turns whose worker another replica holds
-//! - [`endpoint`]: the worker protocol over HTTP
-//! - [`identity`]: who a pod is, by its token
 
-pub mod endpoint;
 pub mod feeds;
 pub mod follow;
-pub mod identity;
 pub mod live;
-mod stops;
 pub mod workers;

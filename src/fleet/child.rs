@@ -11,9 +11,9 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid};
 use tokio_util::sync::CancellationToken;
 
-use super::cgroup::Group;
-use super::log::Tail;
 use super::process::Shared;
+use crate::child::cgroup::Group;
+use crate::child::output::Tail;
 use crate::turn::keys::StartId;
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;

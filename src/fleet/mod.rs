@@ -17,13 +17,10 @@
 //!
 //! The runtimes: [`process`] for one machine; Kubernetes' is in `operator`.
 
-mod backoff;
-pub mod cgroup;
 mod child;
 mod command;
-mod leadership;
-mod log;
 mod pass;
+mod pauses;
 pub mod plan;
 pub mod process;
 mod report;
@@ -36,8 +33,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use crate::leadership::Leadership;
 use crate::store::{Notice, Store};
-pub use leadership::Leadership;
 pub use process::fail_former_boots;
 pub use runtime::{Death, StartRequest, WorkerRuntime};
 

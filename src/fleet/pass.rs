@@ -11,11 +11,11 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::FleetConfig;
-use super::backoff::Pauses;
-use super::leadership::Leadership;
+use super::pauses::Pauses;
 use super::plan::{Action, Agent, AgentKey, Known, Why, plan};
 use super::runtime::{Death, StartRequest, WorkerRuntime};
 use crate::crd::AgentSpec;
+use crate::leadership::Leadership;
 use crate::store::{Lease, NewStart, Store, StoreError, StoredAgent};
 use crate::turn::decide::Look;
 use crate::turn::keys::{Incarnation, StartId};

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use crate::crd::{AgentSpec, Scope};
-use crate::store::{WorkerGroupDemand, Lease, LeasePhase};
+use crate::store::{Lease, LeasePhase, WorkerGroupDemand};
 use crate::turn::decide::{self, Demand, Limits};
 use crate::turn::keys::{Grouping, Incarnation, StartId, worker_group};
 
@@ -34,7 +34,7 @@ pub struct Agent {
     pub uid: Option<String>,
     /// `None`: it cannot be read. Its workers are left as they are.
     pub spec: Option<Arc<AgentSpec>>,
-    /// Whether workers may be started for `minWorkers` alone (see `backoff`).
+    /// Whether workers may be started for `minWorkers` alone (see `pauses`).
     pub may_warm: bool,
 }
 
@@ -47,7 +47,7 @@ pub struct Known {
     pub looked: HashSet<StartId>,
     /// Starts that were made again a moment ago.
     pub remade: HashSet<StartId>,
-    /// Worker groups whose starts pause (see `backoff`).
+    /// Worker groups whose starts pause (see `pauses`).
     pub paused: HashSet<(AgentKey, String)>,
     /// Whether queues are to be checked against `maxQueuedTurns` in this pass.
     pub check_queues: bool,
@@ -245,7 +245,8 @@ impl OneAgent<'_> {
     fn start(&mut self, paused: &HashSet<(AgentKey, String)>) {
         let shared = self.shared();
         let min = self.min_workers();
-        let mut queues: Vec<(String, u32)> = self.demand.iter().map(|d| (d.worker_group.clone(), d.claimable)).collect();
+        let mut queues: Vec<(String, u32)> =
+            self.demand.iter().map(|d| (d.worker_group.clone(), d.claimable)).collect();
         if min > 0 && self.claimable(&shared) == 0 {
             queues.push((shared.clone(), 0));
         }

@@ -17,13 +17,13 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
-use super::cgroup::{Cgroups, Group};
 use super::child::{self, Worker};
 use super::command::{command, container};
-use super::log::{self, Tail};
 use super::runtime::{Death, StartRequest, WorkerRuntime};
+use crate::child::cgroup::{Cgroups, Group};
+use crate::child::output::{self as log, Tail};
+use crate::child::spawn::Spawner;
 use crate::crd::SecretKeyRef;
-use crate::local::spawn::Spawner;
 use crate::store::{Store, StoreError};
 use crate::turn::decide::Look;
 use crate::turn::keys::StartId;

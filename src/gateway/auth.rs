@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::Gateway;
-use super::problem::Problem;
+use crate::problem::Problem;
 use crate::store::Store;
 use crate::store::keys::{self, Principal, Role};
 

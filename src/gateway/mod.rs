@@ -2,10 +2,10 @@
 //!
 //! Every replica serves every client and every worker; what ties a stream to a replica is only where it is connected.
 
+mod api;
+pub mod args;
 pub mod auth;
-mod native;
 mod openapi;
-pub mod problem;
 mod serve;
 
 use std::sync::Arc;
@@ -15,21 +15,22 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::deliver::egress::{Egress, Outbound, Reach};
-use crate::deliver::session::Streams;
-use crate::deliver::{self, Shown};
-use crate::dispatch::endpoint::WorkerPort;
+use crate::agents::Agents;
 use crate::dispatch::feeds::Feeds;
 use crate::dispatch::follow::{self, Follower};
-use crate::dispatch::identity::Reviewer;
 use crate::dispatch::live::LiveLogs;
 use crate::dispatch::workers::Workers;
+use crate::egress::{Egress, Outbound, Reach};
 use crate::guard::Services;
-use crate::liveness::Heartbeats;
+use crate::heartbeat::Heartbeats;
 use crate::secrets::{NoSecrets, Secrets};
 use crate::store::{Notice, Replica, Store};
-use crate::submit::{Agents, Submitter};
+use crate::stream::delivery::{self, Shown};
+use crate::stream::session::Streams;
+use crate::submit::Submitter;
 use crate::tls::{Renewed, never_renewed};
+use crate::worker_port::WorkerPort;
+use crate::worker_port::identity::Reviewer;
 pub use auth::{Auth, AuthMode};
 
 /// The gateway's limits and addresses.
@@ -172,14 +173,14 @@ pub async fn run(
 
     tasks.spawn(workers.clone().tidy(background.clone()));
     tasks.spawn(live.flush(store.clone(), background.clone()));
-    tasks.spawn(deliver::run(store.clone(), id, feeds.clone(), background.clone()));
-    tasks.spawn(deliver::poll(store.clone(), feeds.clone(), background.clone()));
+    tasks.spawn(delivery::run(store.clone(), id, feeds.clone(), background.clone()));
+    tasks.spawn(delivery::poll(store.clone(), feeds.clone(), background.clone()));
     tasks.spawn(submitter.reguard(background.clone()));
     let hints = Hints { store, gateway: gateway.clone(), feeds, workers: workers.clone() };
     tasks.spawn(hints.clone().hear_local(background.clone()));
     tasks.spawn(hints.hear_others(background.clone()));
 
-    let clients = serve::serve(listeners.clients, native::router(gateway), &config, None, shutdown.clone());
+    let clients = serve::serve(listeners.clients, api::router(gateway), &config, None, shutdown.clone());
     let worker_side = serve::serve(listeners.workers, port.router(), &config, port_tls, shutdown.clone());
     let closing = async {
         shutdown.cancelled().await;
@@ -207,7 +208,9 @@ impl Hints {
     async fn take(&self, notice: Notice) {
         match notice {
             Notice::Conversation(conversation) => self.feeds.store_changed(conversation),
-            Notice::WorkerGroup(organization, worker_group) => self.workers.wake_worker_group(&organization, &worker_group),
+            Notice::WorkerGroup(organization, worker_group) => {
+                self.workers.wake_worker_group(&organization, &worker_group)
+            }
             Notice::Worker(incarnation) => {
                 let workers = self.workers.clone();
                 tokio::spawn(async move { workers.refresh(incarnation).await });

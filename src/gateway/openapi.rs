@@ -3,28 +3,28 @@
 use axum::Json;
 use utoipa::OpenApi;
 
-use super::native;
-use super::problem::Problem;
+use super::api;
+use crate::problem::Problem;
 
 #[derive(OpenApi)]
 #[openapi(
     info(title = "Lastword", description = "Every agent turn gets exactly one last word."),
     paths(
-        native::submit::submit,
-        native::streams::session,
-        native::streams::turn_stream,
-        native::records::record,
-        native::records::history,
-        native::records::list,
-        native::records::cancel,
-        native::records::erase
+        api::submit::submit,
+        api::streams::session,
+        api::streams::turn_stream,
+        api::records::record,
+        api::records::history,
+        api::records::list,
+        api::records::cancel,
+        api::records::erase
     ),
     components(schemas(
-        native::submit::Submit,
-        native::submit::Submitted,
-        native::records::RecordView,
-        native::records::Page,
-        native::records::ErasedView,
+        api::submit::Submit,
+        api::submit::Submitted,
+        api::records::RecordView,
+        api::records::Page,
+        api::records::ErasedView,
         Problem
     ))
 )]

@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::GatewayConfig;
-use super::problem::{self, Problem};
+use crate::problem::{self, Problem};
 use crate::tls::Renewed;
 
 /// The largest body of any port; each port's routes have smaller ones.

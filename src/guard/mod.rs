@@ -16,7 +16,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::crd::{FailurePolicy, Guardrail, Guardrails};
-use crate::deliver::egress::Outbound;
+use crate::egress::Outbound;
 use crate::secrets::Secrets;
 use crate::turn::reason::Reason;
 
@@ -29,7 +29,7 @@ pub const NOT_CHECKED: &str = "The input could not be checked. Please try again 
 /// What rails may ask: services that they can reach, whose URLs may be in Secrets. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Services {
-    /// With [`Reach::Cluster`](crate::deliver::egress::Reach::Cluster).
+    /// With [`Reach::Cluster`](crate::egress::Reach::Cluster).
     pub outbound: Outbound,
     pub secrets: Arc<dyn Secrets>,
 }

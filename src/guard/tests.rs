@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::crd::SecretKeyRef;
-use crate::deliver::egress::{Egress, Reach};
+use crate::egress::{Egress, Reach};
 use crate::secrets::{NoSecrets, SecretError};
 
 /// Receivers here are on loopback, which is refused otherwise.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Answer, Input, Problem, Services};
 use crate::crd::{SecretKeyRef, Webhook};
-use crate::deliver::egress::{explain, refusal};
+use crate::egress::{explain, refusal};
 
 /// The largest answer that is read, in bytes.
 pub const MAX_ANSWER_BYTES: usize = 64 * 1024;

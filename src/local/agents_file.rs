@@ -9,7 +9,7 @@ use notify::{RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::crd::{YamlError, agents_from_yaml};
+use crate::agents::{YamlError, agents_from_yaml};
 use crate::store::{Store, StoreError};
 
 /// Editors write a file in several steps.

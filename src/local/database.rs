@@ -3,10 +3,47 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use clap::Args;
 use sqlx::postgres::PgConnectOptions;
 
 use super::postgres::{self, Embedded, Options};
-use crate::config::DatabaseArgs;
+use crate::store::PoolSizes;
+
+/// Where the state is.
+#[derive(Debug, Clone, Args)]
+pub struct DatabaseArgs {
+    /// The database: `postgres://…`, or a directory (`file://DIR` or a path) for an embedded Postgres whose data lives
+    /// there.
+    #[arg(
+        long,
+        global = true,
+        env = "LASTWORD_DATABASE_URL",
+        value_name = "URL",
+        default_value = "./.lastword",
+        hide_env_values = true
+    )]
+    pub database_url: String,
+    /// For an embedded Postgres: use the programs in this directory, no others.
+    #[arg(long, global = true, env = "LASTWORD_POSTGRES_BIN", value_name = "DIR")]
+    pub postgres_bin: Option<PathBuf>,
+    /// For an embedded Postgres: where its programs are kept once fetched [default: lastword in the user's cache
+    /// directory].
+    #[arg(long, global = true, env = "LASTWORD_CACHE_DIR", value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// Connections for submits, reads and output; a third of them for reads by key, whose plans are kept.
+    #[arg(long, global = true, env = "LASTWORD_POOL_GENERAL", value_name = "COUNT", default_value_t = 12, value_parser = clap::value_parser!(u32).range(2..=1000))]
+    pub pool_general: u32,
+    /// Connections that terminals and heartbeats have for themselves.
+    #[arg(long, global = true, env = "LASTWORD_POOL_VITAL", value_name = "COUNT", default_value_t = 6, value_parser = clap::value_parser!(u32).range(2..=1000))]
+    pub pool_vital: u32,
+}
+
+impl DatabaseArgs {
+    /// The pools' sizes.
+    pub fn pools(&self) -> PoolSizes {
+        PoolSizes { general: self.pool_general, vital: self.pool_vital }
+    }
+}
 
 /// A database to open a [`crate::store::Store`] on.
 pub struct Database {

@@ -3,7 +3,5 @@
 
 pub mod agents_file;
 pub mod database;
-pub mod dev;
 pub mod postgres;
 pub mod secrets;
-pub mod spawn;

@@ -22,7 +22,7 @@ use super::MANAGER;
 use super::call::bounded;
 use super::turns::stamp;
 use crate::crd::{Agent, LastFailure};
-use crate::fleet::Leadership;
+use crate::leadership::Leadership;
 use crate::store::{Failed, Store, StoreError};
 use crate::turn::keys::TurnId;
 use crate::turn::reason::Reason;

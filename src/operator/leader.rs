@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::OperatorConfig;
-use crate::fleet::Leadership;
+use crate::leadership::Leadership;
 use crate::store::Store;
 
 /// The Lease's name.

@@ -10,6 +10,7 @@
 //! and deliveries of other platforms go on without it.
 
 pub mod agents;
+pub mod args;
 mod call;
 pub mod events;
 pub mod leader;

@@ -9,7 +9,7 @@ use kube::Client;
 use kube::api::{Api, PostParams};
 
 use super::AUDIENCE;
-use crate::dispatch::identity::{PodIdentity, ReviewError, Reviewer};
+use crate::worker_port::identity::{PodIdentity, ReviewError, Reviewer};
 
 /// An API server that does not answer within this is away.
 const TIMEOUT: Duration = Duration::from_secs(5);

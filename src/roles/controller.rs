@@ -4,14 +4,17 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use super::timing::TimingArgs;
 use super::{RoleError, open_store};
-use crate::admin::{self, Readiness};
-use crate::config::{AdminArgs, DatabaseArgs, EgressArgs, LogArgs, OperatorArgs, TimingArgs, listen};
-use crate::deliver::egress::{Outbound, Reach};
-use crate::deliver::platforms;
+use crate::admin::{self, AdminArgs, Readiness, listen};
+use crate::egress::{EgressArgs, Outbound, Reach};
 use crate::guard::Services;
+use crate::local::database::DatabaseArgs;
+use crate::operator::args::OperatorArgs;
 use crate::operator::secrets::KubeSecrets;
-use crate::{liveness, operator};
+use crate::post;
+use crate::telemetry::LogArgs;
+use crate::{operator, sweep};
 
 /// Be the operator: Agents, AgentTurns and worker pods in Kubernetes, and the sweep; run two or more replicas.
 #[derive(Debug, Clone, clap::Args)]
@@ -44,9 +47,9 @@ pub async fn run(args: ControllerRole, shutdown: CancellationToken) -> Result<()
     if super::schema(&store, &shutdown).await {
         readiness.set();
         let every = args.timing.sweep_every();
-        let sweep = liveness::sweep(store.clone(), args.timing.retention(), every, shutdown.clone());
+        let sweep = sweep::sweep(store.clone(), args.timing.retention(), every, shutdown.clone());
         let secrets = Arc::new(KubeSecrets::new(client.clone()));
-        let posts = platforms::run(store.clone(), secrets.clone(), outbound, shutdown.clone());
+        let posts = post::run(store.clone(), secrets.clone(), outbound, shutdown.clone());
         let services = Services { outbound: to_guards, secrets };
         let cause_window = args.timing.cause_window();
         let operate = operator::run(config, store.clone(), client, services, cause_window, shutdown.clone());

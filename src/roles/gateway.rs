@@ -6,10 +6,13 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::{RoleError, open_store};
-use crate::admin::{self, Readiness};
-use crate::config::{AdminArgs, DatabaseArgs, EgressArgs, GatewayArgs, LogArgs, ReviewArgs, WorkerTlsArgs, listen};
+use crate::admin::{self, AdminArgs, Readiness, listen};
+use crate::egress::EgressArgs;
+use crate::gateway::args::{GatewayArgs, ReviewArgs, WorkerTlsArgs};
 use crate::gateway::{self, GatewayError, Listeners};
+use crate::local::database::DatabaseArgs;
 use crate::operator::{self, review::TokenReviewer, secrets::KubeSecrets};
+use crate::telemetry::LogArgs;
 
 /// Serve clients and workers; run as many replicas as you like.
 #[derive(Debug, Clone, clap::Args)]

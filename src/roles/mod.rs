@@ -1,7 +1,9 @@
 //! One binary, a subcommand a role.
 
 mod controller;
+mod dev;
 mod gateway;
+mod timing;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,9 +11,10 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::CannotListen;
 use crate::cli::{self, CliError};
-use crate::config::{CannotListen, DatabaseArgs};
-use crate::local::{database, dev};
+use crate::local::database;
+use crate::local::database::DatabaseArgs;
 use crate::store::Store;
 use crate::worker;
 

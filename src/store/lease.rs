@@ -7,7 +7,7 @@ use super::batch::retry_races;
 use super::fail::bury;
 use super::pool::bounded;
 use super::{Notice, Store, StoreError};
-use crate::crd::defaults;
+use crate::turn::defaults;
 use crate::turn::keys::{GatewayId, Incarnation, StartId};
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;

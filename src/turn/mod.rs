@@ -2,6 +2,7 @@
 
 pub mod cursor;
 pub mod decide;
+pub mod defaults;
 pub mod frame;
 pub mod keys;
 pub mod reason;

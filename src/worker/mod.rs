@@ -34,7 +34,7 @@ use self::client::CallError;
 use self::identity::NoSession;
 use self::options::Common;
 use self::run::Ended;
-use crate::config::LogArgs;
+use crate::telemetry::LogArgs;
 
 /// Exit code: the gateway says that this worker's lease is dead (410).
 pub const EXIT_GONE: u8 = 3;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use tokio::sync::watch;
 
-use crate::local::spawn::Spawner;
+use crate::child::spawn::Spawner;
 use crate::wire::env;
 
 /// A program in a process group of its own.

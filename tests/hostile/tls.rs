@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use lastword::config::WorkerTlsArgs;
 use lastword::gateway::GatewayConfig;
+use lastword::gateway::args::WorkerTlsArgs;
 use lastword::tls::{Authorities, http_trusting};
 use lastword::wire::{Credential, FinishResult};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lastword::fleet::Leadership;
+use lastword::leadership::Leadership;
 use lastword::operator::OperatorConfig;
 use lastword::operator::leader::elect;
 use lastword::store::{PoolSizes, Store};

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use futures::future::BoxFuture;
-use lastword::dispatch::identity::{PodIdentity, ReviewError, Reviewer};
 use lastword::turn::reason::Reason;
 use lastword::turn::terminal::Failure;
 use lastword::wire::{Credential, Session};
+use lastword::worker_port::identity::{PodIdentity, ReviewError, Reviewer};
 use reqwest::StatusCode;
 use serde_json::json;
 use tokio::process::{Child, Command};

@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use lastword::deliver::egress::{Egress, Outbound, Reach};
-use lastword::fleet::Leadership;
+use lastword::egress::{Egress, Outbound, Reach};
 use lastword::guard::Services;
+use lastword::leadership::Leadership;
 use lastword::operator::turns;
 use lastword::secrets::NoSecrets;
 use lastword::turn::keys::TurnId;

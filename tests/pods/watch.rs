@@ -136,7 +136,7 @@ async fn news_waits_for_the_database_that_knows_the_pod(db: Db) {
         let (server, client) = ApiServer::start().await;
         server.put(pod(oom_killed()));
         scene.server = server;
-        (Pods::new(client, db.store.clone(), config()), lastword::fleet::Leadership::always())
+        (Pods::new(client, db.store.clone(), config()), lastword::leadership::Leadership::always())
     };
     scene.deaths = PodRuntime(pods.clone()).deaths();
     tokio::spawn(Arc::clone(&pods).watch(scene.shutdown.clone()));

@@ -10,9 +10,9 @@ pub mod forwarder;
 use std::time::{Duration, Instant};
 
 use lastword::gateway::{self, GatewayConfig, GatewayError, Listeners};
-use lastword::liveness;
 use lastword::local::postgres::{Embedded, Options, Version};
 use lastword::store::{PoolSizes, Retention, Store};
+use lastword::sweep;
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
 use tokio::runtime::Runtime;
@@ -173,7 +173,7 @@ impl Sweeper {
     pub fn start(store: Store) -> Sweeper {
         let shutdown = CancellationToken::new();
         let every = Duration::from_millis(100);
-        tokio::spawn(liveness::sweep(store, Retention::default(), every, shutdown.clone()));
+        tokio::spawn(sweep::sweep(store, Retention::default(), every, shutdown.clone()));
         Sweeper(shutdown)
     }
 }

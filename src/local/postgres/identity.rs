@@ -18,7 +18,7 @@ use rustix::process::Signal;
 
 use super::directory::Claim;
 use super::error::{Error, at};
-use crate::local::spawn::{Namespace, Spawner};
+use crate::child::spawn::{Namespace, Spawner};
 
 /// The uid and gid of `nobody` where /etc/passwd does not tell.
 const NOBODY: (u32, u32) = (65534, 65534);

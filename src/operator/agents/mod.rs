@@ -33,7 +33,7 @@ use ready::Verdict;
 use super::events::LastFailures;
 use super::{OperatorConfig, watch};
 use crate::crd::{Agent, AgentSpec, AgentStatus};
-use crate::fleet::Leadership;
+use crate::leadership::Leadership;
 use crate::store::{AgentCounts, Store, StoreError};
 
 /// Looks at what is to be projected, dried or patched this often.

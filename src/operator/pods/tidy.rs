@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::classify::{PodEvent, Verdict, adapter_ended, classify, is_over};
 use super::{CALL, Pods, build, is_ours};
-use crate::fleet::Leadership;
+use crate::leadership::Leadership;
 use crate::operator::call::bounded_by;
 
 /// Between two rounds.

@@ -7,11 +7,11 @@ use kube::client::Body;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::deliver::egress::{Egress, Outbound, Reach};
+use crate::agents::Agents;
+use crate::egress::{Egress, Outbound, Reach};
 use crate::guard::Services;
 use crate::secrets::NoSecrets;
 use crate::store::{ObjectState, Standing};
-use crate::submit::Agents;
 use crate::turn::keys::GatewayId;
 
 /// Calls as `METHOD path`, with their answers in order.

@@ -32,10 +32,11 @@ use tokio_util::sync::CancellationToken;
 pub use drive::Wakes;
 pub use status::stamp;
 
-use crate::fleet::Leadership;
+use crate::agents::Agents;
 use crate::guard::Services;
+use crate::leadership::Leadership;
 use crate::store::{Notice, Store};
-use crate::submit::{Agents, Submitter};
+use crate::submit::Submitter;
 use crate::turn::keys::GatewayId;
 use act::Hands;
 

@@ -16,10 +16,10 @@ use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use super::identity::{Reviewer, Reviews};
-use super::live::{LiveLogs, Refused};
-use super::workers::{Worker, Workers};
-use crate::gateway::problem::Problem;
-use crate::liveness::Heartbeats;
+use crate::dispatch::live::{LiveLogs, Refused};
+use crate::dispatch::workers::{Worker, Workers};
+use crate::heartbeat::Heartbeats;
+use crate::problem::Problem;
 use crate::store::{ConnectError, Connected, FinishError, Replica, Store, WorkerWord};
 use crate::turn::frame::{Frame, Span};
 use crate::turn::keys::{Incarnation, TurnId};
@@ -78,7 +78,7 @@ impl WorkerPort {
             .route("/worker/v1/finish", post(finish))
             .route("/worker/v1/heartbeat", post(heartbeat))
             .route("/worker/v1/goodbye", post(goodbye))
-            .route("/peer/v1/turns/{id}/frames", get(super::follow::frames))
+            .route("/peer/v1/turns/{id}/frames", get(super::peers::frames))
             .fallback(|| async { Problem::not_found("path; this is the worker port") })
             .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
             .with_state(self)

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
 use super::endpoint::WorkerPort;
-use crate::gateway::problem::Problem;
+use crate::problem::Problem;
 use crate::store::PodSession;
 use crate::wire::{Credential, Session};
 

@@ -4,8 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::check::{FieldError, InvalidAgent, check_spec};
-use super::{Agent, GROUP, VERSION};
+use crate::crd::{Agent, FieldError, GROUP, InvalidAgent, VERSION, check_spec};
 
 /// Why a file of Agents was refused. Documents count from 1.
 #[derive(Debug, thiserror::Error)]

@@ -4,7 +4,6 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use crate::store::StoreError;
 use crate::turn::reason::Reason;
 
 /// The media type of a problem.
@@ -80,20 +79,5 @@ impl IntoResponse for Problem {
             response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
         }
         response
-    }
-}
-
-impl From<StoreError> for Problem {
-    fn from(error: StoreError) -> Self {
-        match error {
-            StoreError::Refused(why) => {
-                tracing::warn!(%why, "the database refused a request's content");
-                Problem::bad_request("the content cannot be stored")
-            }
-            StoreError::Unavailable(why) | StoreError::Raced(why) | StoreError::Schema(why) => {
-                tracing::warn!(%why, "a request was answered 503");
-                Problem::unavailable()
-            }
-        }
     }
 }

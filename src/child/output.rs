@@ -12,7 +12,7 @@ const TAIL: usize = 8 * 1024;
 
 /// The end of what a worker printed. Shared with the one who reports its death.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Tail(Arc<Mutex<VecDeque<u8>>>);
+pub struct Tail(Arc<Mutex<VecDeque<u8>>>);
 
 impl Tail {
     fn push(&self, bytes: &[u8]) {
@@ -69,7 +69,7 @@ impl Lines {
 }
 
 /// Copies a stream to the log until it ends, and its end to `tail`.
-pub(super) async fn copy(mut from: impl AsyncRead + Unpin, tail: Option<Tail>, say: impl Fn(&str)) {
+pub async fn copy(mut from: impl AsyncRead + Unpin, tail: Option<Tail>, say: impl Fn(&str)) {
     let mut buffer = vec![0; 8 * 1024];
     let mut lines = Lines::default();
     loop {

@@ -8,11 +8,11 @@ use futures::StreamExt;
 use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::deliver::session::{Registered, Viewer};
 use crate::gateway::Gateway;
 use crate::gateway::auth::Caller;
-use crate::gateway::problem::Problem;
+use crate::problem::Problem;
 use crate::store::Conversation;
+use crate::stream::session::{Registered, Viewer};
 use crate::turn::cursor::{Cursor, CursorError};
 use crate::turn::keys::{ConversationId, SessionId, TurnId, check_conversation};
 

@@ -17,6 +17,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use clap::Args;
 use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Client, RequestBuilder, Url, redirect};
@@ -58,6 +59,25 @@ pub enum Reach {
     Public,
     /// Into the cluster's ranges too.
     Cluster,
+}
+
+/// Where Agents' webhooks, Slack URLs and guardrails may be.
+#[derive(Debug, Clone, Args)]
+pub struct EgressArgs {
+    /// Networks (CIDR) that Agents' URLs may lead to though they are loopback, link-local or private; http is taken there
+    /// too. Guardrails may lead to private ones anyway. `dev` allows loopback.
+    #[arg(long, env = "LASTWORD_EGRESS_ALLOW", value_name = "CIDR,…", value_delimiter = ',')]
+    pub egress_allow: Vec<IpNet>,
+    /// Networks (CIDR) that no Agent's URL may lead to; wins over --egress-allow.
+    #[arg(long, env = "LASTWORD_EGRESS_DENY", value_name = "CIDR,…", value_delimiter = ',')]
+    pub egress_deny: Vec<IpNet>,
+}
+
+impl EgressArgs {
+    /// The rules.
+    pub fn egress(&self) -> Egress {
+        Egress { allow: self.egress_allow.clone(), deny: self.egress_deny.clone() }
+    }
 }
 
 /// The operator's lists; empty by default.

@@ -10,7 +10,7 @@ use axum::http::StatusCode;
 use axum::routing::{get, post};
 
 use super::Gateway;
-use super::problem::Problem;
+use crate::problem::Problem;
 
 /// The largest body that a client may send, in bytes.
 pub const MAX_BODY_BYTES: usize = 1024 * 1024;

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::gateway::Gateway;
 use crate::gateway::auth::Caller;
-use crate::gateway::problem::Problem;
+use crate::problem::Problem;
 use crate::store::{Conversation, ListFilter, Record};
 use crate::turn::keys::TurnId;
 use crate::turn::reason::Reason;

@@ -1,25 +1,4 @@
-//! Carrying terminals to where they are shown.
-//!
-//! The `api` platform, sessions over SSE, in gateways:
-//!
-//! - [`sse`]: the letter of a frame
-//! - [`render`]: what of a turn is yet to be shown on a cursor
-//! - [`session`]: a client's stream on a conversation or on one turn
-//! - [`run`]: the delivery loop; a row means "shown to nobody yet"
-//!
-//! The platforms of Agents, in controllers:
-//!
-//! - [`platforms`]: takes rows and posts them, again until they are taken
-//! - [`webhook`], [`slack`]: what is posted
-//! - [`egress`]: where it may go
-
-pub mod egress;
-pub mod platforms;
-pub mod render;
-pub mod session;
-pub mod slack;
-pub mod sse;
-pub mod webhook;
+//! The delivery loop of the platform `api`: what a terminal that nobody was shown yet leads to.
 
 use std::collections::HashSet;
 use std::time::Duration;

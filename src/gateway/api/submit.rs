@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::MAX_BODY_BYTES;
 use crate::gateway::Gateway;
 use crate::gateway::auth::Caller;
-use crate::gateway::problem::Problem;
+use crate::problem::Problem;
 use crate::store::ArmError;
 use crate::submit::{Submission, SubmitError};
 use crate::turn::cursor::Cursor;

@@ -13,8 +13,9 @@ use bytes::Bytes;
 use futures::Stream;
 use tokio_util::sync::CancellationToken;
 
+use super::delivery::Shown as ShownTurns;
 use super::render::{self, Owed, Scope};
-use super::{Shown as ShownTurns, sse};
+use super::sse;
 use crate::dispatch::feeds::{Feed, Feeds};
 use crate::dispatch::follow::Follower;
 use crate::dispatch::live::LiveLogs;

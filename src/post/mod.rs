@@ -5,6 +5,9 @@
 //! last, and removes it after a 2xx. Everything about an attempt is read for it: the Agent's spec, the URL, the signing
 //! secret. What fails is tried again with growing pauses ([`next`]), and at last given up: parked with its problem.
 
+mod slack;
+mod webhook;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,9 +17,8 @@ use time::OffsetDateTime;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::egress::{self, Outbound};
-use super::{slack, webhook};
 use crate::crd::{AgentSpec, Platform, SecretKeyRef};
+use crate::egress::{self, Outbound};
 use crate::secrets::Secrets;
 use crate::store::{DuePost, Place, Record, Store, StoreError};
 use crate::turn::keys::GatewayId;

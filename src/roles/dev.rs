@@ -8,18 +8,22 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::agents_file::{self, AgentsError};
-use super::database::{self, DatabaseError};
-use super::secrets::LocalSecrets;
-use crate::admin::{self, Readiness};
-use crate::config::{AdminArgs, CannotListen, DatabaseArgs, EgressArgs, GatewayArgs, LogArgs, TimingArgs, listen};
-use crate::deliver::egress::{Outbound, Reach};
-use crate::deliver::platforms;
+use super::timing::TimingArgs;
+use crate::admin::{self, AdminArgs, CannotListen, Readiness, listen};
+use crate::egress::{EgressArgs, Outbound, Reach};
 use crate::fleet::process::{ProcessConfig, ProcessRuntime};
-use crate::fleet::{self, FleetConfig, Leadership};
+use crate::fleet::{self, FleetConfig};
+use crate::gateway::args::GatewayArgs;
 use crate::gateway::{self, GatewayConfig, GatewayError, Listeners};
-use crate::liveness;
+use crate::leadership::Leadership;
+use crate::local::agents_file::{self, AgentsError};
+use crate::local::database::{self, DatabaseArgs, DatabaseError};
+use crate::local::postgres::Embedded;
+use crate::local::secrets::LocalSecrets;
+use crate::post;
 use crate::store::{Store, StoreError};
+use crate::sweep;
+use crate::telemetry::LogArgs;
 
 /// Run everything on one machine: Postgres, gateway, controller, and workers as child processes.
 #[derive(Debug, Clone, clap::Args)]
@@ -97,13 +101,13 @@ pub async fn run(args: DevArgs, shutdown: CancellationToken) -> Result<(), DevEr
     let stop_fleet = shutdown.child_token();
     tokio::spawn(admin::run(admin, store.clone(), readiness.clone(), stop_rest.clone()));
     tokio::spawn(agents_file::watch(store.clone(), args.agents.clone(), stop_rest.clone()));
-    let sweep = tokio::spawn(liveness::sweep(
+    let sweep = tokio::spawn(sweep::sweep(
         store.clone(),
         args.timing.retention(),
         args.timing.sweep_every(),
         stop_rest.clone(),
     ));
-    let posts = tokio::spawn(platforms::run(store.clone(), Arc::new(secrets.clone()), outbound, stop_rest.clone()));
+    let posts = tokio::spawn(post::run(store.clone(), Arc::new(secrets.clone()), outbound, stop_rest.clone()));
     let mut gateway =
         tokio::spawn(gateway::run(config.clone(), store.clone(), Listeners { clients, workers }, stop_rest.clone()));
     let runtime = Arc::new(ProcessRuntime::new(ProcessConfig {
@@ -141,7 +145,7 @@ pub async fn run(args: DevArgs, shutdown: CancellationToken) -> Result<(), DevEr
     ended
 }
 
-async fn postgres_ended(embedded: Option<&super::postgres::Embedded>) {
+async fn postgres_ended(embedded: Option<&Embedded>) {
     match embedded {
         Some(embedded) => drop(embedded.exited().await),
         None => std::future::pending().await,

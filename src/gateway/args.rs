@@ -1,0 +1,89 @@
+//! The flags of a gateway: its ports and limits, TLS on the worker port, and whether it asks Kubernetes who a pod is.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use rustls::pki_types::{InvalidDnsNameError, ServerName};
+
+use super::{AuthMode, GatewayConfig, WorkerTls};
+use crate::dispatch::follow;
+use crate::tls::{self, TlsError};
+
+/// The gateway's ports and limits.
+#[derive(Debug, Clone, Args)]
+pub struct GatewayArgs {
+    /// Where clients connect.
+    #[arg(long, env = "LASTWORD_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// Where workers connect; never for clients to reach.
+    #[arg(long, env = "LASTWORD_WORKER_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:8081")]
+    pub worker_listen: SocketAddr,
+    /// Base URL of the worker port as workers and other replicas reach it [default: http:// or https://, and the worker
+    /// port's address].
+    #[arg(long, env = "LASTWORD_ADVERTISE", value_name = "URL")]
+    pub advertise: Option<String>,
+    /// How callers are known. `none`: everybody is the local operator, on loopback alone.
+    #[arg(long, env = "LASTWORD_AUTH", value_name = "MODE", default_value = "none")]
+    pub auth: AuthMode,
+    /// SSE streams that may be open at once.
+    #[arg(long, env = "LASTWORD_MAX_STREAMS", value_name = "COUNT", default_value_t = 20_000)]
+    pub max_streams: usize,
+}
+
+impl GatewayArgs {
+    /// The gateway's configuration; `workers` is the address that the worker port really has.
+    pub fn config(&self, workers: SocketAddr, worker_tls: Option<WorkerTls>) -> GatewayConfig {
+        let scheme = if worker_tls.is_some() { "https" } else { "http" };
+        GatewayConfig {
+            auth: self.auth,
+            advertise: self.advertise.clone().unwrap_or_else(|| format!("{scheme}://{workers}")),
+            worker_tls,
+            max_streams: self.max_streams,
+            ..GatewayConfig::default()
+        }
+    }
+}
+
+/// TLS on the gateway's worker port. Files are PEM, and looked at again every few seconds.
+#[derive(Debug, Clone, Args)]
+pub struct WorkerTlsArgs {
+    /// The worker port's certificate, with its chain: with it, the port speaks HTTPS alone.
+    #[arg(long, env = "LASTWORD_WORKER_TLS_CERT", value_name = "FILE", requires = "worker_tls_key")]
+    pub worker_tls_cert: Option<PathBuf>,
+    /// Its private key.
+    #[arg(long, env = "LASTWORD_WORKER_TLS_KEY", value_name = "FILE", requires = "worker_tls_cert")]
+    pub worker_tls_key: Option<PathBuf>,
+    /// The authorities that other replicas' certificates are held against [default: the system's].
+    #[arg(long, env = "LASTWORD_WORKER_TLS_CA", value_name = "FILE", requires = "worker_tls_cert")]
+    pub worker_tls_ca: Option<PathBuf>,
+    /// The name in other replicas' certificates, where all have one for a name that they share [default: the host in their
+    /// --advertise].
+    #[arg(long, env = "LASTWORD_WORKER_TLS_NAME", value_name = "NAME", requires = "worker_tls_cert", value_parser = server_name)]
+    pub worker_tls_name: Option<ServerName<'static>>,
+}
+
+impl WorkerTlsArgs {
+    /// Reads the files, if there are any.
+    ///
+    /// # Errors
+    /// What is wrong with which of them.
+    pub fn worker_tls(&self) -> Result<Option<WorkerTls>, TlsError> {
+        let (Some(certificate), Some(key)) = (&self.worker_tls_cert, &self.worker_tls_key) else { return Ok(None) };
+        let port = tls::server(certificate, key)?;
+        let peers = tls::client(self.worker_tls_ca.as_deref(), self.worker_tls_name.as_ref(), follow::client)?;
+        Ok(Some(WorkerTls { port, peers }))
+    }
+}
+
+fn server_name(text: &str) -> Result<ServerName<'static>, InvalidDnsNameError> {
+    ServerName::try_from(text.to_owned())
+}
+
+/// Whether, and for which callers, the gateway asks Kubernetes.
+#[derive(Debug, Clone, Args)]
+pub struct ReviewArgs {
+    /// Let pods prove who they are by a token of their ServiceAccount (TokenReview): the gateway must run in the cluster.
+    #[arg(long, env = "LASTWORD_TOKEN_REVIEW")]
+    pub token_review: bool,
+}
