@@ -40,16 +40,20 @@
 
 pub mod admin;
 pub mod agents;
+pub mod backoff;
 pub mod child;
 pub mod cli;
 pub mod crd;
 pub mod dispatch;
 pub mod egress;
+pub mod every;
 pub mod fleet;
 pub mod gateway;
 pub mod guard;
 pub mod heartbeat;
+mod ids;
 pub mod leadership;
+pub mod lines;
 pub mod local;
 pub mod operator;
 pub mod post;
@@ -66,3 +70,6 @@ pub mod turn;
 pub mod wire;
 pub mod worker;
 pub mod worker_port;
+
+#[cfg(test)]
+mod architecture;

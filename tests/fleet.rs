@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use lastword::fleet::process::{ProcessConfig, ProcessRuntime};
-use lastword::fleet::{FleetConfig, WorkerRuntime, fail_former_boots, run};
+use lastword::fleet::{FleetConfig, WorkerRuntime, fail_former_boots, run, wake_on_notices};
 use lastword::leadership::Leadership;
 use lastword::local::postgres::{Embedded, Options, Shutdown};
 use lastword::store::{Arm, ClaimFor, Lease, LeasePhase, NewStart, PoolSizes, Store};
@@ -91,13 +91,7 @@ impl Scene {
             wake.clone(),
             shutdown.clone(),
         ));
-        let mut notices = store.listen().await.expect("listens");
-        let ear = wake.clone();
-        tokio::spawn(async move {
-            while notices.next().await.is_ok() {
-                ear.notify_one();
-            }
-        });
+        tokio::spawn(wake_on_notices(store.hear(), wake.clone(), shutdown.clone()));
         Scene { store, runtime, wake, shutdown, fleet, directory }
     }
 

@@ -34,7 +34,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::leadership::Leadership;
-use crate::store::{Notice, Store};
+use crate::store::{Heard, Hearing, Notice, Store};
 pub use process::fail_former_boots;
 pub use runtime::{Death, StartRequest, WorkerRuntime};
 
@@ -105,35 +105,18 @@ pub async fn run(
     }
 }
 
-/// Wakes the fleet when this process changed something that may have to be started, looked at or stopped.
-pub async fn wake_on_notices(store: Store, wake: Arc<Notify>, shutdown: CancellationToken) {
-    let mut notices = store.local_notices();
+/// Wakes the fleet, until `shutdown`, when something changed that may have to be started, looked at or stopped.
+pub async fn wake_on_notices(mut hearing: Hearing, wake: Arc<Notify>, shutdown: CancellationToken) {
     loop {
         let heard = tokio::select! {
-            heard = notices.recv() => heard,
+            heard = hearing.next() => heard,
             () = shutdown.cancelled() => return,
         };
-        // A listener that lagged behind has missed something.
-        if heard.as_ref().map_or(true, is_news) {
-            wake.notify_one();
+        match heard {
+            Heard::Missed | Heard::Notice(Notice::WorkerGroup(..) | Notice::Worker(_) | Notice::Agents) => {
+                wake.notify_one();
+            }
+            Heard::Notice(Notice::Conversation(_) | Notice::Keys) => {}
         }
     }
-}
-
-/// The same for what other processes changed: they say so through the database.
-pub async fn wake_on_news(store: Store, wake: Arc<Notify>, shutdown: CancellationToken) {
-    let mut news = store.news();
-    loop {
-        let heard = tokio::select! {
-            heard = news.next() => heard,
-            () = shutdown.cancelled() => return,
-        };
-        if heard.is_none_or(|some| some.iter().any(is_news)) {
-            wake.notify_one();
-        }
-    }
-}
-
-fn is_news(notice: &Notice) -> bool {
-    matches!(notice, Notice::WorkerGroup(..) | Notice::Worker(_) | Notice::Agents)
 }

@@ -24,7 +24,7 @@ use crate::egress::{Egress, Outbound, Reach};
 use crate::guard::Services;
 use crate::heartbeat::Heartbeats;
 use crate::secrets::{NoSecrets, Secrets};
-use crate::store::{Notice, Replica, Store};
+use crate::store::{Heard, Notice, Replica, Store};
 use crate::stream::delivery::{self, Shown};
 use crate::stream::session::Streams;
 use crate::submit::Submitter;
@@ -177,8 +177,7 @@ pub async fn run(
     tasks.spawn(delivery::poll(store.clone(), feeds.clone(), background.clone()));
     tasks.spawn(submitter.reguard(background.clone()));
     let hints = Hints { store, gateway: gateway.clone(), feeds, workers: workers.clone() };
-    tasks.spawn(hints.clone().hear_local(background.clone()));
-    tasks.spawn(hints.hear_others(background.clone()));
+    tasks.spawn(hints.hear(background.clone()));
 
     let clients = serve::serve(listeners.clients, api::router(gateway), &config, None, shutdown.clone());
     let worker_side = serve::serve(listeners.workers, port.router(), &config, port_tls, shutdown.clone());
@@ -193,7 +192,6 @@ pub async fn run(
 }
 
 /// Turns notices into looks.
-#[derive(Clone)]
 struct Hints {
     store: Store,
     gateway: Gateway,
@@ -232,36 +230,18 @@ impl Hints {
         self.gateway.auth.forget();
     }
 
-    /// What this process changed itself.
-    async fn hear_local(self, shutdown: CancellationToken) {
-        let mut local = self.store.local_notices();
+    /// Hears of changes until `shutdown`.
+    async fn hear(self, shutdown: CancellationToken) {
+        let mut hearing = self.store.hear();
         let mut refresh = tokio::time::interval(REFRESH_EVERY);
         loop {
             tokio::select! {
-                heard = local.recv() => match heard {
-                    Ok(notice) => self.take(notice).await,
-                    Err(_) => self.look_at_everything(),
+                heard = hearing.next() => match heard {
+                    Heard::Notice(notice) => self.take(notice).await,
+                    Heard::Missed => self.look_at_everything(),
                 },
                 _ = refresh.tick() => self.refresh_agents().await,
                 () = shutdown.cancelled() => return,
-            }
-        }
-    }
-
-    /// What other replicas changed.
-    async fn hear_others(self, shutdown: CancellationToken) {
-        let mut news = self.store.news();
-        loop {
-            let heard = tokio::select! {
-                heard = news.next() => heard,
-                () = shutdown.cancelled() => return,
-            };
-            let Some(notices) = heard else {
-                self.look_at_everything();
-                continue;
-            };
-            for notice in notices {
-                self.take(notice).await;
             }
         }
     }

@@ -112,7 +112,6 @@ pub async fn run(
         pods.clone().observe(shutdown.clone()),
         pods.tidy(leadership.clone(), shutdown.clone()),
         fleet::run(store.clone(), runtime, fleet_config, leadership, wake.clone(), shutdown.clone()),
-        fleet::wake_on_notices(store.clone(), wake.clone(), shutdown.clone()),
-        fleet::wake_on_news(store, wake, shutdown),
+        fleet::wake_on_notices(store.hear(), wake, shutdown),
     );
 }

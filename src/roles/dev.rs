@@ -118,7 +118,7 @@ pub async fn run(args: DevArgs, shutdown: CancellationToken) -> Result<(), DevEr
     }));
     let fleet_config = FleetConfig { cause_window: args.timing.cause_window(), ..FleetConfig::default() };
     let wake = Arc::new(Notify::new());
-    tokio::spawn(fleet::wake_on_notices(store.clone(), wake.clone(), stop_fleet.clone()));
+    tokio::spawn(fleet::wake_on_notices(store.hear_own(), wake.clone(), stop_fleet.clone()));
     let fleet =
         tokio::spawn(fleet::run(store.clone(), runtime, fleet_config, Leadership::always(), wake, stop_fleet.clone()));
     readiness.set();

@@ -62,7 +62,7 @@ pub use gate::GateState;
 pub use guard::GuardedTurn;
 pub use heartbeat::{Beat, BeatAnswer, Replica};
 pub use lease::{ConnectError, Connected, Lease, LeasePhase, NewStart, WorkerGroupDemand};
-pub use notify::{News, Notice, Notices};
+pub use notify::{Heard, Hearing, Notice};
 pub use object::{MAX_STATUS_TEXT, ObjectRef, ObjectRow, ObjectState, Standing};
 pub use output::{Append, AppendError};
 pub use pod::{PodSession, RecordedPod};

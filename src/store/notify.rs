@@ -1,14 +1,17 @@
 //! Wake-ups between replicas: NOTIFY after commit, coalesced, from one task a replica.
 //!
 //! A notice is a hint. Whoever waits for one also polls, and a listener that lost its connection is told so
-//! ([`Notices::next`] yields `None`), because what came meanwhile is lost.
+//! ([`Heard::Missed`]), because what came meanwhile is lost.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgListener;
 use tokio::sync::{broadcast, mpsc};
+use tokio_stream::wrappers::BroadcastStream;
 use uuid::Uuid;
 
 use super::pool::{Pool, bounded};
@@ -106,16 +109,85 @@ fn pack(id: Uuid, notices: impl Iterator<Item = Notice>) -> Vec<String> {
     payloads
 }
 
-/// A replica's ear.
-pub struct Notices {
+/// One connection's LISTEN.
+struct Listener {
     listener: PgListener,
     own: Uuid,
 }
 
+/// What somebody who waits for changes is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Heard {
+    /// This may have changed.
+    Notice(Notice),
+    /// Something may have been missed: look at everything.
+    Missed,
+}
+
+/// Notices as they come, from this process and, unless only its own are wanted, from others.
+///
+/// A connection that is lost is made again; since what came meanwhile is lost too, the hearer is told [`Heard::Missed`],
+/// also at the beginning. It never ends.
+pub struct Hearing {
+    heard: BoxStream<'static, Heard>,
+}
+
+impl Hearing {
+    /// The next notice. Cancel-safe.
+    pub async fn next(&mut self) -> Heard {
+        match self.heard.next().await {
+            Some(heard) => heard,
+            None => std::future::pending().await,
+        }
+    }
+}
+
 impl Store {
-    /// What this process itself changed, at once and without the database.
-    pub fn local_notices(&self) -> broadcast::Receiver<Notice> {
-        self.notices.local.subscribe()
+    /// What this process and others change, from now on.
+    pub fn hear(&self) -> Hearing {
+        let others = futures::stream::unfold((self.clone(), None), |(store, listener)| async move {
+            let (heard, listener) = store.hear_others(listener).await;
+            Some((futures::stream::iter(heard), (store, Some(listener))))
+        });
+        Hearing { heard: futures::stream::select(self.own_notices(), others.flatten()).boxed() }
+    }
+
+    /// What this process changes, at once and without the database: for a process that has the database to itself.
+    pub fn hear_own(&self) -> Hearing {
+        Hearing { heard: self.own_notices().boxed() }
+    }
+
+    fn own_notices(&self) -> impl Stream<Item = Heard> + Send + 'static {
+        // A hearer that lags behind has missed something.
+        BroadcastStream::new(self.notices.local.subscribe()).map(|heard| heard.map_or(Heard::Missed, Heard::Notice))
+    }
+
+    /// The next notices of others, and the connection that they came by.
+    async fn hear_others(&self, listener: Option<Listener>) -> (Vec<Heard>, Listener) {
+        let mut listener = listener;
+        loop {
+            match listener.take() {
+                Some(mut open) => match open.next().await {
+                    Ok(heard) => return (heard, open),
+                    // It is made again below, after a pause.
+                    Err(error) => tracing::debug!(%error, "the connection that hears notices is lost"),
+                },
+                None => {
+                    if let Ok(open) = self.listen().await {
+                        return (vec![Heard::Missed], open);
+                    }
+                }
+            }
+            tokio::time::sleep(LISTEN_AGAIN).await;
+        }
+    }
+
+    /// Starts to listen to the other replicas, on a connection of its own.
+    async fn listen(&self) -> Result<Listener, StoreError> {
+        let pool = super::pool(1).connect_lazy_with((*self.listen).clone());
+        let mut listener = PgListener::connect_with(&pool).await?;
+        bounded(async { Ok(listener.listen(CHANNEL).await?) }).await?;
+        Ok(Listener { listener, own: self.notices.id })
     }
 
     /// API keys were changed by hand: gateways are told before this returns.
@@ -128,49 +200,12 @@ impl Store {
             .execute(&self.general)
             .await;
     }
-
-    /// What other replicas change, from when it is first asked.
-    pub fn news(&self) -> News {
-        News { store: self.clone(), notices: None }
-    }
-
-    /// Starts to listen to the other replicas, on a connection of its own.
-    pub async fn listen(&self) -> Result<Notices, StoreError> {
-        let pool = super::pool(1).connect_lazy_with((*self.listen).clone());
-        let mut listener = PgListener::connect_with(&pool).await?;
-        bounded(async { Ok(listener.listen(CHANNEL).await?) }).await?;
-        Ok(Notices { listener, own: self.notices.id })
-    }
 }
 
-/// An ear that comes back: its connection is made again when it is lost.
-pub struct News {
-    store: Store,
-    notices: Option<Notices>,
-}
-
-impl News {
-    /// The next notices; `None` when something may have been missed, also at the beginning: look at everything now.
-    pub async fn next(&mut self) -> Option<Vec<Notice>> {
-        loop {
-            if let Some(notices) = &mut self.notices {
-                match notices.next().await {
-                    Ok(heard) => return heard,
-                    Err(_) => self.notices = None,
-                }
-            } else if let Ok(notices) = self.store.listen().await {
-                self.notices = Some(notices);
-                return None;
-            }
-            tokio::time::sleep(LISTEN_AGAIN).await;
-        }
-    }
-}
-
-impl Notices {
-    /// The next notices; `None` when the connection was lost and with it, perhaps, some: look at everything now.
-    pub async fn next(&mut self) -> Result<Option<Vec<Notice>>, StoreError> {
-        let heard = loop {
+impl Listener {
+    /// The next notices of other processes; none if they were this one's own.
+    async fn next(&mut self) -> Result<Vec<Heard>, StoreError> {
+        let notification = loop {
             match tokio::time::timeout(QUIET, self.listener.try_recv()).await {
                 Ok(heard) => break heard?,
                 Err(_) => {
@@ -178,16 +213,13 @@ impl Notices {
                 }
             }
         };
-        match heard {
-            Some(notification) => {
-                let mut lines = notification.payload().lines();
-                if lines.next().is_some_and(|id| id == self.own.to_string()) {
-                    return Ok(Some(Vec::new()));
-                }
-                Ok(Some(lines.filter_map(|line| serde_json::from_str(line).ok()).collect()))
-            }
-            None => Ok(None),
+        // `None`: the connection was lost and made again, and with it, perhaps, some notices.
+        let Some(notification) = notification else { return Ok(vec![Heard::Missed]) };
+        let mut lines = notification.payload().lines();
+        if lines.next().is_some_and(|id| id == self.own.to_string()) {
+            return Ok(Vec::new());
         }
+        Ok(lines.filter_map(|line| serde_json::from_str(line).ok()).map(Heard::Notice).collect())
     }
 }
 

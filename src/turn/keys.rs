@@ -11,14 +11,6 @@ macro_rules! id {
         #[serde(transparent)]
         pub struct $name(pub Uuid);
 
-        impl $name {
-            /// A new one, ordered by time (UUID v7).
-            #[expect(clippy::new_without_default, reason = "a fresh identifier is no default")]
-            pub fn new() -> Self {
-                $name(Uuid::now_v7())
-            }
-        }
-
         impl std::fmt::Display for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 self.0.fmt(f)

@@ -1,6 +1,6 @@
 //! Deliveries: "shown to nobody yet" (design §2, invariant 2; §3, step 7).
 
-use lastword::store::{Notice, Place};
+use lastword::store::{Heard, Notice, Place};
 use lastword::turn::keys::{ConversationId, GatewayId, SessionId, TurnId};
 use lastword::turn::routing::Routing;
 
@@ -82,13 +82,11 @@ async fn a_row_without_a_session_is_parked(db: Db) {
     let gateway = GatewayId(uuid::Uuid::nil());
     db.store.register_session(session, gateway, "acme", conversation, true).await.expect("registers");
     tick(&db.store, &[]).await;
-    let mut notices = db.another_store().listen().await.expect("another replica listens");
+    let mut hearing = db.another_store().hear();
+    assert_eq!(hearing.next().await, Heard::Missed, "another replica listens");
     db.store.put_back(&take().await).await.expect("puts back");
     assert_eq!(state().await.as_deref(), Some("ready"));
-    let woken = async {
-        while !notices.next().await.expect("listens").is_some_and(|n| n.contains(&Notice::Conversation(conversation))) {
-        }
-    };
+    let woken = async { while hearing.next().await != Heard::Notice(Notice::Conversation(conversation)) {} };
     tokio::time::timeout(std::time::Duration::from_secs(10), woken).await.expect("the session's replica is woken");
     let on = db.store.sessions_on(conversation).await.expect("reads");
     assert_eq!(on.iter().map(|s| (s.gateway, s.owner)).collect::<Vec<_>>(), [(gateway, true)]);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lastword::store::{PoolSizes, Store, StoreError};
+use lastword::store::{Heard, PoolSizes, Store, StoreError};
 use lastword::turn::keys::{Incarnation, TurnId};
 use lastword::turn::reason::Reason;
 
@@ -36,14 +36,15 @@ async fn a_silent_network_holds_nobody(db: Db) {
     for answer in all().await {
         answer.expect("the database is there");
     }
-    let mut notices = store.listen().await.expect("listens");
+    let mut hearing = store.hear();
+    assert_eq!(hearing.next().await, Heard::Missed, "it hears, and may have missed what came before");
     forwarder.silence();
-    let (answers, heard) = tokio::join!(all(), tokio::time::timeout(SOON, notices.next()));
-    for answer in answers {
+    for answer in all().await {
         assert!(matches!(answer, Err(StoreError::Unavailable(_))), "{answer:?}");
     }
-    assert!(heard.expect("it does not wait for ever").is_err());
     forwarder.mend();
+    let heard = tokio::time::timeout(SOON, hearing.next()).await;
+    assert_eq!(heard.expect("a silent connection is given up"), Heard::Missed);
     let begun = Instant::now();
     // One that was idle all the while is found out by its next call.
     while all().await.iter().any(Result::is_err) {

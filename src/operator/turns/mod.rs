@@ -35,7 +35,7 @@ pub use status::stamp;
 use crate::agents::Agents;
 use crate::guard::Services;
 use crate::leadership::Leadership;
-use crate::store::{Notice, Store};
+use crate::store::{Heard, Notice, Store};
 use crate::submit::Submitter;
 use crate::turn::keys::GatewayId;
 use act::Hands;
@@ -70,27 +70,14 @@ async fn hear(store: &Store, agents: &Agents, wakes: &Wakes) {
             wakes.agents.notify_one();
         }
     };
-    let local = async {
-        let mut notices = store.local_notices();
+    let heard = async {
+        let mut hearing = store.hear();
         loop {
-            match notices.recv().await {
-                Ok(Notice::Agents) => changed().await,
-                Ok(Notice::Conversation(_)) => wakes.terminals.notify_one(),
-                Ok(_) => {}
-                // Some were missed.
-                Err(_) => wakes.terminals.notify_one(),
-            }
-        }
-    };
-    let remote = async {
-        let mut news = store.news();
-        loop {
-            let heard = news.next().await;
-            let any = |of: fn(&Notice) -> bool| heard.as_ref().is_none_or(|some| some.iter().any(of));
-            if any(|notice| matches!(notice, Notice::Agents)) {
+            let heard = hearing.next().await;
+            if matches!(heard, Heard::Notice(Notice::Agents) | Heard::Missed) {
                 changed().await;
             }
-            if any(|notice| matches!(notice, Notice::Conversation(_))) {
+            if matches!(heard, Heard::Notice(Notice::Conversation(_)) | Heard::Missed) {
                 wakes.terminals.notify_one();
             }
         }
@@ -102,5 +89,5 @@ async fn hear(store: &Store, agents: &Agents, wakes: &Wakes) {
             changed().await;
         }
     };
-    tokio::join!(local, remote, refresh);
+    tokio::join!(heard, refresh);
 }
