@@ -4,8 +4,9 @@ use lastword::store::{Notice, Place};
 use lastword::turn::keys::{ConversationId, GatewayId, SessionId, TurnId};
 use lastword::turn::routing::Routing;
 
+use crate::steps::tick;
 use crate::support::Db;
-use crate::support::actors::{Worker, arm, armed, finish, tick};
+use crate::support::actors::{Worker, arm, armed, finish};
 
 /// Ends a turn on this platform; its delivery is due at once.
 async fn ended(db: &Db, worker: &Worker, platform: &str) -> (TurnId, ConversationId) {

@@ -2,8 +2,9 @@
 
 use lastword::turn::reason::Reason;
 
+use crate::steps::tick;
 use crate::support::Db;
-use crate::support::actors::{Worker, failure, finish, tick};
+use crate::support::actors::{Worker, failure, finish};
 
 /// A10: who was told to stop claims nothing more, finishes what it holds, and is told how long it has.
 async fn a_draining_worker_claims_nothing(db: Db) {

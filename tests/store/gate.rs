@@ -3,8 +3,9 @@
 use lastword::turn::keys::{StartId, TurnId};
 use lastword::turn::reason::Reason;
 
+use crate::steps::tick;
 use crate::support::Db;
-use crate::support::actors::{LEASE, Worker, failure, new_start, tick};
+use crate::support::actors::{LEASE, Worker, failure, new_start};
 
 /// The silent of every kind: a worker with a turn, a start that nobody connects to, a turn beyond its hard deadline.
 struct Silent {

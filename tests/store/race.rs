@@ -150,7 +150,7 @@ async fn a_heartbeat_against_the_sweep(db: Db) {
             for _ in 0..late {
                 other.ping().await.expect("answers");
             }
-            crate::support::actors::tick(&other, &[worker.beat(true)]).await
+            crate::steps::tick(&other, &[worker.beat(true)]).await
         };
         let (answers, _) = tokio::join!(beat, db.store.sweep());
         let lives = answers.contains_key(&worker.incarnation);

@@ -1,25 +1,25 @@
 //! B5: alive is alive. What looks like a death, and is none, fails no turn. (A stopped kubelet is a row of `serial::nodes`,
 //! a list that begins anew one of `serial::apiserver`.)
 
-use std::time::Instant;
+use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::support::agents::{ACTOR, busybox, shell, with, with_pod};
-use crate::support::cluster::{Cluster, SYSTEM};
-use crate::support::place::{Place, sketch};
-use crate::support::turns::Chat;
-use crate::support::{command, pause, processes, try_command, until};
+use crate::scene::agents::{ACTOR, busybox, shell, with, with_pod};
+use crate::scene::cluster::{Cluster, SYSTEM};
+use crate::scene::place::{Place, sketch};
+use crate::scene::turns::Chat;
+use crate::scene::{command, processes, try_command, until};
+use crate::support::wait::throughout;
 
 /// For these seconds nobody takes it for dead: a verdict needs its moment.
 async fn runs_on(place: &Place, chat: &Chat, seconds: u64) {
-    let begun = Instant::now();
-    while begun.elapsed().as_secs() < seconds {
+    throughout(Duration::from_secs(seconds), "it is taken for alive", async || {
         let record = place.api.record(&chat.turn).await;
-        assert_eq!(record["phase"], "Running", "it was taken for dead: {record}");
-        pause().await;
-    }
+        if record["phase"] == "Running" { Ok(()) } else { Err(record) }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

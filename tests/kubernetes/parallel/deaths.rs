@@ -4,11 +4,11 @@
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::agents::{
+use crate::scene::agents::{
     ACTOR, custom, exec, openai, server_config, shell, with, with_agent, with_pod, worker_config,
 };
-use crate::support::faults::{Fault, Row};
-use crate::support::times::Times;
+use crate::scene::faults::{Fault, Row};
+use crate::scene::times::Times;
 
 /// Rows whose times are compared are repeated.
 const REPETITIONS: usize = 5;

@@ -5,8 +5,8 @@ use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 use crate::fields::{Case, Table};
-use crate::support::cluster::Cluster;
-use crate::support::place::Place;
+use crate::scene::cluster::Cluster;
+use crate::scene::place::Place;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_field_of_an_agent() {

@@ -3,10 +3,10 @@
 use kube::ResourceExt;
 use serde_json::json;
 
-use crate::support::agents::{COUNT, counted, custom, exec, openai, server_config, shell, worker_config};
-use crate::support::cluster::Cluster;
-use crate::support::command;
-use crate::support::place::Place;
+use crate::scene::agents::{COUNT, counted, custom, exec, openai, server_config, shell, worker_config};
+use crate::scene::cluster::Cluster;
+use crate::scene::command;
+use crate::scene::place::Place;
 
 const FIRST_CHAT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/kubernetes/first-chat.yaml");
 

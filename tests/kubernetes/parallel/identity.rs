@@ -10,11 +10,11 @@ use reqwest::StatusCode;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::agents::{ACTOR, busybox, exec, shell, with};
-use crate::support::cluster::{Cluster, SYSTEM};
-use crate::support::jwt;
-use crate::support::place::Place;
-use crate::support::{processes, until};
+use crate::scene::agents::{ACTOR, busybox, exec, shell, with};
+use crate::scene::cluster::{Cluster, SYSTEM};
+use crate::scene::jwt;
+use crate::scene::place::Place;
+use crate::scene::{processes, until};
 
 const AUDIENCE: &str = "lastword.dev";
 const TOKEN_FILE: &str = "var/run/secrets/lastword.dev/token";

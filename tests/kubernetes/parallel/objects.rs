@@ -5,11 +5,12 @@ use lastword::crd::Phase;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::agents::{ACTOR, exec, shell};
-use crate::support::cluster::Cluster;
-use crate::support::place::Place;
-use crate::support::turns::{Object, is, status};
-use crate::support::{processes, until, within};
+use crate::scene::agents::{ACTOR, exec, shell};
+use crate::scene::cluster::Cluster;
+use crate::scene::place::Place;
+use crate::scene::turns::{Object, is, status};
+use crate::scene::{processes, until};
+use crate::support::wait::eventually_within;
 
 async fn patch(place: &Place, object: &Object, spec: Value) {
     let patch = Patch::Merge(json!({"spec": spec}));
@@ -31,7 +32,7 @@ async fn deleting_a_running_one_stops_its_work() {
     let (program, _) = processes::program_of(&turn).await;
 
     place.turns().delete(&object.name, &DeleteParams::default()).await.expect("deletes");
-    within(std::time::Duration::from_secs(5), "the object to be gone: it has no finalizer", async || {
+    eventually_within(std::time::Duration::from_secs(5), "the object to be gone: it has no finalizer", async || {
         match place.turns().get_opt(&object.name).await {
             Ok(None) => Ok(()),
             other => Err(format!("{other:?}")),
@@ -87,7 +88,7 @@ async fn its_agent_may_come_after_it() {
     // The wait is bounded: 60 s.
     let bound = std::time::Duration::from_secs(100);
     let ended = never.condition_within(&place, "Terminal", bound).await;
-    assert_eq!(crate::support::turns::reason(&ended), "AgentNotFound", "{:?}", ended.status);
+    assert_eq!(crate::scene::turns::reason(&ended), "AgentNotFound", "{:?}", ended.status);
     place.done().await;
 }
 
@@ -147,7 +148,7 @@ async fn what_is_wrong_with_it_is_its_terminal() {
     first.replied(&place, "one\n").await;
     let other = place.object_with("agent", "another", name).await;
     let ended = other.condition(&place, "Terminal").await;
-    assert_eq!(crate::support::turns::reason(&ended), "Conflict", "{:?}", ended.status);
+    assert_eq!(crate::scene::turns::reason(&ended), "Conflict", "{:?}", ended.status);
     place.done().await;
 }
 

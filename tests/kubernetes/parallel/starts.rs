@@ -6,10 +6,10 @@ use std::time::Duration;
 use kube::api::DeleteParams;
 use serde_json::{Value, json};
 
-use crate::support::agents::{ACTOR, busybox, exec, shell, with, with_agent, with_pod};
-use crate::support::cluster::Cluster;
-use crate::support::faults::{Fault, Row};
-use crate::support::place::Place;
+use crate::scene::agents::{ACTOR, busybox, exec, shell, with, with_agent, with_pod};
+use crate::scene::cluster::Cluster;
+use crate::scene::faults::{Fault, Row};
+use crate::scene::place::Place;
 
 /// What may yet heal is given up after this. A status of the kubelet may be 15 s behind, and it has the cause.
 const START_SECONDS: u64 = 30;
@@ -105,10 +105,10 @@ async fn what_heals_in_time_fails_nothing() {
     let env = json!([{"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "late", "key": "key"}}}]);
     place.agent("agent", with_agent(shell("echo $KEY"), json!({"env": env}))).await;
     let chat = place.chat("agent", "x").await;
-    crate::support::until("the pod that lacks its Secret", async || {
+    crate::scene::until("the pod that lacks its Secret", async || {
         let pods = place.living_pods().await;
         let waits = |s: &str| s.contains("CreateContainerConfigError");
-        let seen: Vec<String> = pods.iter().map(crate::support::place::sketch).collect();
+        let seen: Vec<String> = pods.iter().map(crate::scene::place::sketch).collect();
         if seen.iter().any(|s| waits(s)) { Ok(()) } else { Err(format!("{seen:?}")) }
     })
     .await;

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::support::agents::{ACTOR, exec, shell, with};
-use crate::support::cluster::Cluster;
-use crate::support::place::Place;
-use crate::support::times::tell;
-use crate::support::{BOUND, follow, long, pause, processes};
+use crate::scene::agents::{ACTOR, exec, shell, with};
+use crate::scene::cluster::Cluster;
+use crate::scene::place::Place;
+use crate::scene::times::tell;
+use crate::scene::{BOUND, follow, long, processes};
+use crate::support::wait::pause;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn away_during_chats() {

@@ -7,12 +7,12 @@ use kube::{Api, ResourceExt};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::agents::{ACTOR, exec, shell, with, with_pod};
-use crate::support::cluster::{Cluster, NODE};
-use crate::support::place::Place;
-use crate::support::times::{Times, tell};
-use crate::support::turns::Chat;
-use crate::support::{command, processes, until};
+use crate::scene::agents::{ACTOR, exec, shell, with, with_pod};
+use crate::scene::cluster::{Cluster, NODE};
+use crate::scene::place::Place;
+use crate::scene::times::{Times, tell};
+use crate::scene::turns::Chat;
+use crate::scene::{command, processes, until};
 
 async fn ready(cluster: &Cluster, wanted: bool) {
     let nodes: Api<Node> = Api::all(cluster.kube.clone());

@@ -10,11 +10,12 @@ use kube::api::DeleteParams;
 
 use serde_json::json;
 
-use crate::support::agents::{ACTOR, exec, shell, with_pod};
-use crate::support::cluster::{Cluster, SYSTEM};
-use crate::support::place::Place;
-use crate::support::times::tell;
-use crate::support::{command, within};
+use crate::scene::agents::{ACTOR, exec, shell, with_pod};
+use crate::scene::cluster::{Cluster, SYSTEM};
+use crate::scene::command;
+use crate::scene::place::Place;
+use crate::scene::times::tell;
+use crate::support::wait::eventually_within;
 
 const TURNS: usize = 1000;
 
@@ -33,7 +34,7 @@ async fn uninstall_and_delete_a_full_namespace() {
     let begun = Instant::now();
     let namespaces: Api<Namespace> = Api::all(place.cluster.kube.clone());
     namespaces.delete(&place.name, &DeleteParams::default()).await.expect("deletes");
-    within(Duration::from_secs(150), "the namespace to be gone", async || {
+    eventually_within(Duration::from_secs(150), "the namespace to be gone", async || {
         match namespaces.get_opt(&place.name).await {
             Ok(None) => Ok(()),
             Ok(Some(namespace)) => Err(format!("{:?}", namespace.status)),

@@ -9,11 +9,12 @@ use futures::stream::FuturesUnordered;
 use kube::ResourceExt;
 use serde_json::json;
 
-use crate::support::agents::{echo, exec, with};
-use crate::support::cluster::{Cluster, SYSTEM};
-use crate::support::place::Place;
-use crate::support::times::tell;
-use crate::support::{BOUND, command, count, follow, try_command, until};
+use crate::scene::agents::{echo, exec, with};
+use crate::scene::cluster::{Cluster, SYSTEM};
+use crate::scene::place::Place;
+use crate::scene::times::tell;
+use crate::scene::{BOUND, command, follow, try_command, until};
+use crate::support::count;
 
 /// Chats a second that are begun; what two cores can do besides a whole cluster may be less, and is printed.
 const RATE: usize = 50;
@@ -69,7 +70,7 @@ async fn under_load() {
 
 /// Begins chats at the rate until it is over; how each ended.
 async fn load(place: &Place, over: &AtomicBool) -> Vec<Result<follow::Ended, String>> {
-    let mut tick = tokio::time::interval(Duration::from_secs(1) / count("LASTWORD_RATE", RATE) as u32);
+    let mut tick = tokio::time::interval(Duration::from_secs(1) / count("LASTWORD_RATE").unwrap_or(RATE) as u32);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
     let (mut open, mut ended) = (FuturesUnordered::new(), Vec::new());
     while !over.load(Ordering::Relaxed) {

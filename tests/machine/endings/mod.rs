@@ -1,0 +1,135 @@
+//! The promise: every way to fail ends a turn once, with its own reason, in the record as on every stream; and a stop
+//! that somebody asked for is no failure.
+
+mod rows;
+mod stops;
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use crate::support::api::{End, Watched};
+use crate::support::dev::Dev;
+
+/// A `dev` whose Agents change, one document each.
+pub struct Bench {
+    pub dev: Dev,
+    agents: Mutex<BTreeMap<String, String>>,
+}
+
+impl Bench {
+    pub async fn start(agents: &[(&str, String)]) -> Bench {
+        let agents: BTreeMap<String, String> = agents.iter().map(|(n, d)| (n.to_string(), d.clone())).collect();
+        let text: String = agents.values().cloned().collect();
+        Bench { dev: Dev::start(&text).await, agents: Mutex::new(agents) }
+    }
+
+    /// Changes an Agent in the file, or removes it.
+    pub fn change(&self, name: &str, document: Option<String>) {
+        let mut agents = self.agents.lock().unwrap();
+        match document {
+            Some(document) => drop(agents.insert(name.to_string(), document)),
+            None => drop(agents.remove(name)),
+        }
+        let text: String = agents.values().cloned().collect();
+        self.dev.write_agents(&text);
+    }
+
+    /// Submits a turn that a session watches from before, and a stream of its own.
+    pub async fn submit(&self, conversation: &str, agent: &str, message: &str) -> Begun {
+        let api = self.dev.api();
+        let session = api.session(conversation, None);
+        session.connected().await;
+        let submitted = Instant::now();
+        let armed = api.submit(conversation, agent, message).await;
+        let stream = api.turn(&armed.turn);
+        Begun { conversation: conversation.into(), turn: armed.turn, cursor: armed.cursor, submitted, session, stream }
+    }
+
+    /// The same, and waits until the program has said so.
+    pub async fn in_hand(&self, conversation: &str, agent: &str, message: &str) -> Begun {
+        let begun = self.submit(conversation, agent, message).await;
+        begun.stream.frame("the program's first words", |f| f.event == "text").await;
+        begun
+    }
+}
+
+/// A turn that is watched.
+#[derive(Clone)]
+pub struct Begun {
+    pub conversation: String,
+    pub turn: String,
+    pub cursor: String,
+    pub submitted: Instant,
+    pub session: Watched,
+    pub stream: Watched,
+}
+
+impl Begun {
+    /// Waits for the end and holds it against what every failed turn must show; the time of the frame.
+    pub async fn failed(&self, bench: &Bench, reason: &str) -> Instant {
+        self.session.complete(&self.turn).await;
+        assert_eq!(self.stream.ended().await, End::Clean, "a turn's stream ends cleanly after its terminal");
+        let record = bench.dev.api().record(&self.turn).await;
+        assert_eq!((&record["phase"], &record["error"]["reason"]), (&"Failed".into(), &reason.into()), "{record}");
+        self.shows_one_error(reason);
+        assert!(record["reply"].is_null() && record["endedAt"].is_string(), "{record}");
+        // Who comes later, with the cursor of the submit, is shown the same; but text that was not yet durable when the
+        // turn failed was a preview.
+        let replay = bench.dev.api().session(&self.conversation, Some(&self.cursor));
+        replay.complete(&self.turn).await;
+        assert_eq!(told(&replay, &self.turn), told(&self.session, &self.turn));
+        let error = self.session.frame("its error", |f| f.event == "error" && f.data["turnId"] == self.turn.as_str());
+        error.await.at
+    }
+
+    /// Both streams have shown the turn's end once, in order, and nothing of the turn behind it.
+    pub fn shows_one_error(&self, reason: &str) {
+        for (which, watched) in [("session", &self.session), ("turn", &self.stream)] {
+            let names = watched.names(&self.turn);
+            assert_eq!(
+                told(watched, &self.turn),
+                ["connected", "error", "agent-error", "complete"],
+                "{which}: {names:?}"
+            );
+            assert_eq!(names.last().map(String::as_str), Some("complete"), "{which}: {names:?}");
+            for frame in watched.frames().iter().filter(|f| f.data["turnId"] == self.turn.as_str()) {
+                if frame.event.ends_with("error") {
+                    assert_eq!(frame.data["reason"], reason, "{which}: {frame:?}");
+                }
+                assert!(!frame.id.is_empty(), "every frame has a cursor: {frame:?}");
+            }
+        }
+    }
+}
+
+/// What a stream has told of a turn, besides its text.
+fn told(watched: &Watched, turn: &str) -> Vec<String> {
+    watched.names(turn).into_iter().filter(|name| name != "text").collect()
+}
+
+/// What a row of the table came to.
+pub struct Row {
+    pub name: &'static str,
+    pub reason: &'static str,
+    pub turn: Begun,
+    /// From the cause to the `error` frame in a client.
+    pub took: Duration,
+}
+
+/// A3.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_way_to_fail_ends_its_turn_once_and_says_why() {
+    let bench = Bench::start(&rows::agents()).await;
+    let rows = rows::run(&bench).await;
+    for row in &rows {
+        println!("A3: {:<40} {:<18} {:>8.1} ms", row.name, row.reason, row.took.as_secs_f64() * 1000.0);
+    }
+    // Sessions were open all the while: nothing followed.
+    for row in &rows {
+        row.turn.shows_one_error(row.reason);
+        assert_eq!(row.turn.session.end(), End::Open);
+    }
+    let killed = rows.iter().find(|r| r.name == rows::KILLED).expect("the row ran");
+    assert!(killed.took < Duration::from_secs(1), "a proven death is told within a second: {:?}", killed.took);
+}

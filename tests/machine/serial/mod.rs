@@ -1,0 +1,3 @@
+//! What loads the machine: `tests/run` runs these tests last, one at a time.
+
+mod chaos;
