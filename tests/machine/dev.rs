@@ -13,7 +13,6 @@ use crate::support::dev::{Dev, agent};
 use crate::support::wait::within;
 use crate::support::{python_clients, repository};
 
-/// A1.
 #[tokio::test]
 async fn from_nothing_to_a_reply_and_back_to_nothing_and_the_data_stays() {
     let begun = Instant::now();
@@ -21,18 +20,18 @@ async fn from_nothing_to_a_reply_and_back_to_nothing_and_the_data_stays() {
     let ready = begun.elapsed();
     let chat = dev.chat(&["--agent", "calc", "--conversation", "c", "6*7"]).await;
     assert_eq!(chat, (Some(0), "42\n".into(), String::new()));
-    println!("A1: ready after {ready:?}, first reply after {:?}", begun.elapsed());
+    println!("ready after {ready:?}, first reply after {:?}", begun.elapsed());
 
     let begun = Instant::now();
     assert!(dev.interrupt().await.success(), "SIGINT is a proper end:\n{}", dev.log());
     // At once, not in a while: nothing outlives a dev that ended by itself.
     let left = dev.processes();
     assert!(left.is_empty(), "left behind: {left:#?}");
-    println!("A1: stopped within {:?}", begun.elapsed());
+    println!("stopped within {:?}", begun.elapsed());
 
     let begun = Instant::now();
     dev.restart().await;
-    println!("A1: ready again after {:?}", begun.elapsed());
+    println!("ready again after {:?}", begun.elapsed());
     let (_, history) = dev.api().get("/v1/conversations/c/turns").await;
     let turns = history["turns"].as_array().unwrap();
     assert_eq!(turns.len(), 1, "{history}");
@@ -41,7 +40,7 @@ async fn from_nothing_to_a_reply_and_back_to_nothing_and_the_data_stays() {
     assert_eq!(chat, (Some(0), "1024\n".into(), String::new()));
 }
 
-/// A1: whoever cannot start is told why, and disturbs nobody.
+/// Whoever cannot start is told why, and disturbs nobody.
 #[tokio::test]
 async fn a_second_dev_and_a_taken_port_are_clear_errors() {
     let mut dev = Dev::start(&agent("calc", json!({"scope": "Agent"}), &["bc", "-l"])).await;
@@ -69,7 +68,7 @@ async fn fails(mut command: Command) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
 
-/// A2. The program notes when it exits; the client is Python's httpx-sse.
+/// The program notes when it exits; the client is Python's httpx-sse.
 #[tokio::test]
 async fn a_program_that_exits_1_ends_its_turn_for_a_public_client_and_the_cli() {
     let Some(python) = python_clients("none of them sees the stream") else { return };
@@ -97,7 +96,7 @@ async fn a_program_that_exits_1_ends_its_turn_for_a_public_client_and_the_cli() 
         assert_eq!(shown[3]["data"]["turnIds"], json!([turn]));
         let exited: f64 = std::fs::read_to_string(dev.path("exited")).unwrap().trim().parse().unwrap();
         let ms = (shown[1]["at"].as_f64().unwrap() - exited) * 1000.0;
-        println!("A2 ({conversation}): {ms:.1} ms from the program's exit to the frame in the client");
+        println!("{conversation}: {ms:.1} ms from the program's exit to the frame in the client");
         assert!(ms < 10_000.0, "within moments");
         let record = dev.api().record(&turn).await;
         assert!(record["error"]["detail"].as_str().unwrap().contains("disk on fire"), "operators learn it: {record}");

@@ -43,7 +43,7 @@ fn with_own_server(body: impl AsyncFnOnce(Embedded, &Db)) {
 
 /// Neither kind of health depends on the database once a role has started; the metrics are what the database knows.
 #[test]
-fn health_is_not_the_databases() {
+fn health_does_not_depend_on_the_database() {
     with_own_server(async |mut server, db| {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("bound"));
@@ -66,7 +66,7 @@ fn health_is_not_the_databases() {
     });
 }
 
-/// A7: without the database a submit is 503 and names its messageId, and nothing is dispatched. Afterwards the same
+/// Without the database a submit is 503 and names its messageId, and nothing is dispatched. Afterwards the same
 /// messageId is one turn, with other content a conflict, and to another user nothing.
 #[test]
 fn a_failed_arm_is_503_and_a_retry_finds_the_truth() {
@@ -115,12 +115,12 @@ fn a_failed_arm_is_503_and_a_retry_finds_the_truth() {
     });
 }
 
-/// A9: in an outage longer than the lease heartbeats are refused, and retried. Afterwards the live worker's turn goes
+/// In an outage longer than the lease heartbeats are refused, and retried. Afterwards the live worker's turn goes
 /// on, and the dead worker's ends.
 #[test]
 fn after_an_outage_the_living_go_on_and_the_dead_are_ended() {
     with_own_server(async |mut server, db| {
-        let gateway = Gateway::start(&db).await;
+        let gateway = Gateway::start(db).await;
         let _sweeper = Sweeper::start(db.another_store());
         let mut workers = Vec::new();
         for i in 0..2 {
@@ -158,7 +158,7 @@ fn after_an_outage_the_living_go_on_and_the_dead_are_ended() {
     });
 }
 
-/// A9: only the gateway is cut off; the sweeper has its database all along, and fails nobody for it. Afterwards the
+/// Only the gateway is cut off; the sweeper has its database all along, and fails nobody for it. Afterwards the
 /// worker goes on; had it stayed silent, its lease would end it. Also a lease that is shorter than what the gate calls a
 /// gap.
 async fn cutting_only_the_gateway_off_fails_nobody(db: Db) {
@@ -189,7 +189,7 @@ async fn cutting_only_the_gateway_off_fails_nobody(db: Db) {
     assert_eq!(db.ending(silent).await, "LeaseLapsed");
 }
 
-/// A7: a gateway that came up without its database knows no Agent; that is no reason to say that there is none, nor to
+/// A gateway that came up without its database knows no Agent; that is no reason to say that there is none, nor to
 /// end a turn whose guard is gone.
 async fn a_gateway_that_started_without_a_database_knows_no_agent_but_says_503(db: Db) {
     let forwarder = Forwarder::start(db.options());
@@ -235,7 +235,7 @@ async fn worker_of(db: &Db, gateway: &Gateway, agent: &str) -> FakeWorker {
     worker
 }
 
-/// A11: the database refuses the rejection's terminal for longer than a guard's lease: it is tried until it is written,
+/// The database refuses the rejection's terminal for longer than a guard's lease: it is tried until it is written,
 /// and the worker that waits for a turn never gets this one.
 async fn a_rejection_that_the_database_refuses_is_written_later_and_nothing_is_dispatched(db: Db) {
     put_censor(&db).await;
@@ -296,7 +296,7 @@ impl Webhook {
     }
 }
 
-/// A11: the replica that guards is killed while the webhook thinks: another one guards the turns, both ways.
+/// The replica that guards is killed while the webhook thinks: another one guards the turns, both ways.
 async fn another_gateway_guards_when_the_first_is_killed(db: Db) {
     let webhook = Webhook::start().await;
     let rail = json!({"input": [{"webhook": {"url": webhook.url, "timeoutSeconds": 30}}]});
@@ -316,7 +316,7 @@ async fn another_gateway_guards_when_the_first_is_killed(db: Db) {
     assert_eq!(worker.pushed(), []);
 }
 
-/// A11: a webhook that cannot be reached rejects (Fail) or lets pass (Ignore).
+/// A webhook that cannot be reached rejects (Fail) or lets pass (Ignore).
 async fn a_webhook_that_is_down_obeys_the_failure_policy(db: Db) {
     let nobody = free_address();
     for policy in ["Fail", "Ignore"] {

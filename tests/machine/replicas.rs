@@ -32,7 +32,7 @@ async fn suspected(db: &Db, worker: &FakeWorker) -> bool {
     db.count(&format!("lease WHERE suspected_at IS NOT NULL AND incarnation = '{}'", worker.incarnation)).await == 1
 }
 
-/// A13: the gateway that the worker left notices the old close late: its suspicion names a stream that the lease no
+/// The gateway that the worker left notices the old close late: its suspicion names a stream that the lease no
 /// longer has, and nothing comes of it.
 async fn a_worker_that_moves_is_not_suspected_by_the_gateway_it_left(db: Db) {
     let (first, second) = (Gateway::start(&db).await, Gateway::start(&db).await);
@@ -56,7 +56,7 @@ async fn a_worker_that_moves_is_not_suspected_by_the_gateway_it_left(db: Db) {
     assert_eq!(db.ending(turn).await, "reply");
 }
 
-/// A13: a stream that closes without goodbye is a reason to look, and no more.
+/// A stream that closes without goodbye is a reason to look, and no more.
 async fn a_worker_that_drops_its_stream_is_suspected_and_not_failed(db: Db) {
     let gateway = Gateway::start(&db).await;
     let _sweeper = Sweeper::start(db.store.clone());
@@ -80,7 +80,7 @@ async fn lost_push(db: &Db, gateway: &Gateway) -> (FakeWorker, TurnId) {
     (worker, turn)
 }
 
-/// A13: claimed, and the stream broke before the worker read the push: it is pushed when the worker connects again,
+/// Claimed, and the stream broke before the worker read the push: it is pushed when the worker connects again,
 /// here or elsewhere.
 async fn a_lost_push_is_pushed_again_on_reconnect(db: Db) {
     let (first, second) = (Gateway::start(&db).await, Gateway::start(&db).await);
@@ -94,7 +94,7 @@ async fn a_lost_push_is_pushed_again_on_reconnect(db: Db) {
     assert_eq!(worker.reply(&[turn], "once").await, Ok(FinishResult::Accepted));
 }
 
-/// A13: the same, found by the heartbeat of a worker whose stream never broke.
+/// A lost push is found by the heartbeat of a worker whose stream never broke.
 async fn a_lost_push_is_pushed_again_by_heartbeat(db: Db) {
     let gateway = Gateway::start(&db).await;
     let mut worker = FakeWorker::on(&db.store, &gateway).await;
@@ -108,7 +108,7 @@ async fn a_lost_push_is_pushed_again_by_heartbeat(db: Db) {
     assert_eq!(worker.reply(&[turn], "once").await, Ok(FinishResult::Accepted));
 }
 
-/// A13: a live worker is cut off from every gateway for most of its lease, under a sweep that looks ten times a second.
+/// A live worker is cut off from every gateway for most of its lease, under a sweep that looks ten times a second.
 async fn a_worker_that_was_cut_off_replies(db: Db) {
     let gateway = Gateway::start(&db).await;
     let _sweeper = Sweeper::start(db.store.clone());
@@ -232,7 +232,7 @@ async fn only_this_follows(gateway: &Gateway, sessions: &mut [Stream], conversat
     }
 }
 
-/// A20: the client's session is on one gateway, the worker on the other. Reply and error come once each, and nothing is
+/// The client's session is on one gateway, the worker on the other. Reply and error come once each, and nothing is
 /// left to deliver.
 async fn a_terminal_is_rendered_once_by_its_sessions_owner(db: Db) {
     let (first, second) = (Gateway::start(&db).await, Gateway::start(&db).await);
@@ -248,7 +248,7 @@ async fn a_terminal_is_rendered_once_by_its_sessions_owner(db: Db) {
     }
 }
 
-/// A20: a registry that knows nothing, or names the other gateway, or a dead one, and tabs on both. Seeded.
+/// A registry that knows nothing, or names the other gateway, or a dead one, and tabs on both. Seeded.
 async fn a_wrong_registry_loses_and_doubles_nothing(db: Db) {
     let mut random = SmallRng::seed_from_u64(seed());
     let gateways = [Gateway::start(&db).await, Gateway::start(&db).await];
@@ -279,7 +279,7 @@ async fn a_wrong_registry_loses_and_doubles_nothing(db: Db) {
     }
 }
 
-/// A20: a session registers at about the time that its row is parked, on one gateway or the other.
+/// A session registers at about the time that its row is parked, on one gateway or the other.
 async fn a_session_that_comes_while_its_row_is_parked_sees_it_once(db: Db) {
     let mut random = SmallRng::seed_from_u64(seed());
     let gateways = [Gateway::start(&db).await, Gateway::start(&db).await];

@@ -1,5 +1,7 @@
 //! The store on a real Postgres, the oldest and the newest that Lastword runs on: the promises of the design's §2 to §4.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 #[path = "../support/mod.rs"]
 #[expect(dead_code, reason = "the target `machine` uses all of it")]
 mod support;

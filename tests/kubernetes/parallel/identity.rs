@@ -1,4 +1,4 @@
-//! B13: what a worker may. Its token and its secret open nothing of another deployment; a token that is not the one of a
+//! What a worker may. Its token and its secret open nothing of another deployment; a token that is not the one of a
 //! pod that we made opens nothing at all. And what the chart's roles may.
 
 use k8s_openapi::api::authentication::v1::TokenRequest;
@@ -146,7 +146,7 @@ async fn a_worker_touches_nothing_of_another_deployment() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tokens_that_open_nothing() {
+async fn a_token_that_is_not_our_pods_opens_nothing() {
     let Some(cluster) = Cluster::connect_local("a pod's token").await else { return };
     let port = Port::of(&cluster).await;
     let place = Place::new(cluster, "tokens").await;
@@ -222,7 +222,7 @@ async fn foreign_pod(place: &Place, real: &Pod) -> Pod {
 
 /// `kubectl auth can-i`, for what the chart's ServiceAccounts need and for what they must not have.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_charts_roles_may() {
+async fn the_charts_roles_may_what_they_need_and_no_more() {
     let Some(cluster) = Cluster::connect().await else { return };
     // Who, verb, resource (with its group and subresource), namespace.
     let table = [

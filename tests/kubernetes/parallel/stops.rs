@@ -1,4 +1,4 @@
-//! B7: deliberate stops. No error to anyone for claimed turns, and a begun turn runs once.
+//! Deliberate stops. No error to anyone for claimed turns, and a begun turn runs once.
 
 use kube::ResourceExt;
 use kube::api::{DeleteParams, EvictParams};

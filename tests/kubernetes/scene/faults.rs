@@ -1,4 +1,4 @@
-//! What a row of B4 does to a worker, and what must come of it.
+//! What a row does to a worker, and what must come of it.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! B6: how long it takes from a fault to the client's terminal, beside the API server's own news of the pod.
+//! How long it takes from a fault to the client's terminal, beside the API server's own news of the pod.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -31,7 +31,7 @@ impl Times {
         let shown =
             |time: Option<Duration>| time.map_or("-".to_owned(), |t| format!("{:.1}", t.as_secs_f64() * 1000.0));
         let (client, news) = (shown(self.client_p50()), shown(self.news_p50()));
-        tell("B6", &format!("{row:<44} {reason:<18} {client:>10} {news:>10} {:>3}", self.client.len()));
+        tell("fault", &format!("{row:<44} {reason:<18} {client:>10} {news:>10} {:>3}", self.client.len()));
     }
 }
 

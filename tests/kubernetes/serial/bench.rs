@@ -1,4 +1,4 @@
-//! B12: many AgentTurns at once. Turns a second, beside the raw rate of the same writes to the same API server.
+//! Many AgentTurns at once. Turns a second, beside the raw rate of the same writes to the same API server.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ const IN_FLIGHT: usize = 32;
 const RAW_GROUP: &str = "raw.lastword.dev";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_agentturns_at_once() {
+async fn many_agentturns_at_once_all_end() {
     let Some(cluster) = Cluster::connect().await else { return };
     let turns = count("LASTWORD_BENCH_TURNS").unwrap_or(if long() { 5000 } else { 1000 });
     let place = Place::new(cluster, "bench").await;
@@ -56,9 +56,9 @@ async fn many_agentturns_at_once() {
         rate(raw),
         raw.as_secs_f64() / ours.as_secs_f64()
     );
-    tell("B12", &told);
+    tell("bench", &told);
     if let Some((before, after)) = memory.zip(after) {
-        tell("B12", &format!("controllers' memory: {before} MiB before, {after} MiB after"));
+        tell("bench", &format!("controllers' memory: {before} MiB before, {after} MiB after"));
         assert!(after < before + 150, "flat: {before} MiB before, {after} MiB after");
     }
     place.done().await;

@@ -1,4 +1,4 @@
-//! B8: controllers are killed during 200 running turns. Nothing is lost, nothing is doubled.
+//! Controllers are killed during 200 running turns. Nothing is lost, nothing is doubled.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -36,7 +36,7 @@ struct Turn {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_during_200_running_turns() {
+async fn controllers_killed_during_200_running_turns_lose_nothing() {
     let Some(cluster) = Cluster::connect_local("a controller's process").await else { return };
     let place = Place::new(cluster, "controllers").await;
     let many =
@@ -73,7 +73,7 @@ async fn killed_during_200_running_turns() {
         p50.as_secs_f64(),
         worst.as_secs_f64()
     );
-    tell("B8", &told);
+    tell("takeover", &told);
     place.cluster.settled().await;
     place.done().await;
 }

@@ -1,4 +1,4 @@
-//! B11: an AgentTurn that is deleted while Postgres is away goes at once, and its turn is cancelled once Postgres is back.
+//! An AgentTurn that is deleted while Postgres is away goes at once, and its turn is cancelled once Postgres is back.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::scene::{processes, until};
 use crate::support::wait::{eventually_within, throughout};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_object_deleted_while_it_is_away() {
+async fn an_agentturn_deleted_while_postgres_is_away_is_cancelled_later() {
     let Some(cluster) = Cluster::connect_local("the processes of Postgres").await else { return };
     let place = Place::new(cluster, "postgres").await;
     place.agent("agent", shell(ACTOR)).await;

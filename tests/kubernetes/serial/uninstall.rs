@@ -1,4 +1,4 @@
-//! B11: `helm uninstall`, then deleting a namespace with Agents and 1,000 AgentTurns, completes: nothing waits for a finalizer
+//! `helm uninstall`, then deleting a namespace with Agents and 1,000 AgentTurns, completes: nothing waits for a finalizer
 //! that nobody is there to remove. The very last row.
 
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use crate::support::wait::eventually_within;
 const TURNS: usize = 1000;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn uninstall_and_delete_a_full_namespace() {
+async fn a_full_namespace_can_be_deleted_after_an_uninstall() {
     let Some(cluster) = Cluster::connect().await else { return };
     let place = Place::new(cluster, "uninstall").await;
     // A namespace's deletion looks again only after half of the longest grace of its pods.
@@ -43,7 +43,7 @@ async fn uninstall_and_delete_a_full_namespace() {
     })
     .await;
     tell(
-        "B11",
+        "uninstall",
         &format!(
             "a namespace with {TURNS} AgentTurns was gone {:.1} s after its deletion, uninstalled before",
             begun.elapsed().as_secs_f64()

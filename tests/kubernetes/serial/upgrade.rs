@@ -1,4 +1,4 @@
-//! B14: a rolling upgrade of controller and gateways under load: no turn fails, no worker is replaced. And one to TLS on the
+//! A rolling upgrade of controller and gateways under load: no turn fails, no worker is replaced. And one to TLS on the
 //! worker port, and back.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +22,7 @@ const RATE: usize = 50;
 const OPEN: usize = 300;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn under_load() {
+async fn an_upgrade_under_load_fails_no_turn() {
     let Some(cluster) = Cluster::connect_local("the chart's release").await else { return };
     let place = Place::new(cluster, "upgrade").await;
     let limits =
@@ -52,7 +52,7 @@ async fn under_load() {
     let breaks: usize = outcomes.iter().flatten().map(|e| e.breaks).sum();
     let rate = outcomes.len() as f64 / elapsed.as_secs_f64();
     tell(
-        "B14",
+        "upgrade",
         &format!(
             "{} chats, {rate:.1}/s, {} failed, {breaks} streams resumed, upgraded in {:.0} s",
             outcomes.len(),
@@ -106,7 +106,7 @@ async fn change(values: &[&str]) -> Result<(), String> {
 /// A worker made while the port speaks TLS shows its token, takes its turn and replies over it; one of another replica is
 /// followed over it.
 #[tokio::test(flavor = "multi_thread")]
-async fn to_tls_and_back() {
+async fn an_upgrade_to_tls_and_back_serves_on() {
     let Some(cluster) = Cluster::connect_local("the chart's release").await else { return };
     let file = |name: &str| format!("{}/tests/tls/{name}", env!("CARGO_MANIFEST_DIR"));
     let (certificate, key, authority) = (file("first.crt"), file("first.key"), file("first-ca.crt"));

@@ -162,7 +162,7 @@ async fn turns_are_listed_shown_and_cancelled() {
 
 /// Under `script`, so that the binary has a terminal.
 #[tokio::test]
-async fn a_conversation_at_the_terminal() {
+async fn a_conversation_is_held_at_the_terminal() {
     let stub = Stub::start(vec![text("forty-two"), complete("reply")]).await;
     let state = tempfile::tempdir().unwrap();
     let mut command = Command::new("script");

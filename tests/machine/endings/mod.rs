@@ -117,13 +117,12 @@ pub struct Row {
     pub took: Duration,
 }
 
-/// A3.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_way_to_fail_ends_its_turn_once_and_says_why() {
     let bench = Bench::start(&rows::agents()).await;
     let rows = rows::run(&bench).await;
     for row in &rows {
-        println!("A3: {:<40} {:<18} {:>8.1} ms", row.name, row.reason, row.took.as_secs_f64() * 1000.0);
+        println!("{:<40} {:<18} {:>8.1} ms", row.name, row.reason, row.took.as_secs_f64() * 1000.0);
     }
     // Sessions were open all the while: nothing followed.
     for row in &rows {

@@ -1,4 +1,4 @@
-//! The table of A3: each row makes its cause happen, and waits for the turn's end.
+//! The table of ways to fail: each row makes its cause happen, and waits for the turn's end.
 
 use std::pin::Pin;
 use std::time::Instant;

@@ -1,4 +1,4 @@
-//! A10: a stop that somebody asked for. What is in hand is finished, or failed with the stop's reason; what never began
+//! A stop that somebody asked for. What is in hand is finished, or failed with the stop's reason; what never began
 //! is answered by another worker; what began is never run twice; who has nothing in hand goes unnoticed.
 
 use std::collections::BTreeMap;

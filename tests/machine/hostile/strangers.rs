@@ -133,7 +133,7 @@ async fn a_revoked_key_ends_within_a_second(db: Db) {
     session.until("complete").await;
 }
 
-/// A19: `--auth none` is for this machine alone.
+/// `--auth none` is for this machine alone.
 async fn without_authentication_only_this_machine_is_served(db: Db) {
     let bind = |address| async move { tokio::net::TcpListener::bind(address).await.expect("a port") };
     let listeners = Listeners { clients: bind("0.0.0.0:0").await, workers: bind("127.0.0.1:0").await };

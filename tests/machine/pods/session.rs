@@ -1,4 +1,4 @@
-//! B13, the gateway's half: a token is reviewed, and what it proves is held against the lease.
+//! What a token of Kubernetes opens at a gateway: it is reviewed, and what it proves is held against the lease.
 
 use std::path::Path;
 use std::sync::Arc;

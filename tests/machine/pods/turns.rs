@@ -1,4 +1,4 @@
-//! B10: the watch of AgentTurns is cut, events are lost, watches are too old, lists are old: the state converges, and no turn
+//! The watch of AgentTurns is cut, events are lost, watches are too old, lists are old: the state converges, and no turn
 //! whose object is there is cancelled.
 
 use std::sync::Arc;

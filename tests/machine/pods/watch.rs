@@ -1,4 +1,4 @@
-//! B10: the watch is cut, events are lost, lists are stale: nothing alive is failed, and what happened comes out in the end.
+//! The watch is cut, events are lost, lists are stale: nothing alive is failed, and what happened comes out in the end.
 
 use std::sync::Arc;
 use std::time::Duration;

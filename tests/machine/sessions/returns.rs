@@ -20,7 +20,7 @@ use crate::support::{Db, seed};
 crate::newest! {
     a_client_that_comes_and_goes_sees_every_byte_once,
     a_client_that_left_right_after_its_submit_finds_the_reply,
-    days_later_after_a_restart_and_past_the_retention,
+    a_reply_waits_for_days_and_over_a_restart_until_its_retention,
     text_is_cut_between_characters,
 }
 
@@ -151,7 +151,7 @@ async fn a_client_that_left_right_after_its_submit_finds_the_reply(db: Db) {
 
 /// The terminal waits for days and over a restart of the gateway; what was seen is not shown again; past the
 /// retention a cursor before it is told so.
-async fn days_later_after_a_restart_and_past_the_retention(db: Db) {
+async fn a_reply_waits_for_days_and_over_a_restart_until_its_retention(db: Db) {
     let gateway = Gateway::start(&db).await;
     let mut worker = FakeWorker::on(&db.store, &gateway).await;
     let client = gateway.client();

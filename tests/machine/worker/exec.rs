@@ -24,7 +24,7 @@ async fn a_reply_is_what_was_printed() {
 }
 
 #[tokio::test]
-async fn failures_name_their_cause() {
+async fn a_programs_failure_names_its_cause() {
     let (reason, detail) = fails("echo half; echo oops >&2; exit 7").await;
     assert_eq!((reason.as_str(), detail.as_str()), ("AgentError", "exit code 7\noops"));
     let (reason, detail) = fails("kill -SEGV $$").await;
@@ -39,7 +39,7 @@ async fn failures_name_their_cause() {
 }
 
 #[tokio::test]
-async fn bytes_become_text() {
+async fn any_bytes_of_a_program_become_text() {
     let python = "import sys\nfor b in 'a\u{fc}\u{1f642}'.encode():\n sys.stdout.buffer.write(bytes([b]));\
                   sys.stdout.flush()\nsys.stdout.buffer.write(b'\\0\\xff')";
     let bench = Bench::start(&["exec", "--", "python3", "-c", python]).await;

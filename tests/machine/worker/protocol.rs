@@ -31,7 +31,7 @@ async fn the_python_example_conforms() {
 }
 
 #[tokio::test]
-async fn what_does_not_conform_is_told() {
+async fn conformance_tells_what_does_not_conform() {
     let output = conformance(&["sh", "-c", "exec sleep 100"]).await;
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stdout).contains("FAILED  connects"));
@@ -58,7 +58,7 @@ async fn a_worker_goes_to_the_next_gateway() {
 }
 
 #[tokio::test]
-async fn together_is_one_word_for_all_that_wait() {
+async fn a_worker_that_takes_turns_together_says_one_word_for_all() {
     let bench = Bench::with(&["echo", "--together"], |state| state.unavailable_streams = u32::MAX).await;
     let turns = ["a", "b", "c"].map(|message| bench.gateway.push(message));
     bench.gateway.with(|state| state.unavailable_streams = 0);
