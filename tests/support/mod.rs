@@ -4,12 +4,14 @@
 //! - [`wait`]: the one way to wait for something, with a bound.
 //! - [`db`]: a real Postgres for the whole process, and a fresh database for each test.
 //! - [`actors`]: those who act on a store directly. [`gateway`], [`client`] and [`fake_worker`]: those who speak HTTP, with
-//!   gateways inside this process. [`dev`] and [`api`]: `lastword dev` as a process of its own, and its client.
+//!   gateways inside this process. [`dev`] and [`api`]: `lastword dev` as a process of its own, and its client;
+//!   [`chat`]: a turn of that client.
 //! - [`forwarder`]: a network between a test and its Postgres, which can be cut.
 //! - [`http`] and [`process`]: small servers on loopback, and other processes.
 
 pub mod actors;
 pub mod api;
+pub mod chat;
 pub mod client;
 pub mod db;
 pub mod dev;

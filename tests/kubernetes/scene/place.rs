@@ -1,7 +1,6 @@
 //! A namespace of one row alone, with its operator's key: what the row makes, it makes here.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{
@@ -118,12 +117,7 @@ impl Place {
     }
 
     pub async fn chat_on(&self, conversation: &str, agent: &str, message: &str) -> Chat {
-        let session = self.api.session(conversation, None);
-        session.connected().await;
-        let submitted = Instant::now();
-        let armed = self.api.submit(conversation, agent, message).await;
-        let stream = self.api.turn(&armed.turn);
-        Chat { conversation: conversation.into(), turn: armed.turn, cursor: armed.cursor, submitted, session, stream }
+        Chat::submit(&self.api, conversation, agent, message).await
     }
 
     /// Makes an AgentTurn with a name of its own.

@@ -7,28 +7,13 @@ use lastword::crd::{AgentTurn, AgentTurnStatus, Phase};
 use super::place::{Place, sketch};
 use super::{BOUND, until};
 use crate::support::api::{End, Watched};
+pub use crate::support::chat::Chat;
 use crate::support::wait::{eventually_within, throughout};
 
 /// How long after an end a second one would show.
 const AFTERMATH: Duration = Duration::from_millis(1500);
 
-/// A turn of a chat client.
-#[derive(Clone)]
-pub struct Chat {
-    pub conversation: String,
-    pub turn: String,
-    pub cursor: String,
-    pub submitted: Instant,
-    pub session: Watched,
-    pub stream: Watched,
-}
-
 impl Chat {
-    /// Waits until the program has said something.
-    pub async fn begun(&self) {
-        self.stream.frame("the program's first words", |f| f.event == "text").await;
-    }
-
     /// Waits for the error, holds it against what every failed turn must show, and looks whether more follows. Returns
     /// when the client was told.
     pub async fn failed(&self, place: &Place, reasons: &[&str]) -> Instant {
@@ -42,24 +27,11 @@ impl Chat {
             panic!("{reason} is not of {reasons:?}: {record}\npods: {}", seen(place).await);
         }
         assert!(record["reply"].is_null() && record["endedAt"].is_string(), "{record}");
-        self.one_error(&reason);
+        self.shows_one_error(&reason);
         nothing_follows(&self.session).await;
-        self.one_error(&reason);
+        self.shows_one_error(&reason);
         assert_eq!(place.api.record(&self.turn).await["error"], record["error"], "an ending changed");
         at
-    }
-
-    /// Both streams have shown the turn's error once, in order, and nothing of the turn behind it.
-    fn one_error(&self, reason: &str) {
-        for (which, watched) in [("session", &self.session), ("turn", &self.stream)] {
-            let names = watched.names(&self.turn);
-            let told: Vec<&str> = names.iter().map(String::as_str).filter(|n| *n != "text").collect();
-            assert_eq!(told, ["connected", "error", "agent-error", "complete"], "{which}: {names:?}");
-            assert_eq!(names.last().map(String::as_str), Some("complete"), "{which}: {names:?}");
-            for frame in watched.frames().iter().filter(|f| f.data["turnId"] == self.turn.as_str()) {
-                assert!(!frame.event.ends_with("error") || frame.data["reason"] == reason, "{which}: {frame:?}");
-            }
-        }
     }
 
     /// Waits for the reply, by both streams and in the record.

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use crate::support::api::{End, Watched};
+use crate::support::api::End;
+use crate::support::chat::{Chat, told};
 use crate::support::dev::Dev;
 
 /// A `dev` whose Agents change, one document each.
@@ -35,37 +36,20 @@ impl Bench {
         self.dev.write_agents(&text);
     }
 
-    /// Submits a turn that a session watches from before, and a stream of its own.
-    pub async fn submit(&self, conversation: &str, agent: &str, message: &str) -> Begun {
-        let api = self.dev.api();
-        let session = api.session(conversation, None);
-        session.connected().await;
-        let submitted = Instant::now();
-        let armed = api.submit(conversation, agent, message).await;
-        let stream = api.turn(&armed.turn);
-        Begun { conversation: conversation.into(), turn: armed.turn, cursor: armed.cursor, submitted, session, stream }
+    /// Submits a turn that is watched from before.
+    pub async fn submit(&self, conversation: &str, agent: &str, message: &str) -> Chat {
+        Chat::submit(&self.dev.api(), conversation, agent, message).await
     }
 
-    /// The same, and waits until the program has said so.
-    pub async fn in_hand(&self, conversation: &str, agent: &str, message: &str) -> Begun {
-        let begun = self.submit(conversation, agent, message).await;
-        begun.stream.frame("the program's first words", |f| f.event == "text").await;
-        begun
+    /// The same, and waits until the program has said something.
+    pub async fn in_hand(&self, conversation: &str, agent: &str, message: &str) -> Chat {
+        let chat = self.submit(conversation, agent, message).await;
+        chat.begun().await;
+        chat
     }
 }
 
-/// A turn that is watched.
-#[derive(Clone)]
-pub struct Begun {
-    pub conversation: String,
-    pub turn: String,
-    pub cursor: String,
-    pub submitted: Instant,
-    pub session: Watched,
-    pub stream: Watched,
-}
-
-impl Begun {
+impl Chat {
     /// Waits for the end and holds it against what every failed turn must show; the time of the frame.
     pub async fn failed(&self, bench: &Bench, reason: &str) -> Instant {
         self.session.complete(&self.turn).await;
@@ -82,37 +66,13 @@ impl Begun {
         let error = self.session.frame("its error", |f| f.event == "error" && f.data["turnId"] == self.turn.as_str());
         error.await.at
     }
-
-    /// Both streams have shown the turn's end once, in order, and nothing of the turn behind it.
-    pub fn shows_one_error(&self, reason: &str) {
-        for (which, watched) in [("session", &self.session), ("turn", &self.stream)] {
-            let names = watched.names(&self.turn);
-            assert_eq!(
-                told(watched, &self.turn),
-                ["connected", "error", "agent-error", "complete"],
-                "{which}: {names:?}"
-            );
-            assert_eq!(names.last().map(String::as_str), Some("complete"), "{which}: {names:?}");
-            for frame in watched.frames().iter().filter(|f| f.data["turnId"] == self.turn.as_str()) {
-                if frame.event.ends_with("error") {
-                    assert_eq!(frame.data["reason"], reason, "{which}: {frame:?}");
-                }
-                assert!(!frame.id.is_empty(), "every frame has a cursor: {frame:?}");
-            }
-        }
-    }
-}
-
-/// What a stream has told of a turn, besides its text.
-fn told(watched: &Watched, turn: &str) -> Vec<String> {
-    watched.names(turn).into_iter().filter(|name| name != "text").collect()
 }
 
 /// What a row of the table came to.
 pub struct Row {
     pub name: &'static str,
     pub reason: &'static str,
-    pub turn: Begun,
+    pub turn: Chat,
     /// From the cause to the `error` frame in a client.
     pub took: Duration,
 }

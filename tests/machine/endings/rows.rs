@@ -6,7 +6,8 @@ use std::time::Instant;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::{Begun, Bench, Row};
+use super::{Bench, Row};
+use crate::support::chat::Chat;
 use crate::support::dev::agent;
 use crate::support::process::signal;
 use crate::support::skipped;
@@ -97,7 +98,7 @@ pub async fn run(bench: &Bench) -> Vec<Row> {
     futures::future::join_all(rows).await.into_iter().flatten().collect()
 }
 
-async fn over(bench: &Bench, name: &'static str, reason: &'static str, turn: Begun, cause: Instant) -> Row {
+async fn over(bench: &Bench, name: &'static str, reason: &'static str, turn: Chat, cause: Instant) -> Row {
     let shown = turn.failed(bench, reason).await;
     Row { name, reason, turn, took: shown.saturating_duration_since(cause) }
 }

@@ -9,7 +9,8 @@ use std::sync::Mutex;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::{Begun, Bench};
+use super::Bench;
+use crate::support::chat::Chat;
 use crate::support::dev::{Dev, agent};
 use crate::support::process::{environment_has, parent, signal};
 use crate::support::wait::eventually;
@@ -38,7 +39,7 @@ fn none_began_twice(bench: &Bench) {
     assert!(count.values().all(|n| *n == 1), "begun twice: {count:?}");
 }
 
-async fn replied(bench: &Bench, turn: &Begun, text: &str) -> Value {
+async fn replied(bench: &Bench, turn: &Chat, text: &str) -> Value {
     let complete = turn.session.complete(&turn.turn).await;
     assert_eq!(complete.data["outcome"], "reply", "{:#?}", turn.session.frames());
     assert_eq!(turn.session.text(&turn.turn), text);
@@ -185,7 +186,7 @@ async fn what_was_claimed_and_never_begun_is_answered_by_another_worker() {
 
 impl Bench {
     /// Submits to an Agent that has only just been configured: the gateway may hear of it a moment later.
-    async fn submit_when_known(&self, agent: &str) -> Begun {
+    async fn submit_when_known(&self, agent: &str) -> Chat {
         let api = self.dev.api();
         eventually("the gateway knows the Agent", async || {
             let (status, body) = api.try_submit("probe", agent, "x", Some("probe")).await.unwrap();
