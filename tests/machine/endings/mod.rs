@@ -1,12 +1,11 @@
-//! The promise: every way to fail ends a turn once, with its own reason, in the record as on every stream; and a stop
-//! that somebody asked for is no failure.
+//! How turns end on `lastword dev`: what every failed turn must show, and that a stop which somebody asked for is no failure.
+//! The ways to fail, whose times are measured, are in [`crate::serial::failures`].
 
-mod rows;
 mod stops;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::support::api::End;
 use crate::support::chat::{Chat, told};
@@ -66,29 +65,4 @@ impl Chat {
         let error = self.session.frame("its error", |f| f.event == "error" && f.data["turnId"] == self.turn.as_str());
         error.await.at
     }
-}
-
-/// What a row of the table came to.
-pub struct Row {
-    pub name: &'static str,
-    pub reason: &'static str,
-    pub turn: Chat,
-    /// From the cause to the `error` frame in a client.
-    pub took: Duration,
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_way_to_fail_ends_its_turn_once_and_says_why() {
-    let bench = Bench::start(&rows::agents()).await;
-    let rows = rows::run(&bench).await;
-    for row in &rows {
-        println!("{:<40} {:<18} {:>8.1} ms", row.name, row.reason, row.took.as_secs_f64() * 1000.0);
-    }
-    // Sessions were open all the while: nothing followed.
-    for row in &rows {
-        row.turn.shows_one_error(row.reason);
-        assert_eq!(row.turn.session.end(), End::Open);
-    }
-    let killed = rows.iter().find(|r| r.name == rows::KILLED).expect("the row ran");
-    assert!(killed.took < Duration::from_secs(1), "a proven death is told within a second: {:?}", killed.took);
 }

@@ -1,12 +1,14 @@
-//! The table of ways to fail: each row makes its cause happen, and waits for the turn's end.
+//! The promise: every way to fail ends a turn once, with its own reason, in the record as on every stream. Each row makes its
+//! cause happen, and waits for the turn's end. How long that takes is measured, so nothing else is to load the machine.
 
 use std::pin::Pin;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::{Bench, Row};
+use crate::endings::Bench;
+use crate::support::api::End;
 use crate::support::chat::Chat;
 use crate::support::dev::agent;
 use crate::support::process::signal;
@@ -14,12 +16,37 @@ use crate::support::skipped;
 use crate::support::wait::eventually;
 
 /// The row whose time is asserted.
-pub const KILLED: &str = "adapter killed with SIGKILL";
+const KILLED: &str = "adapter killed with SIGKILL";
 /// Says that it has begun, and never ends by itself. Its last word tells the adapters of several agents apart.
 const HANG: &str = "echo begun; exec sleep 1000";
 
 /// A worker that never says anything.
 const NEVER: [&str; 2] = ["sleep", "1001"];
+
+/// What a row of the table came to.
+struct Row {
+    name: &'static str,
+    reason: &'static str,
+    turn: Chat,
+    /// From the cause to the `error` frame in a client.
+    took: Duration,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_way_to_fail_ends_its_turn_once_and_says_why() {
+    let bench = Bench::start(&agents()).await;
+    let rows = run(&bench).await;
+    for row in &rows {
+        println!("{:<40} {:<18} {:>8.1} ms", row.name, row.reason, row.took.as_secs_f64() * 1000.0);
+    }
+    // Sessions were open all the while: nothing followed.
+    for row in &rows {
+        row.turn.shows_one_error(row.reason);
+        assert_eq!(row.turn.session.end(), End::Open);
+    }
+    let killed = rows.iter().find(|r| r.name == KILLED).expect("the row ran");
+    assert!(killed.took < Duration::from_secs(1), "a proven death is told within a second: {:?}", killed.took);
+}
 
 fn hang(name: &str, mut spec: Value) -> String {
     spec["scope"] = "Agent".into();
@@ -46,7 +73,7 @@ fn hungry() -> String {
     format!("---\n{document}\n")
 }
 
-pub fn agents() -> Vec<(&'static str, String)> {
+fn agents() -> Vec<(&'static str, String)> {
     let shared = || json!({"scope": "Agent"});
     let sh = |name, program: &str| agent(name, shared(), &["sh", "-c", program]);
     vec![
@@ -78,7 +105,7 @@ pub fn agents() -> Vec<(&'static str, String)> {
 type Running<'a> = Pin<Box<dyn Future<Output = Vec<Row>> + 'a>>;
 
 /// Runs all rows at once.
-pub async fn run(bench: &Bench) -> Vec<Row> {
+async fn run(bench: &Bench) -> Vec<Row> {
     let rows: Vec<Running> = vec![
         Box::pin(at_once(bench, "program missing", "missing", "StartFailed")),
         Box::pin(at_once(bench, "program exits 1", "exits", "AgentError")),
