@@ -14,11 +14,11 @@ use tokio_util::sync::CancellationToken;
 use crate::agents::{Agent, Agents};
 use crate::guard::{self, Verdict};
 use crate::store::{Arm, ArmError, Armed, GuardedTurn, ObjectRef, Store, StoreError};
+use crate::turn::cause::rule::{self, Refusal};
 use crate::turn::cursor::MAX_OPEN_TURNS;
 use crate::turn::keys::{GatewayId, TurnId, content_hash, worker_group};
 use crate::turn::reason::Reason;
 use crate::turn::routing::{API, KUBERNETES, Routing};
-use crate::turn::terminal::Failure;
 
 /// A guard's lease on a turn; kept up while the check runs.
 const GUARD_SECONDS: u32 = 10;
@@ -72,6 +72,20 @@ pub enum SubmitError {
     /// Not known to be armed: submit again with the same message id.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl SubmitError {
+    /// The reason that a refusal is told with; `None`: nothing is known, so it is tried again.
+    pub fn reason(&self) -> Option<Reason> {
+        let refusal = match self {
+            SubmitError::NoAgent => Refusal::NoAgent,
+            SubmitError::QueueFull(_) | SubmitError::TooManyOpen => Refusal::Full,
+            SubmitError::Refused(_) => Refusal::Taken,
+            SubmitError::NoPlatform | SubmitError::Store(StoreError::Refused(_)) => Refusal::Unusable,
+            SubmitError::Store(_) => return None,
+        };
+        Some(rule::refused(refusal))
+    }
 }
 
 /// Arms turns and guards them.
@@ -148,8 +162,7 @@ impl Submitter {
         match verdict {
             Verdict::Allow => self.store.pass_guard(turn.turn_id, self.gateway).await.map(drop),
             Verdict::Reject { message, detail } => {
-                let failure =
-                    Failure::detailed(Reason::GuardrailRejected, detail.clone()).with_message(message.clone());
+                let failure = rule::rejected(message.clone(), detail.clone());
                 // A rejection is no word on a turn that another replica let pass.
                 self.store.reject_guarded(turn.turn_id, self.gateway, &failure).await.map(drop)
             }
@@ -180,7 +193,7 @@ impl Submitter {
                     Ok(Some(agent)) => drop(tokio::spawn(self.clone().guard(turn, agent))),
                     Err(error) => tracing::debug!(%error, "the lease of turn {} runs out again", turn.turn_id),
                     Ok(None) => {
-                        let failure = Failure::new(Reason::AgentNotFound);
+                        let failure = rule::agent_gone();
                         if let Err(error) = self.store.fail_turn(turn.turn_id, &failure).await {
                             tracing::debug!(%error, "its lease runs out again");
                         }

@@ -10,10 +10,9 @@ use uuid::Uuid;
 
 use super::live::LiveLogs;
 use crate::store::{BeatAnswer, ClaimFor, Claimed, Connected, Store, StoreError};
+use crate::turn::cause;
 use crate::turn::decide::reconcile;
 use crate::turn::keys::{Incarnation, TurnId};
-use crate::turn::reason::Reason;
-use crate::turn::terminal::Failure;
 use crate::wire::{Connect, HeartbeatAnswer, MAX_HISTORY, ToWorker, TurnPush};
 
 /// How often a worker with room looks for turns that no notice told of.
@@ -256,7 +255,7 @@ impl Workers {
         stop.iter().filter(|&&t| self.live.is_open(t, incarnation)).for_each(|&t| self.live.close(t));
         let lost = worker.as_ref().map(|w| w.count_lacking(&lacking)).unwrap_or_default();
         for &turn in &lost {
-            let failure = Failure::detailed(Reason::AgentError, "the worker was pushed the turn and does not hold it");
+            let failure = cause::lease::lost_by_worker();
             self.store.fail_lost_turn(turn, incarnation, &failure).await?;
         }
         if !lacking.is_empty() {

@@ -1,8 +1,6 @@
 //! One worker process: signals, its end, and why it ended.
 
-use std::io;
-use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ExitStatus};
+use std::process::Child;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -14,8 +12,9 @@ use tokio_util::sync::CancellationToken;
 use super::process::Shared;
 use crate::child::cgroup::Group;
 use crate::child::output::Tail;
+use crate::turn::cause;
+use crate::turn::cause::process::Ended;
 use crate::turn::keys::StartId;
-use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 
 /// After the end, a process outside the worker's group may still hold its stderr: how long its end is waited for.
@@ -133,7 +132,8 @@ impl Reaper {
             thread::spawn(move || group.remove());
         }
         let _ = self.errors_read.recv_timeout(READING);
-        cause(status, oom, &self.tail.text())
+        let ended = status.map_or_else(|error| Ended::Unknown(Some(error.to_string())), Ended::from);
+        cause::process::end(&ended, oom, &self.tail.text())
     }
 }
 
@@ -144,66 +144,6 @@ fn wait_for_exit(pid: Pid) {
             Err(rustix::io::Errno::INTR) => {}
             // The wait that reaps tells what is wrong.
             _ => return,
-        }
-    }
-}
-
-/// Why a worker ended, from its exit status and the kernel's count of kills for want of memory.
-fn cause(status: io::Result<ExitStatus>, oom: bool, stderr: &str) -> Failure {
-    let (how, abnormal) = match status {
-        Err(error) => (format!("its exit status could not be had: {error}"), false),
-        Ok(status) => match (status.signal(), status.code()) {
-            (Some(signal), _) => (described(signal), signal == Signal::KILL.as_raw()),
-            (None, Some(code)) => (format!("exit code {code}"), code != 0),
-            (None, None) => (status.to_string(), false),
-        },
-    };
-    let reason = if oom && abnormal { Reason::OutOfMemory } else { Reason::WorkerExited };
-    let detail = if stderr.is_empty() { how } else { format!("{how}; stderr ends:\n{stderr}") };
-    Failure::detailed(reason, detail)
-}
-
-fn described(signal: i32) -> String {
-    let name = match Signal::from_named_raw(signal) {
-        Some(Signal::KILL) => "SIGKILL",
-        Some(Signal::TERM) => "SIGTERM",
-        Some(Signal::INT) => "SIGINT",
-        Some(Signal::HUP) => "SIGHUP",
-        Some(Signal::ABORT) => "SIGABRT",
-        Some(Signal::SEGV) => "SIGSEGV",
-        Some(Signal::BUS) => "SIGBUS",
-        Some(Signal::ILL) => "SIGILL",
-        Some(Signal::FPE) => "SIGFPE",
-        Some(Signal::PIPE) => "SIGPIPE",
-        Some(Signal::QUIT) => "SIGQUIT",
-        Some(Signal::TRAP) => "SIGTRAP",
-        Some(Signal::SYS) => "SIGSYS",
-        _ => return format!("signal {signal}"),
-    };
-    format!("signal {signal} ({name})")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_cause_of_an_end() {
-        let exit = |code: i32| Ok(ExitStatus::from_raw(code << 8));
-        let signal = |signal: i32| Ok(ExitStatus::from_raw(signal));
-        use Reason::*;
-        for (status, oom, stderr, reason, detail) in [
-            (exit(0), false, "", WorkerExited, "exit code 0"),
-            (exit(1), false, "no such file", WorkerExited, "exit code 1; stderr ends:\nno such file"),
-            (signal(9), false, "", WorkerExited, "signal 9 (SIGKILL)"),
-            (signal(9), true, "", OutOfMemory, "signal 9 (SIGKILL)"),
-            (signal(15), true, "", WorkerExited, "signal 15 (SIGTERM)"),
-            (exit(137), true, "", OutOfMemory, "exit code 137"),
-            (exit(5), true, "", OutOfMemory, "exit code 5"),
-            (exit(0), true, "", WorkerExited, "exit code 0"),
-        ] {
-            let failure = cause(status, oom, stderr);
-            assert_eq!((failure.reason, failure.detail.as_deref()), (reason, Some(detail)));
         }
     }
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 use super::process::ProcessConfig;
 use super::runtime::StartRequest;
 use crate::crd::{Adapter, AgentSpec, Container, OpenAi};
-use crate::turn::reason::Reason;
+use crate::turn::cause;
 use crate::turn::terminal::Failure;
 use crate::wire::env;
 
@@ -98,7 +98,7 @@ fn openai(
 }
 
 fn cannot(detail: impl Into<String>) -> Failure {
-    Failure::detailed(Reason::StartFailed, detail)
+    cause::start::impossible(detail)
 }
 
 fn required(program: Vec<String>, adapter: &str) -> Result<Vec<String>, Failure> {

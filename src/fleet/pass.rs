@@ -17,10 +17,11 @@ use super::runtime::{Death, StartRequest, WorkerRuntime};
 use crate::crd::AgentSpec;
 use crate::leadership::Leadership;
 use crate::store::{Lease, NewStart, Store, StoreError, StoredAgent};
+use crate::turn::cause;
+use crate::turn::cause::stop::{self, Stopper};
 use crate::turn::decide::Look;
 use crate::turn::keys::{Incarnation, StartId};
 use crate::turn::reason::Reason;
-use crate::turn::terminal::Failure;
 use crate::wire::Credential;
 
 /// Ending an Agent's turns takes at most 500 a call: calls of one pass.
@@ -213,7 +214,7 @@ impl Passes {
                 Ok(None)
             }
             Action::Drain { incarnation, start_id, runtime_ref, why } => {
-                let reason = Reason::Deleted;
+                let reason = stop::reason(Stopper::Plan);
                 let told = match why {
                     // What was read may be old: whoever works by now is not idle.
                     Why::Idle | Why::MakeRoom => self.store.drain_idle_worker(incarnation, reason).await?,
@@ -281,9 +282,9 @@ impl Passes {
     async fn withdraw(&self, workers: &[Lease]) -> Result<(), StoreError> {
         let unsure = std::mem::take(&mut *self.unsure.lock().unwrap_or_else(PoisonError::into_inner));
         for worker in workers.iter().filter(|w| unsure.contains(&w.start_id)) {
-            let failure = Failure::detailed(Reason::StartFailed, "the database was away when the start was written");
+            let failure = cause::start::unsure();
             let withdrawn = async {
-                if self.store.withdraw_start(worker.start_id, Reason::StartFailed).await? {
+                if self.store.withdraw_start(worker.start_id, stop::reason(Stopper::Withdrawal)).await? {
                     self.store.fail_worker(worker.incarnation, &failure).await?;
                 }
                 Ok::<_, StoreError>(())
@@ -353,9 +354,11 @@ impl Passes {
         let leave = async {
             let running: HashSet<StartId> = self.runtime.running().await.into_iter().collect();
             let workers = self.store.workers().await?;
-            let drains = workers.iter().filter(|w| running.contains(&w.start_id) && !w.stopping).map(|w| {
-                self.drain(w.incarnation, w.start_id, &w.runtime_ref, Reason::NodeShutdown, "lastword is shutting down")
-            });
+            let reason = stop::reason(Stopper::ShutDown);
+            let drains = workers
+                .iter()
+                .filter(|w| running.contains(&w.start_id) && !w.stopping)
+                .map(|w| self.drain(w.incarnation, w.start_id, &w.runtime_ref, reason, "lastword is shutting down"));
             futures::future::try_join_all(drains).await.map(|_| ())
         };
         match tokio::time::timeout(within, leave).await {

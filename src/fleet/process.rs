@@ -25,9 +25,10 @@ use crate::child::output::{self as log, Tail};
 use crate::child::spawn::Spawner;
 use crate::crd::SecretKeyRef;
 use crate::store::{Store, StoreError};
+use crate::turn::cause;
+use crate::turn::cause::stop::{self, Stopper};
 use crate::turn::decide::Look;
 use crate::turn::keys::StartId;
-use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 
 /// The runtime's name in the lease.
@@ -158,7 +159,7 @@ impl ProcessRuntime {
     /// A cgroup for a worker with a memory limit; none where that is not permitted.
     fn group(&self, request: &StartRequest) -> Result<Option<Group>, Failure> {
         let Some(container) = container(&request.spec) else { return Ok(None) };
-        let cannot = |why: String| Failure::detailed(Reason::StartFailed, format!("resources.limits.memory: {why}"));
+        let cannot = |why: String| cause::start::impossible(format!("resources.limits.memory: {why}"));
         let Some(bytes) = container.memory_limit_bytes().map_err(|e| cannot(e.to_string()))? else { return Ok(None) };
         let cgroups = self.cgroups.get_or_init(|| {
             let cgroups = Cgroups::detect(&self.config.node);
@@ -189,8 +190,8 @@ impl ProcessRuntime {
         let spawned = tokio::task::spawn_blocking(move || place.spawn(command, group)).await;
         match spawned {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(Failure::detailed(Reason::StartFailed, format!("cannot start {program}: {error}"))),
-            Err(error) => Err(Failure::detailed(Reason::StartFailed, format!("cannot start {program}: {error}"))),
+            Ok(Err(error)) => Err(cause::program::not_started(&program, error)),
+            Err(error) => Err(cause::program::not_started(&program, error)),
         }
     }
 
@@ -271,7 +272,7 @@ impl WorkerRuntime for ProcessRuntime {
     fn look<'a>(&'a self, start_id: StartId, runtime_ref: &'a str) -> BoxFuture<'a, Look> {
         Box::pin(async move {
             if is_former(runtime_ref, &self.config.node, self.config.boot) {
-                return Look::Terminated { cause: Some(restarted()) };
+                return Look::Terminated { cause: Some(cause::process::of_a_former_run()) };
             }
             if runtime_ref != self.reference_of(start_id) {
                 return Look::Unknown;
@@ -348,18 +349,14 @@ fn is_former(runtime_ref: &str, node: &str, boot: Uuid) -> bool {
     theirs == Some(node) && former.is_some_and(|b| b != boot)
 }
 
-fn restarted() -> Failure {
-    Failure::detailed(Reason::WorkerExited, "lastword was restarted")
-}
-
 /// Fails all workers that an earlier boot of this node left: they died with it. Answers with how many. To be called
 /// before [`super::run`], by the one process that holds the node's data directory; again if the database was away.
 pub async fn fail_former_boots(store: &Store, node: &str, boot: Uuid) -> Result<u32, StoreError> {
     let mut failed = 0;
     for worker in store.workers().await?.iter().filter(|w| is_former(&w.runtime_ref, node, boot)) {
         // Told to stop first: turns that only waited for it get another start.
-        store.drain_worker(worker.incarnation, Reason::WorkerExited).await?;
-        failed += u32::from(store.fail_worker(worker.incarnation, &restarted()).await?.died_now);
+        store.drain_worker(worker.incarnation, stop::reason(Stopper::Restart)).await?;
+        failed += u32::from(store.fail_worker(worker.incarnation, &cause::process::of_a_former_run()).await?.died_now);
     }
     Ok(failed)
 }

@@ -9,12 +9,12 @@ use super::batch::Verb as BatchVerb;
 use super::elect::{self, Ended, Ending, Open};
 use super::output::{self, Piece};
 use super::{Notice, Store, StoreError};
+use crate::turn::cause;
 use crate::turn::decide::{self, By, Election, Standing, Verdict};
 use crate::turn::frame::{Span, storable};
 use crate::turn::keys::{ConversationId, Incarnation, TurnId};
-use crate::turn::reason::Reason;
 use crate::turn::routing::API;
-use crate::turn::terminal::{Failure, Outcome, cut};
+use crate::turn::terminal::{Outcome, cut};
 
 /// The longest text of a late reply that is kept for operators, in bytes.
 const MAX_SUPERSEDED_BYTES: usize = 64 * 1024;
@@ -84,7 +84,7 @@ impl BatchVerb for Verb {
     /// A word that the database refuses for its content still ends its turns.
     fn mend(&self, word: &WorkerWord) -> Option<WorkerWord> {
         let was = word.outcome.as_str();
-        let failure = Failure::detailed(Reason::Internal, format!("the database refused the content of the {was}"));
+        let failure = cause::rule::unstorable(was);
         let reply_id = storable(word.reply_id.clone());
         Some(WorkerWord { outcome: Outcome::Error(failure), tail: Span::default(), end: 0, reply_id, ..word.clone() })
     }

@@ -3,8 +3,8 @@
 //! Each is a plain function over what was just read. The store's transactions and the loops of `liveness` and `fleet`
 //! read, ask here, and write what they are told.
 
+use super::cause;
 use super::keys::{Incarnation, TurnId};
-use super::reason::Reason;
 use super::terminal::{Failure, Outcome};
 
 /// Who wants to end a turn.
@@ -90,7 +90,7 @@ pub fn written(outcome: &Outcome, unreadable: Option<&super::routing::Unreadable
                 Outcome::Reply => "a reply".to_string(),
                 Outcome::Error(failure) => failure.reason.to_string(),
             };
-            Outcome::Error(Failure::detailed(Reason::Internal, format!("{why}; the outcome was {was}")))
+            Outcome::Error(cause::rule::unreadable(why, was))
         }
     }
 }
@@ -123,9 +123,7 @@ pub enum AfterLook {
 pub fn after_look(look: Look, window_over: bool) -> AfterLook {
     match look {
         Look::Terminated { cause: Some(cause) } => AfterLook::Fail(cause),
-        Look::Terminated { cause: None } if window_over => {
-            AfterLook::Fail(Failure::detailed(Reason::WorkerExited, "the cause was not learnt in time"))
-        }
+        Look::Terminated { cause: None } if window_over => AfterLook::Fail(cause::lease::unexplained()),
         Look::Terminated { cause: None } => AfterLook::AwaitCause,
         Look::Running | Look::Absent | Look::Unknown => AfterLook::Nothing,
     }
@@ -179,6 +177,7 @@ pub fn reconcile(in_hand: &[TurnId], marked: &[TurnId]) -> (Vec<TurnId>, Vec<Tur
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::turn::reason::Reason;
     use crate::turn::routing::Unreadable;
 
     #[test]

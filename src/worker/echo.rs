@@ -6,9 +6,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::adapter::{Adapter, OutputSink, Stopped};
 use super::options::Common;
+use crate::turn::cause;
 use crate::turn::frame::Frame;
-use crate::turn::reason::Reason;
-use crate::turn::terminal::{Failure, Outcome};
+use crate::turn::terminal::Outcome;
 use crate::wire::TurnPush;
 
 /// A message that begins with this is replied to slowly: what `lastword worker conformance` sends to see a turn last.
@@ -60,9 +60,9 @@ impl Adapter for Echo {
         tokio::select! {
             said = reply => match said {
                 Ok(()) if out.has_text() => Outcome::Reply,
-                _ => Outcome::Error(Failure::new(Reason::AgentError).with_message("There is nothing to echo.")),
+                _ => Outcome::Error(cause::program::nothing_to_echo()),
             },
-            () = cancel.cancelled() => Outcome::Error(Failure::new(Reason::Cancelled)),
+            () = cancel.cancelled() => Outcome::Error(cause::rule::cancelled()),
         }
     }
 }

@@ -1,8 +1,7 @@
 //! A process for each turn: the message goes in, what it prints is the reply.
 
 use std::io;
-use std::os::unix::process::ExitStatusExt;
-use std::process::{ExitStatus, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -15,10 +14,11 @@ use super::oom;
 use super::options::Common;
 use super::process::{Process, agent_command};
 use super::text::{Decoder, FrameLines};
+use crate::turn::cause;
+use crate::turn::cause::process::Ended;
 use crate::turn::frame::{Frame, storable};
 use crate::turn::keys::TurnId;
-use crate::turn::reason::Reason;
-use crate::turn::terminal::{Exit, Failure, Outcome};
+use crate::turn::terminal::Outcome;
 use crate::wire::TurnPush;
 
 /// What is kept of stderr for operators, in bytes.
@@ -75,8 +75,7 @@ impl Adapter for Exec {
         let program = match self.start(turn).await {
             Ok(program) => program,
             Err(error) => {
-                let detail = format!("cannot start {}: {error}", self.args.program[0]);
-                return Outcome::Error(Failure::detailed(Reason::StartFailed, detail));
+                return Outcome::Error(cause::program::not_started(&self.args.program[0], error));
             }
         };
         let Program { process, stdin, stdout, stderr } = program;
@@ -92,13 +91,13 @@ impl Adapter for Exec {
             () = exited, if copied.is_ok() => {}
             () = cancel.cancelled() => {
                 process.stop(Duration::from_secs(u64::from(self.args.kill_seconds))).await;
-                return Outcome::Error(Failure::new(Reason::Cancelled));
+                return Outcome::Error(cause::rule::cancelled());
             }
         }
-        let status = process.wait().await;
+        let ended = process.wait().await.map_or(Ended::Unknown(None), Ended::from);
         // The rest of stderr, unless somebody else holds it open.
         let _ = tokio::time::timeout(AFTER_EXIT, tail.closed()).await;
-        judge(status, out.has_text(), oom::kills() > kills, &tail.text())
+        cause::program::answer(&ended, out.has_text(), oom::kills() > kills, &tail.text())
     }
 }
 
@@ -252,61 +251,4 @@ fn pass_on(turn: TurnId, line: &mut Vec<u8>) {
         tracing::info!(target: "agent", %turn, "{}", text.trim_end());
     }
     line.clear();
-}
-
-/// What a program's end means for its turn.
-fn judge(status: Option<ExitStatus>, has_text: bool, oom: bool, stderr: &str) -> Outcome {
-    let success = status.is_some_and(|status| status.success());
-    if success && has_text {
-        return Outcome::Reply;
-    }
-    let mut failure = exit_cause(status, oom);
-    if success {
-        let exit = failure.exit;
-        failure = Failure { exit, ..Failure::detailed(Reason::AgentError, "exit code 0, but nothing on stdout") }
-            .with_message("The agent gave no answer.");
-    }
-    if !stderr.is_empty() {
-        failure.detail = Some(format!("{}\n{stderr}", failure.detail.unwrap_or_default()));
-    }
-    Outcome::Error(failure)
-}
-
-/// Why a program that should not have ended did. `oom`: the kernel killed for want of memory while it ran.
-pub(super) fn exit_cause(status: Option<ExitStatus>, oom: bool) -> Failure {
-    let Some(status) = status else { return Failure::detailed(Reason::Internal, "the exit status is unknown") };
-    let (reason, what) = match (status.code(), status.signal()) {
-        // A shell says of its program that was killed: 128 and the signal's number.
-        (Some(137), _) if oom => {
-            (Reason::OutOfMemory, "exit code 137, and the kernel killed for want of memory".into())
-        }
-        (Some(code), _) => (Reason::AgentError, format!("exit code {code}")),
-        (None, Some(9)) if oom => (Reason::OutOfMemory, "killed by the kernel for want of memory".into()),
-        (None, Some(signal)) => (Reason::WorkerExited, format!("killed by {}", signal_name(signal))),
-        (None, None) => (Reason::WorkerExited, status.to_string()),
-    };
-    let exit = status.code().map(Exit::Code).or(status.signal().map(Exit::Signal));
-    Failure { exit, ..Failure::detailed(reason, what) }
-}
-
-fn signal_name(signal: i32) -> String {
-    let name = match signal {
-        1 => "SIGHUP",
-        2 => "SIGINT",
-        3 => "SIGQUIT",
-        4 => "SIGILL",
-        6 => "SIGABRT",
-        7 => "SIGBUS",
-        8 => "SIGFPE",
-        9 => "SIGKILL",
-        11 => "SIGSEGV",
-        13 => "SIGPIPE",
-        14 => "SIGALRM",
-        15 => "SIGTERM",
-        24 => "SIGXCPU",
-        25 => "SIGXFSZ",
-        31 => "SIGSYS",
-        _ => return format!("signal {signal}"),
-    };
-    format!("{name} (signal {signal})")
 }

@@ -14,10 +14,10 @@ use super::client::{CallError, Client};
 use super::link::{Backoff, Link};
 use super::log::{Log, Step};
 use super::termination;
+use crate::turn::cause::program;
 use crate::turn::frame::Frame;
 use crate::turn::keys::TurnId;
-use crate::turn::reason::Reason;
-use crate::turn::terminal::{Failure, Outcome};
+use crate::turn::terminal::Outcome;
 use crate::wire::{Finish, FinishResult, Tail, TurnPush};
 
 /// How often the durable offset is asked for while the adapter waits for it.
@@ -80,9 +80,7 @@ pub(super) async fn run<A: Adapter>(
     let program = tokio::spawn(async move { adapter.run(turns, out, cancel).await });
     let (log, cancel) = (handles.log.clone(), handles.cancel.clone());
     let mut ending = AbortOnDropHandle::new(tokio::spawn(async move {
-        let outcome = program.await.unwrap_or_else(|error| {
-            Outcome::Error(Failure::detailed(Reason::Internal, format!("the adapter failed: {error}")))
-        });
+        let outcome = program.await.unwrap_or_else(|error| Outcome::Error(program::adapter_failed(error)));
         if let Outcome::Error(failure) = &outcome
             && !cancel.is_cancelled()
         {

@@ -6,9 +6,9 @@ use std::sync::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use super::adapter::Stopped;
+use crate::turn::cause::program;
 use crate::turn::frame::{Frame, Span};
-use crate::turn::reason::Reason;
-use crate::turn::terminal::{Failure, Outcome};
+use crate::turn::terminal::Outcome;
 use crate::wire::{Acked, MAX_LOG_UNITS};
 
 /// Frames that are not yet durable, in bytes; beyond it the adapter waits.
@@ -110,11 +110,7 @@ impl Log {
     pub(super) fn close(&self, outcome: Outcome) {
         {
             let mut state = self.state();
-            let outcome = if state.too_long {
-                Outcome::Error(Failure::new(Reason::AgentError).with_message("the agent's output is too long"))
-            } else {
-                outcome
-            };
+            let outcome = if state.too_long { Outcome::Error(program::too_long()) } else { outcome };
             state.outcome.get_or_insert(outcome);
         }
         self.changed.notify_one();
@@ -272,7 +268,7 @@ impl State {
         self.weight = 0;
         (self.start, self.sent, self.acked, self.end) = (end, end, end, end);
         self.rejected = true;
-        self.outcome = Some(Outcome::Error(Failure::detailed(Reason::Internal, detail)));
+        self.outcome = Some(Outcome::Error(program::output_refused(detail)));
     }
 }
 

@@ -18,6 +18,8 @@ use super::farewell::{self, Farewell};
 use super::job::{self, Handles, JobEnd, Reporter};
 use super::link::{Connection, Event, Link};
 use super::termination;
+use crate::turn::cause::program;
+use crate::turn::cause::stop::{self, Stopper};
 use crate::turn::keys::{Incarnation, TurnId};
 use crate::turn::reason::Reason;
 use crate::turn::terminal::{Failure, Outcome};
@@ -158,7 +160,7 @@ impl<A: Adapter> Worker<A> {
                 }
                 () = shutdown.cancelled(), if !told => {
                     told = true;
-                    self.leave(self.settings.drain_seconds, Some(Reason::NodeShutdown));
+                    self.leave(self.settings.drain_seconds, Some(stop::reason(Stopper::Signal)));
                 }
                 error = &mut broken, if failure.is_none() => {
                     tracing::error!(detail = error.detail, "the adapter is broken: {}", error.reason);
@@ -257,8 +259,7 @@ impl<A: Adapter> Worker<A> {
     /// The last word on turns that were answered together with one that was stopped.
     fn say_failed(&mut self, conversation: String, turns: Vec<TurnId>) {
         let handles = Handles::new(0);
-        let message = "A message that was answered together with this one was cancelled. Send this one again.";
-        handles.log.close(Outcome::Error(Failure::new(Reason::AgentError).with_message(message)));
+        handles.log.close(Outcome::Error(program::stopped_together()));
         let id = self.add(conversation, turns.clone(), handles.clone());
         let reporter = self.reporter.clone();
         self.tasks.spawn(async move { (id, job::report(turns, &handles, reporter).await) });

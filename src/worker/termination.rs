@@ -57,19 +57,16 @@ fn write(text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::process::ExitStatusExt;
-    use std::process::ExitStatus;
-
     use serde_json::Value;
 
     use super::*;
-    use crate::worker::exec::exit_cause;
+    use crate::turn::cause::process::Ended;
+    use crate::turn::cause::program;
 
     #[test]
     fn how_the_program_ended_is_told_beside_the_end_of_its_stderr() {
-        // As wait(2) tells it: a code in the second byte, a signal in the first.
-        for (status, exit) in [(3 << 8, json!({"exitCode": 3})), (11, json!({"signal": 11}))] {
-            let cause = exit_cause(Some(ExitStatus::from_raw(status)), false);
+        for (ended, exit) in [(Exit::Code(3), json!({"exitCode": 3})), (Exit::Signal(11), json!({"signal": 11}))] {
+            let cause = program::end(&Ended::Exit(ended), false);
             let stderr = "\u{1}".repeat(8 * 1024);
             let detail = cause.detail.as_ref().map(|detail| format!("{detail}\n{stderr}"));
             let failure = Failure { detail, ..cause };

@@ -21,10 +21,9 @@ use crate::dispatch::workers::{Worker, Workers};
 use crate::heartbeat::Heartbeats;
 use crate::problem::Problem;
 use crate::store::{ConnectError, Connected, FinishError, Replica, Store, WorkerWord};
+use crate::turn::cause;
 use crate::turn::frame::{Frame, Span};
 use crate::turn::keys::{Incarnation, TurnId};
-use crate::turn::reason::Reason;
-use crate::turn::terminal::{Failure, Outcome};
 use crate::wire::{
     Acked, Connect, Credential, Finish, FinishResult, Finished, Goodbye, GoodbyePhase, Heartbeat, HeartbeatAnswer,
     Hello, INCARNATION, MAX_BODY_BYTES, MAX_FRAME_BYTES, MAX_LOG_UNITS, Output, ToWorker,
@@ -332,7 +331,7 @@ async fn finish(State(port): State<WorkerPort>, caller: Caller, body: Bytes) -> 
         incarnation: caller.incarnation,
         turn_ids: finish.turn_ids.clone(),
         reply_id: finish.reply_id,
-        outcome: port.outcome_of(caller.incarnation, wordless(finish.outcome, finish.end)).await?,
+        outcome: port.outcome_of(caller.incarnation, cause::program::reply(finish.outcome, finish.end)).await?,
         end: finish.end,
         tail,
     };
@@ -383,16 +382,6 @@ fn check(finish: &Finish) -> Result<(), Problem> {
         return Err(Problem::bad_request(format!("turnIds must name 1 to {MAX_TURNS_OF_A_WORD} turns")));
     }
     crate::turn::keys::check_name("replyId", &finish.reply_id).map_err(|e| Problem::bad_request(e.to_string()))
-}
-
-/// An empty reply is none: nobody is shown an empty "done".
-fn wordless(outcome: Outcome, end: u64) -> Outcome {
-    match outcome {
-        Outcome::Reply if end == 0 => {
-            Outcome::Error(Failure::detailed(Reason::AgentError, "the worker sent a reply without any output"))
-        }
-        outcome => outcome,
-    }
 }
 
 /// Two pieces of one log, `last` the later. Where they leave a gap the later one is tried: the store knows what is durable

@@ -7,9 +7,9 @@ use tokio::time::Instant;
 
 use super::endpoint::WorkerPort;
 use crate::store::StoreError;
+use crate::turn::cause::stop;
 use crate::turn::keys::Incarnation;
-use crate::turn::reason::Reason;
-use crate::turn::terminal::{Failure, Outcome};
+use crate::turn::terminal::Outcome;
 
 /// Between two looks.
 const POLL: Duration = Duration::from_millis(50);
@@ -27,13 +27,10 @@ impl WorkerPort {
     /// A worker's last word on a turn: that its program was killed is, while the worker is being stopped, the stop's doing.
     pub(super) async fn outcome_of(&self, worker: Incarnation, outcome: Outcome) -> Result<Outcome, StoreError> {
         let Outcome::Error(failure) = outcome else { return Ok(outcome) };
-        if failure.reason != Reason::WorkerExited {
+        if !stop::may_explain(&failure) {
             return Ok(Outcome::Error(failure));
         }
         self.stop_reason_known(worker).await?;
-        Ok(Outcome::Error(match self.store.stop_reason(worker).await? {
-            Some(reason) => Failure { detail: failure.detail, ..Failure::new(reason) },
-            None => failure,
-        }))
+        Ok(Outcome::Error(stop::explained(failure, self.store.stop_reason(worker).await?)))
     }
 }

@@ -12,9 +12,9 @@ use crate::gateway::Gateway;
 use crate::gateway::auth::Caller;
 use crate::problem::Problem;
 use crate::store::{Conversation, ListFilter, Record};
+use crate::turn::cause;
 use crate::turn::keys::TurnId;
 use crate::turn::reason::Reason;
-use crate::turn::terminal::Failure;
 
 /// Records of one page, by default and at most.
 const PAGE: u32 = 50;
@@ -224,7 +224,7 @@ pub(in crate::gateway) async fn cancel(
 ) -> Result<Json<RecordView>, Problem> {
     let record = seen_turn(&gateway, &caller, &turn).await?;
     if record.open {
-        gateway.store.fail_turn(record.turn_id, &Failure::new(Reason::Cancelled)).await?;
+        gateway.store.fail_turn(record.turn_id, &cause::rule::cancelled()).await?;
     }
     let record = seen_turn(&gateway, &caller, &turn).await?;
     Ok(Json(shown(record, &caller)))

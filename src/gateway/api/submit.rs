@@ -15,10 +15,10 @@ use crate::gateway::auth::Caller;
 use crate::problem::Problem;
 use crate::store::ArmError;
 use crate::submit::{Submission, SubmitError};
+use crate::turn::cause::rule;
 use crate::turn::cursor::Cursor;
 use crate::turn::frame::{storable, storable_json};
 use crate::turn::keys::{TurnId, check_conversation, check_name};
-use crate::turn::reason::Reason;
 use crate::turn::routing::API;
 
 /// Body of a submit.
@@ -124,7 +124,7 @@ fn parse<T: serde::de::DeserializeOwned>(headers: &HeaderMap, body: &Bytes) -> R
 fn agent_name(caller: &Caller, agent: &str) -> Result<String, Problem> {
     let name = match agent.split_once('/') {
         Some((namespace, name)) if namespace == caller.0.organization => name,
-        Some(_) => return Err(Problem::not_found("agent").with_reason(Reason::AgentNotFound)),
+        Some(_) => return Err(Problem::not_found("agent").with_reason(rule::refused(rule::Refusal::NoAgent))),
         None => agent,
     };
     check_name("agent", name).map_err(|e| Problem::bad_request(e.to_string()))?;
@@ -132,16 +132,18 @@ fn agent_name(caller: &Caller, agent: &str) -> Result<String, Problem> {
 }
 
 fn refused(error: SubmitError, message_id: &str) -> Problem {
-    let text = error.to_string();
+    let (text, reason) = (error.to_string(), error.reason());
+    let told = |problem: Problem| match reason {
+        Some(reason) => problem.with_reason(reason),
+        None => problem,
+    };
     let problem = match error {
-        SubmitError::NoAgent => Problem::not_found("agent").with_reason(Reason::AgentNotFound),
+        SubmitError::NoAgent => told(Problem::not_found("agent")),
         SubmitError::NoPlatform => Problem::bad_request(text),
-        SubmitError::QueueFull(_) | SubmitError::TooManyOpen => {
-            Problem::new(StatusCode::TOO_MANY_REQUESTS, text).with_reason(Reason::QuotaExceeded)
-        }
+        SubmitError::QueueFull(_) | SubmitError::TooManyOpen => told(Problem::new(StatusCode::TOO_MANY_REQUESTS, text)),
         SubmitError::Refused(ArmError::NotYours) => Problem::not_found("conversation"),
         SubmitError::Refused(ArmError::OtherAgent(_) | ArmError::OtherContent) => {
-            Problem::new(StatusCode::CONFLICT, text).with_reason(Reason::Conflict)
+            told(Problem::new(StatusCode::CONFLICT, text))
         }
         SubmitError::Store(error) => match Problem::from(error) {
             problem if problem.status() == StatusCode::SERVICE_UNAVAILABLE => Problem::new(

@@ -16,8 +16,8 @@ use super::secure;
 use crate::crd::{AGENT_CONTAINER, Adapter, AgentSpec, OpenAi, PodTemplate};
 use crate::fleet::StartRequest;
 use crate::operator::{AUDIENCE, Injector, OperatorConfig};
+use crate::turn::cause;
 use crate::turn::keys::hex;
-use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 use crate::wire::env;
 
@@ -339,7 +339,7 @@ fn object(value: Value) -> Map<String, Value> {
 }
 
 fn cannot(detail: impl Into<String>) -> Failure {
-    Failure::detailed(Reason::StartFailed, detail)
+    cause::start::impossible(detail)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::turn::keys::StartId;
+use crate::turn::reason::Reason;
 use crate::wire::Credential;
 
 fn config() -> OperatorConfig {

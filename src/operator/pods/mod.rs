@@ -158,7 +158,7 @@ impl Pods {
 /// whether it would be admitted.
 ///
 /// # Errors
-/// The API server's refusal; [`runtime::refusal`] tells what it means.
+/// The API server's refusal; [`crate::turn::cause::start::refused`] tells what it means.
 pub async fn create(client: &Client, namespace: &str, pod: &Value, dry_run: bool) -> Result<Pod, kube::Error> {
     let params = PostParams { dry_run, field_manager: Some(super::MANAGER.to_owned()) };
     let body = serde_json::to_vec(pod).map_err(kube::Error::SerdeError)?;
@@ -167,7 +167,7 @@ pub async fn create(client: &Client, namespace: &str, pod: &Value, dry_run: bool
     client.request(request).await
 }
 
-pub use runtime::{PodRuntime, Refusal, refusal};
+pub use runtime::PodRuntime;
 
 /// The start that a pod says it is for; only a hint.
 fn start_of(pod: &Pod) -> Option<StartId> {

@@ -15,7 +15,8 @@ use crate::crd::{Agent, AgentTurn, AgentTurnSpec};
 use crate::operator::MANAGER;
 use crate::operator::call::{Trouble, bounded};
 use crate::store::{Armed, ObjectRef, Store, StoreError};
-use crate::submit::{Submission, SubmitError, Submitter};
+use crate::submit::{Submission, Submitter};
+use crate::turn::cause::rule;
 use crate::turn::frame::storable;
 use crate::turn::keys::{TurnId, check_conversation, check_name};
 use crate::turn::reason::Reason;
@@ -82,8 +83,7 @@ impl Hands {
         match step {
             Step::Arm(Ok(spec)) => self.arm(&object, &spec).await,
             Step::Arm(Err(error)) => {
-                let failure = Failure::new(Reason::Internal).with_message(format!("the spec cannot be read: {error}"));
-                self.refuse(&object, failure).await
+                self.refuse(&object, rule::unusable(format!("the spec cannot be read: {error}"))).await
             }
             Step::Cancel => self.cancel(&object).await,
             Step::Write(word) => {
@@ -101,13 +101,13 @@ impl Hands {
     async fn arm(&self, object: &Object, spec: &AgentTurnSpec) -> Done {
         let submission = submission(object, spec);
         if let Err(why) = check(&submission) {
-            return self.refuse(object, Failure::new(Reason::Internal).with_message(why)).await;
+            return self.refuse(object, rule::unusable(why)).await;
         }
         let error = match self.submitter.submit(submission).await {
             Ok((armed, _)) => return Done::Armed(armed),
             Err(error) => error,
         };
-        match refusal(&error) {
+        match error.reason() {
             None => Done::Again(error.to_string()),
             Some(reason) => {
                 let refused = self.refuse(object, Failure::new(reason).with_message(error.to_string())).await;
@@ -154,7 +154,7 @@ impl Hands {
                 Some(turn) => turn,
                 None => return Ok(Done::NotArmed(self.store.now().await?)),
             };
-            self.store.fail_turn(turn, &Failure::new(Reason::Cancelled)).await?;
+            self.store.fail_turn(turn, &rule::cancelled()).await?;
             Ok::<_, StoreError>(Done::Cancelled)
         };
         cancelled.await.unwrap_or_else(|error| Done::Again(error.to_string()))
@@ -222,17 +222,6 @@ fn is_refusal(code: u16) -> bool {
 /// Whether an object that was created then may still wait for its Agent.
 pub fn may_wait(created: Timestamp, now: OffsetDateTime) -> bool {
     stamp(now).as_second() - created.as_second() < AGENT_WAIT.as_secs() as i64
-}
-
-/// The reason that a refused arm ends with; `None`: nothing is known, it is tried again.
-fn refusal(error: &SubmitError) -> Option<Reason> {
-    match error {
-        SubmitError::NoAgent => Some(Reason::AgentNotFound),
-        SubmitError::QueueFull(_) | SubmitError::TooManyOpen => Some(Reason::QuotaExceeded),
-        SubmitError::Refused(_) => Some(Reason::Conflict),
-        SubmitError::NoPlatform | SubmitError::Store(StoreError::Refused(_)) => Some(Reason::Internal),
-        SubmitError::Store(_) => None,
-    }
 }
 
 fn submission(object: &Object, spec: &AgentTurnSpec) -> Submission {

@@ -12,6 +12,7 @@ use crate::egress::{Egress, Outbound, Reach};
 use crate::guard::Services;
 use crate::secrets::NoSecrets;
 use crate::store::{ObjectState, Standing};
+use crate::submit::SubmitError;
 use crate::turn::keys::GatewayId;
 
 /// Calls as `METHOD path`, with their answers in order.
@@ -163,7 +164,7 @@ fn what_the_api_refuses_with_4xx_is_a_terminal() {
         (SubmitError::Store(StoreError::Raced("x".into())), None),
     ];
     for (error, reason) in cases {
-        assert_eq!(refusal(&error), reason, "{error}");
+        assert_eq!(error.reason(), reason, "{error}");
     }
     let created = Timestamp::from_second(1_800_000_000).expect("in range");
     let later = |seconds: i64| OffsetDateTime::from_unix_timestamp(1_800_000_000 + seconds).expect("in range");

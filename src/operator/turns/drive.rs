@@ -24,9 +24,8 @@ use super::table::Table;
 use crate::crd::AgentTurn;
 use crate::operator::watch;
 use crate::store::{ObjectState, StoreError};
+use crate::turn::cause;
 use crate::turn::keys::TurnId;
-use crate::turn::reason::Reason;
-use crate::turn::terminal::Failure;
 
 /// Steps at a time: enough to fill an arm's batch, and an API server's share.
 const CONCURRENCY: usize = 64;
@@ -256,7 +255,7 @@ impl Driver {
         let gone = self.table.gone.split_off(part);
         let (store, kept) = (self.hands.store.clone(), gone.clone());
         let forgot = async move {
-            let cancelled = Failure::detailed(Reason::Cancelled, "its AgentTurn was deleted");
+            let cancelled = cause::rule::object_deleted();
             store.forget_objects(&gone, &cancelled).await
         };
         self.spawn(forgot, |forgot| Report::Forgot(kept, forgot));

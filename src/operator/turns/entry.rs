@@ -10,9 +10,9 @@ use super::act::{AGENT_WAIT, Done, Step};
 use super::object::{ENDED, Object};
 use super::status::{Word, stamp};
 use crate::store::{Armed, ObjectState, Standing};
+use crate::turn::cause;
 use crate::turn::keys::TurnId;
 use crate::turn::reason::Reason;
-use crate::turn::terminal::Failure;
 
 /// An Agent that is applied together with its turns is not called missing before this.
 const SAME_APPLY: Duration = Duration::from_secs(1);
@@ -161,7 +161,7 @@ impl Entry {
             }
             Done::Refused(failure, at) => self.hear(Word::Refused { failure, at }),
             Done::NotArmed(at) if self.object.spec.is_some() => {
-                self.hear(Word::Refused { failure: Failure::new(Reason::Cancelled), at });
+                self.hear(Word::Refused { failure: cause::rule::cancelled(), at });
             }
             // What the store does not know is found out by asking it.
             Done::NotArmed(_) | Done::Cancelled => self.cancelled = true,

@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 use super::object::{Object, rank};
 use crate::crd::{AgentTurnStatus, Phase, TurnError};
 use crate::store::{ObjectState, Standing};
+use crate::turn::cause::rule;
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 
@@ -63,14 +64,12 @@ impl Word {
 
 /// When a turn ended, and whose word that was.
 fn ending(standing: &Standing, at: Timestamp) -> Option<(Timestamp, Option<Failure>)> {
-    let erased = "its conversation was erased";
-    let lost = "the database does not know this turn: it may have been restored or replaced";
     match standing {
         Standing::Waiting | Standing::Running => None,
         Standing::Replied { at, .. } => Some((stamp(*at), None)),
         Standing::Failed { failure, at } => Some((stamp(*at), Some(failure.clone()))),
-        Standing::Erased => Some((at, Some(Failure::new(Reason::Cancelled).with_message(erased)))),
-        Standing::Unknown => Some((at, Some(Failure::new(Reason::Internal).with_message(lost)))),
+        Standing::Erased => Some((at, Some(rule::erased()))),
+        Standing::Unknown => Some((at, Some(rule::forgotten()))),
     }
 }
 

@@ -19,7 +19,7 @@ use super::client::{body_of, causes};
 use super::lines::Lines;
 use super::options::Common;
 use super::{EXIT_BROKEN, WorkerError, process, termination, work};
-use crate::turn::reason::Reason;
+use crate::turn::cause;
 use crate::turn::terminal::{Failure, Outcome};
 use crate::wire::{MAX_HISTORY, TurnPush};
 
@@ -95,7 +95,7 @@ pub(super) async fn run(args: OpenAiArgs, shutdown: CancellationToken) -> Result
         Some(Ok(())) => work(args.common.clone(), args.history, false, adapter, shutdown).await,
         Some(Err(error)) => {
             tracing::error!("{error}");
-            termination::note(&Failure::detailed(Reason::StartFailed, error.to_string()));
+            termination::note(&cause::start::impossible(error.to_string()));
             Ok(EXIT_BROKEN.into())
         }
     };
@@ -242,7 +242,7 @@ impl Adapter for OpenAi {
         let result = tokio::select! {
             result = completion => result,
             failure = self.broken() => return Outcome::Error(failure),
-            () = cancel.cancelled() => return Outcome::Error(Failure::new(Reason::Cancelled)),
+            () = cancel.cancelled() => return Outcome::Error(cause::rule::cancelled()),
         };
         match result {
             Ok(Ok(())) => Outcome::Reply,
@@ -266,7 +266,7 @@ impl Adapter for OpenAi {
 }
 
 fn failed(detail: String) -> Failure {
-    Failure::detailed(Reason::AgentError, detail)
+    cause::program::no_answer(detail)
 }
 
 fn silent(idle: Duration) -> Failure {

@@ -7,10 +7,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use crate::turn::reason::Reason;
+use crate::turn::cause;
+use crate::turn::cause::process::Ended;
 use crate::turn::terminal::Failure;
 use crate::worker::WorkerError;
-use crate::worker::exec::exit_cause;
 use crate::worker::oom;
 use crate::worker::process::{Process, agent_command};
 
@@ -41,13 +41,8 @@ impl ModelServer {
         let task = tokio::spawn(async move {
             tokio::select! {
                 () = process.exited() => {
-                    let mut failure = exit_cause(process.wait().await, oom::kills() > kills);
-                    if failure.reason == Reason::AgentError {
-                        // A server that exits, with whatever code, has left its turns alone.
-                        failure = Failure { reason: Reason::WorkerExited, ..failure }
-                            .with_message(Reason::WorkerExited.client_message());
-                    }
-                    let _ = tell.send(Some(failure));
+                    let ended = process.wait().await.map_or(Ended::Unknown(None), Ended::from);
+                    let _ = tell.send(Some(cause::program::server_end(&ended, oom::kills() > kills)));
                     // Keeps the channel: whoever asks later learns it too.
                     stopped.cancelled().await;
                 }
