@@ -26,6 +26,7 @@ pub(super) struct OutputOffset {
     offset: u64,
 }
 
+/// Takes frames of a turn in the caller's hand. 409 says from where on the frames must be sent again.
 pub(super) async fn output(
     State(port): State<WorkerPort>,
     caller: AuthenticatedWorker,

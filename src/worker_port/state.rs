@@ -41,8 +41,8 @@ impl WorkerPort {
     }
 }
 
-/// How long a credential that the database accepted is accepted without asking it again. It matters for workers whose
-/// stream another replica holds, and for the many output posts of a turn.
+/// A credential that the database accepted is accepted for this long without asking it again, since a turn's output comes in
+/// many calls.
 const VERIFIED_FOR: Duration = Duration::from_secs(5);
 /// Beyond this many entries the outdated ones are removed.
 const TIDY_ABOVE: usize = 10_000;

@@ -31,7 +31,7 @@ pub(super) async fn finish(
     let mut tail = port.live.tail(lead).filter(|_| own(lead)).unwrap_or_default();
     if let Some(last) = finish.tail {
         let last = Span::new(last.offset, storable(last.frames)?);
-        tail = join(tail, last);
+        tail = join_pieces(tail, last);
     }
     let word = WorkerWord {
         incarnation: caller.incarnation,
@@ -73,11 +73,8 @@ fn wordless(outcome: Outcome, end: u64) -> Outcome {
 
 /// One piece out of two pieces of a log. `known` is what this replica has of it and not yet durable, `last` what came with
 /// the finish. Where they leave a gap, `last` alone is tried: the store may have the gap's content from another replica.
-fn join(known: Span, last: Span) -> Span {
-    if known.is_empty() || last.start <= known.start {
-        return last;
-    }
-    if last.start > known.end() {
+fn join_pieces(known: Span, last: Span) -> Span {
+    if known.is_empty() || last.start <= known.start || last.start > known.end() {
         return last;
     }
     let end = known.end();

@@ -1,9 +1,11 @@
 //! `POST /worker/v1/session`: a pod shows its ServiceAccount token and gets a credential that any replica accepts.
 //!
 //! The review of the token names the pod and its UID. Both are compared with what the controller recorded in the lease
-//! when it made the pod, never with a label, which others could set. Once the pod's worker has
-//! connected with its credential, a further request is refused: it comes from the agent program, which can read the token
-//! too. (Workers of the adapter `Custom` may ask again, since their process may start anew in its container.)
+//! when it made the pod, never with a label, which others could set.
+//!
+//! Once the pod's worker has connected with its credential, a further request is refused: it comes from the agent program,
+//! which can read the token too. (A worker of the adapter `Custom` may ask again, since its process may start anew within
+//! its container.)
 
 use std::sync::{Mutex, PoisonError};
 
