@@ -12,7 +12,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::agents::{Agent, Agents};
-use crate::every::{Again, Every};
+use crate::every::{Again, Every, Outage};
 use crate::guard::{self, GuardVerdict};
 use crate::store::{Arm, ArmError, Armed, GuardedTurn, ObjectRef, Store, StoreError};
 use crate::turn::cursor::MAX_OPEN_TURNS;
@@ -135,15 +135,12 @@ impl Submitter {
     }
 
     async fn write_verdict(&self, turn: &GuardedTurn, verdict: &GuardVerdict) {
-        loop {
-            match self.try_verdict(turn, verdict).await {
-                Ok(()) => return,
-                Err(error) => {
-                    tracing::warn!(turn = %turn.turn_id, %error, "the guard's verdict on turn {} waits for the database", turn.turn_id);
-                    tokio::time::sleep(RETRY).await;
-                }
-            }
+        let mut outage = Outage::new("the verdict of a guard");
+        while let Err(error) = self.try_verdict(turn, verdict).await {
+            outage.goes_on(&error);
+            tokio::time::sleep(RETRY).await;
         }
+        outage.is_over();
     }
 
     async fn try_verdict(&self, turn: &GuardedTurn, verdict: &GuardVerdict) -> Result<(), StoreError> {
