@@ -16,16 +16,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::agents::Agents;
-use crate::dispatch::feeds::Feeds;
 use crate::dispatch::follow::{self, Follower};
 use crate::dispatch::live::LiveLogs;
+use crate::dispatch::subscriptions::Subscriptions;
 use crate::dispatch::workers::Workers;
 use crate::egress::{Egress, Outbound, Reach};
 use crate::guard::Services;
 use crate::heartbeat::Heartbeats;
 use crate::secrets::{NoSecrets, Secrets};
 use crate::store::{Heard, Notice, Replica, Store};
-use crate::stream::delivery::{self, Shown};
+use crate::stream::delivery::{self, ShownTerminals};
 use crate::stream::session::Streams;
 use crate::submit::Submitter;
 use crate::tls::{Renewed, never_renewed};
@@ -133,10 +133,10 @@ pub async fn run(
     let id = replica.id;
     let tasks = TaskTracker::new();
     let background = shutdown.child_token();
-    let feeds = Feeds::default();
-    let live = LiveLogs::new(feeds.clone());
+    let subscriptions = Subscriptions::default();
+    let live = LiveLogs::new(subscriptions.clone());
     let workers = Workers::new(store.clone(), live.clone());
-    let shown = Shown::start(store.clone());
+    let shown = ShownTerminals::start(store.clone());
     let agents = Agents::default();
     if let Err(error) = agents.refresh(&store).await {
         tracing::warn!(%error, "the agents are not known yet; they are read when the database is back");
@@ -146,13 +146,13 @@ pub async fn run(
         Some(WorkerTls { port, peers }) => (Some(port), peers),
         None => (None, never_renewed(follow::client(crate::tls::http())?)),
     };
-    let follower = Follower::new(id, store.clone(), live.clone(), feeds.clone(), peers);
+    let follower = Follower::new(id, store.clone(), live.clone(), subscriptions.clone(), peers);
     let streams = Streams {
         follower,
         gateway: id,
         store: store.clone(),
         live: live.clone(),
-        feeds: feeds.clone(),
+        subscriptions: subscriptions.clone(),
         shown,
         shutdown: shutdown.clone(),
     };
@@ -173,10 +173,10 @@ pub async fn run(
 
     tasks.spawn(workers.clone().tidy(background.clone()));
     tasks.spawn(live.flush(store.clone(), background.clone()));
-    tasks.spawn(delivery::run(store.clone(), id, feeds.clone(), background.clone()));
-    tasks.spawn(delivery::poll(store.clone(), feeds.clone(), background.clone()));
+    tasks.spawn(delivery::run(store.clone(), id, subscriptions.clone(), background.clone()));
+    tasks.spawn(delivery::poll(store.clone(), subscriptions.clone(), background.clone()));
     tasks.spawn(submitter.reguard(background.clone()));
-    let hints = Hints { store, gateway: gateway.clone(), feeds, workers: workers.clone() };
+    let hints = Hints { store, gateway: gateway.clone(), subscriptions, workers: workers.clone() };
     tasks.spawn(hints.hear(background.clone()));
 
     let clients = serve::serve(listeners.clients, api::router(gateway), &config, None, shutdown.clone());
@@ -195,7 +195,7 @@ pub async fn run(
 struct Hints {
     store: Store,
     gateway: Gateway,
-    feeds: Feeds,
+    subscriptions: Subscriptions,
     workers: Workers,
 }
 
@@ -205,7 +205,7 @@ const REFRESH_EVERY: Duration = Duration::from_secs(5);
 impl Hints {
     async fn take(&self, notice: Notice) {
         match notice {
-            Notice::Conversation(conversation) => self.feeds.store_changed(conversation),
+            Notice::Conversation(conversation) => self.subscriptions.store_changed(conversation),
             Notice::WorkerGroup(organization, worker_group) => {
                 self.workers.wake_worker_group(&organization, &worker_group)
             }
@@ -225,7 +225,7 @@ impl Hints {
     }
 
     fn look_at_everything(&self) {
-        self.feeds.everything_changed();
+        self.subscriptions.everything_changed();
         self.workers.wake_all();
         self.gateway.auth.forget();
     }
