@@ -22,6 +22,7 @@ mod conversation;
 mod deliver;
 mod elect;
 mod fail;
+mod fail_start;
 mod failures;
 mod figures;
 mod finish;

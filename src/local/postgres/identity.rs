@@ -18,7 +18,7 @@ use rustix::process::Signal;
 
 use super::directory::Claim;
 use super::error::{Error, at};
-use crate::child::spawn::{Namespace, Spawner};
+use crate::child::spawn::{Spawner, UserNamespace};
 
 /// The uid and gid of `nobody` where /etc/passwd does not tell.
 const NOBODY: (u32, u32) = (65534, 65534);
@@ -71,13 +71,13 @@ impl Identity {
 
     /// Starts a program as this user. Blocks for a moment.
     pub(super) fn spawn(self, mut command: Command, on_our_death: Signal) -> io::Result<Child> {
-        let mut namespace = Namespace::Ours;
+        let mut namespace = UserNamespace::Ours;
         match self {
             Identity::Ourselves => {}
             Identity::User { uid, gid } => {
                 command.uid(uid).gid(gid);
             }
-            Identity::Shown => namespace = Namespace::New { shown_as: 1000 },
+            Identity::Shown => namespace = UserNamespace::New { shown_as: 1000 },
         }
         Spawner::global().spawn_in(command, on_our_death, namespace)
     }
