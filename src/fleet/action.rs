@@ -63,7 +63,9 @@ impl ActionRunner {
                 let reason = Reason::Deleted;
                 let told = match cause {
                     // The plan rests on what was read before: the worker may have claimed a turn since.
-                    DrainCause::Idle | DrainCause::MakeRoom => self.store.drain_idle_worker(incarnation, reason).await?,
+                    DrainCause::Idle | DrainCause::MakeRoom => {
+                        self.store.drain_idle_worker(incarnation, reason).await?
+                    }
                     DrainCause::Changed | DrainCause::Removed => self.store.drain_worker(incarnation, reason).await?,
                 };
                 if told {

@@ -101,7 +101,12 @@ const MAX_LOOKS: usize = 64;
 
 /// Plans one pass. `workers` must have been read before `agents`: then a worker whose Agent is not among them is one whose
 /// Agent was removed.
-pub fn plan(agents: &[PlannedAgent], demand: &[WorkerGroupDemand], workers: &[Lease], context: &PlanContext) -> Vec<Action> {
+pub fn plan(
+    agents: &[PlannedAgent],
+    demand: &[WorkerGroupDemand],
+    workers: &[Lease],
+    context: &PlanContext,
+) -> Vec<Action> {
     let mut actions = Vec::new();
     let mut looks = 0;
     let mut by_agent: BTreeMap<AgentKey, Vec<&Lease>> = BTreeMap::new();

@@ -162,7 +162,8 @@ fn another_conversation_makes_room() {
     let leaving = [worker("a-9", LeasePhase::Draining), workers[0].clone(), workers[2].clone()];
     let wait = plan(&[full()], &[waits("a-4", 1)], &leaving, &PlanContext::default());
     assert_eq!(drains(&wait), [], "a place comes free anyhow");
-    let theirs = plan(&[full()], &[waits("a-2", 1), waits("a-1", 1), waits("a-4", 1)], &workers, &PlanContext::default());
+    let theirs =
+        plan(&[full()], &[waits("a-2", 1), waits("a-1", 1), waits("a-4", 1)], &workers, &PlanContext::default());
     assert_eq!(drains(&theirs), [], "they are about to claim");
 }
 

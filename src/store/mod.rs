@@ -41,6 +41,7 @@ pub mod probe;
 mod problem;
 mod read;
 mod retention;
+pub mod server;
 mod session;
 mod stop;
 mod sweep;
@@ -72,6 +73,7 @@ pub use post::{DuePost, Place};
 pub(crate) use read::MAX_VIEWED;
 pub use read::{Head, ListFilter, Record, RecordedReply, Terminal, TurnView};
 pub use retention::Retention;
+pub use server::ConnectOptions;
 pub use session::OtherSession;
 pub use sweep::Swept;
 

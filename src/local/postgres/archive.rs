@@ -23,7 +23,7 @@ use sha2::{Digest, Sha256};
 use tokio::time::{sleep, timeout};
 
 use super::Options;
-use super::error::{Error, at};
+use super::error::{PostgresError, at};
 
 /// A registry that does not answer a small question within this time is taken as unreachable.
 const REACH: Duration = Duration::from_secs(20);
@@ -78,9 +78,9 @@ const PINS: &[Pin] = &[
 /// An existing cluster decides the version, not the options: a newer default must not lock anybody out.
 ///
 /// # Errors
-/// [`Error::NoBinaries`] when no source serves, [`Error::Checksum`] for a wrong download (which is never
+/// [`PostgresError::NoBinaries`] when no source serves, [`PostgresError::Checksum`] for a wrong download (which is never
 /// passed over in favour of the next source).
-pub(super) async fn find(options: &Options, cluster: Option<u32>) -> Result<PathBuf, Error> {
+pub(super) async fn find(options: &Options, cluster: Option<u32>) -> Result<PathBuf, PostgresError> {
     if let Some(bin) = &options.bin_dir {
         return Ok(bin.clone());
     }
@@ -103,14 +103,14 @@ pub(super) async fn find(options: &Options, cluster: Option<u32>) -> Result<Path
         return Ok(bin.clone());
     }
     reasons.push("none that would do is installed under /usr/lib/postgresql".into());
-    Err(Error::NoBinaries { major, reason: reasons.join("; ") })
+    Err(PostgresError::NoBinaries { major, reason: reasons.join("; ") })
 }
 
 enum Fetch {
     /// This source does not serve; the next may.
     Unavailable(String),
     /// Going on would be wrong.
-    Fatal(Error),
+    Fatal(PostgresError),
 }
 
 async fn cached(cache: &Path, pin: &Pin) -> Result<PathBuf, Fetch> {
@@ -163,16 +163,16 @@ async fn download(pin: &Pin) -> Result<Vec<u8>, Fetch> {
     Ok(bytes)
 }
 
-fn verify(version: &str, expected: &str, bytes: &[u8]) -> Result<(), Error> {
+fn verify(version: &str, expected: &str, bytes: &[u8]) -> Result<(), PostgresError> {
     let actual: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     if actual == expected {
         return Ok(());
     }
-    Err(Error::Checksum { version: version.into(), expected: expected.into(), actual })
+    Err(PostgresError::Checksum { version: version.into(), expected: expected.into(), actual })
 }
 
 /// Unpacks beside the target and renames: a target that exists is complete, also after a power cut.
-fn unpack(bytes: &Vec<u8>, cache: &Path, target: &Path) -> Result<(), Error> {
+fn unpack(bytes: &Vec<u8>, cache: &Path, target: &Path) -> Result<(), PostgresError> {
     let scratch =
         tempfile::Builder::new().prefix(".unpack-").tempdir_in(cache).map_err(at("create a directory in", cache))?;
     let fresh = scratch.path().join("postgres");

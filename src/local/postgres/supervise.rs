@@ -16,9 +16,9 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use sqlx::{ConnectOptions, Connection};
 use tokio::time::{sleep, timeout};
 
-use super::directory::Claim;
-use super::error::{Error, at};
-use super::identity::Identity;
+use super::directory::DataDir;
+use super::error::{PostgresError, at};
+use super::identity::ServerUser;
 use super::process::Process;
 use super::{DATABASE, Options, USER};
 
@@ -34,14 +34,14 @@ const CANNOT_CONNECT_NOW: &str = "57P03";
 /// Everything that a start has found out; enough to start the server again.
 pub(super) struct Plan {
     pub(super) options: Options,
-    pub(super) claim: Arc<Claim>,
+    pub(super) claim: Arc<DataDir>,
     pub(super) bin: PathBuf,
-    pub(super) identity: Identity,
+    pub(super) identity: ServerUser,
 }
 
 impl Plan {
     /// Makes the cluster if there is none. A crash on the way leaves nothing that looks like one.
-    pub(super) async fn initialise(&self) -> Result<(), Error> {
+    pub(super) async fn initialise(&self) -> Result<(), PostgresError> {
         if self.claim.cluster_major().is_some() {
             return Ok(());
         }
@@ -70,7 +70,7 @@ impl Plan {
     }
 
     /// Starts the server and waits until it takes connections and has our database.
-    pub(super) async fn start(&self) -> Result<Process, Error> {
+    pub(super) async fn start(&self) -> Result<Process, PostgresError> {
         self.claim.clear_leftovers().await?;
         self.identity.own(&self.claim.cluster())?;
         self.identity.own(&self.claim.socket_dir)?;
@@ -82,7 +82,7 @@ impl Plan {
         let at_drop = if self.options.ephemeral { Signal::QUIT } else { Signal::INT };
         let (server, log_start) = self.run(command, Signal::INT, at_drop)?;
         let mut connection = self.ready(&server, log_start).await?;
-        create_database(&mut connection).await.map_err(Error::Database)?;
+        create_database(&mut connection).await.map_err(PostgresError::Database)?;
         // Closing politely is a courtesy: the server notices anyway.
         let _ = connection.close().await;
         Ok(server)
@@ -131,7 +131,12 @@ impl Plan {
     }
 
     /// Starts a program with its output in the log; also where its part of the log begins.
-    fn run(&self, mut command: Command, on_our_death: Signal, at_drop: Signal) -> Result<(Process, u64), Error> {
+    fn run(
+        &self,
+        mut command: Command,
+        on_our_death: Signal,
+        at_drop: Signal,
+    ) -> Result<(Process, u64), PostgresError> {
         let (log, start) = self.claim.open_log()?;
         let errors = log.try_clone().map_err(at("open", self.claim.log()))?;
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
@@ -143,7 +148,7 @@ impl Plan {
     }
 
     /// Tries to connect until it succeeds, the server ends, or it is silent for too long.
-    async fn ready(&self, server: &Process, log_start: u64) -> Result<PgConnection, Error> {
+    async fn ready(&self, server: &Process, log_start: u64) -> Result<PgConnection, PostgresError> {
         let options = self.connect_options("postgres").disable_statement_logging();
         let (mut silent_since, mut logged) = (Instant::now(), Instant::now());
         loop {
@@ -169,8 +174,8 @@ impl Plan {
         }
     }
 
-    fn failed(&self, program: &'static str, what: String, log_start: u64) -> Error {
-        Error::Failed { program, what, log: self.claim.log(), tail: self.claim.log_tail(log_start) }
+    fn failed(&self, program: &'static str, what: String, log_start: u64) -> PostgresError {
+        PostgresError::Failed { program, what, log: self.claim.log(), tail: self.claim.log_tail(log_start) }
     }
 }
 
