@@ -1,5 +1,5 @@
-//! Pauses after futile starts: those whose worker ended before it claimed a turn. They are computed from the database, so that
-//! every replica knows them, whichever has learned of the ends.
+//! Pauses after futile starts: those whose worker ended, or was told to stop, before it claimed a turn. They are computed from
+//! the database, so that every replica knows them, whichever has learned of the ends.
 //!
 //! - After starts that *failed*, a worker that nobody waits for (one for `minWorkers`) is not started for a while: longer
 //!   after each that failed in the last hour. A start that turns wait for does not pause: `startAttempts` bounds those.
