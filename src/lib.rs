@@ -32,8 +32,7 @@
 //! ## What holds
 //!
 //! - Only [`operator`] and [`crd`] know kube; gateways ask it for one thing, who a pod is ([`operator::review`]).
-//! - Only [`store`] writes SQL (and [`local::postgres`] asks its own server whether it is up). Only `store/elect.rs`
-//!   deletes markers and inserts terminals.
+//! - Only [`store`] knows sqlx. Only `store/elect.rs` deletes markers and inserts terminals.
 //! - [`turn`] knows no clock, no IO, no sqlx. Time is the database's.
 //! - NOTIFY is a hint: every consumer polls too. Streams pull by cursor, so a lost wake-up costs time, never a frame.
 //! - Only proof kills: a reaped process, a terminated container. Silence is judged by the sweep under the settling gate.

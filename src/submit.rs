@@ -75,7 +75,6 @@ pub enum SubmitError {
     Store(#[from] StoreError),
 }
 
-<<<<<<< HEAD
 impl SubmitError {
     /// The reason that a refusal is told with; `None`: nothing is known, so it is tried again.
     pub fn reason(&self) -> Option<Reason> {
@@ -90,10 +89,7 @@ impl SubmitError {
     }
 }
 
-/// Arms turns and guards them.
-=======
 /// Arms turns and guards them. Cheap to clone.
->>>>>>> h-edges
 #[derive(Clone)]
 pub struct Submitter {
     pub store: Store,
@@ -163,18 +159,10 @@ impl Submitter {
 
     async fn try_verdict(&self, turn: &GuardedTurn, verdict: &GuardVerdict) -> Result<(), StoreError> {
         match verdict {
-<<<<<<< HEAD
-            Verdict::Allow => self.store.pass_guard(turn.turn_id, self.gateway).await.map(drop),
-            Verdict::Reject { message, detail } => {
-                let failure = rule::rejected(message.clone(), detail.clone());
-                // A rejection is no word on a turn that another replica let pass.
-=======
             GuardVerdict::Allow => self.store.pass_guard(turn.turn_id, self.gateway).await.map(drop),
             GuardVerdict::Reject { message, detail } => {
-                let failure =
-                    Failure::detailed(Reason::GuardrailRejected, detail.clone()).with_message(message.clone());
+                let failure = rule::rejected(message.clone(), detail.clone());
                 // It changes nothing if another replica has let the turn pass.
->>>>>>> h-edges
                 self.store.reject_guarded(turn.turn_id, self.gateway, &failure).await.map(drop)
             }
         }
@@ -192,25 +180,6 @@ impl Submitter {
 
     /// Guards the turns whose guard hold ran out, until `shutdown`.
     pub async fn reguard(self, shutdown: CancellationToken) {
-<<<<<<< HEAD
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(REGUARD_EVERY) => {}
-                () = shutdown.cancelled() => return,
-            }
-            // Without the database nothing is dispatched either.
-            let Ok(turns) = self.store.take_unguarded(self.gateway, GUARD_SECONDS).await else { continue };
-            for turn in turns {
-                match self.agents.find(&self.store, &turn.organization, &turn.agent).await {
-                    Ok(Some(agent)) => drop(tokio::spawn(self.clone().guard(turn, agent))),
-                    Err(error) => tracing::debug!(%error, "the lease of turn {} runs out again", turn.turn_id),
-                    Ok(None) => {
-                        let failure = rule::agent_gone();
-                        if let Err(error) = self.store.fail_turn(turn.turn_id, &failure).await {
-                            tracing::debug!(%error, "its lease runs out again");
-                        }
-                    }
-=======
         let mut looks = Every::new("the guarding of abandoned turns", REGUARD_EVERY);
         while looks.next(&shutdown).await.is_some() {
             looks.ended(self.guard_abandoned().await);
@@ -231,10 +200,9 @@ impl Submitter {
             Ok(Some(agent)) => drop(tokio::spawn(self.clone().guard(turn, agent))),
             Err(error) => tracing::debug!(%error, "turn {turn_id} is guarded later: its Agent was not read"),
             Ok(None) => {
-                let failure = Failure::new(Reason::AgentNotFound);
+                let failure = rule::agent_gone();
                 if let Err(error) = self.store.fail_turn(turn_id, &failure).await {
                     tracing::debug!(%error, "turn {turn_id} has no Agent any more; it is ended later");
->>>>>>> h-edges
                 }
             }
         }

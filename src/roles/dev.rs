@@ -16,7 +16,7 @@ use crate::fleet::{self, FleetConfig};
 use crate::gateway::args::GatewayArgs;
 use crate::gateway::{self, GatewayConfig, GatewayError, Listeners};
 use crate::leadership::Leadership;
-use crate::local::agents_file::{self, AgentsError};
+use crate::local::agents_file::{self, AgentsFileError};
 use crate::local::database::{self, DatabaseArgs, DatabaseError};
 use crate::local::postgres::Embedded;
 use crate::local::secrets::LocalSecrets;
@@ -59,7 +59,7 @@ pub enum DevError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
-    Agents(#[from] AgentsError),
+    Agents(#[from] AgentsFileError),
     #[error(transparent)]
     Gateway(#[from] GatewayError),
     #[error(transparent)]

@@ -217,7 +217,7 @@ pub(super) async fn lock_lease(tx: &mut PgConnection, incarnation: Incarnation) 
     .transpose()
 }
 
-async fn end_lease(
+pub(super) async fn end_lease(
     tx: &mut PgConnection,
     incarnation: Incarnation,
     failure: &Failure,

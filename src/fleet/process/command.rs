@@ -1,35 +1,37 @@
-//! The command line and environment of a worker on one machine. Pure, but for a look at the working directory.
+//! The command line and environment of a worker on one machine, made from an Agent's spec. Nothing is started here; only
+//! this process's own environment, the working directory and Secrets are looked at.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::process::ProcessConfig;
-use super::runtime::StartRequest;
+use super::config::ProcessConfig;
 use crate::crd::{Adapter, AgentSpec, Container, OpenAi};
+use crate::fleet::runtime::StartRequest;
 use crate::turn::cause;
 use crate::turn::terminal::Failure;
 use crate::wire::env;
 
-/// The container that is the program.
+/// The name of the container in the Agent's template whose command is the agent program.
 const AGENT: &str = "agent";
-/// A program of this name is this very binary.
-const OURSELVES: &str = "lastword";
-/// Where the adapter finds an API key.
+/// A command of this name is not looked up in PATH: it is this very binary.
+const OUR_NAME: &str = "lastword";
+/// The variable in which the adapter `openai` finds its API key.
 const API_KEY: &str = "LASTWORD_OPENAI_API_KEY";
-/// The system prompt goes this way, since it may be too long for a command line that people read.
+/// The variable in which the adapter `openai` finds the system prompt, which would be too long for a command line that
+/// people read in `ps`.
 const SYSTEM_PROMPT: &str = "LASTWORD_OPENAI_SYSTEM_PROMPT";
 
-/// The program's container, if the Agent has one.
+/// The container of the agent program, if the Agent has one.
 pub(super) fn container(spec: &AgentSpec) -> Option<&Container> {
     spec.template.as_ref()?.spec.containers.iter().find(|c| c.name == AGENT)
 }
 
-/// Builds the command of a worker.
+/// Makes the command that starts a worker.
 ///
 /// # Errors
-/// What cannot work on this machine, for operators.
+/// `StartFailed`, with what in the spec cannot work on this machine as the detail for operators.
 pub(super) fn command(config: &ProcessConfig, request: &StartRequest) -> Result<Command, Failure> {
     let spec = &*request.spec;
     let container = container(spec);
@@ -57,7 +59,8 @@ pub(super) fn command(config: &ProcessConfig, request: &StartRequest) -> Result<
         }
     };
     command.current_dir(directory);
-    // The worker has the developer's environment, but nothing that is meant for us: the database, our own flags.
+    // A worker inherits the developer's environment without what is meant for this process: the database's URL, and the
+    // variables that stand for our own flags.
     for (name, _) in std::env::vars_os() {
         if name == "DATABASE_URL" || name.to_string_lossy().starts_with("LASTWORD_") {
             command.env_remove(name);
@@ -67,6 +70,7 @@ pub(super) fn command(config: &ProcessConfig, request: &StartRequest) -> Result<
     Ok(command)
 }
 
+/// The command of the adapter `openai`; `server` is the command of a model server that it is to start, if any.
 fn openai(
     config: &ProcessConfig,
     openai: Option<&OpenAi>,
@@ -76,7 +80,7 @@ fn openai(
     let openai = openai.ok_or_else(|| cannot("the adapter OpenAI needs spec.openai"))?;
     let mut command = Command::new(&config.program);
     command.args(["worker", "openai"]);
-    // With "=", so that no value is taken for a flag.
+    // One word with "=", so that a value that begins with "-" is not taken for a flag.
     command.arg(format!("--base-url={}", openai.base_url)).arg(format!("--model={}", openai.model));
     if let Some(prompt) = &openai.system_prompt {
         own.push((SYSTEM_PROMPT, prompt.into()));
@@ -121,7 +125,7 @@ fn working_directory(config: &ProcessConfig, container: Option<&Container>) -> R
     }
 }
 
-/// `$(NAME)` in values is replaced as Kubernetes does, by the variables before it.
+/// The variables that the container sets. As in Kubernetes, `$(NAME)` in a value stands for a variable that is set before.
 fn environment(container: &Container) -> Result<HashMap<String, String>, Failure> {
     let mut environment = HashMap::new();
     for variable in &container.env {
@@ -137,11 +141,13 @@ fn environment(container: &Container) -> Result<HashMap<String, String>, Failure
     Ok(environment)
 }
 
+/// The words of the container's command line, with variables replaced.
 fn words(container: &Container, environment: &HashMap<String, String>) -> Vec<String> {
     container.command.iter().chain(&container.args).map(|word| expand(word, environment)).collect()
 }
 
-/// Replaces `$(NAME)`; an unknown name stays as it stands, and `$$` is a dollar.
+/// Replaces `$(NAME)` by the variable's value. As in Kubernetes, an unknown name is left as it is written, and `$$` becomes
+/// `$`.
 fn expand(text: &str, environment: &HashMap<String, String>) -> String {
     let mut expanded = String::with_capacity(text.len());
     let mut rest = text;
@@ -163,9 +169,9 @@ fn expand(text: &str, environment: &HashMap<String, String>) -> String {
     expanded + rest
 }
 
-/// Where a program is: a path is relative to the working directory, a name is looked up in PATH.
+/// The path of a program: one with a slash is relative to the working directory, a plain name is left to PATH.
 fn resolve(config: &ProcessConfig, directory: &Path, program: &str) -> PathBuf {
-    if program == OURSELVES {
+    if program == OUR_NAME {
         config.program.clone()
     } else if program.contains('/') {
         directory.join(program)
