@@ -17,11 +17,11 @@ import time
 import urllib.parse
 import uuid
 
-GATEWAYS = os.environ.get("LASTWORD_GATEWAY", "http://127.0.0.1:8081").split(",")
+GATEWAYS = os.environ.get("LASTWORD_WORKER_GATEWAY", "http://127.0.0.1:8081").split(",")
 CAPACITY = int(os.environ.get("LASTWORD_TURNS_PER_WORKER", "1"))
 DRAIN_SECONDS = int(os.environ.get("LASTWORD_DRAIN_SECONDS", "30"))
 TOKEN_FILE = os.environ.get("LASTWORD_TOKEN_FILE", "")  # in a pod, in place of the credential
-GATEWAY_CA = os.environ.get("LASTWORD_GATEWAY_CA") or None  # of https:// gateways, in place of the system's
+GATEWAY_CA = os.environ.get("LASTWORD_WORKER_GATEWAY_CA") or None  # of https:// gateways, in place of the system's
 HEADERS = {
     "Authorization": "Bearer " + os.environ.get("LASTWORD_CREDENTIAL", ""),
     "Lastword-Incarnation": str(uuid.uuid4()),  # this life of this process

@@ -41,7 +41,7 @@ pub const MAX_HISTORY: u32 = 100;
 /// Environment of a worker that a runtime starts.
 pub mod env {
     /// Base URL of the worker port, e.g. `http://127.0.0.1:8081`; several, comma-separated, when there are replicas.
-    pub const GATEWAY: &str = "LASTWORD_GATEWAY";
+    pub const GATEWAY: &str = "LASTWORD_WORKER_GATEWAY";
     /// The credential, in the form of [`super::Credential`].
     pub const CREDENTIAL: &str = "LASTWORD_CREDENTIAL";
     /// Turns that the worker may hold at once.
@@ -50,7 +50,7 @@ pub mod env {
     /// `POST /worker/v1/session` exchanges for one.
     pub const TOKEN_FILE: &str = "LASTWORD_TOKEN_FILE";
     /// A PEM file with the authorities that the worker trusts at `https://` gateways, and no others; absent: the system's.
-    pub const GATEWAY_CA: &str = "LASTWORD_GATEWAY_CA";
+    pub const GATEWAY_CA: &str = "LASTWORD_WORKER_GATEWAY_CA";
     /// Seconds that a worker has to finish what it holds after SIGTERM.
     pub const DRAIN_SECONDS: &str = "LASTWORD_DRAIN_SECONDS";
     /// Of the adapter `exec`: seconds between SIGTERM and SIGKILL for a program.

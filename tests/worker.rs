@@ -43,7 +43,7 @@ impl Bench {
         gateway.with(prepare);
         let worker = Command::new(command[0])
             .args(&command[1..])
-            .env("LASTWORD_GATEWAY", gateway.url().as_str())
+            .env("LASTWORD_WORKER_GATEWAY", gateway.url().as_str())
             .env("LASTWORD_CREDENTIAL", SECRET)
             .env("LASTWORD_LOG", "warn")
             .kill_on_drop(true)

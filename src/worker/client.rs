@@ -200,7 +200,7 @@ pub(super) async fn body_of(mut response: Response, limit: usize) -> Result<Vec<
 pub(super) fn unavailable(error: reqwest::Error) -> CallError {
     let mut why = causes(&error);
     if is_of_unknown_issuer(&error) {
-        why.push_str("; name the authority of its certificate with --gateway-ca FILE (LASTWORD_GATEWAY_CA)");
+        why.push_str("; name the authority of its certificate with --gateway-ca FILE (LASTWORD_WORKER_GATEWAY_CA)");
     }
     CallError::Unavailable(why)
 }

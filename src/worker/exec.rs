@@ -36,10 +36,10 @@ pub struct ExecArgs {
     #[command(flatten)]
     pub common: Common,
     /// Give the message as the last argument, not on stdin (the kernel takes 128 KiB at most)
-    #[arg(long, env = "LASTWORD_ARG_MESSAGE")]
+    #[arg(long, env = "LASTWORD_TURN_ARG_MESSAGE")]
     pub arg_message: bool,
     /// What the program prints: text, or a frame in JSON on each line (a line that is none is text)
-    #[arg(long, env = "LASTWORD_OUTPUT", value_enum, default_value = "text")]
+    #[arg(long, env = "LASTWORD_TURN_OUTPUT", value_enum, default_value = "text")]
     pub output: OutputFormat,
     /// After SIGTERM, a program that is still there is killed after this time
     #[arg(long, env = "LASTWORD_KILL_SECONDS", value_name = "SECONDS", default_value_t = 2)]
@@ -117,10 +117,10 @@ impl Exec {
             command.arg(storable(turn.message.clone()));
         }
         command
-            .env("LASTWORD_CONVERSATION", storable(turn.conversation.clone()))
+            .env("LASTWORD_TURN_CONVERSATION", storable(turn.conversation.clone()))
             .env("LASTWORD_TURN_ID", turn.turn_id.to_string())
-            .env("LASTWORD_USER", storable(turn.user.clone()))
-            .env("LASTWORD_MESSAGE_ID", storable(turn.message_id.clone()))
+            .env("LASTWORD_TURN_USER", storable(turn.user.clone()))
+            .env("LASTWORD_TURN_MESSAGE_ID", storable(turn.message_id.clone()))
             .env_remove("TRACEPARENT")
             .stdin(if self.args.arg_message { Stdio::null() } else { Stdio::piped() })
             .stdout(Stdio::piped())

@@ -138,7 +138,7 @@ async fn in_a_pod(db: Db, command: &[&str]) {
 fn launch(command: &[&str], gateway: &Gateway, token: &Path) -> Child {
     Command::new(command[0])
         .args(&command[1..])
-        .env("LASTWORD_GATEWAY", &gateway.workers)
+        .env("LASTWORD_WORKER_GATEWAY", &gateway.workers)
         .env("LASTWORD_TOKEN_FILE", token)
         .env_remove("LASTWORD_CREDENTIAL")
         .kill_on_drop(true)

@@ -39,7 +39,7 @@ async fn a_refused_credential_and_a_dead_lease_have_their_exit_codes() {
     let mut bench = Bench::with(&["echo"], |state| state.gone = true).await;
     assert_eq!(bench.exit_code().await, Some(3));
     let mut worker = Command::new(LASTWORD);
-    worker.args(["worker", "echo"]).env("LASTWORD_GATEWAY", bench.gateway.url().as_str());
+    worker.args(["worker", "echo"]).env("LASTWORD_WORKER_GATEWAY", bench.gateway.url().as_str());
     let status = worker.env("LASTWORD_CREDENTIAL", "another").kill_on_drop(true).status().await.unwrap();
     assert_eq!(status.code(), Some(4));
 }

@@ -150,7 +150,7 @@ impl Gateway {
         Ok(Gateway { url, shared, _server: AbortOnDropHandle::new(server) })
     }
 
-    /// For `LASTWORD_GATEWAY`.
+    /// For `LASTWORD_WORKER_GATEWAY`.
     pub fn url(&self) -> &Url {
         &self.url
     }
