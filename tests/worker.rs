@@ -9,7 +9,7 @@ use std::time::Duration;
 use lastword::turn::frame::Frame;
 use lastword::turn::keys::TurnId;
 use lastword::turn::terminal::{Failure, Outcome};
-use lastword::worker::conformance::gateway::{Gateway, State, TurnLog};
+use lastword::worker::conformance::{FakeGateway, GatewayState, RecordedTurn};
 use tokio::process::{Child, Command};
 
 #[path = "worker/exec.rs"]
@@ -25,7 +25,7 @@ const SECRET: &str = "lww_a-secret";
 
 /// A worker and its gateway.
 struct Bench {
-    gateway: Gateway,
+    gateway: FakeGateway,
     worker: Child,
 }
 
@@ -34,12 +34,12 @@ impl Bench {
         Bench::with(args, |_| {}).await
     }
 
-    async fn with(args: &[&str], prepare: impl FnOnce(&mut State)) -> Bench {
+    async fn with(args: &[&str], prepare: impl FnOnce(&mut GatewayState)) -> Bench {
         Bench::launch(&[&[LASTWORD, "worker"], args].concat(), prepare).await
     }
 
-    async fn launch(command: &[&str], prepare: impl FnOnce(&mut State)) -> Bench {
-        let gateway = Gateway::start(SECRET.into(), 8).await.unwrap();
+    async fn launch(command: &[&str], prepare: impl FnOnce(&mut GatewayState)) -> Bench {
+        let gateway = FakeGateway::start(SECRET.into(), 8).await.unwrap();
         gateway.with(prepare);
         let worker = Command::new(command[0])
             .args(&command[1..])
@@ -67,7 +67,7 @@ impl Bench {
         .await
     }
 
-    async fn see<T>(&self, turn: TurnId, look: impl Fn(&TurnLog) -> Option<T>) -> T {
+    async fn see<T>(&self, turn: TurnId, look: impl Fn(&RecordedTurn) -> Option<T>) -> T {
         let seen = self.gateway.wait(LIMIT, |state| look(state.turns.get(&turn)?)).await;
         let problems = self.gateway.with(|state| state.problems.clone());
         assert_eq!(problems, Vec::<String>::new());

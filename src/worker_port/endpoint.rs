@@ -72,7 +72,7 @@ impl WorkerPort {
     /// The routes of the worker port.
     pub fn router(self) -> Router {
         Router::new()
-            .route("/worker/v1/session", post(super::identity::session))
+            .route("/worker/v1/credential", post(super::identity::session))
             .route("/worker/v1/turns", get(turns))
             .route("/worker/v1/turns/{id}/output", post(output))
             .route("/worker/v1/finish", post(finish))

@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use super::endpoint::WorkerPort;
 use crate::problem::Problem;
 use crate::store::PodSession;
-use crate::wire::{Credential, Session};
+use crate::wire::{Credential, IssuedCredential};
 
 /// Reviews at a time; others wait, for so long at the most.
 const REVIEWS: usize = 16;
@@ -113,7 +113,7 @@ impl Reviews {
     }
 }
 
-/// `POST /worker/v1/session`
+/// `POST /worker/v1/credential`
 pub(super) async fn session(State(port): State<WorkerPort>, headers: HeaderMap) -> Result<Response, Problem> {
     let token = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()?.strip_prefix("Bearer "));
     let token = token.ok_or_else(|| {
@@ -143,7 +143,7 @@ pub(super) async fn session(State(port): State<WorkerPort>, headers: HeaderMap) 
     match (granted, credential) {
         (PodSession::Granted(start), Some(credential)) => {
             tracing::info!(pod = reference, %start, "pod {reference} has shown who it is");
-            let mut answer = Json(Session { credential: credential.reveal() }).into_response();
+            let mut answer = Json(IssuedCredential { credential: credential.reveal() }).into_response();
             answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
             Ok(answer)
         }

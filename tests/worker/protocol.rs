@@ -46,7 +46,7 @@ async fn a_refused_credential_and_a_dead_lease_have_their_exit_codes() {
 
 #[tokio::test]
 async fn a_worker_goes_to_the_next_gateway() {
-    let gateway = Gateway::start(SECRET.into(), 8).await.unwrap();
+    let gateway = FakeGateway::start(SECRET.into(), 8).await.unwrap();
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let gateways = format!("http://{nobody},{}", gateway.url());
     let mut worker = Command::new(LASTWORD);
@@ -76,7 +76,7 @@ async fn together_is_one_word_for_all_that_wait() {
 async fn what_a_drain_does_not_finish_is_left_to_the_server() {
     let mut bench = Bench::start(&["exec", "--drain-seconds", "1", "--", "sleep", "100"]).await;
     let turn = bench.gateway.push("m");
-    let named = |state: &State| state.heartbeats.last().filter(|(_, turns)| turns.contains(&turn)).map(|_| ());
+    let named = |state: &GatewayState| state.heartbeats.last().filter(|(_, turns)| turns.contains(&turn)).map(|_| ());
     bench.gateway.wait(LIMIT, named).await.expect("in hand");
     let pid = rustix::process::Pid::from_raw(bench.worker.id().unwrap() as i32).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();

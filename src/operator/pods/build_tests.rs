@@ -320,7 +320,10 @@ async fn authorities_of_the_gateways_are_a_file_in_the_pod() {
     let agent = find(&pod["spec"]["containers"], "agent");
     let given: Vec<_> =
         agent["env"].as_array().expect("a list").iter().filter(|v| v["name"] == "LASTWORD_WORKER_GATEWAY_CA").collect();
-    assert_eq!(given, [&json!({"name": "LASTWORD_WORKER_GATEWAY_CA", "value": "/var/run/secrets/lastword.dev/ca.crt"})]);
+    assert_eq!(
+        given,
+        [&json!({"name": "LASTWORD_WORKER_GATEWAY_CA", "value": "/var/run/secrets/lastword.dev/ca.crt"})]
+    );
     let sources = &find(&pod["spec"]["volumes"], "lastword-token")["projected"]["sources"];
     assert_eq!(sources[0]["serviceAccountToken"]["path"], "token");
     let item = json!({"path": "ca.crt", "fieldRef": {"fieldPath": "metadata.annotations['lastword.dev/gateway-ca']"}});
