@@ -128,8 +128,8 @@ impl ExecAdapter {
             command.arg(storable(turn.message.clone()));
         }
         command
-            // The names that agents are told begin with LASTWORD_TURN_. The flags of `lastword` itself have none of these names,
-            // so that a `lastword chat` that the program runs does not take them for its own.
+            // What agents are told has names of its own, LASTWORD_TURN_…: no command of `lastword` that a program may run
+            // takes them for its flags (roles/tests.rs).
             .env("LASTWORD_TURN_CONVERSATION", storable(turn.conversation.clone()))
             .env("LASTWORD_TURN_ID", turn.turn_id.to_string())
             .env("LASTWORD_TURN_USER", storable(turn.user.clone()))

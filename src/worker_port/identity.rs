@@ -157,9 +157,9 @@ pub(super) async fn session(State(port): State<WorkerPort>, headers: HeaderMap) 
         (PodSession::Begun, _) => {
             tracing::warn!(
                 pod = reference,
-                "pod {reference} asked for another session: not by its adapter, which has one"
+                "pod {reference} asked for another credential: not by its adapter, which has one"
             );
-            Err(Problem::new(StatusCode::GONE, "this pod's session has begun, and is given once"))
+            Err(Problem::new(StatusCode::GONE, "this pod's credential is in use, and is given once"))
         }
         (PodSession::Unknown | PodSession::Granted(_), _) => {
             tracing::warn!(pod = reference, "pod {reference} is no worker of ours");
