@@ -281,7 +281,7 @@ impl LogState {
         taken
     }
 
-    /// Drops all output behind `end` and ends the turn with an internal error.
+    /// Ends the turn with an internal error, and its log at `end`.
     fn fail(&mut self, detail: String, end: u64) {
         self.frames.clear();
         self.weight = 0;

@@ -46,7 +46,7 @@ impl ModelServer {
                 () = process.exited() => {
                     let mut failure = exit_cause(process.wait().await, oom::kills() > kills);
                     if failure.reason == Reason::AgentError {
-                        // A server that exits, with whatever code, has left its turns alone.
+                        // The server was to run on, so its exit is a worker's death for the turns in hand, whatever its code.
                         failure = Failure { reason: Reason::WorkerExited, ..failure }
                             .with_message(Reason::WorkerExited.client_message());
                     }
