@@ -3,6 +3,8 @@
 mod controller;
 mod dev;
 mod gateway;
+#[cfg(test)]
+mod tests;
 mod timing;
 
 use std::process::ExitCode;

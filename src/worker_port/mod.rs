@@ -33,7 +33,7 @@ impl WorkerPort {
     /// The routes of the worker port.
     pub fn router(self) -> Router {
         Router::new()
-            .route("/worker/v1/session", post(identity::exchange_token))
+            .route("/worker/v1/credential", post(identity::exchange_token))
             .route("/worker/v1/turns", get(stream::turns))
             .route("/worker/v1/turns/{id}/output", post(output::output))
             .route("/worker/v1/finish", post(words::finish))

@@ -1,4 +1,4 @@
-//! `POST /worker/v1/session`: a pod shows its ServiceAccount token and gets a credential that any replica accepts.
+//! `POST /worker/v1/credential`: a pod shows its ServiceAccount token and gets a credential that any replica accepts.
 //!
 //! The review of the token names the pod and its UID. Both are compared with what the controller recorded in the lease
 //! when it made the pod, never with a label, which others could set.
@@ -17,7 +17,7 @@ use axum::response::{IntoResponse, Response};
 use super::token::ReviewError;
 use crate::problem::Problem;
 use crate::store::PodSession;
-use crate::wire::{Credential, Session};
+use crate::wire::{Credential, IssuedCredential};
 use crate::worker_port::WorkerPort;
 
 /// Exchanges the bearer token of a pod for a credential.
@@ -54,7 +54,7 @@ pub(in crate::worker_port) async fn exchange_token(
     match (granted, credential) {
         (PodSession::Granted(start), Some(credential)) => {
             tracing::info!(pod = reference, %start, "pod {reference} has shown who it is");
-            let mut answer = Json(Session { credential: credential.reveal() }).into_response();
+            let mut answer = Json(IssuedCredential { credential: credential.reveal() }).into_response();
             answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
             Ok(answer)
         }

@@ -1,79 +1,88 @@
-//! A turn's log on the worker's side: the frames from the durable offset on, and what of them was sent.
+//! A turn's output on the worker's side: the frames that the gateway has not yet acknowledged as durable, how far they were
+//! sent, and what is to be reported next.
+//!
+//! The adapter appends frames at the one end; `job.rs` reports them from the other. After a change of gateway all that is
+//! not durable is reported again.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
 
 use tokio::sync::Notify;
 
-use super::adapter::Stopped;
 use crate::turn::cause::program;
 use crate::turn::frame::{Frame, Span};
 use crate::turn::terminal::Outcome;
 use crate::wire::{Acked, MAX_LOG_UNITS};
 
-/// Frames that are not yet durable, in bytes; beyond it the adapter waits.
+/// How much may wait to become durable, in bytes; beyond it, the adapter has to wait.
 const UNACKED_BYTES: usize = 1024 * 1024;
-/// The most of one post, and of a tail, in bytes of text. JSON may make 6 bytes of one: it stays below
-/// [`crate::wire::MAX_BODY_BYTES`].
+/// The most output that one call carries, in bytes of text. JSON writes up to six bytes for one (`\u0001`), so a body stays
+/// below [`crate::wire::MAX_BODY_BYTES`].
 const POST_BYTES: usize = 512 * 1024;
-/// The longest text that is kept as one frame, in bytes.
+/// The longest text that is kept as one frame, in bytes; short texts that follow each other are joined up to this length.
 const PIECE_BYTES: usize = 16 * 1024;
-/// What a frame costs beside its content, in bytes: many small frames count too.
+/// What a frame takes in memory beside its content, in bytes, so that many small frames count too.
 const FRAME_OVERHEAD: usize = 64;
 
-/// What is to be told to the gateway next.
+/// The turn takes no more output: it was cancelled, or its output is too long. The adapter stops the agent program and
+/// returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the turn takes no more output; stop the agent program")]
+pub struct Stopped;
+
+/// What is to be reported to the gateway next.
 #[derive(Debug, PartialEq)]
-pub(super) enum Step {
-    /// Nothing for now: wait for [`Log::changed`].
+pub(super) enum ReportStep {
+    /// There is nothing to report until [`OutputLog::changed`].
     Wait,
-    /// Everything is sent, too little of it is durable, and the adapter waits: ask in a moment, by an empty post.
-    Poll {
-        offset: u64,
-    },
-    Post {
-        offset: u64,
-        frames: Vec<Frame>,
-    },
-    Finish {
-        outcome: Outcome,
-        end: u64,
-        tail: Option<Span>,
-    },
+    /// Everything is sent, but too little of it is durable, so the adapter has to wait: ask for the durable offset in a
+    /// moment, by an empty post at `offset`.
+    Poll { offset: u64 },
+    /// Post these frames; the first begins at `offset`.
+    Post { offset: u64, frames: Vec<Frame> },
+    /// Say the last word. `end` is the length of the whole log, `tail` what no post has brought.
+    Finish { outcome: Outcome, end: u64, tail: Option<Span> },
 }
 
-/// See the module.
+/// The output of one turn, shared by the adapter that appends to it and the task that reports it.
 #[derive(Default)]
-pub(super) struct Log {
-    state: Mutex<State>,
+pub(super) struct OutputLog {
+    state: Mutex<LogState>,
+    /// There may be something new to report.
     changed: Notify,
+    /// Something became durable, so there may be room for more.
     room: Notify,
 }
 
 #[derive(Default)]
-struct State {
-    /// Each with its weight; the first begins at `start`.
+struct LogState {
+    /// The frames that are not wholly durable, each with its weight in bytes.
     frames: VecDeque<(Frame, usize)>,
+    /// Where the first of `frames` begins, in log units, as are the other offsets here.
     start: u64,
+    /// The length of the whole log.
     end: u64,
+    /// The weights of `frames` together, in bytes.
     weight: usize,
-    /// What this gateway has received.
+    /// How far the present gateway has received the log.
     sent: u64,
+    /// How far the log is durable.
     acked: u64,
     has_text: bool,
     too_long: bool,
-    /// The gateway called our calls malformed; what is left to say is that.
+    /// The log cannot be completed any more, and `outcome` says why.
     rejected: bool,
     outcome: Option<Outcome>,
 }
 
-impl Log {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl OutputLog {
+    fn state(&self) -> MutexGuard<'_, LogState> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// A log that is durable up to `acked` already.
+    /// A log that is durable up to `acked` already: see [`crate::wire::TurnPush::acked`].
     pub(super) fn resumed(acked: u64) -> Self {
-        let log = Log::default();
+        let log = OutputLog::default();
         {
             let mut state = log.state();
             (state.start, state.end, state.sent, state.acked) = (acked, acked, acked, acked);
@@ -81,7 +90,7 @@ impl Log {
         log
     }
 
-    /// Appends; waits for room.
+    /// Appends a frame. Waits while there is no room.
     pub(super) async fn push(&self, frame: Frame) -> Result<(), Stopped> {
         loop {
             let room = self.room.notified();
@@ -96,17 +105,18 @@ impl Log {
                     return pushed;
                 }
             }
-            // The poster asks for the durable offset as long as we wait.
+            // The task that reports asks for the durable offset now and then while there is no room.
             self.changed.notify_one();
             room.await;
         }
     }
 
+    /// Whether any text was appended.
     pub(super) fn has_text(&self) -> bool {
         self.state().has_text
     }
 
-    /// The adapter's last word; only the first counts.
+    /// Takes the turn's last word. Only the first one counts.
     pub(super) fn close(&self, outcome: Outcome) {
         {
             let mut state = self.state();
@@ -116,30 +126,34 @@ impl Log {
         self.changed.notify_one();
     }
 
-    /// Whether the adapter's last word is here.
+    /// Whether the turn's last word is here.
     pub(super) fn is_closed(&self) -> bool {
         self.state().outcome.is_some()
     }
 
+    /// Returns when there may be something new to report.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    pub(super) fn next(&self) -> Step {
+    /// What is to be reported next.
+    pub(super) fn next(&self) -> ReportStep {
         let state = self.state();
         let unsent = state.slice(state.sent, POST_BYTES);
         let all = unsent.end() >= state.end;
         match &state.outcome {
-            Some(outcome) if all => {
-                Step::Finish { outcome: outcome.clone(), end: state.end, tail: (!unsent.is_empty()).then_some(unsent) }
-            }
-            _ if !unsent.is_empty() => Step::Post { offset: unsent.start, frames: unsent.frames },
-            _ if state.weight > UNACKED_BYTES => Step::Poll { offset: state.end },
-            _ => Step::Wait,
+            Some(outcome) if all => ReportStep::Finish {
+                outcome: outcome.clone(),
+                end: state.end,
+                tail: (!unsent.is_empty()).then_some(unsent),
+            },
+            _ if !unsent.is_empty() => ReportStep::Post { offset: unsent.start, frames: unsent.frames },
+            _ if state.weight > UNACKED_BYTES => ReportStep::Poll { offset: state.end },
+            _ => ReportStep::Wait,
         }
     }
 
-    /// The gateway took a post. Says whether that was progress.
+    /// The gateway answered a post. Returns whether it has more of the log than before.
     pub(super) fn took(&self, answer: Acked) -> bool {
         let progress = {
             let mut state = self.state();
@@ -152,18 +166,18 @@ impl Log {
         progress
     }
 
-    /// Another gateway, or the same after a break: what is not durable must be sent again.
+    /// The worker has a new connection. The gateway may lack all that is not durable, so it is sent again.
     pub(super) fn rewind(&self) {
         let mut state = self.state();
         state.sent = state.acked;
     }
 
-    /// The gateway lacks what is behind `acked`.
+    /// The gateway answered 409: it has the log up to `acked` only.
     pub(super) fn missing(&self, acked: u64) {
         {
             let mut state = self.state();
             if acked < state.start {
-                // It once called this durable, and we forgot it: the log cannot be completed any more.
+                // A gateway had acknowledged this as durable, so it was dropped here: the log cannot be completed any more.
                 let detail = format!("the gateway lost durable output: {acked} of {}", state.start);
                 state.fail(detail, acked);
             } else {
@@ -174,8 +188,8 @@ impl Log {
         self.room.notify_waiters();
     }
 
-    /// The gateway calls what we say malformed: the turn ends as an internal error. Says whether that is news; if it is
-    /// not, there is no way to end the turn from here.
+    /// The gateway answered that a call is malformed: from now on the turn's last word is an internal error. Returns whether
+    /// that is new; if it is not, then even that word was rejected, and the worker has no way to end the turn.
     pub(super) fn reject(&self, detail: String) -> bool {
         let mut state = self.state();
         let news = !state.rejected;
@@ -185,7 +199,7 @@ impl Log {
     }
 }
 
-impl State {
+impl LogState {
     fn push(&mut self, frame: Frame) -> Result<(), Stopped> {
         let too_heavy = !matches!(frame, Frame::Text { .. }) && frame.weight() > POST_BYTES;
         if self.too_long || too_heavy || self.end + frame.units() > MAX_LOG_UNITS {
@@ -227,7 +241,7 @@ impl State {
         self.frames.push_back((frame, weight));
     }
 
-    /// Drops the frames that are wholly durable.
+    /// The log is durable up to `acked`: drops the frames that are wholly durable.
     fn forget(&mut self, acked: u64) {
         self.acked = self.acked.max(acked.min(self.end));
         while let Some((frame, weight)) = self.frames.front()
@@ -239,7 +253,7 @@ impl State {
         }
     }
 
-    /// About `max` bytes of frames from `offset` on.
+    /// The frames from `offset` on, up to `max` bytes of them; at least one frame if there is any.
     fn slice(&self, offset: u64, max: usize) -> Span {
         let mut at = self.start;
         let mut taken = Span::new(self.end, Vec::new());
@@ -263,6 +277,7 @@ impl State {
         taken
     }
 
+    /// Ends the turn with an internal error, and its log at `end`.
     fn fail(&mut self, detail: String, end: u64) {
         self.frames.clear();
         self.weight = 0;
@@ -276,61 +291,63 @@ impl State {
 mod tests {
     use super::*;
 
-    fn push(log: &Log, frame: Frame) -> Result<(), Stopped> {
+    fn push(log: &OutputLog, frame: Frame) -> Result<(), Stopped> {
         log.state().push(frame)
     }
 
     #[test]
     fn what_gathers_is_one_post_and_what_is_durable_is_forgotten() {
-        let log = Log::default();
-        assert_eq!(log.next(), Step::Wait);
+        let log = OutputLog::default();
+        assert_eq!(log.next(), ReportStep::Wait);
         push(&log, Frame::text("a\u{20ac}")).expect("room");
         push(&log, Frame::text("b")).expect("room");
-        assert_eq!(log.next(), Step::Post { offset: 0, frames: vec![Frame::text("a\u{20ac}b")] });
+        assert_eq!(log.next(), ReportStep::Post { offset: 0, frames: vec![Frame::text("a\u{20ac}b")] });
         assert!(log.took(Acked { acked: 0, received: 5 }));
-        assert_eq!(log.next(), Step::Wait);
+        assert_eq!(log.next(), ReportStep::Wait);
         push(&log, Frame::text("c")).expect("room");
-        assert_eq!(log.next(), Step::Post { offset: 5, frames: vec![Frame::text("c")] });
+        assert_eq!(log.next(), ReportStep::Post { offset: 5, frames: vec![Frame::text("c")] });
         log.rewind();
-        assert_eq!(log.next(), Step::Post { offset: 0, frames: vec![Frame::text("a\u{20ac}bc")] });
+        assert_eq!(log.next(), ReportStep::Post { offset: 0, frames: vec![Frame::text("a\u{20ac}bc")] });
         log.took(Acked { acked: 6, received: 6 });
         assert!(log.state().frames.is_empty());
         assert_eq!(log.state().weight, 0);
         push(&log, Frame::text("d")).expect("room");
         log.close(Outcome::Reply);
         let tail = Some(Span::new(6, vec![Frame::text("d")]));
-        assert_eq!(log.next(), Step::Finish { outcome: Outcome::Reply, end: 7, tail });
+        assert_eq!(log.next(), ReportStep::Finish { outcome: Outcome::Reply, end: 7, tail });
     }
 
     #[test]
     fn a_long_rest_is_posted_before_the_finish() {
-        let log = Log::default();
+        let log = OutputLog::default();
         push(&log, Frame::text("x".repeat(POST_BYTES * 2))).expect("room");
         log.close(Outcome::Reply);
-        let Step::Post { offset: 0, frames } = log.next() else { panic!("posted first") };
+        let ReportStep::Post { offset: 0, frames } = log.next() else { panic!("posted first") };
         let units = frames.iter().map(Frame::units).sum();
         assert!(units <= POST_BYTES as u64);
         log.took(Acked { acked: 0, received: units });
-        let Step::Post { offset, .. } = log.next() else { panic!("still too long") };
+        let ReportStep::Post { offset, .. } = log.next() else { panic!("still too long") };
         assert_eq!(offset, units);
     }
 
     #[test]
     fn too_long_a_log_ends_as_an_error() {
-        let log = Log::resumed(MAX_LOG_UNITS - 1);
+        let log = OutputLog::resumed(MAX_LOG_UNITS - 1);
         push(&log, Frame::text("a")).expect("room");
         assert_eq!(push(&log, Frame::text("b")), Err(Stopped));
         log.close(Outcome::Reply);
-        let Step::Finish { outcome: Outcome::Error(failure), end: MAX_LOG_UNITS, .. } = log.next() else { panic!() };
+        let ReportStep::Finish { outcome: Outcome::Error(failure), end: MAX_LOG_UNITS, .. } = log.next() else {
+            panic!()
+        };
         assert_eq!(failure.message, "the agent's output is too long");
     }
 
     #[test]
     fn a_gateway_that_lost_durable_output_ends_the_turn() {
-        let log = Log::default();
+        let log = OutputLog::default();
         push(&log, Frame::text("abc")).expect("room");
         log.took(Acked { acked: 3, received: 3 });
         log.missing(1);
-        assert!(matches!(log.next(), Step::Finish { outcome: Outcome::Error(_), end: 1, tail: None }));
+        assert!(matches!(log.next(), ReportStep::Finish { outcome: Outcome::Error(_), end: 1, tail: None }));
     }
 }
