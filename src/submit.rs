@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::agents::{Agent, Agents};
+use crate::agents::{Agents, ServedAgent};
 use crate::guard::{self, Verdict};
 use crate::store::{Arm, ArmError, Armed, GuardedTurn, ObjectRef, Store, StoreError};
 use crate::turn::cursor::MAX_OPEN_TURNS;
@@ -47,7 +47,7 @@ pub struct Submission {
 
 impl Submission {
     /// Whether its platform is one that anybody may name, the AgentTurn's own, or one of the Agent's.
-    fn may_be_shown(&self, agent: &Agent) -> bool {
+    fn may_be_shown(&self, agent: &ServedAgent) -> bool {
         match self.platform.as_str() {
             API => true,
             KUBERNETES => self.object.is_some(),
@@ -104,7 +104,7 @@ impl Submitter {
     }
 
     /// Limits that are known before arming; a repeat of an armed message id passes them, since it arms nothing.
-    async fn check_room(&self, submission: &Submission, agent: &Agent) -> Result<(), SubmitError> {
+    async fn check_room(&self, submission: &Submission, agent: &ServedAgent) -> Result<(), SubmitError> {
         let Submission { organization, conversation, .. } = submission;
         let max = agent.spec.limits.max_queued_turns();
         let before = self.store.backlog(organization, &submission.agent, conversation, max).await?;
@@ -118,7 +118,7 @@ impl Submitter {
     }
 
     /// Checks a turn and writes what came of it, however often the database refuses.
-    async fn guard(self, turn: GuardedTurn, agent: Arc<Agent>) {
+    async fn guard(self, turn: GuardedTurn, agent: Arc<ServedAgent>) {
         let turn_id = turn.turn_id.to_string();
         let judging = async {
             let verdict = agent.guards.check(&self.services, input(&turn, &turn_id)).await;
@@ -191,7 +191,7 @@ impl Submitter {
     }
 }
 
-fn arm(submission: &Submission, agent: &Agent, worker_group: String, gateway: GatewayId) -> Arm {
+fn arm(submission: &Submission, agent: &ServedAgent, worker_group: String, gateway: GatewayId) -> Arm {
     let routing = Routing::on(&submission.platform, submission.platform_metadata.clone());
     let hash = content_hash(
         &submission.agent,
