@@ -11,9 +11,8 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::agents::{Agent, Agents};
-use crate::every::{Again, Every, Outage};
-use crate::guard::{self, GuardVerdict};
+use crate::agents::{Agents, ServedAgent};
+use crate::guard::{self, Verdict};
 use crate::store::{Arm, ArmError, Armed, GuardedTurn, ObjectRef, Store, StoreError};
 use crate::turn::cause::rule::{self, Refusal};
 use crate::turn::cursor::MAX_OPEN_TURNS;
@@ -48,7 +47,7 @@ pub struct Submission {
 
 impl Submission {
     /// Whether the submission may name its platform: `api`, an AgentTurn's own, or one of those that the Agent has.
-    fn may_be_shown(&self, agent: &Agent) -> bool {
+    fn may_be_shown(&self, agent: &ServedAgent) -> bool {
         match self.platform.as_str() {
             API => true,
             KUBERNETES => self.object.is_some(),
@@ -120,7 +119,7 @@ impl Submitter {
     }
 
     /// Checks the limits that can be known before arming. A repeat of an armed message id passes, since it arms nothing.
-    async fn check_room(&self, submission: &Submission, agent: &Agent) -> Result<(), SubmitError> {
+    async fn check_room(&self, submission: &Submission, agent: &ServedAgent) -> Result<(), SubmitError> {
         let Submission { organization, conversation, .. } = submission;
         let max = agent.spec.limits.max_queued_turns();
         let before = self.store.backlog(organization, &submission.agent, conversation, max).await?;
@@ -134,7 +133,7 @@ impl Submitter {
     }
 
     /// Checks a turn and writes the verdict, however often the database fails.
-    async fn guard(self, turn: GuardedTurn, agent: Arc<Agent>) {
+    async fn guard(self, turn: GuardedTurn, agent: Arc<ServedAgent>) {
         let turn_id = turn.turn_id.to_string();
         let checking = async {
             let verdict = agent.guards.check(&self.services, input(&turn, &turn_id)).await;
@@ -210,7 +209,7 @@ impl Submitter {
 }
 
 /// The store's form of a submission.
-fn arm(submission: &Submission, agent: &Agent, worker_group: String, gateway: GatewayId) -> Arm {
+fn arm(submission: &Submission, agent: &ServedAgent, worker_group: String, gateway: GatewayId) -> Arm {
     let routing = Routing::on(&submission.platform, submission.platform_metadata.clone());
     let hash = content_hash(
         &submission.agent,

@@ -1,4 +1,4 @@
-//! What a pod's status says of the worker in it. Pure: from a pod, and what its latest Events tell, to a [`Verdict`]. Here it
+//! What a pod's status says of the worker in it. Pure: from a pod, and what its latest Events tell, to a [`PodVerdict`]. Here it
 //! is read what has happened; [`cause`] says which reason that is.
 //!
 //! What counts is the container that is the adapter: `agent`, or `lastword` beside a model server. The pod's phase alone
@@ -14,7 +14,7 @@
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, Pod, PodCondition};
 
-use super::build::ADAPTER_CONTAINER;
+use super::names::ADAPTER_CONTAINER;
 use crate::crd::AGENT_CONTAINER;
 use crate::turn::cause::pod::Place;
 use crate::turn::cause::start::Obstacle;
@@ -23,28 +23,28 @@ use crate::turn::cause::{self, container};
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 
-/// What a pod says of its worker.
+/// What a pod's status says of its worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
-    /// On its way; nothing is wrong so far.
+pub enum PodVerdict {
+    /// The worker is starting, and nothing is wrong so far.
     Starting,
-    /// On its way, and held up by what may heal: the reason, if the start deadline passes.
+    /// The worker is starting and is held up by what may still heal. This is why it failed if the start deadline passes.
     Waiting(Failure),
     /// The adapter's container runs.
     Running,
-    /// The adapter's container has terminated, or will never run: proof.
+    /// The adapter's container has terminated or will never run. This is proof of death.
     Dead(Failure),
 }
 
-/// Somebody or something stops the pod.
+/// The pod is being stopped by somebody other than its worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stop {
+pub struct PodStop {
     pub reason: Reason,
-    /// Seconds that its containers have from SIGTERM on; `None`: the pod's own grace.
+    /// How many seconds its containers have from SIGTERM on. `None`: the pod's own grace.
     pub within_seconds: Option<u32>,
 }
 
-/// A Warning about a pod.
+/// A Kubernetes Event about a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodEvent {
     pub reason: String,
@@ -55,34 +55,34 @@ pub struct PodEvent {
 pub const AFTER_DELETION_SECONDS: u32 = 2;
 
 /// Reads a pod.
-pub fn classify(pod: &Pod, events: &[PodEvent]) -> Verdict {
+pub fn classify(pod: &Pod, events: &[PodEvent]) -> PodVerdict {
     let main = adapter_status(pod);
     let model = model_server(pod);
     if let Some(ended) = model.and_then(terminated).or_else(|| main.and_then(terminated)) {
         // A model server that ended takes its adapter's turns along, and is the cause of its adapter's end.
         let status = if model.and_then(terminated).is_some() { model } else { main };
-        return Verdict::Dead(death(pod, status.map_or(AGENT_CONTAINER, |s| &s.name), ended));
+        return PodVerdict::Dead(death(pod, status.map_or(AGENT_CONTAINER, |s| &s.name), ended));
     }
     if main.is_some_and(runs) {
         return match model.and_then(|s| waits(s)).and_then(|w| held_up(pod, AGENT_CONTAINER, w)) {
-            Some(Obstacle::MayHeal(cause) | Obstacle::ForGood(cause)) => Verdict::Waiting(cause),
-            None => Verdict::Running,
+            Some(Obstacle::MayHeal(cause) | Obstacle::ForGood(cause)) => PodVerdict::Waiting(cause),
+            None => PodVerdict::Running,
         };
     }
     if let Some(cause) = failed_init(pod) {
-        return Verdict::Dead(cause);
+        return PodVerdict::Dead(cause);
     }
     if is_over(pod) {
-        return Verdict::Dead(never_ran(pod));
+        return PodVerdict::Dead(never_ran(pod));
     }
     if let Some(cause) = unscheduled(pod) {
-        return Verdict::Waiting(cause);
+        return PodVerdict::Waiting(cause);
     }
     let waiting = init_statuses(pod).iter().chain(main).find_map(|s| held_up(pod, &s.name, waits(s)?));
     match waiting {
-        Some(Obstacle::ForGood(cause)) => Verdict::Dead(cause),
-        Some(Obstacle::MayHeal(cause)) => Verdict::Waiting(cause),
-        None => latest(events).find_map(|e| told(pod, e)).map_or(Verdict::Starting, Verdict::Waiting),
+        Some(Obstacle::ForGood(cause)) => PodVerdict::Dead(cause),
+        Some(Obstacle::MayHeal(cause)) => PodVerdict::Waiting(cause),
+        None => latest(events).find_map(|e| told(pod, e)).map_or(PodVerdict::Starting, PodVerdict::Waiting),
     }
 }
 
@@ -92,16 +92,16 @@ fn latest(events: &[PodEvent]) -> impl Iterator<Item = &PodEvent> {
 }
 
 /// Whether the pod is being stopped by another hand than its worker's, and why. `gone`: its object was deleted.
-pub fn stop(pod: &Pod, gone: bool) -> Option<Stop> {
+pub fn stop(pod: &Pod, gone: bool) -> Option<PodStop> {
     let disrupted = disruption(pod);
     let deleted = gone || pod.metadata.deletion_timestamp.is_some();
     if deleted {
         let grace = pod.metadata.deletion_grace_period_seconds.and_then(|s| u32::try_from(s).ok());
         let within = if gone { Some(AFTER_DELETION_SECONDS) } else { grace.map(|g| g.max(AFTER_DELETION_SECONDS)) };
-        return Some(Stop { reason: cause::stop::reason(Stopper::PodDeletion(disrupted)), within_seconds: within });
+        return Some(PodStop { reason: cause::stop::reason(Stopper::PodDeletion(disrupted)), within_seconds: within });
     }
     // The others say so right before they delete, and may take it back.
-    disrupted.filter(|_| by_kubelet(pod)).map(|reason| Stop { reason, within_seconds: None })
+    disrupted.filter(|_| by_kubelet(pod)).map(|reason| PodStop { reason, within_seconds: None })
 }
 
 /// Whether no container of the pod runs, nor will.

@@ -38,8 +38,8 @@ fn disrupted(reason: &str) -> Value {
 /// `Dead(Reason)`, `Waiting(Reason)`, `Running` or `Starting`.
 fn said(pod: &Pod, events: &[PodEvent]) -> String {
     match classify(pod, events) {
-        Verdict::Dead(cause) => format!("Dead({})", cause.reason),
-        Verdict::Waiting(cause) => format!("Waiting({})", cause.reason),
+        PodVerdict::Dead(cause) => format!("Dead({})", cause.reason),
+        PodVerdict::Waiting(cause) => format!("Waiting({})", cause.reason),
         other => format!("{other:?}"),
     }
 }
@@ -89,7 +89,7 @@ fn the_adapters_own_words_say_more_than_an_exit_code() {
     };
     let words = r#"{"reason":"OutOfMemory","detail":"killed by the kernel"}"#;
     let pod = with_state(ended(137, "Error"), message(words));
-    let Verdict::Dead(cause) = classify(&pod, &[]) else { panic!("dead") };
+    let PodVerdict::Dead(cause) = classify(&pod, &[]) else { panic!("dead") };
     assert_eq!(cause.reason, Reason::OutOfMemory);
     let detail = cause.detail.expect("a detail");
     assert_eq!(detail, "pod bot-1 on node node-1: container agent: exit code 137 (signal 9): killed by the kernel");
@@ -176,7 +176,7 @@ fn stops() {
             p["status"]["conditions"] = json!([self::disrupted(reason)]);
         }
     };
-    let stopped = |reason, within_seconds| Some(Stop { reason, within_seconds });
+    let stopped = |reason, within_seconds| Some(PodStop { reason, within_seconds });
     for (pod, gone, expected) in [
         (with_state(running(), none), false, None),
         (with_state(running(), deleted), false, stopped(Reason::Deleted, Some(30))),

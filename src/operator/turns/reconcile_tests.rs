@@ -1,19 +1,21 @@
-//! Steps against an API server that answers as it is told.
+//! Operations against an API server that answers as it is told.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use axum::http::{Request, Response};
+use k8s_openapi::jiff::Timestamp;
 use kube::client::Body;
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 
+use super::super::status::DesiredStatus;
 use super::*;
 use crate::agents::Agents;
 use crate::egress::{Egress, Outbound, Reach};
 use crate::guard::Services;
 use crate::secrets::NoSecrets;
 use crate::store::{ObjectState, Standing};
-use crate::submit::SubmitError;
-use crate::turn::keys::GatewayId;
+use crate::turn::keys::{GatewayId, TurnId};
 
 /// Calls as `METHOD path`, with their answers in order.
 type Calls = Arc<Mutex<Vec<(&'static str, u16, Value)>>>;
@@ -28,8 +30,8 @@ fn answer(code: u16, body: &Value) -> Response<Body> {
     Response::builder().status(code).body(Body::from(body)).expect("an answer")
 }
 
-/// Hands whose API server expects these calls; its database is away.
-fn hands(script: Vec<(&'static str, u16, Value)>) -> (Hands, Calls) {
+/// A context whose API server expects these calls; its database is away.
+fn context_with(script: Vec<(&'static str, u16, Value)>) -> (TurnContext, Calls) {
     let calls: Calls = Arc::new(Mutex::new(script));
     let left = calls.clone();
     let service = tower::service_fn(move |request: Request<Body>| {
@@ -41,7 +43,7 @@ fn hands(script: Vec<(&'static str, u16, Value)>) -> (Hands, Calls) {
     let outbound = Outbound::new(Egress::default(), Reach::Cluster).expect("a client");
     let services = Services { outbound, secrets: Arc::new(NoSecrets) };
     let submitter = Submitter { store: store.clone(), agents: Agents::default(), gateway: GatewayId::new(), services };
-    (Hands { store, submitter, client: Client::new(service, "team") }, calls)
+    (TurnContext { store, submitter, client: Client::new(service, "team") }, calls)
 }
 
 fn object(uid: &str, version: &str, phase: &str) -> Value {
@@ -54,11 +56,11 @@ fn refused(code: u16, reason: &str) -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": reason})
 }
 
-fn known() -> Object {
-    Object::read(serde_json::from_value(object("u", "1", "Armed")).expect("an object")).expect("has a UID")
+fn known() -> TurnObject {
+    TurnObject::read(serde_json::from_value(object("u", "1", "Armed")).expect("an object")).expect("has a UID")
 }
 
-fn word() -> Step {
+fn patch() -> TurnOperation {
     let state = ObjectState {
         turn_id: TurnId::new(),
         object: None,
@@ -67,7 +69,7 @@ fn word() -> Step {
         worker: None,
         standing: Standing::Running,
     };
-    Step::Write(Box::new(Word::Turn { state, at: OffsetDateTime::UNIX_EPOCH }))
+    TurnOperation::PatchStatus(Box::new(DesiredStatus::OfTurn { state, at: OffsetDateTime::UNIX_EPOCH }))
 }
 
 #[tokio::test]
@@ -92,22 +94,24 @@ async fn a_status_goes_to_the_object_that_it_is_for() {
     ];
     for (expected, script) in cases {
         let said = format!("{script:?}");
-        let (hands, left) = hands(script);
-        let done = match hands.act(known(), word()).await {
-            Done::Written(object) => (object.version.as_deref() == Some("2")).then_some("written"),
-            Done::Stale(object) => object.ended().then_some("stale"),
-            Done::Gone => Some("gone"),
-            Done::Again(_) => Some("again"),
-            Done::Unwritable(_) => Some("unwritable"),
+        let (context, left) = context_with(script);
+        let done = match reconcile(known(), patch(), &context).await {
+            TurnReconciled::StatusPatched(object) => (object.version.as_deref() == Some("2")).then_some("written"),
+            TurnReconciled::Changed(object) => object.has_ended().then_some("stale"),
+            TurnReconciled::Deleted => Some("gone"),
+            TurnReconciled::Requeue(_) => Some("again"),
+            TurnReconciled::PatchRefused(_) => Some("unwritable"),
             _ => None,
         };
         assert_eq!(done, Some(expected), "{said}");
         assert!(left.lock().expect("no panic").is_empty(), "{said}");
     }
     // One that only the store knows is read first.
-    let (hands, _) = hands(vec![(READ, 200, object("u", "7", "Armed"))]);
-    let unseen = Object::unseen("team", "t", "u", TurnId::new());
-    assert!(matches!(hands.act(unseen, word()).await, Done::Stale(object) if object.version.as_deref() == Some("7")));
+    let (context, _) = context_with(vec![(READ, 200, object("u", "7", "Armed"))]);
+    let unseen = TurnObject::known_to_store("team", "t", "u", TurnId::new());
+    assert!(
+        matches!(reconcile(unseen, patch(), &context).await, TurnReconciled::Changed(object) if object.version.as_deref() == Some("7"))
+    );
 }
 
 #[tokio::test]
@@ -115,14 +119,17 @@ async fn a_removal_names_its_object_and_the_database_is_waited_for() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     for (code, body) in [(200, object("u", "1", "")), (404, refused(404, "NotFound")), (409, refused(409, "Conflict"))]
     {
-        let (hands, _) = hands(vec![(REMOVE, code, body)]);
-        assert!(matches!(hands.act(known(), Step::Delete).await, Done::Gone));
+        let (context, _) = context_with(vec![(REMOVE, code, body)]);
+        assert!(matches!(reconcile(known(), TurnOperation::Delete, &context).await, TurnReconciled::Deleted));
     }
-    let (hands, _) = hands(Vec::new());
+    let (context, _) = context_with(Vec::new());
     let spec: AgentTurnSpec =
         serde_json::from_value(json!({"agentRef": {"name": "bot"}, "input": "hi"})).expect("a spec");
-    assert!(matches!(hands.act(known(), Step::Arm(Ok(Arc::new(spec)))).await, Done::Again(_)));
-    assert!(matches!(hands.act(known(), Step::Cancel).await, Done::Again(_)));
+    assert!(matches!(
+        reconcile(known(), TurnOperation::Arm(Ok(Arc::new(spec))), &context).await,
+        TurnReconciled::Requeue(_)
+    ));
+    assert!(matches!(reconcile(known(), TurnOperation::Cancel, &context).await, TurnReconciled::Requeue(_)));
 }
 
 /// The store may not know an Agent that was applied while nobody led.
@@ -138,12 +145,12 @@ async fn an_agent_is_missing_only_if_the_api_server_says_so() {
         ("again", 500, refused(500, "InternalError")),
     ];
     for (expected, code, body) in cases {
-        let (hands, _) = hands(vec![(AGENT, code, body)]);
-        let refused = Done::Refused(Failure::new(Reason::AgentNotFound), OffsetDateTime::UNIX_EPOCH);
-        let done = match hands.unless_there(&known(), "bot", refused).await {
-            Done::Refused(..) => "refused",
-            Done::AgentNotReady => "waits",
-            Done::Again(_) => "again",
+        let (context, _) = context_with(vec![(AGENT, code, body)]);
+        let refused = TurnReconciled::Refused(Failure::new(Reason::AgentNotFound), OffsetDateTime::UNIX_EPOCH);
+        let done = match context.unless_agent_exists(&known(), "bot", refused).await {
+            TurnReconciled::Refused(..) => "refused",
+            TurnReconciled::AgentNotReady => "waits",
+            TurnReconciled::Requeue(_) => "again",
             other => panic!("{other:?}"),
         };
         assert_eq!(done, expected, "{code}");
