@@ -14,11 +14,12 @@ use proc_macro2::{TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 
 /// The floors, from the ground up.
-const FLOORS: [&[&str]; 9] = [
+const FLOORS: [&[&str]; 10] = [
     // What a turn is: plain values and decisions.
     &["turn"],
     // The ground: things that any program needs, and that know nothing of turns but their names.
-    &["backoff", "every", "ids", "leadership", "lines", "problem", "telemetry", "tls"],
+    &["backoff", "every", "ids", "lines"],
+    &["leadership", "problem", "telemetry", "tls"],
     &["child", "crd", "egress", "wire"],
     &["secrets", "store", "worker"],
     &["admin", "dispatch", "guard", "heartbeat", "sweep"],

@@ -1,4 +1,4 @@
-//! Parses a role and calls its `run`.
+//! Parses the command line, with defaults from `lastword.env`, and runs the role that it names.
 
 use std::process::ExitCode;
 

@@ -1,7 +1,8 @@
-//! Decisions over what was just read: who wins an election, and which turns a worker holds by mistake.
+//! Decisions over what was just read: who wins an election, what follows from a look at a worker, how many workers to
+//! start, which turns a worker holds by mistake.
 //!
-//! Each decision is a plain function, so that its table is a plain test. The store's transactions and the worker port
-//! read, ask here, and write what they are told.
+//! Each decision is a plain function, so that its table is a plain test. The store's transactions, the fleet's loops and
+//! the worker port read, ask here, and write what they are told.
 
 use super::keys::{Incarnation, TurnId};
 use super::reason::Reason;
@@ -111,6 +112,69 @@ pub enum Look {
     Unknown,
 }
 
+/// What follows from a look at a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AfterLook {
+    /// The worker is dead: fail its turns now, with this cause.
+    Fail(Failure),
+    /// The worker is dead, but why is not known yet: wait for the cause, for the cause window at most.
+    AwaitCause,
+    /// Nothing is proven. The lease decides whether the worker lives.
+    Nothing,
+}
+
+/// What follows from a look at a worker: only proof kills. `window_over` says that the cause window, the time in which the
+/// cause of a proven death is waited for, has passed.
+pub fn after_look(look: Look, window_over: bool) -> AfterLook {
+    match look {
+        Look::Terminated { cause: Some(cause) } => AfterLook::Fail(cause),
+        Look::Terminated { cause: None } if window_over => {
+            AfterLook::Fail(Failure::detailed(Reason::WorkerExited, "the cause was not learnt in time"))
+        }
+        Look::Terminated { cause: None } => AfterLook::AwaitCause,
+        Look::Running | Look::Absent | Look::Unknown => AfterLook::Nothing,
+    }
+}
+
+/// The workers and the queue of one worker group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Demand {
+    /// How many turns could be claimed now: the first waiting turn of each conversation.
+    pub claimable: u32,
+    /// How many workers are live.
+    pub live: u32,
+    /// How many more turns the live workers could take.
+    pub room: u32,
+    /// How many starts are under way.
+    pub starting: u32,
+    /// How many workers the whole Agent has, live or starting, over all its worker groups.
+    pub agent_workers: u32,
+}
+
+/// How many workers an Agent is to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StartLimits {
+    pub min_workers: u32,
+    pub max_workers: u32,
+    pub turns_per_worker: u32,
+    /// Each conversation has a worker group of its own, which never has more than one worker.
+    pub per_conversation: bool,
+}
+
+/// How many workers to start for a worker group now.
+pub fn starts(demand: Demand, limits: StartLimits) -> u32 {
+    let Demand { claimable, live, room, starting, agent_workers } = demand;
+    let budget = limits.max_workers.saturating_sub(agent_workers);
+    let wanted = if limits.per_conversation {
+        u32::from(claimable > 0 && live + starting == 0)
+    } else {
+        let coming = starting * limits.turns_per_worker.max(1);
+        let uncovered = claimable.saturating_sub(room + coming).div_ceil(limits.turns_per_worker.max(1));
+        uncovered.max(limits.min_workers.saturating_sub(live + starting))
+    };
+    wanted.min(budget)
+}
+
 /// Compares the turns that a worker says it holds with those whose markers name it. Gives the turns that it must stop,
 /// since no marker names it for them, and the turns to push to it again, since it lacks them.
 pub fn reconcile(in_hand: &[TurnId], marked: &[TurnId]) -> (Vec<TurnId>, Vec<TurnId>) {
@@ -165,6 +229,44 @@ mod tests {
         assert_eq!(failure.reason, Reason::Internal);
         assert!(!failure.message.contains("object"), "internals stay with operators");
         assert_eq!(written(&Outcome::Reply, None), Outcome::Reply);
+    }
+
+    #[test]
+    fn only_proof_kills() {
+        let cause = Failure::new(Reason::OutOfMemory);
+        let dead = |cause| Look::Terminated { cause };
+        for over in [false, true] {
+            for look in [Look::Running, Look::Absent, Look::Unknown] {
+                assert_eq!(after_look(look, over), AfterLook::Nothing);
+            }
+            assert_eq!(after_look(dead(Some(cause.clone())), over), AfterLook::Fail(cause.clone()));
+        }
+        assert_eq!(after_look(dead(None), false), AfterLook::AwaitCause);
+        assert!(matches!(after_look(dead(None), true), AfterLook::Fail(f) if f.reason == Reason::WorkerExited));
+    }
+
+    #[test]
+    fn demand_becomes_starts() {
+        let agent = StartLimits { min_workers: 0, max_workers: 4, turns_per_worker: 2, per_conversation: false };
+        let one = StartLimits { per_conversation: true, ..agent };
+        let demand =
+            |claimable, live, room, starting, agent_workers| Demand { claimable, live, room, starting, agent_workers };
+        for (d, limits, expected, why) in [
+            (demand(0, 0, 0, 0, 0), agent, 0, "nothing waits"),
+            (demand(1, 0, 0, 0, 0), agent, 1, "one waits"),
+            (demand(5, 0, 0, 0, 0), agent, 3, "two a worker"),
+            (demand(5, 1, 0, 1, 2), agent, 2, "a start under way takes two"),
+            (demand(9, 0, 0, 0, 3), agent, 1, "maxWorkers over all worker groups"),
+            (demand(2, 1, 2, 0, 1), agent, 0, "there is room"),
+            (demand(0, 0, 0, 0, 0), StartLimits { min_workers: 2, ..agent }, 2, "minWorkers"),
+            (demand(0, 1, 2, 1, 2), StartLimits { min_workers: 2, ..agent }, 0, "minWorkers are coming"),
+            (demand(1, 0, 0, 0, 0), one, 1, "a conversation's worker"),
+            (demand(1, 1, 0, 0, 1), one, 0, "waiting behind a busy worker is no demand"),
+            (demand(1, 0, 0, 1, 1), one, 0, "it is starting"),
+            (demand(1, 0, 0, 0, 4), one, 0, "the Agent is at its limit"),
+        ] {
+            assert_eq!(starts(d, limits), expected, "{why}");
+        }
     }
 
     #[test]
