@@ -96,7 +96,7 @@ pub async fn submit(
 /// Shows all events up to the turn's `complete`.
 pub async fn follow(
     client: &ApiClient,
-    feed: &mut ResumableStream,
+    stream: &mut ResumableStream,
     turn: TurnId,
     view: &mut View,
 ) -> Result<TurnEnd, CliError> {
@@ -106,7 +106,7 @@ pub async fn follow(
     let mut asked = false;
     loop {
         tokio::select! {
-            item = feed.next() => match item? {
+            item = stream.next() => match item? {
                 Streamed::Reconnecting { why } => view.note(&format!("{why}; reconnecting"))?,
                 Streamed::Event(event) => {
                     view.event(&event)?;

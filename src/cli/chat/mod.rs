@@ -90,8 +90,8 @@ async fn one_shot(
         return Ok(ExitCode::from(INTERRUPTED));
     };
     view.expect(armed.turn_id);
-    let mut feed = ResumableStream::new(client.clone(), StreamSource::Turn(armed.turn_id));
-    let ended = follow::follow(client, &mut feed, armed.turn_id, &mut view).await;
+    let mut stream = ResumableStream::new(client.clone(), StreamSource::Turn(armed.turn_id));
+    let ended = follow::follow(client, &mut stream, armed.turn_id, &mut view).await;
     match ended {
         Ok(TurnEnd::Reply) => {
             view.end(None)?;

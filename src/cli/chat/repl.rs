@@ -54,7 +54,7 @@ pub async fn run(client: ApiClient, agent: String, conversation: Option<String>)
         let line = loop {
             tokio::select! {
                 line = editor.answers.recv() => break line.unwrap_or(Typed::End),
-                item = chat.feed.next(), if !chat.is_lost => chat.meanwhile(item, &mut *printer)?,
+                item = chat.session.next(), if !chat.is_lost => chat.meanwhile(item, &mut *printer)?,
             }
         };
         let next = match line {
@@ -88,7 +88,7 @@ struct Chat {
     client: ApiClient,
     agent: String,
     conversation: String,
-    feed: ResumableStream,
+    session: ResumableStream,
     /// The session broke for good. The next line that is typed opens it again.
     is_lost: bool,
     view: View,
@@ -98,9 +98,9 @@ struct Chat {
 
 impl Chat {
     fn new(client: ApiClient, agent: String, conversation: String) -> Self {
-        let feed = ResumableStream::new(client.clone(), StreamSource::Session(conversation.clone()));
+        let session = ResumableStream::new(client.clone(), StreamSource::Session(conversation.clone()));
         let (view, background) = (View::new(Mode::Terminal), HashMap::new());
-        Chat { client, agent, conversation, feed, is_lost: false, view, background }
+        Chat { client, agent, conversation, session, is_lost: false, view, background }
     }
 
     fn greet(&self) {
@@ -126,7 +126,7 @@ impl Chat {
         loop {
             let quiet = tokio::time::sleep(LEFTOVERS);
             tokio::select! {
-                item = self.feed.next() => match item? {
+                item = self.session.next() => match item? {
                     Streamed::Reconnecting { why } => self.view.note(&format!("{why}; reconnecting"))?,
                     Streamed::Event(event) => {
                         connected = true;
@@ -227,7 +227,7 @@ impl Chat {
             return Ok(AfterLine::Go);
         };
         self.view.expect(armed.turn_id);
-        match follow::follow(&self.client, &mut self.feed, armed.turn_id, &mut self.view).await? {
+        match follow::follow(&self.client, &mut self.session, armed.turn_id, &mut self.view).await? {
             TurnEnd::Reply => self.view.end(None)?,
             TurnEnd::Error(failure) => self.view.end(Some(&failure))?,
             TurnEnd::Left => {
