@@ -29,3 +29,13 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -125,6 +125,3 @@ fn fail(why: &impl Display) -> ExitCode {
     eprintln!("error: {why}");
     ExitCode::FAILURE
 }
-
-#[cfg(test)]
-mod tests;
