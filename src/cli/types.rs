@@ -103,7 +103,7 @@ pub struct TurnRecord {
     #[serde(default)]
     pub reply: Option<TurnReply>,
     #[serde(default)]
-    pub error: Option<TurnError>,
+    pub error: Option<ApiFailure>,
     /// An answer that came too late. Only operators are given it.
     #[serde(default)]
     pub superseded: Option<Value>,
@@ -136,7 +136,7 @@ pub struct TurnReply {
 
 /// Why a turn has no reply. The reason stays text: a newer server may know more of them.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
-pub struct TurnError {
+pub struct ApiFailure {
     pub reason: String,
     #[serde(default)]
     pub message: String,
@@ -170,9 +170,9 @@ pub enum EventKind {
     },
     Output(Frame),
     /// The terminal is an error.
-    Error(TurnError),
+    Error(ApiFailure),
     /// The same error again, under a name that EventSource does not use for errors of its own.
-    AgentError(TurnError),
+    AgentError(ApiFailure),
     Complete(Complete),
     /// An event that this version does not know.
     Unknown,
@@ -220,8 +220,8 @@ impl StreamEvent {
                 frame["type"] = name.into(); // the event's name says it; the data does not repeat it
                 EventKind::Output(serde_json::from_value(frame)?)
             }
-            "error" => EventKind::Error(TurnError::deserialize(&data)?),
-            "agent-error" => EventKind::AgentError(TurnError::deserialize(&data)?),
+            "error" => EventKind::Error(ApiFailure::deserialize(&data)?),
+            "agent-error" => EventKind::AgentError(ApiFailure::deserialize(&data)?),
             "complete" => EventKind::Complete(Complete::deserialize(&data)?),
             _ => EventKind::Unknown,
         };

@@ -11,7 +11,7 @@ use super::view::{TICK, View};
 use crate::cli::client::ApiClient;
 use crate::cli::error::{CliError, ClientError};
 use crate::cli::stream::{EventStream, StreamSource, Streamed, events};
-use crate::cli::types::{EventKind, StreamEvent, SubmitRequest, SubmitResponse, TurnError, TurnRecord};
+use crate::cli::types::{ApiFailure, EventKind, StreamEvent, SubmitRequest, SubmitResponse, TurnRecord};
 use crate::turn::keys::TurnId;
 
 /// A stream of events that can be opened again where it broke off.
@@ -53,7 +53,7 @@ impl ResumableStream {
 #[derive(Debug, Clone, PartialEq)]
 pub enum TurnEnd {
     Reply,
-    Error(TurnError),
+    Error(ApiFailure),
     /// The person left. The turn may go on.
     Left,
 }
@@ -144,13 +144,13 @@ async fn ended(
     client: &ApiClient,
     turn: TurnId,
     event: &StreamEvent,
-    failure: Option<TurnError>,
+    failure: Option<ApiFailure>,
 ) -> Result<TurnEnd, CliError> {
     let is_error = matches!(&event.kind, EventKind::Complete(complete) if complete.outcome == "error");
     Ok(match (failure, is_error) {
         (Some(failure), _) => TurnEnd::Error(failure),
         (None, false) => TurnEnd::Reply,
-        (None, true) => TurnEnd::Error(client.turn(turn).await?.error.unwrap_or_else(|| TurnError {
+        (None, true) => TurnEnd::Error(client.turn(turn).await?.error.unwrap_or_else(|| ApiFailure {
             reason: "Internal".into(),
             message: "the turn failed, and its record does not say why".into(),
             retryable: false,

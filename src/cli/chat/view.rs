@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use console::{Term, style};
 
 use crate::cli::text::{one_line, printable, width};
-use crate::cli::types::{EventKind, StreamEvent, TurnError};
+use crate::cli::types::{ApiFailure, EventKind, StreamEvent};
 use crate::turn::frame::Frame;
 use crate::turn::keys::TurnId;
 
@@ -166,7 +166,7 @@ impl View {
     }
 
     /// Shows how the turn ended, and leaves the cursor at the start of a line.
-    pub fn end(&mut self, failure: Option<&TurnError>) -> io::Result<()> {
+    pub fn end(&mut self, failure: Option<&ApiFailure>) -> io::Result<()> {
         self.rest()?;
         let Some(failure) = failure else { return Ok(()) };
         let mut stderr = io::stderr().lock();
