@@ -9,8 +9,8 @@ use super::batch::Verb as BatchVerb;
 use super::elect::{self, Ended, Ending, Open};
 use super::output::{self, Piece};
 use super::{Notice, Store, StoreError};
+use crate::turn::decide::{self, By, Election, ElectionSummary, TurnState};
 use crate::turn::cause;
-use crate::turn::decide::{self, By, Election, Standing, Verdict};
 use crate::turn::frame::{Span, storable};
 use crate::turn::keys::{ConversationId, Incarnation, TurnId};
 use crate::turn::routing::API;
@@ -132,11 +132,11 @@ struct Batch {
 }
 
 impl Batch {
-    fn standing(&self, turn: TurnId) -> Standing {
+    fn standing(&self, turn: TurnId) -> TurnState {
         match (self.open.get(&turn), self.ended.get(&turn)) {
-            (Some(open), _) => Standing::Open { holder: open.holder },
-            (None, Some(closed)) => Standing::Ended { by: closed.by, reply: closed.reply.clone() },
-            (None, None) => Standing::Unknown,
+            (Some(open), _) => TurnState::Open { holder: open.holder },
+            (None, Some(closed)) => TurnState::Ended { by: closed.by, reply: closed.reply.clone() },
+            (None, None) => TurnState::Unknown,
         }
     }
 
@@ -160,14 +160,14 @@ impl Batch {
             turns.iter().zip(&elections).filter(|(_, e)| **e == wanted).map(|(t, _)| *t).collect()
         };
         let won = with(Election::Win);
-        match decide::verdict(&elections) {
-            Verdict::Foreign => {
+        match decide::summary(&elections) {
+            ElectionSummary::Foreign => {
                 // Kept for operators; of a turn that nobody knows there is nothing to keep it with.
                 let open: Vec<TurnId> = turns.into_iter().filter(|t| self.open.contains_key(t)).collect();
                 self.plan.superseded.extend(open.into_iter().map(|turn| (turn, word.clone())));
                 return Err(FinishError::Foreign);
             }
-            Verdict::Accepted if won.is_empty() => return Ok((true, Vec::new())),
+            ElectionSummary::Accepted if won.is_empty() => return Ok((true, Vec::new())),
             _ => {}
         }
         if let [first, rest @ ..] = won.as_slice() {
