@@ -12,7 +12,8 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::agents::{Agents, ServedAgent};
-use crate::guard::{self, Verdict};
+use crate::every::{Again, Every, Outage};
+use crate::guard::{self, GuardVerdict};
 use crate::store::{Arm, ArmError, Armed, GuardedTurn, ObjectRef, Store, StoreError};
 use crate::turn::cause::rule::{self, Refusal};
 use crate::turn::cursor::MAX_OPEN_TURNS;

@@ -15,7 +15,6 @@ use crate::turn::keys::{Incarnation, StartId};
 use crate::turn::cause;
 use crate::turn::cause::stop::{self, Stopper};
 use crate::turn::reason::Reason;
-use crate::turn::terminal::Failure;
 use crate::wire::Credential;
 
 /// The most turns that one call of the store sheds or orphans.

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use crate::crd::{AgentSpec, Scope};
-use crate::store::{Lease, LeasePhase, WorkerGroupDemand};
+use crate::store::{Lease, WorkerGroupDemand};
 use crate::turn::decide::{self, Demand, StartLimits};
 use crate::turn::keys::{Grouping, Incarnation, StartId, worker_group};
 use crate::turn::phase::LeasePhase;

@@ -23,7 +23,7 @@ use crate::turn::cause::program;
 use crate::turn::cause::stop::{self, Stopper};
 use crate::turn::keys::{Incarnation, TurnId};
 use crate::turn::reason::Reason;
-use crate::turn::terminal::{Failure, Outcome};
+use crate::turn::terminal::Outcome;
 use crate::wire::{Connect, ToWorker, TurnPush};
 
 /// How many turn ids are remembered, so that a turn that is pushed again is not run twice.

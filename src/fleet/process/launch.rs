@@ -4,8 +4,7 @@
 //! table hears of a worker's end after it has heard of the worker, and no process is left that nobody waits for.
 
 use std::io;
-use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, ExitStatus};
+use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;

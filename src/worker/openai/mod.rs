@@ -21,7 +21,6 @@ use super::http::{StreamLines, body_of, causes};
 use super::options::CommonArgs;
 use super::start::{self, Wants};
 use super::termination;
-use crate::turn::reason::Reason;
 use crate::turn::cause;
 use crate::turn::terminal::{Failure, Outcome};
 use crate::wire::{MAX_HISTORY, TurnPush};
