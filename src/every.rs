@@ -47,8 +47,8 @@ pub enum Cause {
 /// }
 /// ```
 ///
-/// [`run`](Self::run) is the same loop around a closure. A task that is spawned cannot use it: the compiler does not see
-/// that the future of an async closure is `Send` (rust-lang/rust#110338).
+/// [`run`](Self::run) is the same loop around a closure. In a task that is spawned, the closure must own all that it uses
+/// (`async move`): of one that borrows, the compiler does not see that its future is `Send` (rust-lang/rust#110338).
 #[derive(Debug)]
 pub struct Every<'a> {
     period: Duration,
