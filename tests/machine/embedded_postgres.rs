@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lastword::local::postgres::{Embedded, Error, Options, Shutdown, Version};
+use lastword::local::postgres::{Embedded, Options, PostgresError, Shutdown, Version};
 use rustix::process::Signal;
 use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
@@ -83,7 +83,7 @@ async fn a_second_start_names_the_directory_and_the_holder() {
     let directory = temporary();
     let server = Embedded::start(options(directory.path())).await.expect("starts");
     let error = Embedded::start(options(directory.path())).await.err().expect("refused");
-    assert!(matches!(error, Error::Locked { .. }), "{error}");
+    assert!(matches!(error, PostgresError::Locked { .. }), "{error}");
     let text = error.to_string();
     let path = directory.path().canonicalize().expect("path");
     assert!(text.contains(path.to_str().expect("UTF-8")), "{text}");

@@ -19,8 +19,8 @@ use crate::crd::{AGENT_CONTAINER, Adapter, AgentSpec, OpenAi, PodTemplate};
 use crate::fleet::StartRequest;
 use crate::operator::config::{Injector, OperatorConfig};
 use crate::operator::review::AUDIENCE;
+use crate::turn::cause;
 use crate::turn::keys::hex;
-use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 use crate::wire::env;
 
@@ -337,7 +337,7 @@ fn object(value: Value) -> Map<String, Value> {
 }
 
 fn cannot(detail: impl Into<String>) -> Failure {
-    Failure::detailed(Reason::StartFailed, detail)
+    cause::start::impossible(detail)
 }
 
 #[cfg(test)]

@@ -101,33 +101,6 @@ fn the_adapters_own_words_say_more_than_an_exit_code() {
     }
 }
 
-/// The program's own end, though the adapter died before it could tell, and its detail is stderr's end alone.
-#[test]
-fn the_adapters_words_tell_how_its_program_ended() {
-    let adapter = "pod bot-1 on node node-1: container agent: exit code 137 (signal 9)";
-    for (words, detail) in [
-        (r#"{"reason":"AgentError","detail":"exit code 3","exitCode":3}"#, "exit code 3"),
-        (r#"{"reason":"AgentError","detail":"trace","exitCode":3}"#, "the program ended with exit code 3: trace"),
-        (r#"{"reason":"AgentError","exitCode":1}"#, "the program ended with exit code 1"),
-        (
-            r#"{"reason":"AgentError","detail":"exit code 13","exitCode":1}"#,
-            "the program ended with exit code 1: exit code 13",
-        ),
-        (
-            r#"{"reason":"WorkerExited","detail":"killed by SIGSEGV (signal 11)","signal":11}"#,
-            "killed by SIGSEGV (signal 11)",
-        ),
-        (r#"{"reason":"WorkerExited","detail":"trace","signal":11}"#, "the program ended with signal 11: trace"),
-        (r#"{"reason":"AgentError","detail":"trace","exitCode":"three","signal":null}"#, "trace"),
-    ] {
-        let pod = with_state(ended(137, "Error"), |p| {
-            p["status"]["containerStatuses"][0]["state"]["terminated"]["message"] = json!(words);
-        });
-        let PodVerdict::Dead(cause) = classify(&pod, &[]) else { panic!("dead") };
-        assert_eq!(cause.detail.as_deref(), Some(format!("{adapter}: {detail}").as_str()), "{words}");
-    }
-}
-
 #[test]
 fn a_pod_that_never_ran() {
     let over = |reason: &str| {

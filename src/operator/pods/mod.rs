@@ -29,4 +29,4 @@ mod watch;
 
 pub use cache::Pods;
 pub use create::create;
-pub use runtime::{PodRuntime, Refusal, refusal};
+pub use runtime::PodRuntime;

@@ -9,7 +9,6 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use kube::core::Status;
 use tokio::sync::mpsc;
 
 use super::build;
@@ -20,9 +19,9 @@ use super::names::{is_ours, start_of};
 use crate::fleet::{Death, StartRequest, WorkerRuntime};
 use crate::operator::client::{ApiCallError, bounded_by};
 use crate::store::StoreError;
+use crate::turn::cause::start::{self, Obstacle};
 use crate::turn::decide::Look;
 use crate::turn::keys::StartId;
-use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 
 /// How often the deletion of a pod is tried. If all tries fail, the worker still ends: its gateway tells it of the drain.
@@ -34,35 +33,6 @@ const KILL_GRACE_SECONDS: u32 = 1;
 
 /// The runtime that runs workers as pods.
 pub struct PodRuntime(pub Arc<Pods>);
-
-/// What a refused creation means for the start.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
-    /// Trying again may help, until the start deadline.
-    MayHeal(Failure),
-    /// The same pod is refused again.
-    ForGood(Failure),
-}
-
-/// Reads the API server's refusal of a pod. Kubernetes tells its reasons apart by words alone.
-pub fn refusal(status: &Status) -> Refusal {
-    let detail = format!("the pod was refused (status {}): {}", status.code, status.message);
-    let says = |words: &str| status.message.contains(words);
-    let failure = |reason| Failure::detailed(reason, detail.clone());
-    match status.code {
-        403 if says("exceeded quota") || says("status unknown for quota") => {
-            Refusal::MayHeal(failure(Reason::QuotaExceeded))
-        }
-        // Our own rights, or a namespace whose ServiceAccount is not made yet.
-        403 if says("cannot create resource") || says("error looking up service account") => {
-            Refusal::MayHeal(failure(Reason::StartFailed))
-        }
-        // Our own token, or a proxy on the way: nothing that is wrong with the pod.
-        401 | 407 | 408 => Refusal::MayHeal(failure(Reason::StartFailed)),
-        400..=428 if status.code != 409 => Refusal::ForGood(failure(Reason::StartFailed)),
-        _ => Refusal::MayHeal(failure(Reason::StartFailed)),
-    }
-}
 
 impl Pods {
     /// Creates a start's pod, or adopts it if it exists.
@@ -80,12 +50,12 @@ impl Pods {
             Err(ApiCallError::Api(kube::Error::Api(status))) if status.is_already_exists() => {
                 return self.adopt(start).await;
             }
-            Err(ApiCallError::Api(kube::Error::Api(status))) => refusal(&status),
-            Err(error) => away(error.to_string()),
+            Err(ApiCallError::Api(kube::Error::Api(status))) => start::refused(status.code, &status.message),
+            Err(error) => start::unanswered(error),
         };
         match refused {
-            Refusal::ForGood(failure) => Err(failure),
-            Refusal::MayHeal(failure) => {
+            Obstacle::ForGood(failure) => Err(failure),
+            Obstacle::MayHeal(failure) => {
                 let (start_id, detail) = (start.start_id, failure.detail.as_deref());
                 tracing::info!(start = %start_id, detail, "no pod for start {start_id} yet");
                 self.logged(start_id, self.store.note_start_cause(start_id, Some(&failure)).await);
@@ -107,8 +77,7 @@ impl Pods {
             self.record(start, pod).await;
             return Ok(());
         }
-        let detail = format!("a pod {name} that is not of this start exists already");
-        Err(Failure::detailed(Reason::StartFailed, detail))
+        Err(start::name_taken(name))
     }
 
     /// Records the pod's UID on the start's lease row, then has the pod reported: it may have ended before its lease row
@@ -179,7 +148,7 @@ impl Pods {
                 None => match bounded_by(POD_CALL_TIMEOUT, self.api(namespace).get_opt(name)).await {
                     Ok(Some(pod)) if start_of(&pod) == Some(start) => pod.uid().unwrap_or_default(),
                     Ok(_) => {
-                        let cause = Failure::detailed(Reason::StartFailed, "it was stopped before its pod was made");
+                        let cause = start::stopped_before_made();
                         return self.report_death(Death { start_id: start, cause: Some(cause) });
                     }
                     Err(_) => continue,
@@ -254,57 +223,6 @@ impl WorkerRuntime for PodRuntime {
     }
 }
 
-fn away(why: String) -> Refusal {
-    Refusal::MayHeal(Failure::detailed(Reason::StartFailed, format!("the API server cannot be asked for a pod: {why}")))
-}
-
 fn name_in(runtime_ref: &str) -> &str {
     runtime_ref.rsplit('/').next().unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn refusals() {
-        use Reason::*;
-        for (code, message, heals, reason) in [
-            (
-                403,
-                "pods \"a\" is forbidden: exceeded quota: q, requested: pods=1, used: pods=1, limited: pods=1",
-                true,
-                QuotaExceeded,
-            ),
-            (
-                403,
-                "pods \"a\" is forbidden: violates PodSecurity \"restricted:latest\": privileged",
-                false,
-                StartFailed,
-            ),
-            (403, "pods \"a\" is forbidden: error looking up service account ns/default: not found", true, StartFailed),
-            (403, "pods is forbidden: User \"x\" cannot create resource \"pods\" in API group \"\"", true, StartFailed),
-            (403, "pods \"a\" is forbidden: failed quota: q: must specify limits.cpu for: agent", false, StartFailed),
-            (400, "admission webhook \"w.example\" denied the request: no", false, StartFailed),
-            (422, "Pod \"a\" is invalid: spec.containers[0].image: Required value", false, StartFailed),
-            (404, "namespaces \"gone\" not found", false, StartFailed),
-            (
-                409,
-                "Operation cannot be fulfilled on resourcequotas \"q\": the object has been modified",
-                true,
-                StartFailed,
-            ),
-            (429, "too many requests", true, StartFailed),
-            (500, "Internal error occurred: failed calling webhook \"w.example\"", true, StartFailed),
-        ] {
-            let status = Status { code, message: message.into(), ..Status::default() };
-            let (healing, failure) = match refusal(&status) {
-                Refusal::MayHeal(failure) => (true, failure),
-                Refusal::ForGood(failure) => (false, failure),
-            };
-            assert_eq!((healing, failure.reason), (heals, reason), "{message}");
-            assert!(failure.detail.is_some_and(|d| d.contains(message)));
-            assert!(!failure.message.contains(message), "clients are told no internals");
-        }
-    }
 }

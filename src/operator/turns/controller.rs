@@ -24,9 +24,8 @@ use crate::crd::AgentTurn;
 use crate::operator::clock::Now;
 use crate::operator::watch;
 use crate::store::{ObjectState, StoreError};
+use crate::turn::cause;
 use crate::turn::keys::TurnId;
-use crate::turn::reason::Reason;
-use crate::turn::terminal::Failure;
 
 /// Operations at a time: enough to fill a batch of arms, and AgentTurns' share of the API server.
 const CONCURRENCY: usize = 64;
@@ -282,7 +281,7 @@ impl TurnController {
         let objects = take_part(&mut self.queue.deleted, OBJECTS_OF_A_TRANSACTION);
         let (store, kept) = (self.context.store.clone(), objects.clone());
         let forget = async move {
-            let cancelled = Failure::detailed(Reason::Cancelled, "its AgentTurn was deleted");
+            let cancelled = cause::rule::object_deleted();
             Ok(store.forget_objects(&objects, &cancelled).await?)
         };
         self.spawn(forget, |forgotten| FinishedJob::Forgotten(kept, forgotten));

@@ -9,7 +9,8 @@ use super::tracked::{TurnOperation, TurnReconciled, may_wait};
 use crate::crd::{Agent, AgentTurn, AgentTurnSpec};
 use crate::operator::client::{ApiCallError, FIELD_MANAGER, bounded};
 use crate::store::{ObjectRef, Store, StoreError};
-use crate::submit::{Submission, SubmitError, Submitter};
+use crate::submit::{Submission, Submitter};
+use crate::turn::cause::rule;
 use crate::turn::frame::storable;
 use crate::turn::keys::{check_conversation, check_name};
 use crate::turn::reason::Reason;
@@ -35,7 +36,7 @@ pub async fn reconcile(object: TurnObject, operation: TurnOperation, context: &T
     match operation {
         TurnOperation::Arm(Ok(spec)) => context.arm(&object, &spec).await,
         TurnOperation::Arm(Err(error)) => {
-            let failure = Failure::new(Reason::Internal).with_message(format!("the spec cannot be read: {error}"));
+            let failure = rule::unusable(format!("the spec cannot be read: {error}"));
             context.refuse(&object, failure).await
         }
         TurnOperation::Cancel => context.cancel(&object).await,
@@ -55,13 +56,13 @@ impl TurnContext {
     async fn arm(&self, object: &TurnObject, spec: &AgentTurnSpec) -> TurnReconciled {
         let submission = submission(object, spec);
         if let Err(why) = check(&submission) {
-            return self.refuse(object, Failure::new(Reason::Internal).with_message(why)).await;
+            return self.refuse(object, rule::unusable(why)).await;
         }
         let error = match self.submitter.submit(submission).await {
             Ok((armed, _)) => return TurnReconciled::Armed(armed),
             Err(error) => error,
         };
-        match refusal(&error) {
+        match error.reason() {
             None => TurnReconciled::Requeue(error.to_string()),
             Some(reason) => {
                 let refused = self.refuse(object, Failure::new(reason).with_message(error.to_string())).await;
@@ -109,7 +110,7 @@ impl TurnContext {
                 Some(turn) => turn,
                 None => return Ok(TurnReconciled::NeverArmed(self.store.now().await?)),
             };
-            self.store.fail_turn(turn, &Failure::new(Reason::Cancelled)).await?;
+            self.store.fail_turn(turn, &rule::cancelled()).await?;
             Ok::<_, StoreError>(TurnReconciled::Cancelled)
         };
         cancelled.await.unwrap_or_else(|error| TurnReconciled::Requeue(error.to_string()))
@@ -183,18 +184,6 @@ async fn reread(api: &Api<DynamicObject>, object: &TurnObject) -> TurnReconciled
 /// Whether an answer refuses the call for what it asks, so that the same call would be refused again.
 fn is_refusal(code: u16) -> bool {
     (400..500).contains(&code) && code != 408 && code != 429
-}
-
-/// The reason for which a submission was refused. `None`: it is not known whether the turn was armed, so it is submitted
-/// again.
-fn refusal(error: &SubmitError) -> Option<Reason> {
-    match error {
-        SubmitError::NoAgent => Some(Reason::AgentNotFound),
-        SubmitError::QueueFull(_) | SubmitError::TooManyOpen => Some(Reason::QuotaExceeded),
-        SubmitError::Refused(_) => Some(Reason::Conflict),
-        SubmitError::NoPlatform | SubmitError::Store(StoreError::Refused(_)) => Some(Reason::Internal),
-        SubmitError::Store(_) => None,
-    }
 }
 
 fn submission(object: &TurnObject, spec: &AgentTurnSpec) -> Submission {

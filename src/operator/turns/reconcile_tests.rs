@@ -171,7 +171,7 @@ fn what_the_api_refuses_with_4xx_is_a_terminal() {
         (SubmitError::Store(StoreError::Raced("x".into())), None),
     ];
     for (error, reason) in cases {
-        assert_eq!(refusal(&error), reason, "{error}");
+        assert_eq!(error.reason(), reason, "{error}");
     }
     let created = Timestamp::from_second(1_800_000_000).expect("in range");
     let later = |seconds: i64| OffsetDateTime::from_unix_timestamp(1_800_000_000 + seconds).expect("in range");

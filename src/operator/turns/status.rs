@@ -10,6 +10,7 @@ use crate::crd::{AgentTurnStatus, Phase, TurnError};
 use crate::operator::clock::timestamp;
 use crate::operator::condition::{ARMED, ConditionStatus, DISPATCHED, SUCCEEDED, TERMINAL};
 use crate::store::{ObjectState, Standing};
+use crate::turn::cause::rule;
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 
@@ -66,14 +67,12 @@ impl DesiredStatus {
 
 /// When a turn ended, and by which failure if not by a reply; `None` while it is open.
 fn ending(standing: &Standing, at: Timestamp) -> Option<(Timestamp, Option<Failure>)> {
-    let erased = "its conversation was erased";
-    let lost = "the database does not know this turn: it may have been restored or replaced";
     match standing {
         Standing::Waiting | Standing::Running => None,
         Standing::Replied { at, .. } => Some((timestamp(*at), None)),
         Standing::Failed { failure, at } => Some((timestamp(*at), Some(failure.clone()))),
-        Standing::Erased => Some((at, Some(Failure::new(Reason::Cancelled).with_message(erased)))),
-        Standing::Unknown => Some((at, Some(Failure::new(Reason::Internal).with_message(lost)))),
+        Standing::Erased => Some((at, Some(rule::erased()))),
+        Standing::Unknown => Some((at, Some(rule::forgotten()))),
     }
 }
 

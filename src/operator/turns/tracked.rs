@@ -12,6 +12,7 @@ use crate::backoff::doubled;
 use crate::crd::AgentTurnSpec;
 use crate::operator::clock::{Now, timestamp};
 use crate::store::{Armed, ObjectState, Standing};
+use crate::turn::cause;
 use crate::turn::keys::TurnId;
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
@@ -218,7 +219,7 @@ impl TrackedTurn {
             }
             TurnReconciled::Refused(failure, at) => self.desire(DesiredStatus::Refused { failure, at }),
             TurnReconciled::NeverArmed(at) if self.object.spec.is_some() => {
-                self.desire(DesiredStatus::Refused { failure: Failure::new(Reason::Cancelled), at });
+                self.desire(DesiredStatus::Refused { failure: cause::rule::cancelled(), at });
             }
             // An object whose status says that a turn was armed, and whose turn the store does not know: its state is asked
             // for, and shown, like that of every other turn.
