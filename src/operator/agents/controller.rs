@@ -64,7 +64,7 @@ pub async fn run(
 
 /// What a reconciliation came to, with the Agent's key and the UID that it had: an Agent that was created again under the
 /// same name is another one.
-type Finished = (Key, Option<String>, AgentReconciled);
+type FinishedOperation = (Key, Option<String>, AgentReconciled);
 
 struct AgentController {
     context: AgentContext,
@@ -81,7 +81,7 @@ struct AgentController {
     listed: HashMap<usize, Vec<String>>,
     counts: HashMap<Key, AgentCounts>,
     counted_at: Option<Instant>,
-    jobs: JoinSet<Finished>,
+    jobs: JoinSet<FinishedOperation>,
 }
 
 /// Serves Agents until it is dropped, which happens when this replica no longer leads.
@@ -251,7 +251,7 @@ impl AgentController {
         self.jobs.spawn(async move { (key, uid, reconcile(&context, &agent, valid, operation).await) });
     }
 
-    fn finish(&mut self, finished: Result<Finished, JoinError>) {
+    fn finish(&mut self, finished: Result<FinishedOperation, JoinError>) {
         match finished {
             Ok((key, uid, result)) => {
                 if let Some(agent) = self.agents.get_mut(&key).filter(|known| known.agent.metadata.uid == uid) {

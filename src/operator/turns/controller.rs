@@ -63,7 +63,7 @@ type States = (Vec<ObjectState>, OffsetDateTime);
 type StatesByObject = (Vec<(Uid, ObjectState)>, OffsetDateTime);
 
 /// A job that ended, and what it came to.
-enum Finished {
+enum FinishedJob {
     /// An operation for the object of this UID.
     Operation(Uid, TurnReconciled),
     /// Deliveries were claimed.
@@ -105,7 +105,7 @@ struct TurnController {
     context: TurnContext,
     namespaces: Arc<[String]>,
     queue: WorkQueue,
-    jobs: JoinSet<Finished>,
+    jobs: JoinSet<FinishedJob>,
     under_way: UnderWay,
     /// Watches whose first list is not complete yet. Until it is, or until `lists_until`, no terminals are claimed: each would
     /// cost a call to read its object.
@@ -210,7 +210,7 @@ impl TurnController {
                 let uid = object.uid.clone();
                 let operation = AssertUnwindSafe(reconcile(object, operation, &context)).catch_unwind();
                 let bug = |_| TurnReconciled::Requeue("an operation panicked; this is a bug in Lastword".into());
-                Finished::Operation(uid, operation.await.unwrap_or_else(bug))
+                FinishedJob::Operation(uid, operation.await.unwrap_or_else(bug))
             });
         }
         if self.rest_until.is_some_and(|until| Instant::now() < until) {
@@ -238,7 +238,7 @@ impl TurnController {
             let turns = store.take_object_deliveries(&namespaces, by, CLAIM_SECONDS, room as u32).await?;
             Ok((store.object_states(&turns).await?, store.now().await?))
         };
-        self.spawn(claim, Finished::Claimed);
+        self.spawn(claim, FinishedJob::Claimed);
     }
 
     /// Reads the states of turns that the work queue asks for.
@@ -269,7 +269,7 @@ impl TurnController {
             let states = states.into_iter().filter_map(|s| Some((uids.get(&s.turn_id)?.clone(), s))).collect();
             Ok((states, store.now().await?))
         };
-        self.spawn(read, Finished::Read);
+        self.spawn(read, FinishedJob::Read);
     }
 
     /// Cancels the turns of deleted objects, and removes the ties.
@@ -284,7 +284,7 @@ impl TurnController {
             let cancelled = cause::rule::object_deleted();
             Ok(store.forget_objects(&objects, &cancelled).await?)
         };
-        self.spawn(forget, |forgotten| Finished::Forgotten(kept, forgotten));
+        self.spawn(forget, |forgotten| FinishedJob::Forgotten(kept, forgotten));
     }
 
     /// Removes the deliveries of turns whose terminals their objects show.
@@ -296,7 +296,7 @@ impl TurnController {
         let turns = take_part(&mut self.queue.shown, TURNS_OF_A_QUERY);
         let (store, kept) = (self.context.store.clone(), turns.clone());
         let deliver = async move { Ok(store.delivered_objects(&turns).await?) };
-        self.spawn(deliver, |delivered| Finished::Delivered(kept, delivered));
+        self.spawn(deliver, |delivered| FinishedJob::Delivered(kept, delivered));
     }
 
     /// Puts off the deliveries of turns whose terminals cannot be shown now.
@@ -308,7 +308,7 @@ impl TurnController {
         let turns = take_part(&mut self.queue.postponed, TURNS_OF_A_QUERY);
         let (store, kept) = (self.context.store.clone(), turns.clone());
         let postpone = async move { Ok(store.put_off_objects(&turns).await?) };
-        self.spawn(postpone, |postponed| Finished::Postponed(kept, postponed));
+        self.spawn(postpone, |postponed| FinishedJob::Postponed(kept, postponed));
     }
 
     /// Looks for objects that were deleted unseen.
@@ -319,7 +319,7 @@ impl TurnController {
         (self.audit_due, self.under_way.auditing) = (false, true);
         let (context, namespaces) = (self.context.clone(), self.namespaces.clone());
         let missing = async move { Ok(audit::missing(&context, &namespaces).await?) };
-        self.spawn(missing, Finished::Audited);
+        self.spawn(missing, FinishedJob::Audited);
     }
 
     /// Runs a job on the store. A job that panics is reported as one that failed, since otherwise its work would never be
@@ -327,7 +327,7 @@ impl TurnController {
     fn spawn<T, J, R>(&mut self, job: J, finished: R)
     where
         J: Future<Output = Result<T, JobError>> + Send + 'static,
-        R: FnOnce(Result<T, JobError>) -> Finished + Send + 'static,
+        R: FnOnce(Result<T, JobError>) -> FinishedJob + Send + 'static,
     {
         self.jobs.spawn(async move {
             finished(AssertUnwindSafe(job).catch_unwind().await.unwrap_or(Err(JobError::Panicked)))
@@ -335,7 +335,7 @@ impl TurnController {
     }
 
     /// Takes in what a job came to.
-    fn finish(&mut self, finished: Result<Finished, JoinError>) {
+    fn finish(&mut self, finished: Result<FinishedJob, JoinError>) {
         let finished = match finished {
             Ok(finished) => finished,
             Err(error) => {
@@ -344,11 +344,11 @@ impl TurnController {
             }
         };
         match finished {
-            Finished::Operation(uid, result) => {
+            FinishedJob::Operation(uid, result) => {
                 self.under_way.operations -= 1;
                 self.queue.reconciled(&uid, result, Now::read());
             }
-            Finished::Claimed(claimed) => {
+            FinishedJob::Claimed(claimed) => {
                 self.under_way.claiming = false;
                 if let Some((states, at)) = self.unless_failed(claimed) {
                     // There may be more than were claimed at once.
@@ -358,31 +358,31 @@ impl TurnController {
                     self.claim_due = true;
                 }
             }
-            Finished::Read(read) => {
+            FinishedJob::Read(read) => {
                 self.under_way.reading = false;
                 if let Some((states, at)) = self.unless_failed(read) {
                     self.queue.states_read(states, at, Now::read());
                 }
             }
-            Finished::Forgotten(objects, forgotten) => {
+            FinishedJob::Forgotten(objects, forgotten) => {
                 self.under_way.forgetting = false;
                 if self.unless_failed(forgotten).is_none() {
                     self.queue.deleted.extend(objects);
                 }
             }
-            Finished::Delivered(turns, delivered) => {
+            FinishedJob::Delivered(turns, delivered) => {
                 self.under_way.delivering = false;
                 if self.unless_failed(delivered).is_none() {
                     self.queue.shown.extend(turns);
                 }
             }
-            Finished::Postponed(turns, postponed) => {
+            FinishedJob::Postponed(turns, postponed) => {
                 self.under_way.postponing = false;
                 if self.unless_failed(postponed).is_none() {
                     self.queue.postponed.extend(turns);
                 }
             }
-            Finished::Audited(audited) => {
+            FinishedJob::Audited(audited) => {
                 self.under_way.auditing = false;
                 match audited {
                     Ok(missing) => self.queue.deleted.extend(missing),
