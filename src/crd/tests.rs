@@ -249,7 +249,7 @@ fn the_rules_know_the_defaults() {
 }
 
 #[path = "../../tests/kubernetes/fields.rs"]
-#[allow(dead_code, reason = "the row B16 uses the rest")]
+#[expect(dead_code, reason = "the tests on a cluster use the rest")]
 mod fields;
 
 /// Every property path of a schema below `path`, e.g. `spec.list[0].field`; what is preserved unknown has none.
