@@ -160,6 +160,7 @@ async fn an_agent_is_missing_only_if_the_api_server_says_so() {
 #[test]
 fn what_the_api_refuses_with_4xx_is_a_terminal() {
     use crate::store::ArmError;
+    use crate::submit::SubmitError;
     let cases = [
         (SubmitError::NoAgent, Some(Reason::AgentNotFound)),
         (SubmitError::QueueFull(1), Some(Reason::QuotaExceeded)),
