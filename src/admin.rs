@@ -79,7 +79,7 @@ fn ready(readiness: &Readiness) -> Response {
 
 /// OpenMetrics text, read from the store at each scrape: every replica tells the same.
 async fn metrics(store: &Store) -> Response {
-    match store.figures().await {
+    match store.metrics().await {
         Ok(figures) => (
             [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
             figures.openmetrics(),

@@ -58,7 +58,7 @@ async fn tick(store: Store, gateway: Replica, mut waiting: mpsc::Receiver<Waitin
         // The last word of a worker counts: several beats of one tick are one.
         let beats: HashMap<Incarnation, Beat> = batch.iter().map(|(b, _)| (b.incarnation, b.clone())).collect();
         let beats: Vec<Beat> = beats.into_values().collect();
-        let result = store.heartbeat(&gateway, GATEWAY_EXPIRES_SECONDS, &beats).await;
+        let result = store.heartbeat_of_gateway(&gateway, GATEWAY_EXPIRES_SECONDS, &beats).await;
         match (&result, away) {
             (Err(error), false) => {
                 tracing::warn!(%error, "heartbeats are refused; workers try again, and nobody is failed for it");

@@ -107,11 +107,11 @@ impl Submitter {
     async fn check_room(&self, submission: &Submission, agent: &Agent) -> Result<(), SubmitError> {
         let Submission { organization, conversation, .. } = submission;
         let max = agent.spec.limits.max_queued_turns();
-        let before = self.store.backlog(organization, &submission.agent, conversation, max).await?;
+        let before = self.store.backlog_before_turn(organization, &submission.agent, conversation, max).await?;
         if before.queued < max && before.open < MAX_OPEN_TURNS as u64 {
             return Ok(());
         }
-        if self.store.knows(organization, conversation, &submission.message_id).await? {
+        if self.store.knows_message(organization, conversation, &submission.message_id).await? {
             return Ok(());
         }
         Err(if before.queued >= max { SubmitError::QueueFull(max) } else { SubmitError::TooManyOpen })
@@ -146,12 +146,12 @@ impl Submitter {
 
     async fn try_verdict(&self, turn: &GuardedTurn, verdict: &Verdict) -> Result<(), StoreError> {
         match verdict {
-            Verdict::Allow => self.store.pass_guard(turn.turn_id, self.gateway).await.map(drop),
+            Verdict::Allow => self.store.pass_guarded_turn(turn.turn_id, self.gateway).await.map(drop),
             Verdict::Reject { message, detail } => {
                 let failure =
                     Failure::detailed(Reason::GuardrailRejected, detail.clone()).with_message(message.clone());
                 // A rejection is no word on a turn that another replica let pass.
-                self.store.reject_guarded(turn.turn_id, self.gateway, &failure).await.map(drop)
+                self.store.reject_guarded_turn(turn.turn_id, self.gateway, &failure).await.map(drop)
             }
         }
     }
@@ -160,7 +160,7 @@ impl Submitter {
     async fn keep(&self, turn: TurnId) {
         loop {
             tokio::time::sleep(Duration::from_secs(u64::from(GUARD_SECONDS) / 3)).await;
-            if let Ok(false) = self.store.keep_guarding(turn, self.gateway, GUARD_SECONDS).await {
+            if let Ok(false) = self.store.keep_guarding_turn(turn, self.gateway, GUARD_SECONDS).await {
                 return;
             }
         }
@@ -174,7 +174,7 @@ impl Submitter {
                 () = shutdown.cancelled() => return,
             }
             // Without the database nothing is dispatched either.
-            let Ok(turns) = self.store.take_unguarded(self.gateway, GUARD_SECONDS).await else { continue };
+            let Ok(turns) = self.store.take_unguarded_turns(self.gateway, GUARD_SECONDS).await else { continue };
             for turn in turns {
                 match self.agents.find(&self.store, &turn.organization, &turn.agent).await {
                     Ok(Some(agent)) => drop(tokio::spawn(self.clone().guard(turn, agent))),

@@ -57,12 +57,12 @@ pub async fn sweep(store: Store, retention: Retention, every: Duration, shutdown
 }
 
 async fn prune(store: &Store, retention: &Retention) {
-    match store.prune(retention).await {
+    match store.prune_past_retention(retention).await {
         Ok(0) => {}
         Ok(turns) => tracing::info!(turns, "the retention removed {turns} turns"),
         Err(error) => tracing::warn!(%error, "the retention did not run; the next pass does"),
     }
-    if let Err(error) = store.forget_gateways().await {
+    if let Err(error) = store.forget_lost_gateways().await {
         tracing::warn!(%error, "gone gateways were not forgotten; the next pass does");
     }
 }

@@ -129,19 +129,19 @@ impl Scene {
 
     /// Waits for the turn's failure.
     async fn failure(&self, turn: TurnId) -> Failure {
-        eventually("the turn ends", async || self.store.record(turn).await.expect("a record")?.failure).await
+        eventually("the turn ends", async || self.store.turn_record(turn).await.expect("a record")?.failure).await
     }
 
     async fn worker(&self, is: impl Fn(&Lease) -> bool) -> Lease {
         eventually("there is such a worker", async || {
-            self.store.workers().await.expect("workers").into_iter().find(|w| is(w))
+            self.store.living_workers().await.expect("workers").into_iter().find(|w| is(w))
         })
         .await
     }
 
     async fn nobody_left(&self) {
         eventually("no worker is left", async || {
-            (self.store.workers().await.expect("workers").is_empty() && self.runtime.running().await.is_empty())
+            (self.store.living_workers().await.expect("workers").is_empty() && self.runtime.running().await.is_empty())
                 .then_some(())
         })
         .await;
@@ -201,7 +201,7 @@ async fn a_turn_brings_a_worker_within_moments_and_the_end_of_the_fleet_takes_it
     assert_eq!(scene.runtime.running().await, [lease.start_id], "one worker a conversation");
     let store = scene.store.clone();
     scene.end().await;
-    assert!(store.workers().await.expect("workers").is_empty(), "its death was reported");
+    assert!(store.living_workers().await.expect("workers").is_empty(), "its death was reported");
     assert!(!Path::new(&format!("/proc/{pid}")).exists());
 }
 
@@ -270,7 +270,7 @@ async fn a_death_during_an_outage_is_told_after_it() {
     // The first attempt to report it is made at once, and has no database.
     assert!(scene.store.ping().await.is_err());
     server.resume().await.expect("Postgres is back");
-    let failure = eventually("the turn ends", async || scene.store.record(turn).await.ok()??.failure).await;
+    let failure = eventually("the turn ends", async || scene.store.turn_record(turn).await.ok()??.failure).await;
     assert_eq!((failure.reason, failure.detail.as_deref()), (Reason::WorkerExited, Some("signal 9 (SIGKILL)")));
     scene.end().await;
     server.stop().await;
@@ -318,7 +318,7 @@ async fn a_changed_agent_gets_new_workers() {
     assert_ne!(new.start_id, old.start_id);
     eventually("the old one is gone", async || (!scene.runtime.running().await.contains(&old.start_id)).then_some(()))
         .await;
-    let record = scene.store.record(turn).await.expect("a record").expect("the turn");
+    let record = scene.store.turn_record(turn).await.expect("a record").expect("the turn");
     assert!(record.open, "a deliberate stop fails no turn that waits: {:?}", record.failure);
     scene.end().await;
 }
@@ -333,7 +333,7 @@ async fn the_newest_turns_beyond_the_queue_are_shed() {
     }
     assert_eq!(scene.failure(turns[2]).await.reason, Reason::QuotaExceeded);
     for kept in &turns[..2] {
-        assert!(scene.store.record(*kept).await.expect("a record").expect("the turn").open);
+        assert!(scene.store.turn_record(*kept).await.expect("a record").expect("the turn").open);
     }
     scene.end().await;
 }
@@ -395,7 +395,7 @@ async fn the_workers_of_a_former_boot_are_failed_at_once() {
         starts.push(start_id);
     }
     assert_eq!(fail_former_boots(&store, "here", now).await.expect("failed"), 1);
-    let left: Vec<StartId> = store.workers().await.expect("workers").iter().map(|w| w.start_id).collect();
+    let left: Vec<StartId> = store.living_workers().await.expect("workers").iter().map(|w| w.start_id).collect();
     assert_eq!(left, starts[1..]);
     assert_eq!(fail_former_boots(&store, "here", now).await.expect("failed"), 0);
 }

@@ -569,7 +569,7 @@ async fn a_revoked_key_ends_within_a_second(db: Db) {
     })
     .await;
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
-    db.store.keys_changed().await;
+    db.store.notify_keys_changed().await;
     for stream in &mut lost {
         assert_eq!(stream.rest().await.1, gateway::client::End::Aborted);
     }

@@ -225,7 +225,7 @@ impl LiveLogs {
                 .collect()
         });
         let turns: Vec<TurnId> = due.iter().map(|a| a.turn_id).collect();
-        let answers = futures::future::join_all(due.into_iter().map(|append| store.append(append))).await;
+        let answers = futures::future::join_all(due.into_iter().map(|append| store.append_output(append))).await;
         for (turn, answer) in turns.into_iter().zip(answers) {
             match answer {
                 Ok(Ok(durable)) => self.made_durable(turn, durable),

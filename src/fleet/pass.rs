@@ -103,9 +103,9 @@ impl Passes {
     async fn pass(&mut self, polled: bool) -> Result<bool, StoreError> {
         // In this order: a worker's lease is older than its process, and its Agent older than its lease.
         let running = self.runtime.running().await;
-        let workers = self.store.workers().await?;
+        let workers = self.store.living_workers().await?;
         self.withdraw(&workers).await?;
-        let demand = self.store.demand().await?;
+        let demand = self.store.demand_of_worker_groups().await?;
         let pauses = Pauses::after(&self.store.futile_starts().await?);
         let agents = self.agents(&pauses).await?;
         self.known.paused = pauses.demand;
@@ -234,7 +234,7 @@ impl Passes {
                 Ok(None)
             }
             Action::Shed { agent, max_queued } => {
-                let shed = || self.store.shed(&agent.organization, &agent.name, max_queued);
+                let shed = || self.store.shed_queue_of_agent(&agent.organization, &agent.name, max_queued);
                 let turns = in_batches(shed).await?;
                 if turns > 0 {
                     let AgentKey { organization, name } = &agent;
@@ -251,7 +251,7 @@ impl Passes {
         let start_id = StartId::new();
         let mut request = request(agent, spec, worker_group, start_id);
         if self.runtime.numbered() {
-            request.attempt = self.store.next_attempt().await?;
+            request.attempt = self.store.next_start_number().await?;
         }
         request.runtime_ref = self.runtime.reference(&request);
         let row = new_start(&request, &*self.runtime);
@@ -340,7 +340,7 @@ impl Passes {
 
     async fn orphan(&self) -> Result<(), StoreError> {
         for (organization, agent) in self.store.removed_agents().await? {
-            let turns = in_batches(|| self.store.orphan(&organization, &agent)).await?;
+            let turns = in_batches(|| self.store.end_turns_of_removed_agent(&organization, &agent)).await?;
             if turns > 0 {
                 tracing::info!(organization, agent, turns, "ended the waiting turns of a removed Agent");
             }
@@ -352,7 +352,7 @@ impl Passes {
     pub async fn leave(&mut self, within: Duration) {
         let leave = async {
             let running: HashSet<StartId> = self.runtime.running().await.into_iter().collect();
-            let workers = self.store.workers().await?;
+            let workers = self.store.living_workers().await?;
             let drains = workers.iter().filter(|w| running.contains(&w.start_id) && !w.stopping).map(|w| {
                 self.drain(w.incarnation, w.start_id, &w.runtime_ref, Reason::NodeShutdown, "lastword is shutting down")
             });

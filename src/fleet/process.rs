@@ -356,7 +356,7 @@ fn restarted() -> Failure {
 /// before [`super::run`], by the one process that holds the node's data directory; again if the database was away.
 pub async fn fail_former_boots(store: &Store, node: &str, boot: Uuid) -> Result<u32, StoreError> {
     let mut failed = 0;
-    for worker in store.workers().await?.iter().filter(|w| is_former(&w.runtime_ref, node, boot)) {
+    for worker in store.living_workers().await?.iter().filter(|w| is_former(&w.runtime_ref, node, boot)) {
         // Told to stop first: turns that only waited for it get another start.
         store.drain_worker(worker.incarnation, Reason::WorkerExited).await?;
         failed += u32::from(store.fail_worker(worker.incarnation, &restarted()).await?.died_now);

@@ -117,7 +117,7 @@ async fn fail(store: &Store, start: StartId, failure: Failure) -> Result<bool, S
     let mut died_now = false;
     // A connect of the worker may commit between the two statements, and change the incarnation.
     for _ in 0..MAX_INCARNATIONS {
-        let Some(incarnation) = store.incarnation_of(start).await? else { return Ok(died_now) };
+        let Some(incarnation) = store.incarnation_of_start(start).await? else { return Ok(died_now) };
         let failed = store.fail_worker(incarnation, &failure).await?;
         if failed.died_now {
             let detail = failure.detail.as_deref().unwrap_or_default();

@@ -159,7 +159,7 @@ impl Side {
 impl Cursor {
     /// Turns and starts.
     async fn read(&mut self, store: &Store) -> Result<(Vec<Failed>, Vec<Failed>), StoreError> {
-        let now = store.now().await?;
+        let now = store.database_time().await?;
         let turns = self.turns.news(store.failed_turns(self.turns.since(now), LIMIT).await?, now);
         let starts = self.starts.news(store.failed_starts(self.starts.since(now), LIMIT).await?, now);
         Ok((turns, starts))

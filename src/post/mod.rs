@@ -223,7 +223,7 @@ impl Poster {
 
     async fn write(&self, post: &DuePost, next: &Next) -> Result<(), StoreError> {
         match next {
-            Next::Remove => self.store.delivered(&post.platform, &[post.turn_id]).await,
+            Next::Remove => self.store.remove_deliveries(&post.platform, &[post.turn_id]).await,
             Next::Later { seconds, problem } => self.store.put_off_post(post, *seconds, problem).await,
             Next::GiveUp { problem } => self.store.give_up_post(post, problem).await,
         }
@@ -231,7 +231,7 @@ impl Poster {
 
     async fn attempt(&self, post: &DuePost) -> Result<Sent, StoreError> {
         // Erased or pruned: there is nothing to say any more.
-        let Some(record) = self.store.record(post.turn_id).await? else { return Ok(Sent::Done) };
+        let Some(record) = self.store.turn_record(post.turn_id).await? else { return Ok(Sent::Done) };
         let Some(spec) = self.store.agent_spec(&post.organization, &record.agent).await? else {
             // Deleted and made again is how many people replace things.
             return Ok(Sent::Refused { problem: format!("there is no Agent {} any more", record.agent) });
@@ -253,7 +253,7 @@ impl Poster {
     async fn is_shown_elsewhere(&self, record: &Record, post: &DuePost) -> Result<bool, StoreError> {
         match record.reply.as_ref().map(|r| r.holder).filter(|h| *h != record.turn_id) {
             None => Ok(false),
-            Some(holder) => Ok(self.store.platform_of(holder).await?.as_deref() == Some(&post.platform)),
+            Some(holder) => Ok(self.store.platform_of_turn(holder).await?.as_deref() == Some(&post.platform)),
         }
     }
 

@@ -90,7 +90,7 @@ async fn dispatch(role: Role) -> ExitCode {
                 return fail(&error.to_string());
             }
             let code = cli_report(cli::keys::run(keys, store.pool()).await);
-            store.keys_changed().await;
+            store.notify_keys_changed().await;
             store.close().await;
             if let Some(embedded) = opened.embedded {
                 embedded.stop().await;

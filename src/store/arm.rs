@@ -69,7 +69,7 @@ pub struct Backlog {
 
 impl Store {
     /// What is there before a turn is armed: `queued` is counted up to `limit` + 1.
-    pub async fn backlog(
+    pub async fn backlog_before_turn(
         &self,
         organization: &str,
         agent: &str,

@@ -50,7 +50,7 @@ impl Store {
     }
 
     /// The turns that these incarnations hold now, by incarnation.
-    pub async fn held(&self, turns: &[TurnId], by: Incarnation) -> Result<Vec<Claimed>, StoreError> {
+    pub async fn turns_held_by(&self, turns: &[TurnId], by: Incarnation) -> Result<Vec<Claimed>, StoreError> {
         let ids: Vec<Uuid> = turns.iter().map(|t| t.0).collect();
         bounded(async {
             let mut connection = self.general.acquire().await?;

@@ -91,7 +91,7 @@ impl Store {
     }
 
     /// Whether a message id was armed in a conversation.
-    pub async fn knows(&self, organization: &str, conversation: &str, message_id: &str) -> Result<bool, StoreError> {
+    pub async fn knows_message(&self, organization: &str, conversation: &str, message_id: &str) -> Result<bool, StoreError> {
         Ok(sqlx::query_scalar(
             "SELECT EXISTS (SELECT FROM turn WHERE organization = $1 AND conversation = $2 AND message_id = $3)",
         )
@@ -103,7 +103,7 @@ impl Store {
     }
 
     /// Cancels what is open, then erases the conversation, its turns, logs and terminals, and writes the audit.
-    pub async fn erase(&self, organization: &str, name: &str, actor: &str) -> Result<Option<Erased>, StoreError> {
+    pub async fn erase_conversation(&self, organization: &str, name: &str, actor: &str) -> Result<Option<Erased>, StoreError> {
         let Some(conversation) = self.conversation(organization, name).await? else { return Ok(None) };
         let mut erased = Erased { turns: 0, cancelled: 0 };
         loop {
@@ -111,7 +111,7 @@ impl Store {
             let deleted = self.erase_batch(conversation.id).await?;
             erased.turns += deleted;
             if deleted < ERASE_BATCH as u64
-                && self.erase_conversation(&conversation, organization, actor, erased).await?
+                && self.erase_conversation_row(&conversation, organization, actor, erased).await?
             {
                 return Ok(Some(erased));
             }
@@ -157,7 +157,7 @@ impl Store {
     }
 
     /// Deletes the row itself, unless a turn was armed meanwhile.
-    async fn erase_conversation(
+    async fn erase_conversation_row(
         &self,
         conversation: &Conversation,
         organization: &str,

@@ -56,7 +56,7 @@ impl Store {
     }
 
     /// Removes what was shown; parked rows too.
-    pub async fn delivered(&self, platform: &str, turns: &[TurnId]) -> Result<(), StoreError> {
+    pub async fn remove_deliveries(&self, platform: &str, turns: &[TurnId]) -> Result<(), StoreError> {
         if turns.is_empty() {
             return Ok(());
         }
@@ -76,7 +76,7 @@ impl Store {
     /// Puts back `api` rows for which this replica holds no session: to the replicas that the registry names, which are
     /// woken; or, where it names none, aside for the retention. A session that registers meanwhile reads past its
     /// cursor, whatever the row's state.
-    pub async fn put_back(&self, rows: &[DueDelivery]) -> Result<(), StoreError> {
+    pub async fn put_back_deliveries(&self, rows: &[DueDelivery]) -> Result<(), StoreError> {
         if rows.is_empty() {
             return Ok(());
         }

@@ -105,7 +105,7 @@ impl Store {
     }
 
     /// Ends the newest waiting turns of an agent that are beyond its queue's limit; at most 500 a call.
-    pub async fn shed(&self, organization: &str, agent: &str, max_queued: u32) -> Result<u32, StoreError> {
+    pub async fn shed_queue_of_agent(&self, organization: &str, agent: &str, max_queued: u32) -> Result<u32, StoreError> {
         let failure = Failure::new(Reason::QuotaExceeded);
         let ended = retry_races(|| async {
             let mut connection = self.vital().acquire().await?;
@@ -132,7 +132,7 @@ impl Store {
     /// Ends every open turn of an agent that no longer exists and is not in a worker's hand; at most 500 a call. One that
     /// has been gone for less than [`MADE_AGAIN`] may be about to come back: deleted and made again is how many people
     /// replace things.
-    pub async fn orphan(&self, organization: &str, agent: &str) -> Result<u32, StoreError> {
+    pub async fn end_turns_of_removed_agent(&self, organization: &str, agent: &str) -> Result<u32, StoreError> {
         let failure = Failure::new(Reason::AgentNotFound);
         let ended = retry_races(|| async {
             let mut connection = self.vital().acquire().await?;

@@ -28,7 +28,7 @@ pub struct Figures {
 
 impl Store {
     /// Reads the figures.
-    pub async fn figures(&self) -> Result<Figures, StoreError> {
+    pub async fn metrics(&self) -> Result<Figures, StoreError> {
         bounded(async {
         let mut connection = self.general.acquire().await?;
         let open_turns = sqlx::query_as("SELECT phase, count(*) FROM marker GROUP BY phase ORDER BY phase")

@@ -34,7 +34,7 @@ pub struct GateState {
 
 impl Store {
     /// Reads the gate.
-    pub async fn gate(&self) -> Result<GateState, StoreError> {
+    pub async fn gate_state(&self) -> Result<GateState, StoreError> {
         let row = sqlx::query(
             "SELECT extract(epoch FROM statement_timestamp() - seen)::float8 AS seen_ago,
                     extract(epoch FROM statement_timestamp() - since)::float8 AS steady_for FROM gate",

@@ -26,7 +26,7 @@ pub struct GuardedTurn {
 
 impl Store {
     /// Takes over turns whose guard let its lease run out, for `seconds`; at most 50 a call.
-    pub async fn take_unguarded(&self, guard: GatewayId, seconds: u32) -> Result<Vec<GuardedTurn>, StoreError> {
+    pub async fn take_unguarded_turns(&self, guard: GatewayId, seconds: u32) -> Result<Vec<GuardedTurn>, StoreError> {
         let rows = sqlx::query(
             r#"WITH lapsed AS MATERIALIZED (
                  SELECT turn_id FROM marker WHERE phase = 'guarding' AND guard_until < statement_timestamp()
@@ -59,7 +59,7 @@ impl Store {
     }
 
     /// Keeps a guard's lease on a turn for another `seconds`; false when it is not this guard's any more.
-    pub async fn keep_guarding(&self, turn: TurnId, guard: GatewayId, seconds: u32) -> Result<bool, StoreError> {
+    pub async fn keep_guarding_turn(&self, turn: TurnId, guard: GatewayId, seconds: u32) -> Result<bool, StoreError> {
         let done = sqlx::query(
             "UPDATE marker SET guard_until = clock_timestamp() + make_interval(secs => $3)
              WHERE turn_id = $1 AND phase = 'guarding' AND guard = $2",
@@ -73,7 +73,7 @@ impl Store {
     }
 
     /// The turn did not pass: it ends, unless it is no longer this guard's to reject.
-    pub async fn reject_guarded(&self, turn: TurnId, guard: GatewayId, failure: &Failure) -> Result<bool, StoreError> {
+    pub async fn reject_guarded_turn(&self, turn: TurnId, guard: GatewayId, failure: &Failure) -> Result<bool, StoreError> {
         let ended = retry_races(|| async {
             let mut connection = self.vital().acquire().await?;
             let mut tx = connection.begin().await?;
@@ -95,7 +95,7 @@ impl Store {
     }
 
     /// The turn passed: it may be claimed. False when it is no longer this guard's to pass.
-    pub async fn pass_guard(&self, turn: TurnId, guard: GatewayId) -> Result<bool, StoreError> {
+    pub async fn pass_guarded_turn(&self, turn: TurnId, guard: GatewayId) -> Result<bool, StoreError> {
         let place: Option<(String, String, Uuid)> = sqlx::query_as(
             "UPDATE marker SET phase = 'waiting', guard = NULL, guard_until = NULL
              WHERE turn_id = $1 AND phase = 'guarding' AND guard = $2

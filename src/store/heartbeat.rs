@@ -46,7 +46,7 @@ pub struct BeatAnswer {
 
 impl Store {
     /// One tick of a gateway: its own life, the settling gate, and its workers' leases. One small HOT update a worker.
-    pub async fn heartbeat(
+    pub async fn heartbeat_of_gateway(
         &self,
         gateway: &Replica,
         expires_seconds: u32,
@@ -113,7 +113,7 @@ impl Store {
 
 impl Store {
     /// The replica that holds a worker's stream, if that replica lives.
-    pub async fn replica_of(&self, worker: Incarnation) -> Result<Option<Replica>, StoreError> {
+    pub async fn replica_of_worker(&self, worker: Incarnation) -> Result<Option<Replica>, StoreError> {
         let row: Option<(Uuid, String, String)> = sqlx::query_as(
             "SELECT g.id, g.url, g.secret FROM lease l JOIN gateway g ON g.id = l.gateway
              WHERE l.incarnation = $1 AND l.phase <> 'dead' AND g.expires_at > statement_timestamp()",

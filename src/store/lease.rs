@@ -203,7 +203,7 @@ impl Store {
     }
 
     /// A stream closed without goodbye: look at the worker, if its lease still names that very stream.
-    pub async fn suspect(&self, incarnation: Incarnation, stream: Uuid) -> Result<bool, StoreError> {
+    pub async fn suspect_worker(&self, incarnation: Incarnation, stream: Uuid) -> Result<bool, StoreError> {
         let done = sqlx::query(
             "UPDATE lease SET suspected_at = clock_timestamp(), stream = NULL
              WHERE incarnation = $1 AND stream = $2 AND phase IN ('live', 'draining')",
@@ -220,12 +220,12 @@ impl Store {
     }
 
     /// Tells whoever holds this worker's stream to look at its markers.
-    pub fn worker_changed(&self, incarnation: Incarnation) {
+    pub fn notify_worker_changed(&self, incarnation: Incarnation) {
         self.notices.send(Notice::Worker(incarnation));
     }
 
     /// Every worker that is not dead.
-    pub async fn workers(&self) -> Result<Vec<Lease>, StoreError> {
+    pub async fn living_workers(&self) -> Result<Vec<Lease>, StoreError> {
         let rows = sqlx::query(
             "SELECT l.incarnation, l.start_id, l.organization, l.agent, l.worker_group, l.generation, l.phase,
                     l.runtime_ref, l.capacity, l.suspected_at IS NOT NULL AS suspected, l.stop_reason IS NOT NULL AND l.stop_recorded AS stopping,
@@ -262,7 +262,7 @@ impl Store {
 
     /// What waits, a row a worker group: of each agent the oldest claimable turns, twice as many as its workers can hold and
     /// at most 1,000. More would change no decision, and a queue may be very deep.
-    pub async fn demand(&self) -> Result<Vec<WorkerGroupDemand>, StoreError> {
+    pub async fn demand_of_worker_groups(&self) -> Result<Vec<WorkerGroupDemand>, StoreError> {
         // Not NOT EXISTS: as an anti join it looks at all that wait before the first head is found.
         let rows = sqlx::query(
             "SELECT a.namespace AS organization, a.name AS agent, m.worker_group, count(*) AS claimable
@@ -293,7 +293,7 @@ impl Store {
     }
 
     /// The incarnation that a start has now, if it lives.
-    pub async fn incarnation_of(&self, start: StartId) -> Result<Option<Incarnation>, StoreError> {
+    pub async fn incarnation_of_start(&self, start: StartId) -> Result<Option<Incarnation>, StoreError> {
         let id: Option<Uuid> =
             sqlx::query_scalar("SELECT incarnation FROM lease WHERE start_id = $1 AND phase <> 'dead'")
                 .bind(start.0)

@@ -191,7 +191,7 @@ impl Store {
     }
 
     /// API keys were changed by hand: gateways are told before this returns.
-    pub async fn keys_changed(&self) {
+    pub async fn notify_keys_changed(&self) {
         let payload = pack(self.notices.id, std::iter::once(Notice::Keys));
         // Gateways ask again within a second anyway.
         let _ = sqlx::query("SELECT pg_notify($1, p) FROM unnest($2::text[]) AS p")

@@ -80,12 +80,12 @@ pub enum Standing {
 
 impl Store {
     /// The database's clock.
-    pub async fn now(&self) -> Result<OffsetDateTime, StoreError> {
+    pub async fn database_time(&self) -> Result<OffsetDateTime, StoreError> {
         Ok(sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&self.general).await?)
     }
 
     /// The turn that was armed for an object and still owes it its terminal status.
-    pub async fn turn_of_object(&self, organization: &str, uid: &str) -> Result<Option<TurnId>, StoreError> {
+    pub async fn turn_of_agent_turn(&self, organization: &str, uid: &str) -> Result<Option<TurnId>, StoreError> {
         let id: Option<Uuid> = sqlx::query_scalar("SELECT turn_id FROM object WHERE organization = $1 AND uid = $2")
             .bind(organization)
             .bind(uid)
@@ -95,7 +95,7 @@ impl Store {
     }
 
     /// Objects that turns were armed for before `armed_before`, by turn, behind `after`.
-    pub async fn objects(
+    pub async fn agent_turn_ties(
         &self,
         after: Option<TurnId>,
         armed_before: OffsetDateTime,
@@ -123,7 +123,7 @@ impl Store {
 
     /// The objects (namespace, UID) are gone: their open turns end with `failure`, and no status is owed to them any more.
     /// Answers how many turns were ended.
-    pub async fn forget_objects(&self, gone: &[(String, String)], failure: &Failure) -> Result<usize, StoreError> {
+    pub async fn forget_agent_turns(&self, gone: &[(String, String)], failure: &Failure) -> Result<usize, StoreError> {
         if gone.is_empty() {
             return Ok(0);
         }
@@ -152,7 +152,7 @@ impl Store {
     }
 
     /// The terminals of these turns are in their objects' statuses, or there is no object: nothing is owed any more.
-    pub async fn delivered_objects(&self, turns: &[TurnId]) -> Result<(), StoreError> {
+    pub async fn remove_agent_turn_deliveries(&self, turns: &[TurnId]) -> Result<(), StoreError> {
         if turns.is_empty() {
             return Ok(());
         }
@@ -170,7 +170,7 @@ impl Store {
 
     /// Takes terminals that are due to objects of these namespaces (none named: of all) for `seconds`, which must exceed
     /// the time that showing one takes.
-    pub async fn take_object_deliveries(
+    pub async fn take_agent_turn_deliveries(
         &self,
         namespaces: &[String],
         by: GatewayId,
@@ -199,7 +199,7 @@ impl Store {
 
     /// The terminals of these turns could not be shown: they are due again after a pause that grows with the attempts,
     /// from 5 s to 2 min.
-    pub async fn put_off_objects(&self, turns: &[TurnId]) -> Result<(), StoreError> {
+    pub async fn put_off_agent_turn_deliveries(&self, turns: &[TurnId]) -> Result<(), StoreError> {
         let ids: Vec<Uuid> = turns.iter().map(|t| t.0).collect();
         sqlx::query(
             "WITH owed AS MATERIALIZED (SELECT turn_id FROM delivery WHERE turn_id = ANY($1) AND platform = 'kubernetes'
@@ -215,12 +215,12 @@ impl Store {
     }
 
     /// Where these turns stand, in no order; every one is answered.
-    pub async fn object_states(&self, turns: &[TurnId]) -> Result<Vec<ObjectState>, StoreError> {
+    pub async fn agent_turn_states(&self, turns: &[TurnId]) -> Result<Vec<ObjectState>, StoreError> {
         self.states(turns, true).await
     }
 
     /// Those of these turns that do more than wait, and whose terminal is not already on its way as a delivery.
-    pub async fn moved_objects(&self, turns: &[TurnId]) -> Result<Vec<ObjectState>, StoreError> {
+    pub async fn moved_agent_turns(&self, turns: &[TurnId]) -> Result<Vec<ObjectState>, StoreError> {
         self.states(turns, false).await
     }
 

@@ -43,7 +43,7 @@ pub(super) struct Piece {
 
 impl Store {
     /// Appends to a turn's log and answers with the log's durable end.
-    pub async fn append(&self, append: Append) -> Result<Result<u64, AppendError>, StoreError> {
+    pub async fn append_output(&self, append: Append) -> Result<Result<u64, AppendError>, StoreError> {
         self.output.call(append).await
     }
 

@@ -36,12 +36,12 @@ pub struct RecordedPod {
 
 impl Store {
     /// A number for a start that no other start has, ever.
-    pub async fn next_attempt(&self) -> Result<i64, StoreError> {
+    pub async fn next_start_number(&self) -> Result<i64, StoreError> {
         Ok(sqlx::query_scalar("SELECT nextval('start_number')").fetch_one(self.vital()).await?)
     }
 
     /// Records the pod that a start has; false when the start is dead, or has another pod.
-    pub async fn record_pod(&self, start: StartId, uid: &str, grace_seconds: u32) -> Result<bool, StoreError> {
+    pub async fn record_pod_of_start(&self, start: StartId, uid: &str, grace_seconds: u32) -> Result<bool, StoreError> {
         let done = sqlx::query(
             "UPDATE lease SET pod_uid = $2, grace_seconds = $3
              WHERE start_id = $1 AND phase <> 'dead' AND runtime = 'kubernetes' AND coalesce(pod_uid, $2) = $2",
@@ -55,7 +55,7 @@ impl Store {
     }
 
     /// The pod of a start that is not dead.
-    pub async fn pod_of(&self, start: StartId) -> Result<Option<RecordedPod>, StoreError> {
+    pub async fn pod_of_start(&self, start: StartId) -> Result<Option<RecordedPod>, StoreError> {
         let row: Option<(String, Option<String>)> = sqlx::query_as(
             "SELECT runtime_ref, pod_uid FROM lease WHERE start_id = $1 AND phase <> 'dead' AND runtime = 'kubernetes'",
         )
@@ -82,7 +82,7 @@ impl Store {
     ///
     /// Once the worker has connected, only a `Custom` one may ask again (its process may be started anew within its
     /// container): our own adapters keep what they have until the container ends.
-    pub async fn session_of_pod(
+    pub async fn exchange_credential_of_pod(
         &self,
         runtime_ref: &str,
         uid: &str,
@@ -145,14 +145,14 @@ impl Store {
     /// replaced.
     ///
     /// True when this changed something.
-    pub async fn record_stop(
+    pub async fn record_stop_of_start(
         &self,
         start: StartId,
         reason: Reason,
         within_seconds: Option<u32>,
     ) -> Result<bool, StoreError> {
         let stopped = retry_races(|| async {
-            let Some(incarnation) = self.incarnation_of(start).await? else { return Ok(None) };
+            let Some(incarnation) = self.incarnation_of_start(start).await? else { return Ok(None) };
             let mut connection = self.vital().acquire().await?;
             let mut tx = connection.begin().await?;
             let Some(lease) = lock_lease(&mut tx, incarnation).await?.filter(|l| l.phase != "dead") else {
@@ -188,7 +188,7 @@ impl Store {
 
     /// Whether this worker was stopped by a signal, still holds a turn, and nobody has recorded why it was stopped: in
     /// Kubernetes somebody will, soon.
-    pub async fn awaits_stop_reason(&self, incarnation: Incarnation) -> Result<bool, StoreError> {
+    pub async fn worker_awaits_stop_reason(&self, incarnation: Incarnation) -> Result<bool, StoreError> {
         let awaits = sqlx::query_scalar(
             "SELECT EXISTS (SELECT FROM lease l WHERE incarnation = $1 AND runtime = 'kubernetes' AND phase <> 'dead'
                             AND stop_reason IS NOT NULL AND NOT stop_recorded
@@ -201,7 +201,7 @@ impl Store {
     }
 
     /// Why this worker was told to stop, if it was.
-    pub async fn stop_reason(&self, incarnation: Incarnation) -> Result<Option<Reason>, StoreError> {
+    pub async fn stop_reason_of_worker(&self, incarnation: Incarnation) -> Result<Option<Reason>, StoreError> {
         let reason: Option<Option<String>> = sqlx::query_scalar("SELECT stop_reason FROM lease WHERE incarnation = $1")
             .bind(incarnation.0)
             .fetch_optional(self.vital())
@@ -211,7 +211,7 @@ impl Store {
 
     /// Why a start has not come to life so far, `None` when nothing is in its way any more. It becomes the reason if the
     /// start deadline passes.
-    pub async fn note_start_cause(&self, start: StartId, cause: Option<&Failure>) -> Result<(), StoreError> {
+    pub async fn note_cause_of_start(&self, start: StartId, cause: Option<&Failure>) -> Result<(), StoreError> {
         let cause = cause.cloned().map(Failure::storable);
         sqlx::query(
             "UPDATE lease SET start_cause = $2, start_detail = $3

@@ -113,7 +113,7 @@ impl Store {
     }
 
     /// The platform that a turn came in on.
-    pub async fn platform_of(&self, turn: TurnId) -> Result<Option<String>, StoreError> {
+    pub async fn platform_of_turn(&self, turn: TurnId) -> Result<Option<String>, StoreError> {
         let row =
             sqlx::query("SELECT routing FROM turn WHERE id = $1").bind(turn.0).fetch_optional(&self.general).await?;
         Ok(row.map(|r| super::elect::routing(&r).unwrap_or_default().platform))

@@ -120,7 +120,7 @@ const RECORD: &str = r#"SELECT t.id, t.conversation_id, t.organization, t.conver
 
 impl Store {
     /// The turns of these conversations behind the given numbers, in order; for each at most the next 200.
-    pub async fn views(&self, after: &[(ConversationId, i64)]) -> Result<Vec<TurnView>, StoreError> {
+    pub async fn turn_views_after(&self, after: &[(ConversationId, i64)]) -> Result<Vec<TurnView>, StoreError> {
         let ids: Vec<Uuid> = after.iter().map(|a| a.0.0).collect();
         let bases: Vec<i64> = after.iter().map(|a| a.1).collect();
         let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
@@ -139,7 +139,7 @@ impl Store {
     }
 
     /// One turn as its own stream sees it.
-    pub async fn view(&self, turn: TurnId) -> Result<Option<TurnView>, StoreError> {
+    pub async fn turn_view(&self, turn: TurnId) -> Result<Option<TurnView>, StoreError> {
         let row = sqlx::query(sqlx::AssertSqlSafe(format!(
             "SELECT {VIEW} FROM turn t LEFT JOIN marker m ON m.turn_id = t.id LEFT JOIN terminal e ON e.turn_id = t.id
              WHERE t.id = $1"
@@ -151,7 +151,7 @@ impl Store {
     }
 
     /// The turns that one reply answers, with their message ids, in order.
-    pub async fn answered_by(&self, holder: TurnId) -> Result<Vec<(TurnId, String)>, StoreError> {
+    pub async fn turns_answered_by(&self, holder: TurnId) -> Result<Vec<(TurnId, String)>, StoreError> {
         let rows: Vec<(Uuid, String)> = sqlx::query_as(
             "SELECT t.id, t.message_id FROM terminal h
              JOIN terminal e ON e.conversation_id = h.conversation_id AND e.holder = h.turn_id AND e.outcome = 'reply'
@@ -165,7 +165,7 @@ impl Store {
     }
 
     /// A turn's place and owner.
-    pub async fn head(&self, turn: TurnId) -> Result<Option<Head>, StoreError> {
+    pub async fn turn_head(&self, turn: TurnId) -> Result<Option<Head>, StoreError> {
         let row = sqlx::query(
             "SELECT t.conversation_id, c.owner, t.organization, t.conversation, t.worker_group, t.number, t.message_id
              FROM turn t JOIN conversation c ON c.id = t.conversation_id WHERE t.id = $1",
@@ -189,7 +189,7 @@ impl Store {
     }
 
     /// A turn's record.
-    pub async fn record(&self, turn: TurnId) -> Result<Option<Record>, StoreError> {
+    pub async fn turn_record(&self, turn: TurnId) -> Result<Option<Record>, StoreError> {
         bounded(async {
             let mut connection = self.general.acquire().await?;
             let row = sqlx::query(sqlx::AssertSqlSafe(format!("{RECORD} WHERE t.id = $1")))
@@ -202,7 +202,7 @@ impl Store {
     }
 
     /// A conversation's turns before `before`, newest first.
-    pub async fn history(
+    pub async fn conversation_history(
         &self,
         conversation: ConversationId,
         before: Option<i64>,
@@ -224,7 +224,7 @@ impl Store {
     }
 
     /// An organization's turns, newest first.
-    pub async fn list(&self, organization: &str, filter: &ListFilter) -> Result<Vec<Record>, StoreError> {
+    pub async fn list_turns(&self, organization: &str, filter: &ListFilter) -> Result<Vec<Record>, StoreError> {
         let mut query = QueryBuilder::new(RECORD);
         query.push(" WHERE t.organization = ").push_bind(organization);
         for (column, value) in
@@ -255,7 +255,7 @@ impl Store {
     }
 
     /// The last `limit` exchanges of a conversation before a turn, oldest first.
-    pub async fn exchanges(
+    pub async fn conversation_exchanges(
         &self,
         conversation: ConversationId,
         before: i64,

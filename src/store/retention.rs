@@ -26,7 +26,7 @@ impl Default for Retention {
 impl Store {
     /// One pass; answers how many turns were removed. Waits for deliveries that are still owed on other platforms than
     /// `api`, also for those of turns whose reply lies in another turn's log; what is parked ends with the retention.
-    pub async fn prune(&self, retention: &Retention) -> Result<u64, StoreError> {
+    pub async fn prune_past_retention(&self, retention: &Retention) -> Result<u64, StoreError> {
         self.prune_leases(retention).await?;
         self.prune_agents(retention).await?;
         self.prune_conversations(retention).await?;

@@ -47,7 +47,7 @@ impl Store {
     }
 
     /// Forgets gateways that have not ticked for a minute past their expiry, and their sessions.
-    pub async fn forget_gateways(&self) -> Result<u64, StoreError> {
+    pub async fn forget_lost_gateways(&self) -> Result<u64, StoreError> {
         let done = sqlx::query(
             "WITH gone AS (DELETE FROM gateway WHERE expires_at < statement_timestamp() - interval '1 minute' RETURNING id)
              DELETE FROM session s WHERE s.gateway IN (SELECT id FROM gone)
@@ -60,7 +60,7 @@ impl Store {
     }
 
     /// Where the sessions on a conversation are, owners first.
-    pub async fn sessions_on(&self, conversation: ConversationId) -> Result<Vec<OtherSession>, StoreError> {
+    pub async fn sessions_on_conversation(&self, conversation: ConversationId) -> Result<Vec<OtherSession>, StoreError> {
         let rows: Vec<(Uuid, bool)> = sqlx::query_as(
             "SELECT gateway, owner FROM session WHERE conversation_id = $1 ORDER BY owner DESC LIMIT 1000",
         )

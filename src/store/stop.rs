@@ -60,7 +60,7 @@ impl Store {
 
     /// The worker was told to stop by somebody else (a signal), and guesses why: what it leaves behind carries `reason`,
     /// unless whoever stopped it records a better one, before or after; and its end is no failed start, but an interrupted one.
-    pub async fn note_stop(&self, incarnation: Incarnation, reason: Reason) -> Result<(), StoreError> {
+    pub async fn note_stop_of_worker(&self, incarnation: Incarnation, reason: Reason) -> Result<(), StoreError> {
         sqlx::query(
             "UPDATE lease SET stop_reason = $2, stop_recorded = false, interrupted_at = clock_timestamp()
              WHERE incarnation = $1 AND phase <> 'dead' AND stop_reason IS NULL",

@@ -38,7 +38,7 @@ impl Shown {
                 batch.sort();
                 batch.dedup();
                 // Nobody notes them again: cursors know that they were shown.
-                while let Err(error) = store.delivered(API, &batch).await {
+                while let Err(error) = store.remove_deliveries(API, &batch).await {
                     tracing::debug!(%error, "shown terminals are not taken off the list yet");
                     tokio::time::sleep(RETRY).await;
                 }
@@ -79,7 +79,7 @@ async fn look(store: &Store, gateway: GatewayId, feeds: &Feeds) -> Result<(), cr
         let here: HashSet<_> = feeds.conversations().into_iter().collect();
         let (mine, others): (Vec<_>, Vec<_>) = due.into_iter().partition(|d| here.contains(&d.conversation_id));
         mine.iter().for_each(|d| feeds.store_changed(d.conversation_id));
-        store.put_back(&others).await?;
+        store.put_back_deliveries(&others).await?;
         if !full {
             return Ok(());
         }

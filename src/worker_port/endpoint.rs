@@ -243,7 +243,7 @@ impl Drop for OpenStream {
         let (store, worker) = (self.port.store.clone(), self.worker.clone());
         tokio::spawn(async move {
             tokio::time::sleep(SUSPICION_GRACE).await;
-            match store.suspect(worker.incarnation, worker.stream).await {
+            match store.suspect_worker(worker.incarnation, worker.stream).await {
                 Ok(true) => tracing::info!(incarnation = %worker.incarnation,
                     "the stream of worker {} closed without goodbye; asking its runtime", worker.incarnation),
                 Ok(false) => {}
@@ -296,7 +296,7 @@ async fn output(
 
 /// A turn in the caller's hand that this replica does not know yet: the worker came from another one.
 async fn adopt(port: &WorkerPort, caller: &Caller, turn: TurnId) -> Result<(), Problem> {
-    let held = port.store.held(&[turn], caller.incarnation).await?;
+    let held = port.store.turns_held_by(&[turn], caller.incarnation).await?;
     if let Some(turn) = held.first() {
         port.live.open(turn.turn_id, turn.conversation_id, caller.incarnation, turn.log_end);
         return Ok(());
@@ -309,7 +309,7 @@ async fn adopt(port: &WorkerPort, caller: &Caller, turn: TurnId) -> Result<(), P
 /// are known to be of another worker group; one that was erased meanwhile is just over.
 async fn not_held(port: &WorkerPort, caller: &Caller, turns: &[TurnId]) -> Result<Problem, Problem> {
     for &turn in turns {
-        if let Some(head) = port.store.head(turn).await?
+        if let Some(head) = port.store.turn_head(turn).await?
             && (head.organization != caller.terms.organization || head.worker_group != caller.terms.worker_group)
         {
             return Ok(Problem::new(StatusCode::FORBIDDEN, "the turn is not of this worker's worker group"));
@@ -351,7 +351,7 @@ async fn finish(State(port): State<WorkerPort>, caller: Caller, body: Bytes) -> 
     match port.workers.get(caller.incarnation) {
         Some(worker) => worker.let_go(&finish.turn_ids),
         // Its stream is held by another replica, which does not know yet that there is room.
-        None => port.store.worker_changed(caller.incarnation),
+        None => port.store.notify_worker_changed(caller.incarnation),
     }
     Ok(Json(Finished { result }))
 }
@@ -440,7 +440,7 @@ async fn goodbye(State(port): State<WorkerPort>, caller: Caller, body: Bytes) ->
         worker.stop_claiming();
     }
     if let Some(reason) = goodbye.reason {
-        port.store.note_stop(caller.incarnation, reason).await?;
+        port.store.note_stop_of_worker(caller.incarnation, reason).await?;
     }
     match goodbye.phase {
         GoodbyePhase::Draining => {

@@ -138,7 +138,7 @@ pub(super) async fn session(State(port): State<WorkerPort>, headers: HeaderMap) 
         *fresh.lock().unwrap_or_else(PoisonError::into_inner) = Some(credential);
         hash
     };
-    let granted = port.store.session_of_pod(&reference, &pod.uid, hash).await?;
+    let granted = port.store.exchange_credential_of_pod(&reference, &pod.uid, hash).await?;
     let credential = fresh.into_inner().unwrap_or_else(PoisonError::into_inner);
     match (granted, credential) {
         (PodSession::Granted(start), Some(credential)) => {

@@ -18,7 +18,7 @@ impl WorkerPort {
     /// Returns when it is recorded why this worker was stopped, when nobody will, or when the window is over.
     pub(super) async fn stop_reason_known(&self, worker: Incarnation) -> Result<(), StoreError> {
         let until = Instant::now() + self.cause_window;
-        while self.store.awaits_stop_reason(worker).await? && Instant::now() < until {
+        while self.store.worker_awaits_stop_reason(worker).await? && Instant::now() < until {
             tokio::time::sleep(POLL).await;
         }
         Ok(())
@@ -31,7 +31,7 @@ impl WorkerPort {
             return Ok(Outcome::Error(failure));
         }
         self.stop_reason_known(worker).await?;
-        Ok(Outcome::Error(match self.store.stop_reason(worker).await? {
+        Ok(Outcome::Error(match self.store.stop_reason_of_worker(worker).await? {
             Some(reason) => Failure { detail: failure.detail, ..Failure::new(reason) },
             None => failure,
         }))

@@ -26,7 +26,7 @@ async fn a_late_reply_is_kept_once(db: Db) {
     assert_eq!(db.outcome(turn).await.as_deref(), Some("OutOfMemory"));
     assert_eq!(db.count("terminal").await, 1);
     assert_eq!(db.count("output").await, 0);
-    let record = db.store.record(turn).await.expect("answers").expect("exists");
+    let record = db.store.turn_record(turn).await.expect("answers").expect("exists");
     assert_eq!(record.superseded.as_deref(), Some("reply: the answer"));
     assert!(record.reply.is_none() && !record.open);
     assert_eq!(record.failure.map(|f| f.reason), Some(Reason::OutOfMemory));
@@ -41,7 +41,7 @@ async fn the_winners_repeat_is_accepted(db: Db) {
     assert!(futures::future::join_all(repeats).await.into_iter().all(|answer| answer == Ok(true)));
     assert_eq!(finish(&db.another_store(), word).await, Ok(true));
     assert_eq!((db.count("terminal").await, db.count("delivery").await, db.count("superseded").await), (1, 1, 0));
-    let record = db.store.record(turn).await.expect("answers").expect("exists");
+    let record = db.store.turn_record(turn).await.expect("answers").expect("exists");
     assert_eq!(record.reply.expect("a reply").text, "once");
 
     // The same worker's other reply is another word.
@@ -112,17 +112,17 @@ async fn a_second_incarnation_ends_the_first(db: Db) {
 /// A5: a stream that closed casts suspicion only if the lease still names that stream; a wrong secret opens none.
 async fn a_stream_is_known_by_its_own_name(db: Db) {
     let worker = Worker::live(&db.store).await;
-    assert!(!db.store.suspect(worker.incarnation, Uuid::new_v4()).await.expect("answers"));
-    assert!(db.store.suspect(worker.incarnation, worker.stream).await.expect("answers"));
-    assert!(!db.store.suspect(worker.incarnation, worker.stream).await.expect("answers"), "once a stream");
-    assert!(db.store.workers().await.expect("answers")[0].suspected);
+    assert!(!db.store.suspect_worker(worker.incarnation, Uuid::new_v4()).await.expect("answers"));
+    assert!(db.store.suspect_worker(worker.incarnation, worker.stream).await.expect("answers"));
+    assert!(!db.store.suspect_worker(worker.incarnation, worker.stream).await.expect("answers"), "once a stream");
+    assert!(db.store.living_workers().await.expect("answers")[0].suspected);
     let again = db
         .store
         .connect_worker(&worker.credential, worker.incarnation, worker.gateway, Uuid::new_v4(), 1, false)
         .await
         .expect("answers");
     assert!(again.is_ok(), "the same incarnation opens another stream");
-    assert!(!db.store.workers().await.expect("answers")[0].suspected);
+    assert!(!db.store.living_workers().await.expect("answers")[0].suspected);
 
     let forged = Credential::new(worker.credential.start);
     let answer = db.store.authenticate_worker(&forged, worker.incarnation).await.expect("answers");

@@ -22,7 +22,7 @@ async fn a_silent_network_holds_nobody(db: Db) {
         let calls = (
             async { store.ping().await },
             async { store.fail_turn(TurnId::new(), &failure(Reason::Cancelled)).await.map(drop) },
-            async { store.record(TurnId::new()).await.map(drop) },
+            async { store.turn_record(TurnId::new()).await.map(drop) },
             async { store.arm(arm("c")).await.map(drop) },
             async { try_tick(&store, &[]).await.map(drop) },
             async { store.fail_worker(Incarnation::new(), &failure(Reason::NodeLost)).await.map(drop) },

@@ -23,7 +23,7 @@ const MAX_PAGE: u32 = 100;
 /// The record of a turn that the caller may see; others do not exist.
 async fn seen_turn(gateway: &Gateway, caller: &Caller, turn: &str) -> Result<Record, Problem> {
     let turn: TurnId = turn.parse().map_err(|_| Problem::not_found("turn"))?;
-    let record = gateway.store.record(turn).await?;
+    let record = gateway.store.turn_record(turn).await?;
     record.filter(|r| caller.sees(&r.organization, &r.owner)).ok_or_else(|| Problem::not_found("turn"))
 }
 
@@ -159,7 +159,7 @@ pub(in crate::gateway) async fn history(
 ) -> Result<Json<Page>, Problem> {
     let conversation = seen_conversation(&gateway, &caller, &name).await?;
     let limit = query.limit.unwrap_or(PAGE).clamp(1, MAX_PAGE);
-    let records = gateway.store.history(conversation.id, query.before, limit).await?;
+    let records = gateway.store.conversation_history(conversation.id, query.before, limit).await?;
     let next = if records.len() == limit as usize { records.last().map(|r| r.number).into() } else { Value::Null };
     Ok(Json(Page { turns: records.into_iter().map(|r| shown(r, &caller)).collect(), next }))
 }
@@ -207,7 +207,7 @@ pub(in crate::gateway) async fn list(
         before: query.before,
         limit,
     };
-    let records = gateway.store.list(&caller.0.organization, &filter).await?;
+    let records = gateway.store.list_turns(&caller.0.organization, &filter).await?;
     let next = match records.last() {
         Some(last) if records.len() == limit as usize => last.turn_id.to_string().into(),
         _ => Value::Null,
@@ -245,7 +245,7 @@ pub(in crate::gateway) async fn erase(
     Path(name): Path<String>,
 ) -> Result<Json<ErasedView>, Problem> {
     seen_conversation(&gateway, &caller, &name).await?;
-    let erased = gateway.store.erase(&caller.0.organization, &name, &caller.0.user).await?;
+    let erased = gateway.store.erase_conversation(&caller.0.organization, &name, &caller.0.user).await?;
     let erased = erased.ok_or_else(|| Problem::not_found("conversation"))?;
     Ok(Json(ErasedView { turns: erased.turns, cancelled: erased.cancelled }))
 }

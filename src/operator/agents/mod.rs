@@ -115,7 +115,7 @@ impl Controller {
     async fn hear(&mut self, scope: usize, event: Event<DynamicObject>) {
         match event {
             Event::Init => {
-                self.began.insert(scope, self.hands.store.now().await.ok());
+                self.began.insert(scope, self.hands.store.database_time().await.ok());
                 self.listed.insert(scope, Vec::new());
             }
             Event::InitApply(object) => {

@@ -108,9 +108,9 @@ impl Pods {
         self.record_stop(start, pod, *gone).await?;
         match verdict {
             Verdict::Starting => Ok(seen.noted),
-            Verdict::Running if seen.noted => self.store.note_start_cause(start, None).await.map(|()| false),
+            Verdict::Running if seen.noted => self.store.note_cause_of_start(start, None).await.map(|()| false),
             Verdict::Running => Ok(false),
-            Verdict::Waiting(cause) => self.store.note_start_cause(start, Some(&cause)).await.map(|()| true),
+            Verdict::Waiting(cause) => self.store.note_cause_of_start(start, Some(&cause)).await.map(|()| true),
             Verdict::Dead(cause) => {
                 self.dead(Death { start_id: start, cause: Some(cause) });
                 Ok(false)
@@ -130,7 +130,7 @@ impl Pods {
     /// Records on the lease that the pod is being stopped, if it is.
     pub(super) async fn record_stop(&self, start: StartId, pod: &Pod, gone: bool) -> Result<(), StoreError> {
         let Some(stop) = classify::stop(pod, gone) else { return Ok(()) };
-        if self.store.record_stop(start, stop.reason, stop.within_seconds).await? {
+        if self.store.record_stop_of_start(start, stop.reason, stop.within_seconds).await? {
             let (pod, reason) = (reference(pod), stop.reason);
             tracing::info!(pod, %start, %reason, "pod {pod} is being stopped: {reason}");
         }

@@ -80,7 +80,7 @@ impl Pods {
             Refusal::MayHeal(failure) => {
                 let (start_id, detail) = (start.start_id, failure.detail.as_deref());
                 tracing::info!(start = %start_id, detail, "no pod for start {start_id} yet");
-                self.logged(start_id, self.store.note_start_cause(start_id, Some(&failure)).await);
+                self.logged(start_id, self.store.note_cause_of_start(start_id, Some(&failure)).await);
                 Ok(())
             }
         }
@@ -106,7 +106,7 @@ impl Pods {
     async fn made(&self, start: &StartRequest, pod: Pod) {
         let Some(uid) = pod.uid() else { return };
         let grace = build::grace_seconds(&start.spec);
-        match self.store.record_pod(start.start_id, &uid, grace).await {
+        match self.store.record_pod_of_start(start.start_id, &uid, grace).await {
             Ok(true) => self.recorded(pod),
             Ok(false) => {
                 tracing::info!(start = %start.start_id, "start {} ended while its pod was made", start.start_id);
@@ -125,7 +125,7 @@ impl Pods {
 
     async fn look_at(&self, start: StartId, runtime_ref: &str) -> Look {
         let Some((namespace, name)) = runtime_ref.split_once('/') else { return Look::Absent };
-        let recorded = match self.store.pod_of(start).await {
+        let recorded = match self.store.pod_of_start(start).await {
             Ok(Some(recorded)) => recorded.uid,
             Ok(None) => return Look::Absent,
             Err(_) => return Look::Unknown,
@@ -157,7 +157,7 @@ impl Pods {
             if attempt > 0 {
                 tokio::time::sleep(STOP_AGAIN).await;
             }
-            let uid = match self.store.pod_of(start).await {
+            let uid = match self.store.pod_of_start(start).await {
                 Ok(Some(recorded)) => recorded.uid,
                 // It has left meanwhile.
                 Ok(None) => return,

@@ -135,8 +135,8 @@ impl Hands {
     /// Not armed now; but a turn may have been armed for it before, while that was possible.
     async fn refuse(&self, object: &Object, failure: Failure) -> Done {
         let looked = async {
-            let turn = self.store.turn_of_object(&object.namespace, &object.uid).await?;
-            Ok::<_, StoreError>((turn, self.store.now().await?))
+            let turn = self.store.turn_of_agent_turn(&object.namespace, &object.uid).await?;
+            Ok::<_, StoreError>((turn, self.store.database_time().await?))
         };
         match looked.await {
             Err(error) => Done::Again(error.to_string()),
@@ -150,9 +150,9 @@ impl Hands {
 
     async fn cancel(&self, object: &Object) -> Done {
         let cancelled = async {
-            let turn = match self.store.turn_of_object(&object.namespace, &object.uid).await? {
+            let turn = match self.store.turn_of_agent_turn(&object.namespace, &object.uid).await? {
                 Some(turn) => turn,
-                None => return Ok(Done::NotArmed(self.store.now().await?)),
+                None => return Ok(Done::NotArmed(self.store.database_time().await?)),
             };
             self.store.fail_turn(turn, &Failure::new(Reason::Cancelled)).await?;
             Ok::<_, StoreError>(Done::Cancelled)

@@ -23,8 +23,8 @@ const PAGE: u32 = 1000;
 /// # Errors
 /// If the store was not there to the end.
 pub async fn missing(hands: &Hands, namespaces: &[String]) -> Result<Vec<(String, String)>, StoreError> {
-    let began = hands.store.now().await?;
-    let mut rows = hands.store.objects(None, began, PAGE).await?;
+    let began = hands.store.database_time().await?;
+    let mut rows = hands.store.agent_turn_ties(None, began, PAGE).await?;
     if rows.is_empty() {
         return Ok(Vec::new());
     }
@@ -34,7 +34,7 @@ pub async fn missing(hands: &Hands, namespaces: &[String]) -> Result<Vec<(String
         let Some(last) = rows.last().map(|row| row.turn_id) else { return Ok(missing) };
         let gone = rows.into_iter().filter(|row| lists.lacks(&row.organization, &row.object.uid));
         missing.extend(gone.map(|row| (row.organization, row.object.uid)));
-        rows = hands.store.objects(Some(last), began, PAGE).await?;
+        rows = hands.store.agent_turn_ties(Some(last), began, PAGE).await?;
     }
 }
 

@@ -211,8 +211,8 @@ impl Driver {
         let (store, by) = (self.hands.store.clone(), self.hands.submitter.gateway);
         let namespaces = self.namespaces.clone();
         let due = async move {
-            let turns = store.take_object_deliveries(&namespaces, by, CLAIM_SECONDS, room as u32).await?;
-            Ok((store.object_states(&turns).await?, store.now().await?))
+            let turns = store.take_agent_turn_deliveries(&namespaces, by, CLAIM_SECONDS, room as u32).await?;
+            Ok((store.agent_turn_states(&turns).await?, store.database_time().await?))
         };
         self.spawn(due, Report::Due);
     }
@@ -234,15 +234,15 @@ impl Driver {
         let told = async move {
             let uids: HashMap<TurnId, Arc<str>> = unchecked.iter().chain(&armed).cloned().collect();
             let turns = |part: &[(TurnId, Arc<str>)]| part.iter().map(|(turn, _)| *turn).collect::<Vec<_>>();
-            let mut states = store.object_states(&turns(&unchecked)).await?;
+            let mut states = store.agent_turn_states(&turns(&unchecked)).await?;
             for part in armed.chunks(PART) {
-                states.extend(store.moved_objects(&turns(part)).await?);
+                states.extend(store.moved_agent_turns(&turns(part)).await?);
                 if states.len() > PART {
                     break;
                 }
             }
             let told = states.into_iter().filter_map(|s| Some((uids.get(&s.turn_id)?.clone(), s))).collect();
-            Ok((told, store.now().await?))
+            Ok((told, store.database_time().await?))
         };
         self.spawn(told, Report::Told);
     }
@@ -257,7 +257,7 @@ impl Driver {
         let (store, kept) = (self.hands.store.clone(), gone.clone());
         let forgot = async move {
             let cancelled = Failure::detailed(Reason::Cancelled, "its AgentTurn was deleted");
-            store.forget_objects(&gone, &cancelled).await
+            store.forget_agent_turns(&gone, &cancelled).await
         };
         self.spawn(forgot, |forgot| Report::Forgot(kept, forgot));
     }
@@ -270,7 +270,7 @@ impl Driver {
         let part = self.table.settled.len().saturating_sub(PART);
         let turns = self.table.settled.split_off(part);
         let (store, kept) = (self.hands.store.clone(), turns.clone());
-        let settled = async move { store.delivered_objects(&turns).await };
+        let settled = async move { store.remove_agent_turn_deliveries(&turns).await };
         self.spawn(settled, |settled| Report::Settled(kept, settled));
     }
 
@@ -282,7 +282,7 @@ impl Driver {
         let part = self.table.put_off.len().saturating_sub(PART);
         let turns = self.table.put_off.split_off(part);
         let (store, kept) = (self.hands.store.clone(), turns.clone());
-        let put_off = async move { store.put_off_objects(&turns).await };
+        let put_off = async move { store.put_off_agent_turn_deliveries(&turns).await };
         self.spawn(put_off, |put_off| Report::PutOff(kept, put_off));
     }
 
