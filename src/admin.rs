@@ -80,9 +80,9 @@ fn ready(readiness: &Readiness) -> Response {
 /// OpenMetrics text, read from the store at each scrape: every replica tells the same.
 async fn metrics(store: &Store) -> Response {
     match store.metrics().await {
-        Ok(figures) => (
+        Ok(metrics) => (
             [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
-            figures.openmetrics(),
+            metrics.openmetrics(),
         )
             .into_response(),
         Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the database is unavailable\n").into_response(),

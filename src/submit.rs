@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agents::{Agent, Agents};
 use crate::guard::{self, Verdict};
-use crate::store::{Arm, ArmError, Armed, GuardedTurn, ObjectRef, Store, StoreError};
+use crate::store::{AgentTurnRef, Arm, ArmError, Armed, GuardedTurn, Store, StoreError};
 use crate::turn::cursor::MAX_OPEN_TURNS;
 use crate::turn::keys::{GatewayId, TurnId, content_hash, worker_group};
 use crate::turn::reason::Reason;
@@ -42,7 +42,7 @@ pub struct Submission {
     /// The hard deadline from arming; absent: the Agent's.
     pub deadline_seconds: Option<u32>,
     /// The AgentTurn that asks; what makes the platform `kubernetes` allowed.
-    pub object: Option<ObjectRef>,
+    pub object: Option<AgentTurnRef>,
 }
 
 impl Submission {
@@ -68,10 +68,19 @@ pub enum SubmitError {
     #[error("the conversation has {MAX_OPEN_TURNS} open turns; wait for some to end")]
     TooManyOpen,
     #[error(transparent)]
-    Refused(#[from] ArmError),
+    Refused(ArmError),
     /// Not known to be armed: submit again with the same message id.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl From<ArmError> for SubmitError {
+    fn from(error: ArmError) -> Self {
+        match error {
+            ArmError::Store(error) => SubmitError::Store(error),
+            refused => SubmitError::Refused(refused),
+        }
+    }
 }
 
 /// Arms turns and guards them.
@@ -96,7 +105,7 @@ impl Submitter {
         let worker_group = worker_group(&submission.agent, agent.grouping(), &submission.conversation);
         let arm = arm(&submission, &agent, worker_group.clone(), self.gateway);
         let guarded = arm.guard.is_some().then(|| guarded(&arm));
-        let armed = self.store.arm(arm).await??;
+        let armed = self.store.arm(arm).await?;
         if let (Some(turn), true) = (guarded, armed.fresh) {
             tokio::spawn(self.clone().guard(turn, agent));
         }

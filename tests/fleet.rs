@@ -124,7 +124,7 @@ impl Scene {
             guard: None,
             object: None,
         };
-        self.store.arm(arm).await.expect("the database answers").expect("armed").turn_id
+        self.store.arm(arm).await.expect("armed").turn_id
     }
 
     /// Waits for the turn's failure.
@@ -160,7 +160,7 @@ impl Scene {
     async fn connect(&self, credential: &str) -> Incarnation {
         let (incarnation, credential) = (Incarnation::new(), Credential::parse(credential).expect("a credential"));
         let connected = self.store.connect_worker(&credential, incarnation, GatewayId::new(), Uuid::now_v7(), 1, false);
-        connected.await.expect("the database answers").expect("connects");
+        connected.await.expect("connects");
         incarnation
     }
 

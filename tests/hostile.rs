@@ -14,7 +14,7 @@ use gateway::client::{Client, answer, text};
 use gateway::fake_worker::whole_reply;
 use gateway::{AGENT, FakeWorker, Gateway, ORGANIZATION, eventually, within};
 use lastword::gateway::{AuthMode, GatewayConfig, GatewayError, Listeners};
-use lastword::store::keys::{self, NewKey, Role};
+use lastword::store::keys::{self, KeyRole, NewKey};
 use lastword::turn::frame::Frame;
 use lastword::turn::keys::{Incarnation, TurnId};
 use lastword::turn::terminal::Outcome;
@@ -462,7 +462,7 @@ async fn two_thousand_random_requests_lose_nothing(db: Db) {
     serving.abort();
 }
 
-async fn key_of(db: &Db, organization: &str, user: &str, role: Role) -> (Uuid, String) {
+async fn key_of(db: &Db, organization: &str, user: &str, role: KeyRole) -> (Uuid, String) {
     let new = NewKey { organization: organization.into(), name: user.into(), user: user.into(), role, valid_for: None };
     let (info, key) = keys::create(db.store.pool(), &new).await.expect("a key");
     (info.id, key.reveal())
@@ -471,10 +471,10 @@ async fn key_of(db: &Db, organization: &str, user: &str, role: Role) -> (Uuid, S
 /// A19: a conversation's owner, another user, an operator, and another organization's operator.
 async fn what_belongs_to_others_does_not_exist(db: Db) {
     let gateway = Gateway::with(db.options(), |c| c.auth = AuthMode::Keys).await;
-    let ada = gateway.client_with(&key_of(&db, ORGANIZATION, "ada", Role::User).await.1);
-    let bob = gateway.client_with(&key_of(&db, ORGANIZATION, "bob", Role::User).await.1);
-    let operator = gateway.client_with(&key_of(&db, ORGANIZATION, "op", Role::Operator).await.1);
-    let foreign = gateway.client_with(&key_of(&db, "elsewhere", "ada", Role::Operator).await.1);
+    let ada = gateway.client_with(&key_of(&db, ORGANIZATION, "ada", KeyRole::User).await.1);
+    let bob = gateway.client_with(&key_of(&db, ORGANIZATION, "bob", KeyRole::User).await.1);
+    let operator = gateway.client_with(&key_of(&db, ORGANIZATION, "op", KeyRole::Operator).await.1);
+    let foreign = gateway.client_with(&key_of(&db, "elsewhere", "ada", KeyRole::Operator).await.1);
     let turn = ada.submit("c", "m", "hello").await;
     let id = turn.turn_id;
     let paths = [
@@ -556,8 +556,8 @@ async fn a_worker_says_nothing_of_anothers_turn(db: Db) {
 /// A19: a revoked key is refused within a second, and the streams that it opened end.
 async fn a_revoked_key_ends_within_a_second(db: Db) {
     let gateway = Gateway::with(db.options(), |c| c.auth = AuthMode::Keys).await;
-    let (id, key) = key_of(&db, ORGANIZATION, "ada", Role::User).await;
-    let (_, other) = key_of(&db, ORGANIZATION, "ada", Role::User).await;
+    let (id, key) = key_of(&db, ORGANIZATION, "ada", KeyRole::User).await;
+    let (_, other) = key_of(&db, ORGANIZATION, "ada", KeyRole::User).await;
     let (revoked, kept) = (gateway.client_with(&key), gateway.client_with(&other));
     let turn = revoked.submit("c", "m", "hello").await;
     let mut lost = [revoked.session("c", None).await, revoked.turn_stream(turn.turn_id, None).await];

@@ -18,7 +18,7 @@ use lastword::admin::{self, Readiness};
 use lastword::gateway::AuthMode;
 use lastword::local::postgres::{Shutdown, Version};
 use lastword::store::Store;
-use lastword::store::keys::{self, NewKey, Role};
+use lastword::store::keys::{self, KeyRole, NewKey};
 use lastword::turn::keys::TurnId;
 use lastword::wire::FinishResult;
 use reqwest::StatusCode;
@@ -50,7 +50,7 @@ fn with_own_server<F: Future<Output = ()>>(
     });
 }
 
-async fn key(store: &Store, user: &str, role: Role) -> String {
+async fn key(store: &Store, user: &str, role: KeyRole) -> String {
     let new = NewKey { organization: ORGANIZATION.into(), name: user.into(), user: user.into(), role, valid_for: None };
     keys::create(store.pool(), &new).await.expect("a key").1.reveal()
 }
@@ -85,7 +85,7 @@ fn health_is_not_the_databases() {
 #[test]
 fn a_failed_arm_is_503_and_a_retry_finds_the_truth() {
     with_own_server("arm", async |mut server, db| {
-        let (ada, bob) = (key(&db.store, "ada", Role::User).await, key(&db.store, "bob", Role::User).await);
+        let (ada, bob) = (key(&db.store, "ada", KeyRole::User).await, key(&db.store, "bob", KeyRole::User).await);
         let gateway = Gateway::with(db.options(), |c| c.auth = AuthMode::Keys).await;
         let mut worker = FakeWorker::on(&db.store, &gateway).await;
         let client = gateway.client_with(&ada);

@@ -15,13 +15,14 @@ mod template;
 #[expect(clippy::duplicated_attributes, reason = "printer columns share type_")]
 mod turn;
 
+pub use crate::turn::phase::Phase;
 pub use agent::{Adapter, Agent, AgentSpec, AgentStatus, LastFailure, Limits, OpenAi, Scope, Timing};
 pub use check::{FieldError, InvalidAgent, check_spec};
 pub use guardrails::{
     Destination, FailurePolicy, Guardrail, Guardrails, Platform, SecretKeyRef, SignedDestination, Webhook,
 };
 pub use template::{Container, EnvVar, NotAQuantity, PodMetadata, PodSpec, PodTemplate, RestartPolicy, quantity_bytes};
-pub use turn::{AgentRef, AgentTurn, AgentTurnSpec, AgentTurnStatus, Phase, TurnError};
+pub use turn::{AgentRef, AgentTurn, AgentTurnSpec, AgentTurnStatus, TurnError};
 
 use std::sync::LazyLock;
 

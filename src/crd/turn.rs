@@ -5,6 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::turn::phase::Phase;
 use crate::turn::reason::Reason;
 
 /// One message to an agent. Immutable but for cancel and ttlSecondsAfterFinished.
@@ -143,21 +144,6 @@ pub struct AgentTurnStatus {
     /// When its terminal was written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completion_time: Option<Time>,
-}
-
-/// Where a turn stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-pub enum Phase {
-    /// Not yet armed.
-    Pending,
-    /// Armed: owes a terminal.
-    Armed,
-    /// A worker holds it.
-    Running,
-    /// Ended with a reply.
-    Succeeded,
-    /// Ended with an error.
-    Failed,
 }
 
 /// Why a turn has no reply.

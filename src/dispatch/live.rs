@@ -228,12 +228,12 @@ impl LiveLogs {
         let answers = futures::future::join_all(due.into_iter().map(|append| store.append_output(append))).await;
         for (turn, answer) in turns.into_iter().zip(answers) {
             match answer {
-                Ok(Ok(durable)) => self.made_durable(turn, durable),
+                Ok(durable) => self.made_durable(turn, durable),
                 // The turn ended elsewhere; the worker learns it with its next word.
-                Ok(Err(AppendError::NotHeld)) => self.close(turn),
+                Err(AppendError::NotHeld) => self.close(turn),
                 // Only possible when another replica wrote less than this one was told; the worker sends it again.
-                Ok(Err(AppendError::Gap(durable))) => self.rewind(turn, durable),
-                Err(error) => {
+                Err(AppendError::Gap(durable)) => self.rewind(turn, durable),
+                Err(AppendError::Store(error)) => {
                     tracing::warn!(%turn, %error, "output of turn {turn} was not flushed; trying again");
                     self.with(|logs| {
                         if let Some(log) = logs.get_mut(&turn) {

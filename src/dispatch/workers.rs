@@ -220,10 +220,12 @@ impl Workers {
             Vec::new()
         } else {
             // A turn without its history is better than none.
-            self.store.conversation_exchanges(turn.conversation_id, turn.number, history).await.unwrap_or_else(|error| {
-                tracing::warn!(turn = %turn.turn_id, %error, "turn {} is pushed without history", turn.turn_id);
-                Vec::new()
-            })
+            self.store.conversation_exchanges(turn.conversation_id, turn.number, history).await.unwrap_or_else(
+                |error| {
+                    tracing::warn!(turn = %turn.turn_id, %error, "turn {} is pushed without history", turn.turn_id);
+                    Vec::new()
+                },
+            )
         };
         TurnPush {
             turn_id: turn.turn_id,

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::Gateway;
 use crate::problem::Problem;
 use crate::store::Store;
-use crate::store::keys::{self, Principal, Role};
+use crate::store::keys::{self, KeyRole, Principal};
 
 /// How long a key's principal is believed without asking again: a revoked key ends within a second.
 const BELIEVED_FOR: Duration = Duration::from_millis(500);
@@ -125,7 +125,7 @@ fn local(parts: &Parts) -> Result<Principal, Problem> {
     if !matches!(name, "localhost" | "127.0.0.1" | "[::1]" | "") {
         return Err(Problem::new(StatusCode::FORBIDDEN, "without --auth keys only loopback names are served"));
     }
-    Ok(Principal { organization: "default".into(), user: "local".into(), role: Role::Operator })
+    Ok(Principal { organization: "default".into(), user: "local".into(), role: KeyRole::Operator })
 }
 
 fn unauthorized(detail: &str) -> Problem {
@@ -142,7 +142,7 @@ impl Caller {
     }
 
     pub fn operates(&self) -> bool {
-        self.0.role == Role::Operator
+        self.0.role == KeyRole::Operator
     }
 }
 

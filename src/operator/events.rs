@@ -23,7 +23,7 @@ use super::call::bounded;
 use super::turns::stamp;
 use crate::crd::{Agent, LastFailure};
 use crate::leadership::Leadership;
-use crate::store::{Failed, Store, StoreError};
+use crate::store::{RecentFailure, Store, StoreError};
 use crate::turn::keys::TurnId;
 use crate::turn::reason::Reason;
 use crate::turn::terminal::cut;
@@ -53,7 +53,7 @@ impl LastFailures {
     }
 
     /// Notes a turn, if its Agent is there.
-    pub fn note(&self, failed: &Failed) {
+    pub fn note(&self, failed: &RecentFailure) {
         let Some(uid) = &failed.agent_uid else { return };
         let failure = LastFailure {
             reason: failed.reason,
@@ -146,7 +146,7 @@ impl Side {
     }
 
     /// What of an answer is news.
-    fn news(&mut self, mut failed: Vec<Failed>, now: OffsetDateTime) -> Vec<Failed> {
+    fn news(&mut self, mut failed: Vec<RecentFailure>, now: OffsetDateTime) -> Vec<RecentFailure> {
         // A full answer ends earlier than now.
         let full = failed.last().filter(|_| failed.len() >= LIMIT as usize);
         let end = full.map_or(now, |last| last.at + LOOK_BACK);
@@ -158,7 +158,7 @@ impl Side {
 
 impl Cursor {
     /// Turns and starts.
-    async fn read(&mut self, store: &Store) -> Result<(Vec<Failed>, Vec<Failed>), StoreError> {
+    async fn read(&mut self, store: &Store) -> Result<(Vec<RecentFailure>, Vec<RecentFailure>), StoreError> {
         let now = store.database_time().await?;
         let turns = self.turns.news(store.failed_turns(self.turns.since(now), LIMIT).await?, now);
         let starts = self.starts.news(store.failed_starts(self.starts.since(now), LIMIT).await?, now);
@@ -181,7 +181,7 @@ struct Board {
 }
 
 impl Board {
-    fn add(&mut self, action: &'static str, failed: &Failed) {
+    fn add(&mut self, action: &'static str, failed: &RecentFailure) {
         let uid = failed.agent_uid.clone();
         let agent = uid.map(|uid| ("Agent", failed.organization.clone(), failed.agent.clone(), uid));
         let pod = failed.pod.as_ref().and_then(|(at, uid)| {
@@ -245,7 +245,7 @@ mod tests {
         let mut board = Board::default();
         let pod = ("team/bot-1".to_owned(), "p".to_owned());
         let fail = |board: &mut Board, detail: &str| {
-            let failed = Failed {
+            let failed = RecentFailure {
                 id: Uuid::now_v7(),
                 organization: "team".into(),
                 agent: "bot".into(),

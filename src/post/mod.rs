@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::crd::{AgentSpec, Platform, SecretKeyRef};
 use crate::egress::{self, Outbound};
 use crate::secrets::Secrets;
-use crate::store::{DuePost, Place, Record, Store, StoreError};
+use crate::store::{DuePost, PostPlace, Record, Store, StoreError};
 use crate::turn::keys::GatewayId;
 
 /// Pause between looks for due rows.
@@ -120,7 +120,7 @@ fn retry_after(value: &str, now: OffsetDateTime) -> Option<u64> {
 pub async fn run(store: Store, secrets: Arc<dyn Secrets>, outbound: Outbound, shutdown: CancellationToken) {
     let poster = Poster { store, secrets, outbound, by: GatewayId::new() };
     let mut posts = JoinSet::new();
-    let mut busy: HashMap<Place, usize> = HashMap::new();
+    let mut busy: HashMap<PostPlace, usize> = HashMap::new();
     let mut away = false;
     loop {
         let room = MAX_ROWS.min(MAX_AT_ONCE.saturating_sub(posts.len()));
@@ -158,18 +158,18 @@ pub async fn run(store: Store, secrets: Arc<dyn Secrets>, outbound: Outbound, sh
 }
 
 /// Places and organizations that have enough under way.
-fn full(busy: &HashMap<Place, usize>) -> Vec<Place> {
+fn full(busy: &HashMap<PostPlace, usize>) -> Vec<PostPlace> {
     let mut organizations: HashMap<&str, usize> = HashMap::new();
     for (place, posts) in busy {
         *organizations.entry(&place.organization).or_default() += posts;
     }
     let organizations = organizations.into_iter().filter(|(_, posts)| *posts >= MAX_PER_ORGANIZATION);
-    let organizations = organizations.map(|(name, _)| Place { organization: name.to_owned(), platform: None });
+    let organizations = organizations.map(|(name, _)| PostPlace { organization: name.to_owned(), platform: None });
     let places = busy.iter().filter(|(_, posts)| **posts >= MAX_PER_PLACE).map(|(place, _)| place.clone());
     places.chain(organizations).collect()
 }
 
-fn forget(busy: &mut HashMap<Place, usize>, ended: Result<Place, tokio::task::JoinError>) {
+fn forget(busy: &mut HashMap<PostPlace, usize>, ended: Result<PostPlace, tokio::task::JoinError>) {
     match ended {
         Ok(place) => {
             if let Some(count) = busy.get_mut(&place) {
@@ -369,7 +369,7 @@ mod tests {
 
     #[test]
     fn one_organization_leaves_room_for_the_others() {
-        let place = |organization: &str, platform: Option<&str>| Place {
+        let place = |organization: &str, platform: Option<&str>| PostPlace {
             organization: organization.into(),
             platform: platform.map(Into::into),
         };

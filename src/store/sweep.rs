@@ -1,25 +1,26 @@
-//! The sweep: ends what has lapsed. Its cost follows what has lapsed, not what is armed.
+//! The sweep: ends what has lapsed: workers that were silent for a whole lease, starts and drains that took too long, turns
+//! past their deadline. Its cost follows what has lapsed, not what is armed.
 
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
-use super::batch::retry_races;
-use super::elect::{self, Ended, Hand};
-use super::fail::Only;
+use super::elect::Fence;
+use super::fail_worker::Only;
 use super::gate::{SETTLED, TICKED_SINCE};
-use super::{Store, StoreError};
+use super::{LeasePhase, Store, StoreError};
 use crate::turn::keys::{Incarnation, TurnId};
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 
-/// Workers and turns of one pass at the most; the next pass takes the rest.
+/// Workers that one pass ends at the most, for each of the two causes; the next pass takes the rest.
 const MAX_WORKERS: i64 = 100;
+/// Turns that one pass ends at the most, for each of the two causes, apart from those that end with their workers.
 const MAX_TURNS: i64 = 500;
 
 /// A dead incarnation, the turns that still name it, and the reason and detail of its death.
 type LeftBehind = (Uuid, Vec<Uuid>, Option<String>, Option<String>);
 
-/// What a pass ended.
+/// What a pass of the sweep ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Swept {
     pub workers: u32,
@@ -29,7 +30,7 @@ pub struct Swept {
 }
 
 impl Store {
-    /// One pass. Every verdict of silence is made under the settling gate, and again under the lease's own lock, so that a
+    /// Makes one pass. Every verdict of silence is made under the settling gate, and again under the lease's own lock, so that a
     /// heartbeat that commits meanwhile spares its worker.
     pub async fn sweep(&self) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
@@ -40,8 +41,10 @@ impl Store {
         .fetch_all(self.vital())
         .await?;
         for (incarnation, phase) in &silent {
-            let failure = match phase.as_str() {
-                "starting" => Failure::detailed(Reason::StartFailed, "no worker connected within startSeconds"),
+            let failure = match LeasePhase::parse(phase) {
+                LeasePhase::Starting => {
+                    Failure::detailed(Reason::StartFailed, "no worker connected within startSeconds")
+                }
                 _ => Failure::detailed(Reason::LeaseLapsed, "no heartbeat for a whole lease"),
             };
             let done = self.end_lease(Incarnation(*incarnation), &failure, Only::IfLapsed).await?;
@@ -68,6 +71,7 @@ impl Store {
         Ok(swept)
     }
 
+    /// Ends turns that were not finished by their deadline.
     async fn sweep_deadlines(&self) -> Result<u32, StoreError> {
         let lapsed: Vec<Uuid> = sqlx::query_scalar(AssertSqlSafe(format!(
             "SELECT turn_id FROM marker, gate g
@@ -75,10 +79,11 @@ impl Store {
         )))
         .fetch_all(self.vital())
         .await?;
-        self.sweep_turns(&lapsed, Hand::Anybodys, &Failure::new(Reason::DeadlineExceeded)).await
+        self.sweep_turns(&lapsed, Fence::AnyHolder, &Failure::new(Reason::DeadlineExceeded)).await
     }
 
-    /// Markers that name a lease that died lately: none, unless a claim slipped past a death. They end as it did.
+    /// Ends turns whose markers name a worker that died lately, as the worker did. There are none unless a claim slipped past
+    /// a death.
     async fn sweep_dead(&self) -> Result<u32, StoreError> {
         let left: Vec<LeftBehind> = sqlx::query_as(AssertSqlSafe(format!(
             "SELECT incarnation, array_agg(turn_id), death_reason, death_detail FROM (
@@ -94,25 +99,16 @@ impl Store {
             // A newer version's reason is no reason to leave the turns open.
             let reason = reason.and_then(|r| r.parse().ok()).unwrap_or(Reason::WorkerExited);
             let failure = Failure { detail, ..Failure::new(reason) };
-            ended += self.sweep_turns(&turns, Hand::Of(Incarnation(incarnation)), &failure).await?;
+            ended += self.sweep_turns(&turns, Fence::HeldBy(Incarnation(incarnation)), &failure).await?;
         }
         Ok(ended)
     }
 
-    async fn sweep_turns(&self, lapsed: &[Uuid], hand: Hand, failure: &Failure) -> Result<u32, StoreError> {
+    async fn sweep_turns(&self, lapsed: &[Uuid], fence: Fence, failure: &Failure) -> Result<u32, StoreError> {
         if lapsed.is_empty() {
             return Ok(0);
         }
         let lapsed: Vec<TurnId> = lapsed.iter().copied().map(TurnId).collect();
-        let ended: Vec<Ended> = retry_races(|| async {
-            let mut connection = self.vital().acquire().await?;
-            let mut tx = connection.begin().await?;
-            let ended = elect::fail_open(&mut tx, &lapsed, hand, failure).await?;
-            tx.commit().await?;
-            Ok(ended)
-        })
-        .await?;
-        self.announce(&ended);
-        Ok(ended.len() as u32)
+        Ok(self.end_turns(&lapsed, fence, failure).await?.len() as u32)
     }
 }

@@ -5,6 +5,7 @@ pub mod decide;
 pub mod defaults;
 pub mod frame;
 pub mod keys;
+pub mod phase;
 pub mod reason;
 pub mod routing;
 pub mod terminal;

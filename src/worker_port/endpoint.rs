@@ -141,7 +141,7 @@ impl FromRequestParts<WorkerPort> for Caller {
         if let Some(terms) = port.remembered(&credential, incarnation) {
             return Ok(Caller { incarnation, terms });
         }
-        let terms = port.store.authenticate_worker(&credential, incarnation).await?.map_err(refused)?;
+        let terms = port.store.authenticate_worker(&credential, incarnation).await.map_err(refused)?;
         port.remember(&credential, incarnation, terms.clone());
         Ok(Caller { incarnation, terms })
     }
@@ -151,6 +151,7 @@ fn refused(error: ConnectError) -> Problem {
     match error {
         ConnectError::Forbidden => Problem::new(StatusCode::FORBIDDEN, "unknown worker credential"),
         ConnectError::Dead => gone(),
+        ConnectError::Store(error) => error.into(),
     }
 }
 
@@ -179,7 +180,7 @@ async fn turns(
     let terms = port
         .store
         .connect_worker(&credential, incarnation, port.replica.id, stream, asked.capacity.max(1), asked.together)
-        .await?
+        .await
         .map_err(refused)?;
     port.remember(&credential, incarnation, terms.clone());
     let beat = port.store.worker_state(incarnation).await?.ok_or_else(gone)?;
@@ -336,7 +337,7 @@ async fn finish(State(port): State<WorkerPort>, caller: Caller, body: Bytes) -> 
         end: finish.end,
         tail,
     };
-    let result = match port.store.finish(word).await? {
+    let result = match port.store.finish(word).await {
         Ok(true) => FinishResult::Accepted,
         Ok(false) => FinishResult::Superseded,
         Err(FinishError::Missing { acked }) => {
@@ -346,6 +347,7 @@ async fn finish(State(port): State<WorkerPort>, caller: Caller, body: Bytes) -> 
             return Err(not_held(&port, &caller, &finish.turn_ids).await?);
         }
         Err(error @ FinishError::SeveralConversations) => return Err(Problem::bad_request(error.to_string())),
+        Err(FinishError::Store(error)) => return Err(error.into()),
     };
     finish.turn_ids.iter().filter(|&&t| own(t)).for_each(|&t| port.live.close(t));
     match port.workers.get(caller.incarnation) {

@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 
 use super::endpoint::WorkerPort;
 use crate::problem::Problem;
-use crate::store::PodSession;
+use crate::store::CredentialExchange;
 use crate::wire::{Credential, Session};
 
 /// Reviews at a time; others wait, for so long at the most.
@@ -141,27 +141,27 @@ pub(super) async fn session(State(port): State<WorkerPort>, headers: HeaderMap) 
     let granted = port.store.exchange_credential_of_pod(&reference, &pod.uid, hash).await?;
     let credential = fresh.into_inner().unwrap_or_else(PoisonError::into_inner);
     match (granted, credential) {
-        (PodSession::Granted(start), Some(credential)) => {
+        (CredentialExchange::Granted(start), Some(credential)) => {
             tracing::info!(pod = reference, %start, "pod {reference} has shown who it is");
             let mut answer = Json(Session { credential: credential.reveal() }).into_response();
             answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
             Ok(answer)
         }
-        (PodSession::NotRecorded, _) => {
+        (CredentialExchange::NotRecorded, _) => {
             let problem = Problem::new(StatusCode::TOO_EARLY, "this pod is not recorded yet; ask again");
             let mut answer = problem.into_response();
             answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             Ok(answer)
         }
-        (PodSession::Dead, _) => Err(Problem::new(StatusCode::GONE, "this pod's lease is dead; stop")),
-        (PodSession::Begun, _) => {
+        (CredentialExchange::Dead, _) => Err(Problem::new(StatusCode::GONE, "this pod's lease is dead; stop")),
+        (CredentialExchange::AlreadyConnected, _) => {
             tracing::warn!(
                 pod = reference,
                 "pod {reference} asked for another session: not by its adapter, which has one"
             );
             Err(Problem::new(StatusCode::GONE, "this pod's session has begun, and is given once"))
         }
-        (PodSession::Unknown | PodSession::Granted(_), _) => {
+        (CredentialExchange::Unknown | CredentialExchange::Granted(_), _) => {
             tracing::warn!(pod = reference, "pod {reference} is no worker of ours");
             Err(Problem::new(StatusCode::FORBIDDEN, "this pod is no worker"))
         }

@@ -1,6 +1,6 @@
 //! Deliveries: "shown to nobody yet" (design §2, invariant 2; §3, step 7).
 
-use lastword::store::{Heard, Notice, Place};
+use lastword::store::{Heard, Notice, PostPlace};
 use lastword::turn::keys::{ConversationId, GatewayId, SessionId, TurnId};
 use lastword::turn::routing::Routing;
 
@@ -157,7 +157,7 @@ async fn posts_of_busy_places_are_left(db: Db) {
     let worker = Worker::live(&db.store).await;
     let (hook, _) = ended(&db, &worker, "hook").await;
     let (slack, _) = ended(&db, &worker, "slack").await;
-    let place = |organization: &str, platform: Option<&str>| Place {
+    let place = |organization: &str, platform: Option<&str>| PostPlace {
         organization: organization.into(),
         platform: platform.map(Into::into),
     };

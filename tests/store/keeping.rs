@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use lastword::store::keys::{self, NewKey, Role};
-use lastword::store::{Erased, FinishError, Retention, StoreError};
+use lastword::store::keys::{self, KeyRole, NewKey};
+use lastword::store::{ErasedConversation, FinishError, Retention, StoreError};
 use lastword::turn::keys::{GatewayId, SessionId, TurnId};
 use lastword::turn::reason::Reason;
 
@@ -25,7 +25,7 @@ async fn erasing_leaves_nothing(db: Db) {
     assert_eq!(finish(&db.store, worker.reply(&[held.turn_id], "late secret")).await, Ok(false));
 
     let erased = db.store.erase_conversation("acme", "gone", "ada").await.expect("erases");
-    assert_eq!(erased, Some(Erased { turns: 3, cancelled: 2 }));
+    assert_eq!(erased, Some(ErasedConversation { turns: 3, cancelled: 2 }));
     for table in TABLES {
         let id = if table == "turn" { "id" } else { "turn_id" };
         assert_eq!(db.count(&format!("{table} WHERE {id} <> '{}'", kept.turn_id)).await, 0, "{table}");
@@ -51,7 +51,7 @@ async fn erasing_while_others_arm(db: Db) {
         erased.expect("erases");
         for answer in answers {
             // An arm that lost its conversation again and again may say so; it is then not armed.
-            let turn = answer.expect("answers").expect("armed").turn_id;
+            let turn = answer.expect("armed").turn_id;
             let known = db.count(&format!("turn WHERE id = '{turn}'")).await;
             assert_eq!(db.count(&format!("marker WHERE turn_id = '{turn}'")).await, known);
         }
@@ -147,7 +147,7 @@ async fn removing_while_others_come(db: Db) {
             db.store.register_session(session, GatewayId::new(), "acme", open.id, true),
         );
         pruned.expect("prunes");
-        let turn = arming.expect("answers").expect("armed");
+        let turn = arming.expect("armed");
         let place = format!("conversation WHERE id = '{}' AND empty_since IS NULL", turn.conversation_id);
         assert_eq!(db.count(&place).await, 1);
         match registered {
@@ -204,14 +204,17 @@ async fn a_key_lives_until_it_is_revoked(db: Db) {
         organization: "acme".into(),
         name: name.into(),
         user: "ada".into(),
-        role: Role::Operator,
+        role: KeyRole::Operator,
         valid_for,
     };
     let pool = db.store.pool();
     let (info, key) = keys::create(pool, &new("ci", None)).await.expect("creates");
     let (brief, brief_key) = keys::create(pool, &new("brief", Some(Duration::from_secs(60)))).await.expect("creates");
     let (who, id) = keys::authenticate(pool, &key.reveal()).await.expect("answers").expect("known");
-    assert_eq!((who.organization.as_str(), who.user.as_str(), who.role, id), ("acme", "ada", Role::Operator, info.id));
+    assert_eq!(
+        (who.organization.as_str(), who.user.as_str(), who.role, id),
+        ("acme", "ada", KeyRole::Operator, info.id)
+    );
     let forged = format!("{}{}", &key.reveal()[..37], &brief_key.reveal()[37..]);
     assert!(keys::authenticate(pool, &forged).await.expect("answers").is_none());
     assert!(keys::authenticate(pool, "lwk_nonsense").await.expect("answers").is_none());
@@ -245,6 +248,21 @@ async fn a_newer_schema_is_accepted(db: Db) {
     assert_eq!(db.count("_sqlx_migrations WHERE version = 9999").await, 1);
 }
 
+/// A database from before the first release has other migrations. It is refused, also by roles that only wait for their
+/// schema, and the words say what to do.
+async fn a_database_made_before_the_first_release_is_refused(db: Db) {
+    db.sql("UPDATE _sqlx_migrations SET checksum = '\\x00' WHERE version = 1").await;
+    db.sql(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+         VALUES (2, 'kubernetes', true, '\\x00', 0)",
+    )
+    .await;
+    for refused in [db.store.migrate().await, db.store.schema_ready().await.map(drop)] {
+        let Err(StoreError::Schema(said)) = refused else { panic!("{refused:?}") };
+        assert!(said.contains("before its first release") && said.contains("DROP SCHEMA lastword"), "{said}");
+    }
+}
+
 crate::both!(
     erasing_leaves_nothing,
     erasing_while_others_arm,
@@ -255,4 +273,5 @@ crate::both!(
     a_pass_has_its_limits,
     a_key_lives_until_it_is_revoked,
     a_newer_schema_is_accepted,
+    a_database_made_before_the_first_release_is_refused,
 );

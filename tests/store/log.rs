@@ -58,7 +58,7 @@ async fn large_frames_are_read_in_parts(db: Db) {
     let frames: Vec<Frame> = (0..9).flat_map(|i| [Frame::text(format!("{i}")), large(700_000)]).collect();
     let span = Span::new(0, frames.clone());
     let append = Append { turn_id: turn, incarnation: worker.incarnation, span };
-    assert_eq!(db.store.append_output(append).await.expect("answers"), Ok(18));
+    assert_eq!(db.store.append_output(append).await, Ok(18));
     assert!(db.number("SELECT max(octet_length(frames)) FROM output").await < 2_200_000);
     let (mut read, mut readings) = (Span::default(), 0);
     while read.end() < 18 {
@@ -79,7 +79,7 @@ async fn a_batch_has_a_weight(db: Db) {
         db.store.append_output(Append { turn_id, incarnation: worker.incarnation, span })
     });
     for answer in futures::future::join_all(appends).await {
-        assert_eq!(answer.expect("answers"), Ok(1));
+        assert_eq!(answer, Ok(1));
     }
     let most = "SELECT max(n) FROM (SELECT count(*) AS n FROM output GROUP BY xmin::text) AS transactions";
     assert!(db.number(most).await <= 2);

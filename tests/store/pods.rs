@@ -1,6 +1,6 @@
 //! Workers that are pods: which pod a start has, what its token is good for, and whose word counts on why it stops.
 
-use lastword::store::{NewStart, PodSession, Store};
+use lastword::store::{CredentialExchange, NewStart, Store};
 use lastword::turn::keys::{Incarnation, StartId};
 use lastword::turn::reason::Reason;
 use lastword::turn::terminal::Failure;
@@ -32,7 +32,7 @@ async fn live(db: &Db) -> Worker {
     worker
 }
 
-async fn session(db: &Db, uid: &str) -> (PodSession, Option<Credential>) {
+async fn session(db: &Db, uid: &str) -> (CredentialExchange, Option<Credential>) {
     let made = std::sync::Mutex::new(None);
     let make = |start| {
         let credential = Credential::new(start);
@@ -58,29 +58,29 @@ async fn attempts_are_numbered(db: Db) {
 
 /// A pod gets a secret when it is the very one that was recorded, and only the last secret counts.
 async fn a_session_is_for_the_recorded_pod_alone(db: Db) {
-    assert_eq!(session(&db, UID).await, (PodSession::Unknown, None));
+    assert_eq!(session(&db, UID).await, (CredentialExchange::Unknown, None));
     let start = start(&db).await;
-    assert_eq!(session(&db, UID).await.0, PodSession::NotRecorded);
+    assert_eq!(session(&db, UID).await.0, CredentialExchange::NotRecorded);
     assert!(db.store.record_pod_of_start(start, UID, 30).await.expect("answers"));
     assert!(db.store.record_pod_of_start(start, UID, 30).await.expect("answers"), "again");
     assert!(!db.store.record_pod_of_start(start, "another", 30).await.expect("answers"), "a start has one pod");
-    assert_eq!(session(&db, "another").await, (PodSession::Unknown, None));
+    assert_eq!(session(&db, "another").await, (CredentialExchange::Unknown, None));
     assert_eq!(db.store.start_of_pod(POD, UID).await.expect("answers"), Some(start));
     assert_eq!(db.store.start_of_pod(POD, "another").await.expect("answers"), None);
 
     let (granted, first) = session(&db, UID).await;
-    assert_eq!(granted, PodSession::Granted(start));
+    assert_eq!(granted, CredentialExchange::Granted(start));
     let (granted, second) = session(&db, UID).await;
-    assert_eq!(granted, PodSession::Granted(start));
+    assert_eq!(granted, CredentialExchange::Granted(start));
     let worker = Worker::connect(&db.store, second.expect("made")).await;
-    let old = db.store.authenticate_worker(&first.expect("made"), worker.incarnation).await.expect("answers");
+    let old = db.store.authenticate_worker(&first.expect("made"), worker.incarnation).await;
     assert!(old.is_err(), "the first secret is replaced");
 
     assert!(db.store.record_stop_of_start(start, Reason::Deleted, Some(20)).await.expect("answers"));
-    assert_eq!(session(&db, UID).await, (PodSession::Dead, None), "who is being stopped begins no session");
+    assert_eq!(session(&db, UID).await, (CredentialExchange::Dead, None), "who is being stopped begins no session");
     db.store.fail_worker(worker.incarnation, &failure(Reason::WorkerExited)).await.expect("answers");
-    assert_eq!(session(&db, UID).await, (PodSession::Dead, None));
-    assert_eq!(session(&db, "another").await, (PodSession::Unknown, None));
+    assert_eq!(session(&db, UID).await, (CredentialExchange::Dead, None));
+    assert_eq!(session(&db, "another").await, (CredentialExchange::Unknown, None));
     assert_eq!(db.store.start_of_pod(POD, UID).await.expect("answers"), None);
     assert!(!db.store.record_pod_of_start(start, UID, 30).await.expect("answers"), "the dead have no pod");
 }
@@ -93,14 +93,14 @@ async fn a_session_of_our_adapters_is_begun_once(db: Db) {
         let start = start(&db).await;
         assert!(db.store.record_pod_of_start(start, UID, 30).await.expect("answers"));
         for _ in 0..2 {
-            assert_eq!(session(&db, UID).await.0, PodSession::Granted(start), "an answer may be lost");
+            assert_eq!(session(&db, UID).await.0, CredentialExchange::Granted(start), "an answer may be lost");
         }
         let worker = Worker::connect(&db.store, session(&db, UID).await.1.expect("granted")).await;
-        let known =
-            async || db.store.authenticate_worker(&worker.credential, worker.incarnation).await.expect("answers");
-        let again = if adapter == "Custom" { PodSession::Granted(start) } else { PodSession::Begun };
+        let known = async || db.store.authenticate_worker(&worker.credential, worker.incarnation).await;
+        let again =
+            if adapter == "Custom" { CredentialExchange::Granted(start) } else { CredentialExchange::AlreadyConnected };
         assert_eq!(session(&db, UID).await.0, again, "{adapter}");
-        assert_eq!(known().await.is_ok(), again == PodSession::Begun, "the first secret, {adapter}");
+        assert_eq!(known().await.is_ok(), again == CredentialExchange::AlreadyConnected, "the first secret, {adapter}");
         db.store.fail_worker(worker.incarnation, &failure(Reason::WorkerExited)).await.expect("answers");
         db.sql("DELETE FROM lease").await;
     }
@@ -110,7 +110,7 @@ async fn a_session_of_our_adapters_is_begun_once(db: Db) {
 async fn a_process_has_no_session(db: Db) {
     let worker = Worker::with(&db.store, |start| start.runtime_ref = POD.into()).await;
     assert!(!db.store.record_pod_of_start(worker.credential.start, UID, 30).await.expect("answers"));
-    assert_eq!(session(&db, UID).await, (PodSession::Unknown, None));
+    assert_eq!(session(&db, UID).await, (CredentialExchange::Unknown, None));
 }
 
 /// The worker's guess first, the recorded reason after it: the reason counts, and the drain is as long as the pod's.
@@ -132,12 +132,18 @@ async fn a_guess_is_replaced(db: Db) {
 async fn a_recorded_reason_stays(db: Db) {
     let worker = live(&db).await;
     let turn = db.in_hand(&worker).await;
-    assert!(db.store.record_stop_of_start(worker.credential.start, Reason::Preempted, Some(60)).await.expect("answers"));
-    assert!(!db.store.record_stop_of_start(worker.credential.start, Reason::Preempted, Some(60)).await.expect("answers"));
+    assert!(
+        db.store.record_stop_of_start(worker.credential.start, Reason::Preempted, Some(60)).await.expect("answers")
+    );
+    assert!(
+        !db.store.record_stop_of_start(worker.credential.start, Reason::Preempted, Some(60)).await.expect("answers")
+    );
     assert!(worker.claim(&db.store, 1).await.is_empty());
     db.store.note_stop_of_worker(worker.incarnation, Reason::NodeShutdown).await.expect("answers");
     assert!(!db.store.worker_awaits_stop_reason(worker.incarnation).await.expect("answers"));
-    assert!(!db.store.record_stop_of_start(worker.credential.start, Reason::Deleted, Some(500)).await.expect("answers"));
+    assert!(
+        !db.store.record_stop_of_start(worker.credential.start, Reason::Deleted, Some(500)).await.expect("answers")
+    );
     assert!((58..=60).contains(&drain_left(&db, &worker).await));
     assert!(
         db.store.record_stop_of_start(worker.credential.start, Reason::Deleted, Some(2)).await.expect("answers"),
@@ -148,14 +154,19 @@ async fn a_recorded_reason_stays(db: Db) {
     db.sql("UPDATE lease SET drain_until = clock_timestamp() - interval '1 second'").await;
     assert_eq!(db.store.sweep().await.expect("sweeps").turns, 1);
     assert_eq!(db.outcome(turn).await.as_deref(), Some("Preempted"));
-    assert!(!db.store.record_stop_of_start(worker.credential.start, Reason::Deleted, Some(2)).await.expect("answers"), "dead");
+    assert!(
+        !db.store.record_stop_of_start(worker.credential.start, Reason::Deleted, Some(2)).await.expect("answers"),
+        "dead"
+    );
 }
 
 /// An idle stop that we asked for keeps its reason and its time, whatever the pod's deletion looks like.
 async fn our_own_stop_stays_ours(db: Db) {
     let worker = live(&db).await;
     assert!(db.store.drain_idle_worker(worker.incarnation, Reason::Deleted).await.expect("answers"));
-    assert!(!db.store.record_stop_of_start(worker.credential.start, Reason::NodeLost, Some(100)).await.expect("answers"));
+    assert!(
+        !db.store.record_stop_of_start(worker.credential.start, Reason::NodeLost, Some(100)).await.expect("answers")
+    );
     assert!((29..=30).contains(&drain_left(&db, &worker).await));
     assert_eq!(db.store.stop_reason_of_worker(worker.incarnation).await.expect("answers"), Some(Reason::Deleted));
 }

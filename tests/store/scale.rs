@@ -205,10 +205,15 @@ async fn readers(judge: &mut Judge<'_>) {
     let conversation = |i: usize| ConversationId(filled(2, 1000 + i));
     let turn = |i: usize| TurnId(filled(1, 1000 + i));
     // With the count of what each of 2,000 has in hand.
-    judge.within(20_000, "workers", async |store, _| assert!(store.living_workers().await.expect("reads").len() > 1999)).await;
+    judge
+        .within(20_000, "workers", async |store, _| assert!(store.living_workers().await.expect("reads").len() > 1999))
+        .await;
     judge
         .verb("views", async |store, i| {
-            assert!(store.turn_views_after(&[(conversation(i), 0), (conversation(90 + i), 2)]).await.expect("reads").len() >= 6);
+            assert!(
+                store.turn_views_after(&[(conversation(i), 0), (conversation(90 + i), 2)]).await.expect("reads").len()
+                    >= 6
+            );
             assert!(store.turn_view(turn(i)).await.expect("reads").is_some());
         })
         .await;
@@ -217,7 +222,8 @@ async fn readers(judge: &mut Judge<'_>) {
         .await;
     judge
         .verb("backlog", async |store, i| {
-            let before = store.backlog_before_turn("big", &format!("a{i}"), &format!("c{i}"), 100).await.expect("reads");
+            let before =
+                store.backlog_before_turn("big", &format!("a{i}"), &format!("c{i}"), 100).await.expect("reads");
             assert!(before.queued == 101 && before.open > 0, "{before:?}");
         })
         .await;
@@ -338,7 +344,11 @@ async fn loops(judge: &mut Judge<'_>) {
         })
         .await;
     // Looks for 36 heads of each of the hundred agents, and finds one among seven that wait behind another.
-    judge.within(400_000, "demand", async |store, _| assert!(!store.demand_of_worker_groups().await.expect("reads").is_empty())).await;
+    judge
+        .within(400_000, "demand", async |store, _| {
+            assert!(!store.demand_of_worker_groups().await.expect("reads").is_empty())
+        })
+        .await;
 }
 
 /// Pages that a sweep touches with nothing to do.

@@ -116,7 +116,7 @@ impl Worker {
         let connected = store
             .connect_worker(&worker.credential, worker.incarnation, worker.gateway, worker.stream, 10_000, false)
             .await;
-        connected.expect("the database answers").expect("may connect");
+        connected.expect("may connect");
         worker
     }
 
@@ -152,7 +152,7 @@ impl Worker {
     /// Appends text at an offset.
     pub async fn append(&self, store: &Store, turn: TurnId, at: u64, text: &str) -> Result<u64, AppendError> {
         let span = Span::new(at, vec![Frame::text(text)]);
-        store.append_output(Append { turn_id: turn, incarnation: self.incarnation, span }).await.expect("the database answers")
+        store.append_output(Append { turn_id: turn, incarnation: self.incarnation, span }).await
     }
 
     pub fn beat(&self, busy: bool) -> Beat {
@@ -162,12 +162,12 @@ impl Worker {
 
 /// Finishes; the database is there.
 pub async fn finish(store: &Store, word: WorkerWord) -> Result<bool, FinishError> {
-    store.finish(word).await.expect("the database answers")
+    store.finish(word).await
 }
 
 /// Arms; nothing is wrong with it.
 pub async fn armed(store: &Store, arm: Arm) -> Armed {
-    store.arm(arm).await.expect("the database answers").expect("armed")
+    store.arm(arm).await.expect("armed")
 }
 
 /// One tick of a gateway.

@@ -13,6 +13,7 @@ use crate::gateway::auth::Caller;
 use crate::problem::Problem;
 use crate::store::{Conversation, ListFilter, Record};
 use crate::turn::keys::TurnId;
+use crate::turn::phase::Phase;
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 
@@ -81,12 +82,7 @@ pub struct ErrorView {
 
 fn shown(record: Record, caller: &Caller) -> RecordView {
     let operator = caller.operates();
-    let phase = match (record.open, record.claimed_at, &record.failure) {
-        (true, None, _) => "Armed",
-        (true, Some(_), _) => "Running",
-        (false, _, None) => "Succeeded",
-        (false, _, Some(_)) => "Failed",
-    };
+    let phase = record.phase().as_str();
     RecordView {
         turn_id: record.turn_id,
         message_id: record.message_id,
@@ -193,17 +189,18 @@ pub(in crate::gateway) async fn list(
     if !caller.operates() {
         return Err(Problem::new(StatusCode::FORBIDDEN, "only operators list all turns; see the conversation's turns"));
     }
-    if let Some(phase) = query.phase.as_deref()
-        && !["Armed", "Running", "Succeeded", "Failed"].contains(&phase)
-    {
-        return Err(Problem::bad_request("phase is Armed, Running, Succeeded or Failed"));
-    }
+    let phase = match query.phase.as_deref().map(str::parse) {
+        Some(Ok(Phase::Pending) | Err(_)) => {
+            return Err(Problem::bad_request("phase is Armed, Running, Succeeded or Failed"));
+        }
+        phase => phase.and_then(Result::ok),
+    };
     let limit = query.limit.unwrap_or(PAGE).clamp(1, MAX_PAGE);
     let filter = ListFilter {
         agent: query.agent,
         conversation: query.conversation,
         user: query.user,
-        phase: query.phase,
+        phase,
         before: query.before,
         limit,
     };

@@ -14,7 +14,7 @@ use super::status::{Word, stamp};
 use crate::crd::{Agent, AgentTurn, AgentTurnSpec};
 use crate::operator::MANAGER;
 use crate::operator::call::{Trouble, bounded};
-use crate::store::{Armed, ObjectRef, Store, StoreError};
+use crate::store::{AgentTurnRef, Armed, Store, StoreError};
 use crate::submit::{Submission, SubmitError, Submitter};
 use crate::turn::frame::storable;
 use crate::turn::keys::{TurnId, check_conversation, check_name};
@@ -247,7 +247,7 @@ fn submission(object: &Object, spec: &AgentTurnSpec) -> Submission {
         platform_metadata: json!({"name": &*object.name, "uid": &*object.uid}),
         traceparent: None,
         deadline_seconds: spec.deadline_seconds,
-        object: Some(ObjectRef { name: object.name.to_string(), uid: object.uid.to_string() }),
+        object: Some(AgentTurnRef { name: object.name.to_string(), uid: object.uid.to_string() }),
     }
 }
 

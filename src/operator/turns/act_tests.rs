@@ -11,7 +11,7 @@ use crate::agents::Agents;
 use crate::egress::{Egress, Outbound, Reach};
 use crate::guard::Services;
 use crate::secrets::NoSecrets;
-use crate::store::{ObjectState, Standing};
+use crate::store::{AgentTurnProgress, AgentTurnState};
 use crate::turn::keys::GatewayId;
 
 /// Calls as `METHOD path`, with their answers in order.
@@ -58,13 +58,13 @@ fn known() -> Object {
 }
 
 fn word() -> Step {
-    let state = ObjectState {
+    let state = AgentTurnState {
         turn_id: TurnId::new(),
         object: None,
         armed_at: None,
         claimed_at: None,
         worker: None,
-        standing: Standing::Running,
+        standing: AgentTurnProgress::Running,
     };
     Step::Write(Box::new(Word::Turn { state, at: OffsetDateTime::UNIX_EPOCH }))
 }

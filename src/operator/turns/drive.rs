@@ -23,7 +23,7 @@ use super::object::Object;
 use super::table::Table;
 use crate::crd::AgentTurn;
 use crate::operator::watch;
-use crate::store::{ObjectState, StoreError};
+use crate::store::{AgentTurnState, StoreError};
 use crate::turn::keys::TurnId;
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
@@ -58,12 +58,12 @@ pub struct Wakes {
 }
 
 /// What the store says of statuses that owe a terminal, with the objects' UIDs, and when it was asked.
-type Told = (Vec<(Arc<str>, ObjectState)>, OffsetDateTime);
+type Told = (Vec<(Arc<str>, AgentTurnState)>, OffsetDateTime);
 
 /// What a job came to.
 enum Report {
     Step(Arc<str>, Done),
-    Due(Result<(Vec<ObjectState>, OffsetDateTime), StoreError>),
+    Due(Result<(Vec<AgentTurnState>, OffsetDateTime), StoreError>),
     Told(Result<Told, StoreError>),
     Forgot(Vec<(String, String)>, Result<usize, StoreError>),
     Settled(Vec<TurnId>, Result<(), StoreError>),
@@ -293,7 +293,7 @@ impl Driver {
         R: FnOnce(Result<T, StoreError>) -> Report + Send + 'static,
     {
         self.jobs.spawn(async move {
-            let bug = |_| Err(StoreError::Unavailable("a job panicked; this is a bug in Lastword".into()));
+            let bug = |_| Err(StoreError::Bug("a job panicked".into()));
             report(AssertUnwindSafe(job).catch_unwind().await.unwrap_or_else(bug))
         });
     }

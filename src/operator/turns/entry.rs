@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use super::act::{AGENT_WAIT, Done, Step};
 use super::object::{ENDED, Object};
 use super::status::{Word, stamp};
-use crate::store::{Armed, ObjectState, Standing};
+use crate::store::{AgentTurnProgress, AgentTurnState, Armed};
 use crate::turn::keys::TurnId;
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
@@ -214,13 +214,13 @@ impl Entry {
 
 /// The word on a turn that was armed just now.
 fn armed_now(armed: &Armed) -> Word {
-    let state = ObjectState {
+    let state = AgentTurnState {
         turn_id: armed.turn_id,
         object: None,
         armed_at: Some(armed.armed_at),
         claimed_at: None,
         worker: None,
-        standing: Standing::Waiting,
+        standing: AgentTurnProgress::Waiting,
     };
     Word::Turn { state, at: armed.armed_at }
 }

@@ -8,7 +8,7 @@
 //!
 //! - [`object`]: what is kept of one; [`status`]: the status that a turn's standing amounts to; [`entry`], [`table`]: who needs what;
 //!   [`act`]: a step; [`drive`]: the loop; [`audit`]: what vanished unseen.
-//! - The tie between object and turn is written by the arm's own transaction (`store/object.rs`). The delivery row of the
+//! - The tie between object and turn is written by the arm's own transaction (`store/agent_turn.rs`). The delivery row of the
 //!   platform `kubernetes` is the trigger of the terminal status; the patch is fenced by the object's version, and both rows
 //!   go once it is written.
 //! - Only the leader writes. A new one takes a fresh list and goes by the ties; arming again finds the same turn, since the

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 
 use super::object::{Object, rank};
 use crate::crd::{AgentTurnStatus, Phase, TurnError};
-use crate::store::{ObjectState, Standing};
+use crate::store::{AgentTurnProgress, AgentTurnState};
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 
@@ -18,7 +18,7 @@ pub enum Word {
     /// It was refused: never armed.
     Refused { failure: Failure, at: OffsetDateTime },
     /// What the store says of its turn; `at` for what has no time of its own.
-    Turn { state: ObjectState, at: OffsetDateTime },
+    Turn { state: AgentTurnState, at: OffsetDateTime },
 }
 
 impl Word {
@@ -28,10 +28,12 @@ impl Word {
             Word::Pending { .. } => Phase::Pending,
             Word::Refused { .. } => Phase::Failed,
             Word::Turn { state, .. } => match state.standing {
-                Standing::Waiting => Phase::Armed,
-                Standing::Running => Phase::Running,
-                Standing::Replied { .. } => Phase::Succeeded,
-                Standing::Failed { .. } | Standing::Erased | Standing::Unknown => Phase::Failed,
+                AgentTurnProgress::Waiting => Phase::Armed,
+                AgentTurnProgress::Running => Phase::Running,
+                AgentTurnProgress::Replied { .. } => Phase::Succeeded,
+                AgentTurnProgress::Failed { .. } | AgentTurnProgress::Erased | AgentTurnProgress::Unknown => {
+                    Phase::Failed
+                }
             },
         }
     }
@@ -62,19 +64,19 @@ impl Word {
 }
 
 /// When a turn ended, and whose word that was.
-fn ending(standing: &Standing, at: Timestamp) -> Option<(Timestamp, Option<Failure>)> {
+fn ending(standing: &AgentTurnProgress, at: Timestamp) -> Option<(Timestamp, Option<Failure>)> {
     let erased = "its conversation was erased";
     let lost = "the database does not know this turn: it may have been restored or replaced";
     match standing {
-        Standing::Waiting | Standing::Running => None,
-        Standing::Replied { at, .. } => Some((stamp(*at), None)),
-        Standing::Failed { failure, at } => Some((stamp(*at), Some(failure.clone()))),
-        Standing::Erased => Some((at, Some(Failure::new(Reason::Cancelled).with_message(erased)))),
-        Standing::Unknown => Some((at, Some(Failure::new(Reason::Internal).with_message(lost)))),
+        AgentTurnProgress::Waiting | AgentTurnProgress::Running => None,
+        AgentTurnProgress::Replied { at, .. } => Some((stamp(*at), None)),
+        AgentTurnProgress::Failed { failure, at } => Some((stamp(*at), Some(failure.clone()))),
+        AgentTurnProgress::Erased => Some((at, Some(Failure::new(Reason::Cancelled).with_message(erased)))),
+        AgentTurnProgress::Unknown => Some((at, Some(Failure::new(Reason::Internal).with_message(lost)))),
     }
 }
 
-fn of_turn(object: &Object, state: &ObjectState, at: Timestamp) -> AgentTurnStatus {
+fn of_turn(object: &Object, state: &AgentTurnState, at: Timestamp) -> AgentTurnStatus {
     let armed = state.armed_at.map_or(object.created, stamp);
     let claimed = state.claimed_at.map(stamp);
     let ended = ending(&state.standing, at);
@@ -106,7 +108,7 @@ fn of_turn(object: &Object, state: &ObjectState, at: Timestamp) -> AgentTurnStat
         Some(_) => Phase::Failed,
     };
     let (reply, reply_truncated) = match &state.standing {
-        Standing::Replied { text, cut, .. } => (Some(text.clone()), cut.then_some(true)),
+        AgentTurnProgress::Replied { text, cut, .. } => (Some(text.clone()), cut.then_some(true)),
         _ => (None, None),
     };
     AgentTurnStatus {

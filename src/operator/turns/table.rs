@@ -12,7 +12,7 @@ use super::act::{Done, Step};
 use super::entry::{Entry, Now, Uid, is_done};
 use super::object::Object;
 use super::status::Word;
-use crate::store::{ObjectState, Standing};
+use crate::store::{AgentTurnProgress, AgentTurnState};
 use crate::turn::keys::TurnId;
 
 /// A terminal that the API server refused so often is put off: there is something to correct first.
@@ -82,7 +82,7 @@ impl Table {
     }
 
     /// Terminals that are owed to objects; at what time they were read.
-    pub fn due(&mut self, states: Vec<ObjectState>, at: OffsetDateTime, now: Now) {
+    pub fn due(&mut self, states: Vec<AgentTurnState>, at: OffsetDateTime, now: Now) {
         for state in states {
             let Some((namespace, object)) = state.object.clone() else {
                 // There is nothing to show it on.
@@ -100,11 +100,11 @@ impl Table {
     }
 
     /// What the store answered about the turns of these objects.
-    pub fn told(&mut self, told: Vec<(Uid, ObjectState)>, at: OffsetDateTime, now: Now) {
+    pub fn told(&mut self, told: Vec<(Uid, AgentTurnState)>, at: OffsetDateTime, now: Now) {
         for (uid, state) in told {
             let Some(entry) = self.entries.get_mut(&uid) else { continue };
             entry.checked = true;
-            if !matches!(state.standing, Standing::Waiting | Standing::Running) {
+            if !matches!(state.standing, AgentTurnProgress::Waiting | AgentTurnProgress::Running) {
                 entry.owe(Some(state.turn_id), &mut self.owed);
             }
             entry.hear(Word::Turn { state, at });
