@@ -91,7 +91,7 @@ async fn lane<V: BatchedVerb>(pool: Pool, verb: V, mut waiting: mpsc::Receiver<Q
             (0..count).map(|_| Err(StoreError::Bug("a batch panicked".into()))).collect()
         });
         for (answer, result) in answers.into_iter().zip(settled) {
-            // A caller that went away has its item done all the same.
+            // The caller may have gone away; its item is done all the same.
             let _ = answer.send(result);
         }
     }
@@ -110,7 +110,7 @@ fn light(weights: impl Iterator<Item = usize>) -> usize {
 /// Does the items, and halves a batch whose content is refused.
 async fn settle<V: BatchedVerb>(pool: &Pool, verb: &V, items: &[V::Item]) -> Vec<Result<V::Answer, StoreError>> {
     let mut results = Vec::with_capacity(items.len());
-    // Ranges still to do, first on top.
+    // A stack of the parts that are still to do, the first one on top.
     let mut todo = vec![items];
     while let Some(part) = todo.pop() {
         match run_in_transaction(pool, verb, part).await {

@@ -62,7 +62,7 @@ impl Store {
         .execute(&self.general)
         .await?;
         let found = self.conversation(organization, name).await?;
-        found.ok_or_else(|| StoreError::Unavailable("the conversation was erased meanwhile".into()))
+        found.ok_or_else(|| StoreError::Raced("the conversation was erased meanwhile".into()))
     }
 
     /// The number behind which a session without a cursor starts: the turn with the next number is the oldest one that is open

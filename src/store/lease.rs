@@ -21,17 +21,22 @@ pub struct NewStart {
     pub organization: String,
     pub agent: String,
     pub worker_group: String,
+    /// The generation of the Agent's spec that the worker is started for.
     pub generation: i64,
-    /// The runtime's name and its own reference of the worker.
+    /// The runtime's name: `process` or `kubernetes`.
     pub runtime: &'static str,
+    /// The runtime's own name of the worker, by which it can be asked about it.
     pub runtime_ref: String,
+    /// The hash of the secret in the worker's credential.
     pub secret_hash: Vec<u8>,
+    /// Turns that the worker may hold at a time.
     pub capacity: u32,
     pub heartbeat_seconds: u32,
     pub lease_seconds: u32,
     pub drain_seconds: u32,
+    /// How many starts that fail a waiting turn goes through.
     pub start_attempts: u32,
-    /// The start deadline runs from the row's commit.
+    /// Seconds from the row's commit until the start has failed.
     pub start_seconds: u32,
 }
 
@@ -47,10 +52,11 @@ pub struct Lease {
     pub phase: LeasePhase,
     pub runtime_ref: String,
     pub capacity: u32,
-    /// Turns in hand.
+    /// Turns that it holds now.
     pub held: u32,
-    /// Seconds without a turn in hand; `None` while busy.
+    /// Seconds since it last held a turn; `None` while it holds one.
     pub idle_seconds: Option<f64>,
+    /// Whether its stream closed without a goodbye, and it has not connected again.
     pub suspected: bool,
     /// Whether the worker was told to stop.
     pub stopping: bool,
@@ -70,6 +76,7 @@ pub struct Connected {
     pub heartbeat_seconds: u32,
     pub lease_seconds: u32,
     pub capacity: u32,
+    /// Whether it takes all turns of a conversation that wait together.
     pub together: bool,
     /// Seconds left to drain, if the worker is to.
     pub draining: Option<u32>,
@@ -78,8 +85,10 @@ pub struct Connected {
 /// Why a worker may not speak.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectError {
+    /// No start has this credential.
     #[error("unknown credential")]
     Forbidden,
+    /// The lease is dead, and stays so.
     #[error("this incarnation is dead; stop")]
     Dead,
     /// Not known to be connected: the worker comes again.

@@ -16,9 +16,9 @@ pub enum LeasePhase {
     Draining,
     /// The worker is gone for good. The row is kept for a while as a tombstone.
     Dead,
-    /// A phase of a newer version of Lastword, beside which this one runs during an upgrade. Whoever is not known to be
-    /// dead lives: such a worker is counted as one that is there, is let alone by the plan, and its turns stay its own. To
-    /// take it for dead would end them; to fail the reading would stop the fleet for the sake of one row.
+    /// A phase of a newer version of Lastword, beside which this one runs during an upgrade. Such a worker lives: its turns
+    /// stay its own, and it may speak; the fleet's plan does not count on it. To take it for dead would end its turns, and
+    /// to fail the reading would stop the fleet for the sake of one row.
     Unknown,
 }
 

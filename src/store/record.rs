@@ -37,6 +37,7 @@ pub struct Record {
     pub user: String,
     pub platform: String,
     pub platform_metadata: Value,
+    /// What the person wrote.
     pub message: String,
     pub armed_at: OffsetDateTime,
     pub claimed_at: Option<OffsetDateTime>,
@@ -61,6 +62,7 @@ impl Record {
 /// A reply, and the turns that it answers.
 #[derive(Debug, Clone)]
 pub struct RecordedReply {
+    /// The worker's name for the reply.
     pub reply_id: Option<String>,
     /// The turn whose log has the text, and where the reply ends in that log.
     pub holder: TurnId,
@@ -83,6 +85,7 @@ pub struct ListFilter {
     pub limit: u32,
 }
 
+/// What [`records`] reads of a turn.
 const RECORD: &str = r#"SELECT t.id, t.conversation_id, t.organization, t.conversation, t.number, t.message_id, t.agent,
     t.worker_group, t."user", t.routing, t.input, t.armed_at, coalesce(m.claimed_at, e.claimed_at) AS claimed_at, m.turn_id IS NOT NULL AS open,
     coalesce(m.incarnation, e.incarnation) AS worker, e.ended_at, e.outcome, e.reason, e.message, e.detail, e.reply_id,
@@ -282,7 +285,8 @@ async fn texts(connection: &mut PgConnection, ends: &[(TurnId, u64)]) -> Result<
     Ok(texts)
 }
 
-/// By holder, the turns that a reply in its log answers, with their message ids, in order.
+/// By holder, the turns that the reply in its log answers, with their message ids, in order. Close numbers: see
+/// [`Store::turns_answered_by`].
 async fn answered(
     connection: &mut PgConnection,
     holders: &[(TurnId, u64)],

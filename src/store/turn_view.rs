@@ -11,6 +11,7 @@ use crate::turn::terminal::Failure;
 
 /// Turns of one conversation that one reading returns at the most.
 pub(crate) const MAX_VIEWED: i64 = 200;
+
 /// A turn as a client's stream sees it: open, or with its terminal.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TurnView {
@@ -49,6 +50,7 @@ pub struct TurnHead {
     pub message_id: String,
 }
 
+/// What [`view`] reads of a turn `t`, its marker `m` and its terminal `e`.
 const VIEW: &str = "t.id, t.conversation_id, t.number, t.message_id, m.incarnation AS worker,
     e.turn_id IS NOT NULL AS ended, e.reason, e.message, e.detail, e.holder, e.end_at, e.answers";
 
@@ -85,7 +87,8 @@ impl Store {
         row.as_ref().map(view).transpose()
     }
 
-    /// The turns that the reply in `holder`'s log answers, with their message ids, in order.
+    /// The turns that the reply in `holder`'s log answers, with their message ids, in order. A reply answers turns that were
+    /// claimed together, so their numbers are close; the bounds on the numbers let an index find them.
     pub async fn turns_answered_by(&self, holder: TurnId) -> Result<Vec<(TurnId, String)>, StoreError> {
         let rows: Vec<(Uuid, String)> = sqlx::query_as(
             "SELECT t.id, t.message_id FROM terminal h
@@ -124,6 +127,7 @@ impl Store {
     }
 }
 
+/// The view of a row that selects [`VIEW`].
 fn view(row: &PgRow) -> Result<TurnView, StoreError> {
     let ended: bool = row.try_get("ended")?;
     let terminal = if ended {

@@ -41,7 +41,7 @@ async fn a_piece_comes_twice_at_once(db: Db) {
             worker.append(&other, turn, end, "abcd"),
             worker.append(&db.store, turn, end, "ab"),
         );
-        assert!([answers.0, answers.1, answers.2].iter().all(|a| a.is_ok_and(|e| e > end)), "{answers:?}");
+        assert!([&answers.0, &answers.1, &answers.2].iter().all(|a| a.as_ref().is_ok_and(|e| *e > end)), "{answers:?}");
         end += 4;
     }
     assert_eq!(text(&db, turn, 0).await, "abcd".repeat(50));
