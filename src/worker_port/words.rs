@@ -41,7 +41,7 @@ pub(super) async fn finish(
         end: finish.end,
         tail,
     };
-    let result = match port.store.finish(word).await? {
+    let result = match port.store.finish(word).await {
         Ok(true) => FinishResult::Accepted,
         Ok(false) => FinishResult::Superseded,
         Err(FinishError::Missing { acked }) => {
@@ -51,12 +51,13 @@ pub(super) async fn finish(
             return Err(not_held(&port, &caller, &finish.turn_ids).await?);
         }
         Err(error @ FinishError::SeveralConversations) => return Err(Problem::bad_request(error.to_string())),
+        Err(FinishError::Store(error)) => return Err(error.into()),
     };
     finish.turn_ids.iter().filter(|&&t| own(t)).for_each(|&t| port.live.close(t));
     match port.workers.get(caller.incarnation) {
         Some(worker) => worker.let_go(&finish.turn_ids),
         // Another replica holds the worker's stream, and does not know yet that there is room.
-        None => port.store.worker_changed(caller.incarnation),
+        None => port.store.notify_worker_changed(caller.incarnation),
     }
     Ok(Json(Finished { result }))
 }
@@ -112,7 +113,7 @@ pub(super) async fn goodbye(
         worker.stop_claiming();
     }
     if let Some(reason) = goodbye.reason {
-        port.store.note_stop(caller.incarnation, reason).await?;
+        port.store.note_stop_of_worker(caller.incarnation, reason).await?;
     }
     match goodbye.phase {
         GoodbyePhase::Draining => {

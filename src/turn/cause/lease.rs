@@ -58,7 +58,7 @@ pub fn known_better(record: &Record, found: &Failure, ground: Ground) -> Failure
             },
             None => found.clone(),
         },
-        (None, LeasePhase::Starting | LeasePhase::Live | LeasePhase::Draining | LeasePhase::Dead) => found.clone(),
+        (None, _) => found.clone(),
     }
 }
 
@@ -66,7 +66,7 @@ pub fn known_better(record: &Record, found: &Failure, ground: Ground) -> Failure
 pub fn lapsed(phase: LeasePhase) -> Failure {
     match phase {
         LeasePhase::Starting => Failure::detailed(Reason::StartFailed, "no worker connected within startSeconds"),
-        LeasePhase::Live | LeasePhase::Draining | LeasePhase::Dead => {
+        LeasePhase::Live | LeasePhase::Draining | LeasePhase::Dead | LeasePhase::Unknown => {
             Failure::detailed(Reason::LeaseLapsed, "no heartbeat for a whole lease")
         }
     }
