@@ -8,7 +8,7 @@ use super::elect::{self, Ended, Fence};
 use super::transaction::transaction;
 use super::{Notice, Store, StoreError};
 use crate::turn::cause;
-use crate::turn::cause::lease::{Ground, Record, StartCause, Stop};
+use crate::turn::cause::lease::{Ground, LeaseRecord, StartCause, Stop};
 use crate::turn::keys::{Incarnation, TurnId};
 use crate::turn::phase::LeasePhase;
 use crate::turn::reason::Reason;
@@ -82,13 +82,13 @@ impl LockedLease {
         self.stop_reason.as_deref().and_then(|r| r.parse().ok())
     }
 
-    fn record(&self) -> Record {
+    fn record(&self) -> LeaseRecord {
         let stop = self.stopped().map(|reason| Stop { reason, recorded: self.stop_recorded });
         let start = self
             .start_cause
             .as_ref()
             .map(|(reason, detail)| StartCause { reason: reason.parse().ok(), detail: detail.clone() });
-        Record { phase: self.phase, stop, start }
+        LeaseRecord { phase: self.phase, stop, start }
     }
 }
 

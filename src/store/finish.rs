@@ -16,9 +16,8 @@ use crate::turn::cause;
 use crate::turn::decide::{self, By, Election, ElectionSummary, TurnState};
 use crate::turn::frame::{Span, storable};
 use crate::turn::keys::{ConversationId, Incarnation, TurnId};
-use crate::turn::reason::Reason;
 use crate::turn::routing::API;
-use crate::turn::terminal::{Failure, Outcome, cut};
+use crate::turn::terminal::{Outcome, cut};
 
 /// The longest text of a late reply that is kept for operators, in bytes.
 const MAX_SUPERSEDED_BYTES: usize = 64 * 1024;

@@ -12,7 +12,6 @@ use super::{Notice, Store, StoreError};
 use crate::turn::cause;
 use crate::turn::keys::{GatewayId, Incarnation, StartId};
 use crate::turn::phase::LeasePhase;
-use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 use crate::wire::Credential;
 
