@@ -1,5 +1,7 @@
-//! New identifiers. They hold the time of their making (UUID v7), so that the rows they key lie together in the order in
-//! which they were made. They are made here, on the ground, since `turn` itself knows no clock.
+//! New identifiers of turns, conversations, workers and the like: UUIDs of version 7. Those begin with the time at which
+//! they were made, so rows that are keyed by them lie on disk in the order of their making.
+//!
+//! The types are declared in `turn::keys`; their `new` is here, because `turn` is pure and may not ask for the time.
 
 use uuid::Uuid;
 
@@ -8,8 +10,8 @@ use crate::turn::keys::{ConversationId, GatewayId, Incarnation, SessionId, Start
 macro_rules! made_now {
     ($($name:ident),+) => {$(
         impl $name {
-            /// A new one.
-            #[expect(clippy::new_without_default, reason = "a fresh identifier is no default")]
+            /// A new identifier, different from every other.
+            #[expect(clippy::new_without_default, reason = "a default is a value that is always the same")]
             pub fn new() -> Self {
                 $name(Uuid::now_v7())
             }

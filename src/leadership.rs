@@ -1,19 +1,23 @@
-//! Who of several controllers starts and stops workers. An optimisation: two leaders at once cost work, and the leases'
-//! locks keep them correct.
+//! Which of several controller replicas leads. Only the leader starts and stops workers.
+//!
+//! Leadership spares work and proves nothing: for a moment two replicas may both take themselves for the leader. Correctness
+//! does not rest on it; what each of them writes is fenced by the locks on the leases' rows in the database.
+//!
+//! How a leader is elected (by a Lease object in Kubernetes) is told in `operator::leader`.
 
 use tokio::sync::watch;
 
-/// Whether this replica leads, as far as it knows.
+/// Tells whether this replica leads, as far as it knows. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Leadership(watch::Receiver<bool>);
 
 impl Leadership {
-    /// One that follows `leading`; when its sender is gone, the last word holds.
+    /// Follows what an election says, `true` for a leader. When the sender is gone, its last value stays.
     pub fn follow(leading: watch::Receiver<bool>) -> Self {
         Leadership(leading)
     }
 
-    /// For a single replica: it always leads.
+    /// Leads always: for a process that is the only one.
     pub fn always() -> Self {
         Leadership(watch::channel(true).1)
     }
@@ -23,8 +27,8 @@ impl Leadership {
         *self.0.borrow()
     }
 
-    /// Runs `lead` whenever this replica leads, from its beginning each time; it is dropped when it leads no more. Never
-    /// ends.
+    /// Runs the future that `lead` makes while this replica leads, and drops it when leadership is lost; a new one is made
+    /// each time that leadership is gained, and when the last one has ended. Never returns.
     pub async fn while_leading<F: Future<Output = ()>>(mut self, lead: impl Fn() -> F) {
         loop {
             self.gained().await;
@@ -35,14 +39,14 @@ impl Leadership {
         }
     }
 
-    /// Returns once this replica leads; at once if it does. Cancel-safe.
+    /// Waits until this replica leads. Cancel-safe.
     pub async fn gained(&mut self) {
         if self.0.wait_for(|leads| *leads).await.is_err() {
             std::future::pending().await
         }
     }
 
-    /// Returns once this replica does not lead; at once if it does not. Cancel-safe.
+    /// Waits until this replica does not lead. Cancel-safe.
     pub async fn lost(&mut self) {
         if self.0.wait_for(|leads| !*leads).await.is_err() {
             std::future::pending().await

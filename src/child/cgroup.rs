@@ -1,12 +1,13 @@
-//! A worker's memory limit on one machine: a cgroup of its own, where we may make one.
+//! A worker's memory limit on one machine: a cgroup of its own, where the system lets this process make one.
 //!
-//! | | where | limit | counter of kills |
+//! | cgroups | where the worker's group is made | limit | counter of kills for want of memory |
 //! |---|---|---|---|
 //! | v1 | below our own group of the memory hierarchy | `memory.limit_in_bytes` | `memory.oom_control` |
-//! | v2 | below our own group if it hands `memory` down, else beside it | `memory.max` | `memory.events` |
+//! | v2 | below our own group if it hands the controller `memory` down, else beside it | `memory.max` | `memory.events` |
 //!
-//! In v2 a group with processes cannot hand controllers down, so ours usually cannot; its parent does, and a user's
-//! session lets us make a group there. Adapter and program share the group; the kernel kills the biggest.
+//! In v2 a group that holds processes cannot hand controllers down to groups below it, so our own usually cannot. Its
+//! parent does, and systemd lets the user of a session make a group there. The worker and the agent program that it runs
+//! share one group; the kernel kills the biggest process in it.
 
 use std::fs;
 use std::io;
@@ -18,28 +19,28 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::turn::keys::StartId;
 
-/// How long the kernel is given to empty a group of killed processes.
+/// A killed process needs a moment to leave its group, which cannot be removed before: the pause between two tries.
 const EMPTYING: Duration = Duration::from_millis(20);
 const EMPTYING_TRIES: u32 = 50;
 
-/// Where groups can be made.
+/// The place where this process can make cgroups with a memory limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cgroups {
-    version: Version,
+    version: CgroupVersion,
     parent: PathBuf,
-    /// Begins the name of every group of this node.
+    /// The beginning of the name of every group that this node (this data directory) makes, in this run or an earlier one.
     prefix: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Version {
+enum CgroupVersion {
     V1,
     V2,
 }
 
 impl Cgroups {
-    /// Finds out whether and where groups with a memory limit can be made, and removes what former boots of this node
-    /// left. `None` where it is not permitted.
+    /// Finds a place by trying, and removes the groups that earlier runs of this node left. `None` where no group with a
+    /// memory limit can be made.
     pub fn detect(node: &str) -> Option<Cgroups> {
         let own = fs::read_to_string("/proc/self/cgroup").ok()?;
         let prefix = format!("lastword-{node}-");
@@ -51,19 +52,19 @@ impl Cgroups {
         Some(found)
     }
 
-    /// Tries it out.
+    /// Whether a group can be made here, limited, and asked for its kills.
     fn works(&self) -> bool {
         let probe = self.parent.join(format!("{}probe", self.prefix));
         if fs::create_dir(&probe).is_err_and(|e| e.kind() != io::ErrorKind::AlreadyExists) {
             return false;
         }
-        let group = Group { version: self.version, path: probe };
+        let group = Cgroup { version: self.version, path: probe };
         let works = group.limit(1 << 40).is_ok() && group.oom_kills().is_some();
         let _ = fs::remove_dir(&group.path);
         works
     }
 
-    /// Removes empty groups of this node. A group that still holds a process cannot be removed.
+    /// Removes the empty groups of this node; the kernel refuses to remove one that still holds a process.
     fn clean(&self) {
         let Ok(entries) = fs::read_dir(&self.parent) else { return };
         for entry in entries.flatten() {
@@ -73,14 +74,14 @@ impl Cgroups {
         }
     }
 
-    /// A group for one worker.
+    /// Makes the group of one worker, with a limit in bytes.
     ///
     /// # Errors
-    /// Those of the file system.
-    pub fn create(&self, start: StartId, memory_bytes: u64) -> io::Result<Group> {
+    /// Those of the file system. No group is left then.
+    pub fn create(&self, start: StartId, memory_bytes: u64) -> io::Result<Cgroup> {
         let path = self.parent.join(format!("{}{start}", self.prefix));
         fs::create_dir(&path)?;
-        let group = Group { version: self.version, path };
+        let group = Cgroup { version: self.version, path };
         if let Err(error) = group.limit(memory_bytes) {
             group.remove();
             return Err(error);
@@ -89,8 +90,8 @@ impl Cgroups {
     }
 }
 
-/// Parents of groups, best first, from the text of `/proc/self/cgroup`.
-fn candidates(own: &str) -> Vec<(Version, PathBuf)> {
+/// The groups below which a worker's may be made, best first, from the text of `/proc/self/cgroup`.
+fn candidates(own: &str) -> Vec<(CgroupVersion, PathBuf)> {
     let mut found = Vec::new();
     for line in own.lines() {
         let mut fields = line.splitn(3, ':').skip(1);
@@ -98,55 +99,55 @@ fn candidates(own: &str) -> Vec<(Version, PathBuf)> {
         let below = path.trim_start_matches('/');
         if controllers.split(',').any(|c| c == "memory") {
             // Inside a container the path may be the host's, while the mount shows the container's group as its root.
-            found.push((Version::V1, Path::new("/sys/fs/cgroup/memory").join(below)));
-            found.push((Version::V1, PathBuf::from("/sys/fs/cgroup/memory")));
+            found.push((CgroupVersion::V1, Path::new("/sys/fs/cgroup/memory").join(below)));
+            found.push((CgroupVersion::V1, PathBuf::from("/sys/fs/cgroup/memory")));
         } else if controllers.is_empty() {
             let group = Path::new("/sys/fs/cgroup").join(below);
             let beside = group.parent().filter(|p| p.starts_with("/sys/fs/cgroup")).map(Path::to_path_buf);
-            found.push((Version::V2, group));
-            found.extend(beside.map(|parent| (Version::V2, parent)));
+            found.push((CgroupVersion::V2, group));
+            found.extend(beside.map(|parent| (CgroupVersion::V2, parent)));
         }
     }
     found
 }
 
-/// One worker's group. Remove it when the worker was reaped.
+/// One worker's cgroup. To be removed when the worker was reaped: a drop leaves it.
 #[derive(Debug)]
-pub struct Group {
-    version: Version,
+pub struct Cgroup {
+    version: CgroupVersion,
     path: PathBuf,
 }
 
-impl Group {
+impl Cgroup {
     fn limit(&self, bytes: u64) -> io::Result<()> {
         let (limit, swap, swap_bytes) = match self.version {
-            Version::V1 => ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", bytes),
-            Version::V2 => ("memory.max", "memory.swap.max", 0),
+            CgroupVersion::V1 => ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", bytes),
+            CgroupVersion::V2 => ("memory.max", "memory.swap.max", 0),
         };
         fs::write(self.path.join(limit), bytes.to_string())?;
-        // As in Kubernetes, what is over the limit is not swapped out. Where swap is not counted, it stays as it is.
+        // Without swap, as in Kubernetes, or the limit would bound nothing. A kernel that does not count swap has no such file.
         let _ = fs::write(self.path.join(swap), swap_bytes.to_string());
         Ok(())
     }
 
-    /// Puts a process in.
+    /// Moves a process into the group; what it starts from then on is born there.
     ///
     /// # Errors
-    /// Those of the file system; also when the process has ended.
+    /// Those of the file system; also when the process was reaped.
     pub fn add(&self, process: Pid) -> io::Result<()> {
         fs::write(self.path.join("cgroup.procs"), process.as_raw_nonzero().to_string())
     }
 
-    /// How often the kernel has killed here for want of memory.
+    /// How many processes of the group the kernel has killed for want of memory; `None` if it does not tell.
     pub fn oom_kills(&self) -> Option<u64> {
         let file = match self.version {
-            Version::V1 => "memory.oom_control",
-            Version::V2 => "memory.events",
+            CgroupVersion::V1 => "memory.oom_control",
+            CgroupVersion::V2 => "memory.events",
         };
         count(&fs::read_to_string(self.path.join(file)).ok()?)
     }
 
-    /// Kills what is left in the group, and removes it.
+    /// Kills the processes that are left in the group, and removes it. Blocks for up to a second.
     pub fn remove(self) {
         for _ in 0..EMPTYING_TRIES {
             let left = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
@@ -163,6 +164,7 @@ impl Group {
     }
 }
 
+/// The counter `oom_kill` in a file that has a name and a number on each line.
 fn count(file: &str) -> Option<u64> {
     file.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
 }
@@ -177,15 +179,15 @@ mod tests {
         assert_eq!(
             candidates("0::/user.slice/app.slice/term.scope\n"),
             [
-                (Version::V2, root.join("user.slice/app.slice/term.scope")),
-                (Version::V2, root.join("user.slice/app.slice")),
+                (CgroupVersion::V2, root.join("user.slice/app.slice/term.scope")),
+                (CgroupVersion::V2, root.join("user.slice/app.slice")),
             ]
         );
         assert_eq!(
             candidates("5:cpu:/y\n4:memory:/y\n"),
-            [(Version::V1, root.join("memory/y")), (Version::V1, root.join("memory"))]
+            [(CgroupVersion::V1, root.join("memory/y")), (CgroupVersion::V1, root.join("memory"))]
         );
-        assert_eq!(candidates("0::/\n"), [(Version::V2, root.to_path_buf())], "never above the root");
+        assert_eq!(candidates("0::/\n"), [(CgroupVersion::V2, root.to_path_buf())], "never above the root");
     }
 
     #[test]

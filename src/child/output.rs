@@ -1,104 +1,143 @@
-//! What workers print: line by line to our own log, and its end for the detail of a failure.
+//! What child processes print: line by line to our own log, and the end of their stderr for the detail of a failure.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio_util::sync::CancellationToken;
+
+use crate::lines::{LinePiece, Lines};
 
 /// A longer line is cut here, in bytes.
 const MAX_LINE: usize = 4 * 1024;
 /// What is kept of stderr, in bytes.
-const TAIL: usize = 8 * 1024;
+const MAX_TAIL: usize = 8 * 1024;
+/// What is read at a time, in bytes.
+const READ: usize = 8 * 1024;
 
-/// The end of what a worker printed. Shared with the one who reports its death.
+/// The last bytes that a child wrote to its stderr; 8 KiB at the most. Clones share them. The default is that of a child
+/// that wrote nothing and has closed its stderr.
 #[derive(Debug, Clone, Default)]
-pub struct Tail(Arc<Mutex<VecDeque<u8>>>);
+pub struct StderrTail(Arc<TailState>);
 
-impl Tail {
-    fn push(&self, bytes: &[u8]) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.extend(&bytes[bytes.len().saturating_sub(TAIL)..]);
-        let over = kept.len().saturating_sub(TAIL);
-        kept.drain(..over);
-    }
+#[derive(Debug, Default)]
+struct TailState {
+    read: Mutex<TailBytes>,
+    /// Both tell of the end of the stream: the first to threads, the second to tasks.
+    end: Condvar,
+    closed: CancellationToken,
+}
 
-    /// As text, without what surrounds it.
+#[derive(Debug, Default)]
+struct TailBytes {
+    bytes: VecDeque<u8>,
+    /// More may come.
+    open: bool,
+}
+
+impl StderrTail {
+    /// What was read so far, as text, without white space around it.
     pub fn text(&self) -> String {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(kept.make_contiguous()).trim().to_owned()
+        String::from_utf8_lossy(self.read().bytes.make_contiguous()).trim().to_owned()
+    }
+
+    /// Returns when stderr was read to its end: when the child, and whoever inherited its stderr, has closed it.
+    /// Cancel-safe.
+    pub async fn closed(&self) {
+        if self.read().open {
+            self.0.closed.cancelled().await;
+        }
+    }
+
+    /// The same for a thread, which blocks for at most `limit`.
+    pub fn wait_closed(&self, limit: Duration) {
+        let waited = self.0.end.wait_timeout_while(self.read(), limit, |read| read.open);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn push(&self, bytes: &[u8]) {
+        let kept = &mut self.read().bytes;
+        kept.extend(&bytes[bytes.len().saturating_sub(MAX_TAIL)..]);
+        let excess = kept.len().saturating_sub(MAX_TAIL);
+        kept.drain(..excess);
+    }
+
+    fn read(&self) -> MutexGuard<'_, TailBytes> {
+        self.0.read.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Lines out of bytes, each cut at [`MAX_LINE`].
-#[derive(Default)]
-struct Lines {
-    line: Vec<u8>,
-    cut: bool,
-}
+/// Says that the stream is at its end, also when the task that reads it is dropped.
+struct EndOfTail(StderrTail);
 
-impl Lines {
-    fn push(&mut self, mut bytes: &[u8], mut say: impl FnMut(&str)) {
-        while let Some(end) = bytes.iter().position(|b| *b == b'\n') {
-            self.append(&bytes[..end]);
-            self.end(&mut say);
-            bytes = &bytes[end + 1..];
-        }
-        self.append(bytes);
-    }
-
-    fn append(&mut self, bytes: &[u8]) {
-        let room = MAX_LINE - self.line.len();
-        self.cut |= bytes.len() > room;
-        self.line.extend_from_slice(&bytes[..bytes.len().min(room)]);
-    }
-
-    fn end(&mut self, mut say: impl FnMut(&str)) {
-        let text = String::from_utf8_lossy(&self.line);
-        // No control characters: they could rewrite a terminal.
-        let mut text: String =
-            text.trim_end().chars().map(|c| if c.is_control() && c != '\t' { ' ' } else { c }).collect();
-        if self.cut {
-            text.push('…');
-        }
-        if !text.is_empty() {
-            say(&text);
-        }
-        self.line.clear();
-        self.cut = false;
+impl Drop for EndOfTail {
+    fn drop(&mut self) {
+        self.0.read().open = false;
+        self.0.0.end.notify_all();
+        self.0.0.closed.cancel();
     }
 }
 
-/// Copies a stream to the log until it ends, and its end to `tail`.
-pub async fn copy(mut from: impl AsyncRead + Unpin, tail: Option<Tail>, say: impl Fn(&str)) {
-    let mut buffer = vec![0; 8 * 1024];
-    let mut lines = Lines::default();
-    loop {
-        match from.read(&mut buffer).await {
-            Ok(0) | Err(_) => break,
-            Ok(n) => {
-                if let Some(tail) = &tail {
-                    tail.push(&buffer[..n]);
-                }
-                lines.push(&buffer[..n], &say);
-            }
+/// Passes the lines of a stream to `say` until it ends.
+pub async fn copy_lines(from: impl AsyncRead + Unpin, say: impl FnMut(&str)) {
+    copy(from, |_| {}, say).await;
+}
+
+/// [`copy_lines`] for a child's stderr, whose end is kept; the future is to be spawned.
+pub fn copy_stderr<R: AsyncRead + Unpin, F: FnMut(&str)>(
+    from: R,
+    say: F,
+) -> (StderrTail, impl Future<Output = ()> + use<R, F>) {
+    let tail = StderrTail::default();
+    tail.read().open = true;
+    let end = EndOfTail(tail.clone());
+    let copying = async move { copy(from, |bytes| end.0.push(bytes), say).await };
+    (tail, copying)
+}
+
+async fn copy(mut from: impl AsyncRead + Unpin, mut keep: impl FnMut(&[u8]), mut say: impl FnMut(&str)) {
+    let mut buffer = vec![0; READ];
+    let mut lines = Lines::new(MAX_LINE);
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        keep(&buffer[..read]);
+        lines.push(&buffer[..read]);
+        while let Some(piece) = lines.next() {
+            say_line(&piece, &mut say);
         }
     }
-    lines.end(&say);
+    if let Some(piece) = lines.finish() {
+        say_line(&piece, &mut say);
+    }
+}
+
+/// Says a line, cut at [`MAX_LINE`]; what comes of it in later pieces is left out, and so is an empty one.
+fn say_line(piece: &LinePiece, mut say: impl FnMut(&str)) {
+    if !piece.begins {
+        return;
+    }
+    let text = String::from_utf8_lossy(&piece.bytes[..piece.bytes.len().min(MAX_LINE)]);
+    // No control characters: they could rewrite a terminal.
+    let mut text: String = text.trim_end().chars().map(|c| if c.is_control() && c != '\t' { ' ' } else { c }).collect();
+    if piece.bytes.len() > MAX_LINE {
+        text.push('…');
+    }
+    if !text.is_empty() {
+        say(&text);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn lines_are_bounded_and_harmless() {
+    #[tokio::test]
+    async fn lines_are_bounded_and_harmless() {
+        let mut printed = b"one\ntwo\x1b[2J\r\n\n".to_vec();
+        printed.extend([b'x'; 3 * MAX_LINE]);
+        printed.extend(b"y\nz");
         let mut said = Vec::new();
-        let mut lines = Lines::default();
-        lines.push(b"one\ntw", |l| said.push(l.to_owned()));
-        lines.push(b"o\x1b[2J\r\n\n", |l| said.push(l.to_owned()));
-        lines.push(&[b'x'; 3 * MAX_LINE], |l| said.push(l.to_owned()));
-        lines.push(b"y\nz", |l| said.push(l.to_owned()));
-        lines.end(|l| said.push(l.to_owned()));
+        copy_lines(&printed[..], |line| said.push(line.to_owned())).await;
         assert_eq!(said[..2], ["one", "two [2J"]);
         assert_eq!(said[2], "x".repeat(MAX_LINE) + "…");
         assert_eq!(said[3], "z");
@@ -106,11 +145,25 @@ mod tests {
 
     #[test]
     fn the_tail_is_the_end() {
-        let tail = Tail::default();
-        tail.push(&[b'a'; 2 * TAIL]);
+        let tail = StderrTail::default();
+        tail.push(&[b'a'; 2 * MAX_TAIL]);
         tail.push(b"the end\n");
         let text = tail.text();
         assert!(text.ends_with("aaathe end"));
-        assert_eq!(text.len(), TAIL - 1);
+        assert_eq!(text.len(), MAX_TAIL - 1);
+    }
+
+    #[tokio::test]
+    async fn a_tail_closes_with_its_stream_and_with_its_reader() {
+        let (tail, copying) = copy_stderr(&b"no such file\n"[..], |_| {});
+        tail.wait_closed(Duration::ZERO);
+        assert_eq!(tail.text(), "");
+        copying.await;
+        tail.closed().await;
+        assert_eq!(tail.text(), "no such file");
+        let (tail, copying) = copy_stderr(tokio::io::empty(), |_| {});
+        drop(copying);
+        tail.closed().await;
+        tail.wait_closed(Duration::from_secs(3600));
     }
 }

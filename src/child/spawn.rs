@@ -17,23 +17,23 @@ use rustix::process::{Pid, Signal};
 
 /// The thread that forks all children. There is one a process: [`Spawner::global`].
 pub struct Spawner {
-    requests: mpsc::Sender<Request>,
+    requests: mpsc::Sender<SpawnRequest>,
 }
 
-struct Request {
+struct SpawnRequest {
     command: Command,
     on_our_death: Signal,
-    namespace: Namespace,
+    namespace: UserNamespace,
     answer: mpsc::SyncSender<io::Result<Child>>,
 }
 
-/// In which user namespace a child runs.
+/// The user namespace that a child runs in (see user_namespaces(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Namespace {
-    /// In ours.
+pub enum UserNamespace {
+    /// This process's own.
     Ours,
-    /// In a new one that shows our own user to the child as this uid and gid. To everybody else the child's
-    /// user stays ours, so file permissions are unchanged; but it holds no capability outside.
+    /// A new one, in which our own user has the uid and gid `shown_as`. To everybody else the child's user stays ours, so
+    /// that file permissions are unchanged; but the child has no capability outside of the namespace.
     New { shown_as: u32 },
 }
 
@@ -59,20 +59,23 @@ impl Spawner {
     /// # Errors
     /// Those of [`Command::spawn`], and `Other` when the spawner's thread could not be started.
     pub fn spawn(&self, command: Command, on_our_death: Signal) -> io::Result<Child> {
-        self.spawn_in(command, on_our_death, Namespace::Ours)
+        self.spawn_in(command, on_our_death, UserNamespace::Ours)
     }
 
     /// [`Spawner::spawn`] with a choice of the user namespace.
-    pub(crate) fn spawn_in(&self, command: Command, on_our_death: Signal, namespace: Namespace) -> io::Result<Child> {
+    ///
+    /// # Errors
+    /// As [`Spawner::spawn`].
+    pub fn spawn_in(&self, command: Command, on_our_death: Signal, namespace: UserNamespace) -> io::Result<Child> {
         let gone = || io::Error::other("the thread that spawns child processes is not running");
         let (answer, response) = mpsc::sync_channel(1);
-        let request = Request { command, on_our_death, namespace, answer };
+        let request = SpawnRequest { command, on_our_death, namespace, answer };
         self.requests.send(request).map_err(|_| gone())?;
         response.recv().map_err(|_| gone())?
     }
 }
 
-fn serve(inbox: mpsc::Receiver<Request>) {
+fn serve(inbox: mpsc::Receiver<SpawnRequest>) {
     for mut request in inbox {
         let answer = fork(&mut request.command, request.on_our_death, request.namespace);
         // A caller waits for its answer until it has it, so the receiver is there.
@@ -84,7 +87,7 @@ fn serve(inbox: mpsc::Receiver<Request>) {
     unsafe_code,
     reason = "pre_exec runs between fork and exec; nothing else can set a parent-death signal without a race"
 )]
-fn fork(command: &mut Command, signal: Signal, namespace: Namespace) -> io::Result<Child> {
+fn fork(command: &mut Command, signal: Signal, namespace: UserNamespace) -> io::Result<Child> {
     let us = rustix::process::getpid();
     let maps = IdMaps::new(namespace);
     // SAFETY: the closure runs in the forked child, before exec. It only makes system calls on memory that was
@@ -115,8 +118,8 @@ struct IdMaps {
 }
 
 impl IdMaps {
-    fn new(namespace: Namespace) -> Option<IdMaps> {
-        let Namespace::New { shown_as } = namespace else {
+    fn new(namespace: UserNamespace) -> Option<IdMaps> {
+        let UserNamespace::New { shown_as } = namespace else {
             return None;
         };
         let uid = rustix::process::geteuid().as_raw();

@@ -1,24 +1,24 @@
-//! The fleet: as many workers as the turns need, no more than an Agent allows, and none that nobody needs.
+//! The fleet of workers: as many as the waiting turns need, no more than their Agent allows, and none that nobody needs.
 //!
 //! ```text
-//!  agent, marker, lease (read) ─▶ plan (pure) ─▶ Start   lease row, then the runtime
-//!        ▲                                       Drain   lease `draining`, then the runtime: SIGTERM … SIGKILL
-//!        └ each second, and at a wake-up         Look    at what is suspected; a proof goes to the reports
-//!                                                Shed    turns beyond maxQueuedTurns
-//!  runtime ── proofs of death ─▶ reports ─▶ fail_worker, again until the database took it
+//!  agent, marker, lease (read) ─▶ plan (pure) ─▶ Start   the lease's row, then the runtime
+//!        ▲                                       Drain   the lease is `draining`, then the runtime: SIGTERM … SIGKILL
+//!        └ each second, and at a wake-up         Look    ask the runtime for a suspected worker; a proof is reported
+//!                                                Shed    end the waiting turns beyond maxQueuedTurns
+//!  runtime ── proofs of death ─▶ reports ─▶ fail_start, again until the database took it
 //! ```
 //!
-//! - **Passes** ([`pass`]) run one at a time; wake-ups during one lead to one more. What a pass does is decided by [`plan`]
-//!   from one reading of the database, so a pass that was lost, or made twice by two leaders, does no harm: the election
-//!   and the leases' locks are the fences.
-//! - **Reports** ([`report`]) have a task of their own: a slow start delays nobody's last word. A death is kept until the
-//!   database took it.
-//! - A worker that runs without a lease (it lapsed, or the worker said goodbye and did not leave) is killed.
+//! - **Passes** (`pass`) run one at a time; wake-ups during one lead to one more. [`plan`] decides what a pass does, from one
+//!   reading of the database, and `action` does it. A pass that was lost, or that two leaders made at the same time, does no
+//!   harm: turns are fenced by the election, workers by the locks on their leases.
+//! - **Reports** (`report`) of deaths have a task of their own, so that a slow start delays no turn's terminal. A death is
+//!   kept until the database took it.
+//! - A worker that runs without a lease is killed: its lease has lapsed, or it said goodbye and did not leave.
 //!
-//! The runtimes: [`process`] for one machine; Kubernetes' is in `operator`.
+//! A [`WorkerRuntime`] runs the workers: [`process`] on one machine, `operator::pods` in Kubernetes.
 
-mod child;
-mod command;
+mod action;
+mod config;
 mod pass;
 mod pauses;
 pub mod plan;
@@ -26,59 +26,29 @@ pub mod process;
 mod report;
 pub mod runtime;
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use crate::every;
 use crate::leadership::Leadership;
 use crate::store::{Heard, Hearing, Notice, Store};
+pub use config::FleetConfig;
 pub use process::fail_former_boots;
 pub use runtime::{Death, StartRequest, WorkerRuntime};
 
-/// How the fleet works.
-#[derive(Debug, Clone)]
-pub struct FleetConfig {
-    /// Between two passes when nothing wakes the fleet.
-    pub poll: Duration,
-    /// The time between the starts of two passes, however many wake-ups come. Within this range it is five times what a
-    /// pass takes: under load, when each turn is a wake-up, passes leave the database four fifths of the time.
-    pub spacing: Range<Duration>,
-    /// How long the cause of a proven death is waited for.
-    pub cause_window: Duration,
-    /// Actions of one pass at the most; the next pass follows at once.
-    pub max_actions: usize,
-    /// Actions that are carried out at a time.
-    pub concurrency: usize,
-    /// How long a worker may run after its lease died: the time to leave after a goodbye.
-    pub stray: Duration,
-}
-
-impl Default for FleetConfig {
-    fn default() -> Self {
-        FleetConfig {
-            poll: Duration::from_secs(1),
-            spacing: Duration::from_millis(10)..Duration::from_millis(100),
-            cause_window: Duration::from_secs(5),
-            max_actions: 256,
-            concurrency: 16,
-            stray: Duration::from_secs(5),
-        }
-    }
-}
-
-/// How long the fleet's end waits for the database to take what it has to say.
+/// How long the fleet waits, when it ends, for the database to take the drains, and then the deaths, of its workers.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// Runs the fleet until `shutdown`. Whoever listens to notices calls [`Notify::notify_one`] on `wake` for a worker group,
-/// a worker, the Agents, and after a listener's reconnect.
+/// Runs the fleet until `shutdown`. A pass is made each [`FleetConfig::poll`], and whenever `wake` is notified, see
+/// [`wake_on_notices`].
 ///
-/// Only a leader starts and stops workers; looking at suspected ones, reporting deaths and shedding is every replica's.
+/// Only a leader starts and stops workers. Every replica looks at suspected workers, reports deaths, and sheds.
 ///
-/// At the end nothing more is started; workers that cannot outlive this process are drained (within the longest
-/// `drainSeconds` among them), and their deaths are reported.
+/// After `shutdown` nothing is started any more. Workers that cannot outlive this process are drained, within the longest
+/// `drainSeconds` among them, and their deaths are reported.
 pub async fn run(
     store: Store,
     runtime: Arc<dyn WorkerRuntime>,
@@ -91,7 +61,8 @@ pub async fn run(
     let deaths = runtime.deaths();
     let all_said = CancellationToken::new();
     let reports = report::Reports::new(store.clone(), config.cause_window, wake.clone());
-    let mut reports = tokio::spawn(reports.run(deaths, looked, all_said.clone()));
+    let reports = reports.run(deaths, looked, all_said.clone());
+    let mut reports = every::supervised("the reports of workers' deaths", reports);
     let mut passes = pass::Passes::new(store.clone(), runtime.clone(), config.clone(), leadership, looks);
     passes.run(&wake, &shutdown).await;
     if runtime.ends_with_us() {
@@ -100,12 +71,13 @@ pub async fn run(
     }
     all_said.cancel();
     if tokio::time::timeout(LAST_WORDS, &mut reports).await.is_err() {
-        tracing::warn!("the database did not take all deaths; the leases will end those turns");
+        tracing::warn!("the database did not take all deaths of workers; their turns end when the leases lapse");
         reports.abort();
     }
 }
 
-/// Wakes the fleet, until `shutdown`, when something changed that may have to be started, looked at or stopped.
+/// Notifies `wake`, until `shutdown`, of each change after which workers may have to be started, looked at or stopped: of a
+/// worker group's turns, of a worker, or of the Agents.
 pub async fn wake_on_notices(mut hearing: Hearing, wake: Arc<Notify>, shutdown: CancellationToken) {
     loop {
         let heard = tokio::select! {

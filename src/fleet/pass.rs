@@ -1,8 +1,8 @@
-//! One pass after another: read, plan, carry out.
+//! The passes of the fleet: read, plan, carry out.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -10,73 +10,69 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::FleetConfig;
+use super::action::ActionRunner;
+use super::config::FleetConfig;
 use super::pauses::Pauses;
-use super::plan::{Action, Agent, AgentKey, Known, Why, plan};
-use super::runtime::{Death, StartRequest, WorkerRuntime};
+use super::plan::{Action, AgentKey, PlanContext, PlannedAgent, plan};
+use super::runtime::{Death, WorkerRuntime};
 use crate::crd::AgentSpec;
+use crate::every::{Again, Outage};
 use crate::leadership::Leadership;
-use crate::store::{Lease, NewStart, Store, StoreError, StoredAgent};
-use crate::turn::decide::Look;
-use crate::turn::keys::{Incarnation, StartId};
-use crate::turn::reason::Reason;
-use crate::turn::terminal::Failure;
-use crate::wire::Credential;
+use crate::store::{Store, StoreError, StoredAgent};
+use crate::turn::keys::StartId;
 
-/// Ending an Agent's turns takes at most 500 a call: calls of one pass.
-const MAX_BATCHES: usize = 20;
-const BATCH: u32 = 500;
-/// Between two attempts to make a worker of one start.
-/// A suspected worker is looked at again after this: as often as passes are polled.
+/// A suspected worker is looked at again after this: a little less than the default poll, so that each polled pass looks.
 const LOOK_EVERY: Duration = Duration::from_millis(900);
+/// The time between two attempts to make the worker of one start.
 const REMAKE_EVERY: Duration = Duration::from_secs(2);
 
+/// What is kept from one pass to the next.
 pub(super) struct Passes {
     store: Store,
     runtime: Arc<dyn WorkerRuntime>,
     config: FleetConfig,
     leadership: Leadership,
-    looks: mpsc::UnboundedSender<Death>,
+    runner: ActionRunner,
+    /// The Agents' specs as they were parsed last, with the generation; `None` for one that cannot be parsed.
     specs: HashMap<AgentKey, (i64, Option<Arc<AgentSpec>>)>,
-    known: Known,
-    /// Workers that run without a lease, since when.
+    context: PlanContext,
+    /// Workers that run without a lease, and since when.
     strays: HashMap<StartId, Instant>,
     /// Starts that were made again, and when.
     remade: HashMap<StartId, Instant>,
-    /// Suspected workers that were looked at, when.
+    /// Suspected workers that were looked at, and when.
     looked: HashMap<StartId, Instant>,
-    /// Starts whose row may or may not have been written: nothing was started.
-    unsure: Mutex<HashSet<StartId>>,
-    away: bool,
 }
 
 impl Passes {
+    /// `deaths` takes the deaths that looks and failed starts prove.
     pub fn new(
         store: Store,
         runtime: Arc<dyn WorkerRuntime>,
         config: FleetConfig,
         leadership: Leadership,
-        looks: mpsc::UnboundedSender<Death>,
+        deaths: mpsc::UnboundedSender<Death>,
     ) -> Self {
         Passes {
+            runner: ActionRunner::new(store.clone(), runtime.clone(), deaths),
             store,
             runtime,
             config,
             leadership,
-            looks,
             specs: HashMap::new(),
-            known: Known::default(),
+            context: PlanContext::default(),
             strays: HashMap::new(),
             remade: HashMap::new(),
             looked: HashMap::new(),
-            unsure: Mutex::default(),
-            away: false,
         }
     }
 
+    /// Makes passes until `shutdown`: one each [`FleetConfig::poll`], the first at once, and one at each wake-up. Two passes
+    /// begin at least [`FleetConfig::spacing`] apart, which is why this is a loop of its own beside [`crate::every::Every`].
     pub async fn run(&mut self, wake: &Notify, shutdown: &CancellationToken) {
         let mut poll = tokio::time::interval(self.config.poll);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut outage = Outage::new("the fleet");
         loop {
             let polled = tokio::select! {
                 biased;
@@ -86,87 +82,56 @@ impl Passes {
             };
             let begun = Instant::now();
             match self.pass(polled).await {
-                Ok(true) => wake.notify_one(),
-                Ok(false) => {}
-                Err(error) if std::mem::replace(&mut self.away, true) => {
-                    tracing::debug!(%error, "the fleet still waits for the database");
+                Ok(more) => {
+                    outage.is_over();
+                    if more == Again::AtOnce {
+                        wake.notify_one();
+                    }
                 }
-                Err(error) => tracing::warn!(%error, "the fleet waits for the database; running workers go on"),
+                Err(error) => outage.goes_on(&error),
             }
-            // Not interrupted by wake-ups: they are answered by the next pass, all at once.
+            // Wake-ups do not interrupt this: the next pass answers them all.
             let spacing = (begun.elapsed() * 5).clamp(self.config.spacing.start, self.config.spacing.end);
             tokio::time::sleep_until(begun + spacing).await;
         }
     }
 
-    /// One pass; true when there is more to do at once.
-    async fn pass(&mut self, polled: bool) -> Result<bool, StoreError> {
-        // In this order: a worker's lease is older than its process, and its Agent older than its lease.
+    /// Drains the workers that end with this process, see [`ActionRunner::leave`].
+    pub async fn leave(&self, within: Duration) {
+        self.runner.leave(within).await;
+    }
+
+    /// Makes one pass. Those that are `polled` also check the queues of all Agents and look for removed ones.
+    async fn pass(&mut self, polled: bool) -> Result<Again, StoreError> {
+        // Read in this order: a worker's lease is older than its process, and its Agent is older than its lease.
         let running = self.runtime.running().await;
         let workers = self.store.living_workers().await?;
-        self.withdraw(&workers).await?;
+        self.runner.withdraw(&workers).await?;
         let demand = self.store.demand_of_worker_groups().await?;
         let pauses = Pauses::after(&self.store.futile_starts().await?);
         let agents = self.agents(&pauses).await?;
-        self.known.paused = pauses.demand;
         let alive: HashSet<StartId> = workers.iter().map(|w| w.start_id).collect();
-        self.known.stopped.retain(|start| alive.contains(start));
-        self.known.check_queues = polled;
-        self.remade.retain(|start, at| alive.contains(start) && at.elapsed() < REMAKE_EVERY);
-        self.known.remade = self.remade.keys().copied().collect();
-        self.looked.retain(|_, at| at.elapsed() < LOOK_EVERY);
-        self.known.looked = self.looked.keys().copied().collect();
-        let mut actions = plan(&agents, &demand, &workers, &self.known);
+        self.refresh_context(&alive, pauses, polled);
+        let mut actions = plan(&agents, &demand, &workers, &self.context);
         let leads = self.leadership.is_leader();
         if !leads {
             actions.retain(|action| matches!(action, Action::Look { .. } | Action::Shed { .. }));
         }
-        let remakes = actions.iter().filter_map(|action| match action {
-            Action::Remake { start_id, .. } => Some((*start_id, Instant::now())),
-            _ => None,
-        });
-        self.remade.extend(remakes);
-        let looks = actions.iter().filter_map(|action| match action {
-            Action::Look { start_id, .. } => Some((*start_id, Instant::now())),
-            _ => None,
-        });
-        self.looked.extend(looks);
+        self.note(&actions);
         let more = actions.len() > self.config.max_actions;
         actions.truncate(self.config.max_actions);
-        let agents: HashMap<&AgentKey, &Agent> = agents.iter().map(|a| (&a.key, a)).collect();
-        let this = &*self;
-        // After an error the rest waits for the next pass; what is under way is finished, not dropped half-way.
-        let failed = AtomicBool::new(false);
-        let (failed, agents) = (&failed, &agents);
-        let done: Vec<Result<Option<StartId>, StoreError>> = futures::stream::iter(actions)
-            .map(|action| async move {
-                if failed.load(Ordering::Relaxed) {
-                    return Ok(None);
-                }
-                let done = this.carry_out(action, agents).await;
-                failed.fetch_or(done.is_err(), Ordering::Relaxed);
-                done
-            })
-            .buffer_unordered(this.config.concurrency)
-            .collect()
-            .await;
-        for done in done {
-            self.known.stopped.extend(done?);
-        }
+        self.carry_out(actions, &agents).await?;
         if leads {
             self.kill_strays(&running, &alive).await;
         }
         if polled {
-            self.orphan().await?;
+            self.runner.orphan().await?;
         }
-        if std::mem::take(&mut self.away) {
-            tracing::info!("the fleet has its database again");
-        }
-        Ok(more)
+        Ok(if more { Again::AtOnce } else { Again::Later })
     }
 
-    /// The Agents, each spec parsed once a generation.
-    async fn agents(&mut self, pauses: &Pauses) -> Result<Vec<Agent>, StoreError> {
+    /// Reads the Agents. Each spec is parsed once a generation.
+    async fn agents(&mut self, pauses: &Pauses) -> Result<Vec<PlannedAgent>, StoreError> {
         let stored = self.store.agents().await?;
         let mut before = std::mem::take(&mut self.specs);
         let mut agents = Vec::with_capacity(stored.len());
@@ -185,148 +150,60 @@ impl Passes {
             };
             self.specs.insert(key.clone(), (generation, spec.clone()));
             let may_warm = pauses.may_warm(&key, generation);
-            agents.push(Agent { key, generation, uid, spec, may_warm });
+            agents.push(PlannedAgent { key, generation, uid, spec, may_warm });
         }
         Ok(agents)
     }
 
-    /// Carries one action out; answers with the worker whose runtime was told to stop it.
-    async fn carry_out(
-        &self,
-        action: Action,
-        agents: &HashMap<&AgentKey, &Agent>,
-    ) -> Result<Option<StartId>, StoreError> {
-        match action {
-            Action::Start { agent, worker_group, only_first } => {
-                if let Some(agent) = agents.get(&agent) {
-                    self.start(agent, worker_group, only_first).await?;
-                }
-                Ok(None)
-            }
-            Action::Remake { agent, worker_group, start_id, runtime_ref } => {
-                if let Some(agent) = agents.get(&agent)
-                    && let Some(spec) = agent.spec.clone()
-                {
-                    let request = StartRequest { runtime_ref, ..request(agent, spec, worker_group, start_id) };
-                    self.make(&request).await;
-                }
-                Ok(None)
-            }
-            Action::Drain { incarnation, start_id, runtime_ref, why } => {
-                let reason = Reason::Deleted;
-                let told = match why {
-                    // What was read may be old: whoever works by now is not idle.
-                    Why::Idle | Why::MakeRoom => self.store.drain_idle_worker(incarnation, reason).await?,
-                    Why::Changed | Why::Removed => self.store.drain_worker(incarnation, reason).await?,
-                };
-                if told {
-                    self.stop_drained(incarnation, start_id, &runtime_ref, why.as_str()).await;
-                    return Ok(Some(start_id));
-                }
-                Ok(None)
-            }
-            Action::Stop { start_id, runtime_ref } => {
-                self.runtime.stop(start_id, &runtime_ref).await;
-                Ok(Some(start_id))
-            }
-            Action::Look { start_id, runtime_ref } => {
-                self.look(start_id, &runtime_ref).await;
-                Ok(None)
-            }
-            Action::Shed { agent, max_queued } => {
-                let shed = || self.store.shed_queue_of_agent(&agent.organization, &agent.name, max_queued);
-                let turns = in_batches(shed).await?;
-                if turns > 0 {
-                    let AgentKey { organization, name } = &agent;
-                    tracing::warn!(organization, agent = name, turns, max_queued, "shed turns beyond maxQueuedTurns");
-                }
-                Ok(None)
+    /// Forgets what is over, and tells the plan the rest.
+    fn refresh_context(&mut self, alive: &HashSet<StartId>, pauses: Pauses, polled: bool) {
+        self.remade.retain(|start, at| alive.contains(start) && at.elapsed() < REMAKE_EVERY);
+        self.looked.retain(|_, at| at.elapsed() < LOOK_EVERY);
+        let context = &mut self.context;
+        context.paused = pauses.demand;
+        context.stopped.retain(|start| alive.contains(start));
+        context.check_queues = polled;
+        context.remade = self.remade.keys().copied().collect();
+        context.looked = self.looked.keys().copied().collect();
+    }
+
+    /// Notes when starts are made again and workers are looked at.
+    fn note(&mut self, actions: &[Action]) {
+        let now = Instant::now();
+        for action in actions {
+            match action {
+                Action::Remake { start_id, .. } => drop(self.remade.insert(*start_id, now)),
+                Action::Look { start_id, .. } => drop(self.looked.insert(*start_id, now)),
+                _ => {}
             }
         }
     }
 
-    /// A start is a lease row first, then a worker.
-    async fn start(&self, agent: &Agent, worker_group: String, only_first: bool) -> Result<(), StoreError> {
-        let Some(spec) = agent.spec.clone() else { return Ok(()) };
-        let start_id = StartId::new();
-        let mut request = request(agent, spec, worker_group, start_id);
-        if self.runtime.numbered() {
-            request.attempt = self.store.next_start_number().await?;
-        }
-        request.runtime_ref = self.runtime.reference(&request);
-        let row = new_start(&request, &*self.runtime);
-        match self.store.start_worker(&row, only_first).await {
-            Ok(true) => {}
-            Ok(false) => return Ok(()),
-            Err(error) => {
-                self.unsure.lock().unwrap_or_else(PoisonError::into_inner).insert(start_id);
-                return Err(error);
-            }
-        }
-        let StartRequest { organization, agent, worker_group, .. } = &request;
-        tracing::info!(organization, agent, worker_group, start = %start_id, "starting a worker");
-        self.make(&request).await;
-        Ok(())
-    }
-
-    async fn make(&self, request: &StartRequest) {
-        if let Err(failure) = self.runtime.start(request).await {
-            // As a death, so that it is not lost if the database goes away just now.
-            let _ = self.looks.send(Death { start_id: request.start_id, cause: Some(failure) });
-        }
-    }
-
-    /// Ends the leases of starts that an outage kept from happening. As stops, so that no turn fails for it. One that
-    /// another leader has carried out meanwhile is a worker like any other.
-    async fn withdraw(&self, workers: &[Lease]) -> Result<(), StoreError> {
-        let unsure = std::mem::take(&mut *self.unsure.lock().unwrap_or_else(PoisonError::into_inner));
-        for worker in workers.iter().filter(|w| unsure.contains(&w.start_id)) {
-            let failure = Failure::detailed(Reason::StartFailed, "the database was away when the start was written");
-            let withdrawn = async {
-                if self.store.withdraw_start(worker.start_id, Reason::StartFailed).await? {
-                    self.store.fail_worker(worker.incarnation, &failure).await?;
+    /// Carries actions out, several at a time. After an error the rest is left to the next pass; what is under way is
+    /// finished.
+    async fn carry_out(&mut self, actions: Vec<Action>, agents: &[PlannedAgent]) -> Result<(), StoreError> {
+        let agents: HashMap<&AgentKey, &PlannedAgent> = agents.iter().map(|a| (&a.key, a)).collect();
+        let failed = AtomicBool::new(false);
+        let (runner, failed, agents) = (&self.runner, &failed, &agents);
+        let done: Vec<Result<Option<StartId>, StoreError>> = futures::stream::iter(actions)
+            .map(|action| async move {
+                if failed.load(Ordering::Relaxed) {
+                    return Ok(None);
                 }
-                Ok::<_, StoreError>(())
-            };
-            if let Err(error) = withdrawn.await {
-                self.unsure.lock().unwrap_or_else(PoisonError::into_inner).extend(unsure);
-                return Err(error);
-            }
+                let done = runner.run(action, agents).await;
+                failed.fetch_or(done.is_err(), Ordering::Relaxed);
+                done
+            })
+            .buffer_unordered(self.config.concurrency)
+            .collect()
+            .await;
+        for done in done {
+            self.context.stopped.extend(done?);
         }
         Ok(())
     }
 
-    /// True when the runtime was told.
-    async fn drain(
-        &self,
-        incarnation: Incarnation,
-        start_id: StartId,
-        runtime_ref: &str,
-        reason: Reason,
-        why: &str,
-    ) -> Result<bool, StoreError> {
-        if !self.store.drain_worker(incarnation, reason).await? {
-            // It connected meanwhile, died, or drains already: the next pass sees which.
-            return Ok(false);
-        }
-        self.stop_drained(incarnation, start_id, runtime_ref, why).await;
-        Ok(true)
-    }
-
-    async fn stop_drained(&self, incarnation: Incarnation, start_id: StartId, runtime_ref: &str, why: &str) {
-        tracing::info!(%incarnation, start = %start_id, "draining worker {incarnation}: {why}");
-        self.runtime.stop(start_id, runtime_ref).await;
-    }
-
-    async fn look(&self, start_id: StartId, runtime_ref: &str) {
-        let look = self.runtime.look(start_id, runtime_ref).await;
-        tracing::debug!(start = %start_id, ?look, "looked at a suspected worker");
-        if let Look::Terminated { cause } = look {
-            let _ = self.looks.send(Death { start_id, cause });
-        }
-    }
-
-    /// A worker without a lease serves nobody, and nothing that it says counts.
+    /// Kills the workers that have run without a lease for [`FleetConfig::stray`]: nothing that they say counts any more.
     async fn kill_strays(&mut self, running: &[StartId], alive: &HashSet<StartId>) {
         let stray: HashSet<StartId> = running.iter().copied().filter(|start| !alive.contains(start)).collect();
         self.strays.retain(|start, _| stray.contains(start));
@@ -336,81 +213,5 @@ impl Passes {
                 self.runtime.kill(start).await;
             }
         }
-    }
-
-    async fn orphan(&self) -> Result<(), StoreError> {
-        for (organization, agent) in self.store.removed_agents().await? {
-            let turns = in_batches(|| self.store.end_turns_of_removed_agent(&organization, &agent)).await?;
-            if turns > 0 {
-                tracing::info!(organization, agent, turns, "ended the waiting turns of a removed Agent");
-            }
-        }
-        Ok(())
-    }
-
-    /// This process ends, and its workers with it: nothing more is claimed by them.
-    pub async fn leave(&mut self, within: Duration) {
-        let leave = async {
-            let running: HashSet<StartId> = self.runtime.running().await.into_iter().collect();
-            let workers = self.store.living_workers().await?;
-            let drains = workers.iter().filter(|w| running.contains(&w.start_id) && !w.stopping).map(|w| {
-                self.drain(w.incarnation, w.start_id, &w.runtime_ref, Reason::NodeShutdown, "lastword is shutting down")
-            });
-            futures::future::try_join_all(drains).await.map(|_| ())
-        };
-        match tokio::time::timeout(within, leave).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the workers' drain is not in the database"),
-            Err(_) => tracing::warn!("the workers' drain is not in the database: no answer within {within:?}"),
-        }
-    }
-}
-
-/// Calls again while a call ends as many turns as one may.
-async fn in_batches<F: Future<Output = Result<u32, StoreError>>>(call: impl Fn() -> F) -> Result<u32, StoreError> {
-    let mut all = 0;
-    for _ in 0..MAX_BATCHES {
-        let some = call().await?;
-        all += some;
-        if some < BATCH {
-            break;
-        }
-    }
-    Ok(all)
-}
-
-fn request(agent: &Agent, spec: Arc<AgentSpec>, worker_group: String, start_id: StartId) -> StartRequest {
-    StartRequest {
-        start_id,
-        organization: agent.key.organization.clone(),
-        agent: agent.key.name.clone(),
-        worker_group,
-        generation: agent.generation,
-        spec,
-        agent_uid: agent.uid.clone(),
-        attempt: 0,
-        runtime_ref: String::new(),
-        credential: Credential::new(start_id),
-    }
-}
-
-fn new_start(request: &StartRequest, runtime: &dyn WorkerRuntime) -> NewStart {
-    let (limits, timing) = (&request.spec.limits, &request.spec.timing);
-    NewStart {
-        start_id: request.start_id,
-        organization: request.organization.clone(),
-        agent: request.agent.clone(),
-        worker_group: request.worker_group.clone(),
-        generation: request.generation,
-        runtime: runtime.name(),
-        runtime_ref: request.runtime_ref.clone(),
-        secret_hash: request.credential.hash(),
-        capacity: limits.turns_per_worker(),
-        // Whole seconds in the protocol: a lease of 1 or 2 s beats each second.
-        heartbeat_seconds: (timing.heartbeat().as_secs() as u32).max(1),
-        lease_seconds: timing.lease_seconds(),
-        drain_seconds: timing.drain_seconds(),
-        start_attempts: timing.start_attempts(),
-        start_seconds: timing.start_seconds(),
     }
 }

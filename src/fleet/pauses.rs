@@ -1,32 +1,37 @@
-//! Pauses after starts that came to nothing, from the store's rows: every replica knows them, whoever learnt of a death.
+//! Pauses after futile starts: those whose worker ended, or was told to stop, before it claimed a turn. They are computed from
+//! the database, so that every replica knows them, whichever has learned of the ends.
 //!
-//! - A start for `minWorkers` alone waits longer after each of the last hour that failed.
-//! - A start that a person waits for never waits for failed ones, which `startAttempts` bounds.
-//! - Both wait a little after starts that somebody else stopped: more of those are tried.
+//! - After starts that *failed*, a worker that nobody waits for (one for `minWorkers`) is not started for a while: longer
+//!   after each that failed in the last hour. A start that turns wait for does not pause: `startAttempts` bounds those.
+//! - After starts that somebody else *interrupted* (an eviction, say), all starts of the worker group pause, at most
+//!   [`LONGEST_FOR_DEMAND`]: more of these are tried than of failed ones.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
 use super::plan::AgentKey;
+use crate::backoff::doubled;
 use crate::store::FutileStarts;
 
-/// After the first; doubled by each further one.
+/// The pause after one futile start; doubled by each further one.
 const FIRST: Duration = Duration::from_secs(1);
-/// The longest wait: as Kubernetes has it for a crash loop. What the store tells reaches as far back.
+/// The longest pause, which is also that of Kubernetes for a container in a crash loop. The store tells of starts that far
+/// back.
 const LONGEST: Duration = Duration::from_secs(300);
-/// The longest while a person waits.
+/// The longest pause of a worker group that has turns to claim.
 const LONGEST_FOR_DEMAND: Duration = Duration::from_secs(10);
 
-/// Who waits now.
+/// What pauses now.
 #[derive(Debug, Default)]
 pub(super) struct Pauses {
-    /// Agents, of this generation, that get no worker for `minWorkers` alone. Another generation deserves another try.
+    /// Agents, with their generation, that get no worker for `minWorkers` alone. A newer generation is tried at once.
     warm: HashSet<(AgentKey, i64)>,
-    /// Worker groups that get no worker.
+    /// Worker groups that get no worker at all.
     pub demand: HashSet<(AgentKey, String)>,
 }
 
 impl Pauses {
+    /// The pauses after these starts.
     pub fn after(futile: &[FutileStarts]) -> Self {
         let mut pauses = Pauses::default();
         for starts in futile {
@@ -43,18 +48,15 @@ impl Pauses {
         pauses
     }
 
-    /// Whether a worker may be started for `minWorkers` now.
+    /// Whether a worker may be started now for `minWorkers` alone.
     pub fn may_warm(&self, agent: &AgentKey, generation: i64) -> bool {
         !self.warm.contains(&(agent.clone(), generation))
     }
 }
 
-/// The wait after this many of the last hour.
+/// The pause after this many futile starts of the last hour.
 fn wait(count: u32) -> Duration {
-    match count {
-        0 => Duration::ZERO,
-        _ => (FIRST * 2u32.pow((count - 1).min(16))).min(LONGEST),
-    }
+    doubled(FIRST, LONGEST, count)
 }
 
 #[cfg(test)]

@@ -1,115 +1,124 @@
-//! Which workers to start, drain, look at: decided from what was just read, without IO and without a clock.
+//! Which workers to start, drain and look at. Pure: decided from what was just read from the database, without IO and without
+//! a clock.
 //!
-//! - Every worker that is not dead has a place under `maxWorkers`, also one that drains: where the limit is a machine's
-//!   or a GPU's size, a start beside a draining worker would fail. So a turn may wait for a drain, at most
-//!   `drainSeconds`; an idle worker drains in milliseconds.
-//! - A draining worker serves nobody: its worker group is started anew.
+//! - Every worker that is not dead takes a place under `maxWorkers`, also one that drains: where the limit is the size of a
+//!   machine or the number of its GPUs, a worker started beside a draining one would find no room. So a turn may have to
+//!   wait for a drain, for `drainSeconds` at most; an idle worker drains in milliseconds.
+//! - A draining worker claims nothing: if its worker group has turns to claim, another worker is started.
 //! - A worker of an older generation than its Agent's is drained, also while it starts.
-//! - Where every conversation has its own worker and all places are taken, the longest idle worker of another
-//!   conversation makes room.
+//! - Where every conversation has its own worker and all places are taken, the worker of another conversation that has been
+//!   idle the longest is drained to make room.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use crate::crd::{AgentSpec, Scope};
-use crate::store::{Lease, LeasePhase, WorkerGroupDemand};
-use crate::turn::decide::{self, Demand, Limits};
+use crate::store::{Lease, WorkerGroupDemand};
+use crate::turn::decide::{self, Demand, StartLimits};
 use crate::turn::keys::{Grouping, Incarnation, StartId, worker_group};
+use crate::turn::phase::LeasePhase;
 
-/// Names an Agent.
+/// The name of an Agent.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AgentKey {
-    /// Its namespace.
+    /// The Agent's namespace.
     pub organization: String,
     pub name: String,
 }
 
-/// An Agent as the plan needs it.
+/// What the plan needs to know of an Agent.
 #[derive(Debug, Clone)]
-pub struct Agent {
+pub struct PlannedAgent {
     pub key: AgentKey,
     pub generation: i64,
-    /// The object's UID in Kubernetes.
+    /// The UID of the Agent's object in Kubernetes.
     pub uid: Option<String>,
-    /// `None`: it cannot be read. Its workers are left as they are.
+    /// `None` if the stored spec cannot be parsed. Then its workers are left as they are.
     pub spec: Option<Arc<AgentSpec>>,
-    /// Whether workers may be started for `minWorkers` alone (see `pauses`).
+    /// Whether workers may be started only to have `minWorkers`, see `pauses`.
     pub may_warm: bool,
 }
 
-/// What earlier passes did.
+/// What the plan needs to know beside the database: what earlier passes did, and what pauses.
 #[derive(Debug, Clone, Default)]
-pub struct Known {
-    /// Workers whose runtime was told to stop them.
+pub struct PlanContext {
+    /// Draining workers that the runtime was told to stop.
     pub stopped: HashSet<StartId>,
-    /// Suspected workers that were looked at a moment ago.
+    /// Suspected workers that were looked at a moment ago, and need no other look yet.
     pub looked: HashSet<StartId>,
-    /// Starts that were made again a moment ago.
+    /// Starts that were made again a moment ago, and are not to be made again yet.
     pub remade: HashSet<StartId>,
-    /// Worker groups whose starts pause (see `pauses`).
+    /// Worker groups that get no worker for now, see `pauses`.
     pub paused: HashSet<(AgentKey, String)>,
     /// Whether queues are to be checked against `maxQueuedTurns` in this pass.
     pub check_queues: bool,
 }
 
-/// Something to do.
+/// One thing that a pass is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Start a worker; `only_first`: unless the worker group has one.
+    /// Start a worker; with `only_first` only if the worker group has none.
     Start { agent: AgentKey, worker_group: String, only_first: bool },
-    /// Make a start again whose worker may have been lost on its way.
+    /// Ask the runtime again for a worker whose start may have been lost: the lease is there, and perhaps nothing else.
     Remake { agent: AgentKey, worker_group: String, start_id: StartId, runtime_ref: String },
-    /// Stop a worker deliberately: draining in the store, then [`Action::Stop`].
-    Drain { incarnation: Incarnation, start_id: StartId, runtime_ref: String, why: Why },
-    /// Tell the runtime of a stop that the store knows of.
+    /// Let a worker drain: its lease first, then what [`Action::Stop`] does.
+    Drain { incarnation: Incarnation, start_id: StartId, runtime_ref: String, cause: DrainCause },
+    /// Tell the runtime to stop a worker whose lease is draining already.
     Stop { start_id: StartId, runtime_ref: String },
-    /// A worker is suspected dead: ask the runtime.
+    /// Ask the runtime for a worker that is suspected to be dead.
     Look { start_id: StartId, runtime_ref: String },
-    /// End the newest waiting turns beyond this many.
+    /// End the newest of an Agent's waiting turns, so that `max_queued` are left.
     Shed { agent: AgentKey, max_queued: u32 },
 }
 
-/// Why a worker is drained.
+/// DrainCause the plan drains a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Why {
+pub enum DrainCause {
+    /// It had nothing to do for the Agent's `idleSeconds`.
     Idle,
-    /// The Agent has another generation now.
+    /// The Agent has a newer generation than the worker.
     Changed,
     /// The Agent is gone.
     Removed,
-    /// Another conversation needs the place.
+    /// It is idle, and another conversation needs its place under `maxWorkers`.
     MakeRoom,
 }
 
-impl Why {
-    /// For logs.
+impl DrainCause {
+    /// The cause as a clause for the log.
     pub fn as_str(self) -> &'static str {
         match self {
-            Why::Idle => "it was idle",
-            Why::Changed => "its Agent changed",
-            Why::Removed => "its Agent was removed",
-            Why::MakeRoom => "another conversation needs its place",
+            DrainCause::Idle => "it was idle",
+            DrainCause::Changed => "its Agent changed",
+            DrainCause::Removed => "its Agent was removed",
+            DrainCause::MakeRoom => "another conversation needs its place",
         }
     }
 }
 
-/// Looks of one pass: a lost zone must not keep the others from their workers.
+/// The most looks of one pass: when a whole zone is lost, looks at its workers must leave room for starts elsewhere.
 const MAX_LOOKS: usize = 64;
 
-/// Decides. `workers` must have been read before `agents`, so that a worker without an Agent is one whose Agent is gone.
-pub fn plan(agents: &[Agent], demand: &[WorkerGroupDemand], workers: &[Lease], known: &Known) -> Vec<Action> {
+/// Plans one pass. `workers` must have been read before `agents`: then a worker whose Agent is not among them is one whose
+/// Agent was removed.
+pub fn plan(
+    agents: &[PlannedAgent],
+    demand: &[WorkerGroupDemand],
+    workers: &[Lease],
+    context: &PlanContext,
+) -> Vec<Action> {
     let mut actions = Vec::new();
     let mut looks = 0;
     let mut by_agent: BTreeMap<AgentKey, Vec<&Lease>> = BTreeMap::new();
     for worker in workers {
         let key = AgentKey { organization: worker.organization.clone(), name: worker.agent.clone() };
         by_agent.entry(key).or_default().push(worker);
-        if worker.suspected && looks < MAX_LOOKS && !known.looked.contains(&worker.start_id) {
+        if worker.suspected && looks < MAX_LOOKS && !context.looked.contains(&worker.start_id) {
             looks += 1;
             actions.push(Action::Look { start_id: worker.start_id, runtime_ref: worker.runtime_ref.clone() });
         }
-        if worker.stopping && !known.stopped.contains(&worker.start_id) {
+        if worker.stopping && !context.stopped.contains(&worker.start_id) {
             actions.push(Action::Stop { start_id: worker.start_id, runtime_ref: worker.runtime_ref.clone() });
         }
     }
@@ -120,61 +129,65 @@ pub fn plan(agents: &[Agent], demand: &[WorkerGroupDemand], workers: &[Lease], k
             .iter()
             .filter(|d| d.organization == agent.key.organization && d.agent == agent.key.name && d.claimable > 0)
             .collect();
-        if known.check_queues && !(demand.is_empty() && workers.is_empty()) {
+        if context.check_queues && !(demand.is_empty() && workers.is_empty()) {
             let max_queued = spec.limits.max_queued_turns();
             actions.push(Action::Shed { agent: agent.key.clone(), max_queued });
         }
         let total = workers.len() as u32;
-        let mut fleet = OneAgent { agent, spec, demand, workers, total, taken: total, actions: &mut actions };
+        let mut fleet = AgentPlan { agent, spec, demand, workers, total, taken: total, actions: &mut actions };
         fleet.drain_changed();
-        fleet.remake(known);
+        fleet.remake(context);
         fleet.drain_idle();
-        fleet.start(&known.paused);
+        fleet.start(&context.paused);
     }
     for worker in by_agent.into_values().flatten().filter(|w| serves(w)) {
-        actions.push(drain(worker, Why::Removed));
+        actions.push(drain(worker, DrainCause::Removed));
     }
     actions
 }
 
-/// One Agent's part of a plan.
-struct OneAgent<'a> {
-    agent: &'a Agent,
+/// The part of a plan that is about one Agent.
+struct AgentPlan<'a> {
+    agent: &'a PlannedAgent,
     spec: &'a AgentSpec,
+    /// Its worker groups that have turns to claim, the longest waiting first.
     demand: Vec<&'a WorkerGroupDemand>,
-    /// Those that this plan does not drain.
+    /// Its workers that are not dead, without those that this plan drains to save or make room.
     workers: Vec<&'a Lease>,
-    /// Workers that are not dead, as read.
+    /// The number of its workers that are not dead, as read.
     total: u32,
-    /// Places taken: those, and the starts of this plan.
+    /// The number of places taken: by those, and by the starts of this plan.
     taken: u32,
     actions: &'a mut Vec<Action>,
 }
 
+/// Whether a worker claims turns, or will when it has started.
 fn serves(worker: &Lease) -> bool {
     matches!(worker.phase, LeasePhase::Starting | LeasePhase::Live) && !worker.stopping
 }
 
-fn drain(worker: &Lease, why: Why) -> Action {
+fn drain(worker: &Lease, cause: DrainCause) -> Action {
     Action::Drain {
         incarnation: worker.incarnation,
         start_id: worker.start_id,
         runtime_ref: worker.runtime_ref.clone(),
-        why,
+        cause,
     }
 }
 
-impl OneAgent<'_> {
+impl AgentPlan<'_> {
+    /// Drains the workers of an older generation.
     fn drain_changed(&mut self) {
         let generation = self.agent.generation;
         for worker in self.workers.iter().filter(|w| serves(w) && w.generation < generation) {
-            self.actions.push(drain(worker, Why::Changed));
+            self.actions.push(drain(worker, DrainCause::Changed));
         }
     }
 
-    fn remake(&mut self, known: &Known) {
+    /// Makes the starts of this generation again that may have been lost.
+    fn remake(&mut self, context: &PlanContext) {
         let current = self.workers.iter().filter(|w| serves(w) && w.generation == self.agent.generation);
-        for worker in current.filter(|w| w.unmade && !known.remade.contains(&w.start_id)) {
+        for worker in current.filter(|w| w.unmade && !context.remade.contains(&w.start_id)) {
             self.actions.push(Action::Remake {
                 agent: self.agent.key.clone(),
                 worker_group: worker.worker_group.clone(),
@@ -184,7 +197,7 @@ impl OneAgent<'_> {
         }
     }
 
-    /// Live workers of this generation without a turn and without one to claim, the longest idle first.
+    /// The live workers of this generation that hold no turn and have none to claim, the longest idle first.
     fn idle(&self) -> Vec<&Lease> {
         let mut idle: Vec<(f64, &Lease)> = self
             .current()
@@ -195,15 +208,18 @@ impl OneAgent<'_> {
         idle.into_iter().map(|(_, w)| w).collect()
     }
 
+    /// The workers that serve, and are not older than the Agent.
     fn current(&self) -> impl Iterator<Item = &Lease> {
         let generation = self.agent.generation;
         self.workers.iter().copied().filter(move |w| serves(w) && w.generation >= generation)
     }
 
+    /// The number of turns that a worker group's workers may claim now.
     fn claimable(&self, worker_group: &str) -> u32 {
         self.demand.iter().find(|d| d.worker_group == worker_group).map_or(0, |d| d.claimable)
     }
 
+    /// Drains the workers that have been idle for too long; of those that are shared, `minWorkers` stay.
     fn drain_idle(&mut self) {
         let limit = f64::from(self.spec.timing.idle_seconds());
         let shared = self.shared();
@@ -218,19 +234,19 @@ impl OneAgent<'_> {
                 }
                 spare -= 1;
             }
-            drained.push((worker.start_id, drain(worker, Why::Idle)));
+            drained.push((worker.start_id, drain(worker, DrainCause::Idle)));
         }
         self.apply(drained);
     }
 
-    /// Drains; the places stay taken.
+    /// Adds these drains to the plan. The workers keep their places until they are dead.
     fn apply(&mut self, drained: Vec<(StartId, Action)>) {
         let gone: HashSet<StartId> = drained.iter().map(|(id, _)| *id).collect();
         self.workers.retain(|w| !gone.contains(&w.start_id));
         self.actions.extend(drained.into_iter().map(|(_, action)| action));
     }
 
-    /// The worker group of scope Agent.
+    /// The name of the one worker group that an Agent of scope `Agent` has.
     fn shared(&self) -> String {
         worker_group(&self.agent.key.name, Grouping::PerAgent, "")
     }
@@ -242,6 +258,7 @@ impl OneAgent<'_> {
         }
     }
 
+    /// Starts the workers that are missing, as far as there are places, and makes room for the others.
     fn start(&mut self, paused: &HashSet<(AgentKey, String)>) {
         let shared = self.shared();
         let min = self.min_workers();
@@ -254,7 +271,7 @@ impl OneAgent<'_> {
         let mut unmet = 0;
         for (worker_group, claimable) in queues {
             let per_conversation = worker_group != shared;
-            let limits = Limits {
+            let limits = StartLimits {
                 min_workers: if per_conversation || !self.agent.may_warm { 0 } else { min },
                 max_workers: self.spec.limits.max_workers(),
                 turns_per_worker: self.spec.limits.turns_per_worker(),
@@ -268,12 +285,13 @@ impl OneAgent<'_> {
             }
             self.taken += starts;
             if per_conversation {
-                unmet += decide::starts(demand, Limits { max_workers: u32::MAX, ..limits }) - starts;
+                unmet += decide::starts(demand, StartLimits { max_workers: u32::MAX, ..limits }) - starts;
             }
         }
         self.make_room(unmet);
     }
 
+    /// What a worker group has and needs.
     fn demand_of(&self, worker_group: &str, claimable: u32) -> Demand {
         let mut demand = Demand { claimable, agent_workers: self.taken, ..Demand::default() };
         for worker in self.current().filter(|w| w.worker_group == worker_group) {
@@ -287,16 +305,17 @@ impl OneAgent<'_> {
         demand
     }
 
-    /// Drains idle workers of other conversations for starts that found no place; those that leave anyhow count.
+    /// Drains idle workers of other conversations for the `unmet` starts that found no place. Fewer are drained if some are
+    /// leaving anyhow.
     fn make_room(&mut self, unmet: u32) {
         let needed = unmet.saturating_sub(self.leaving());
         let shared = self.shared();
         let others = self.idle().into_iter().filter(|w| w.worker_group != shared);
-        let drained = others.take(needed as usize).map(|w| (w.start_id, drain(w, Why::MakeRoom))).collect();
+        let drained = others.take(needed as usize).map(|w| (w.start_id, drain(w, DrainCause::MakeRoom))).collect();
         self.apply(drained);
     }
 
-    /// Workers that drain, also by this plan.
+    /// The number of workers that are draining, or will be by this plan.
     fn leaving(&self) -> u32 {
         self.total - self.current().count() as u32
     }

@@ -9,10 +9,10 @@ fn key(name: &str) -> AgentKey {
     AgentKey { organization: ORG.into(), name: name.into() }
 }
 
-fn agent(scope: &str, limits: serde_json::Value) -> Agent {
+fn agent(scope: &str, limits: serde_json::Value) -> PlannedAgent {
     let spec = json!({"scope": scope, "adapter": "Custom", "limits": limits, "timing": {"idleSeconds": 10}});
     let spec = Some(Arc::new(serde_json::from_value(spec).expect("a spec")));
-    Agent { key: key("a"), generation: 2, uid: None, spec, may_warm: true }
+    PlannedAgent { key: key("a"), generation: 2, uid: None, spec, may_warm: true }
 }
 
 fn worker(worker_group: &str, phase: LeasePhase) -> Lease {
@@ -58,9 +58,9 @@ fn starts(actions: &[Action]) -> Vec<&str> {
         .collect()
 }
 
-fn drains(actions: &[Action]) -> Vec<(StartId, Why)> {
+fn drains(actions: &[Action]) -> Vec<(StartId, DrainCause)> {
     let drain = |a: &Action| match a {
-        Action::Drain { start_id, why, .. } => Some((*start_id, *why)),
+        Action::Drain { start_id, cause, .. } => Some((*start_id, *cause)),
         _ => None,
     };
     actions.iter().filter_map(drain).collect()
@@ -106,18 +106,18 @@ fn starts_follow_demand_within_the_places() {
             vec!["a"],
             "a draining one is not kept",
         ),
-        (Agent { may_warm: false, ..shared(json!({"minWorkers": 1})) }, vec![], vec![], vec![], "held back"),
+        (PlannedAgent { may_warm: false, ..shared(json!({"minWorkers": 1})) }, vec![], vec![], vec![], "held back"),
         (
-            Agent { may_warm: false, ..shared(json!({"minWorkers": 1})) },
+            PlannedAgent { may_warm: false, ..shared(json!({"minWorkers": 1})) },
             vec![waits("a", 1)],
             vec![],
             vec!["a"],
             "somebody waits",
         ),
         (shared(json!({})), vec![waits("a-1", 2)], vec![], vec!["a-1"], "a turn routed before the scope changed"),
-        (Agent { spec: None, ..own(json!({})) }, vec![waits("a-1", 1)], vec![], vec![], "unreadable"),
+        (PlannedAgent { spec: None, ..own(json!({})) }, vec![waits("a-1", 1)], vec![], vec![], "unreadable"),
     ] {
-        assert_eq!(starts(&plan(&[agent], &demand, &workers, &Known::default())), expected, "{why}");
+        assert_eq!(starts(&plan(&[agent], &demand, &workers, &PlanContext::default())), expected, "{why}");
     }
 }
 
@@ -126,9 +126,9 @@ fn the_longest_idle_worker_goes_first_and_the_least_stay() {
     let (young, old, fresh) = (idle("a", 20.0), idle("a", 30.0), idle("a", 5.0));
     let workers = [young.clone(), old.clone(), fresh.clone(), busy("a")];
     let drained = |limits, demand: &[WorkerGroupDemand]| {
-        drains(&plan(&[agent("Agent", limits)], demand, &workers, &Known::default()))
+        drains(&plan(&[agent("Agent", limits)], demand, &workers, &PlanContext::default()))
     };
-    let gone = |w: &Lease| (w.start_id, Why::Idle);
+    let gone = |w: &Lease| (w.start_id, DrainCause::Idle);
     assert_eq!(drained(json!({}), &[]), [gone(&old), gone(&young)]);
     assert_eq!(drained(json!({"minWorkers": 3}), &[]), [gone(&old)]);
     assert_eq!(drained(json!({"minWorkers": 4}), &[]), []);
@@ -141,15 +141,15 @@ fn an_older_generation_and_a_removed_agent_are_drained_once() {
     let newer = Lease { generation: 3, ..busy("a") };
     let workers = [old(LeasePhase::Live), old(LeasePhase::Starting), old(LeasePhase::Draining), newer];
     let demand = [waits("a", 1)];
-    let actions = plan(&[agent("Agent", json!({}))], &demand, &workers, &Known::default());
+    let actions = plan(&[agent("Agent", json!({}))], &demand, &workers, &PlanContext::default());
     let of = |why| workers[..2].iter().map(|w| (w.start_id, why)).collect::<Vec<_>>();
-    assert_eq!(drains(&actions), of(Why::Changed));
+    assert_eq!(drains(&actions), of(DrainCause::Changed));
     assert_eq!(starts(&actions), ["a"], "demand starts the new generation");
-    let actions = plan(&[], &[], &workers, &Known::default());
+    let actions = plan(&[], &[], &workers, &PlanContext::default());
     assert_eq!(drains(&actions).len(), 3);
-    assert!(drains(&actions).iter().all(|(_, why)| *why == Why::Removed));
-    let unreadable = Agent { spec: None, ..agent("Agent", json!({})) };
-    assert_eq!(drains(&plan(&[unreadable], &[], &workers, &Known::default())), []);
+    assert!(drains(&actions).iter().all(|(_, why)| *why == DrainCause::Removed));
+    let unreadable = PlannedAgent { spec: None, ..agent("Agent", json!({})) };
+    assert_eq!(drains(&plan(&[unreadable], &[], &workers, &PlanContext::default())), []);
 }
 
 #[test]
@@ -157,12 +157,13 @@ fn another_conversation_makes_room() {
     let full = || agent("Conversation", json!({"maxWorkers": 3}));
     let (short, long) = (idle("a-1", 1.0), idle("a-2", 2.0));
     let workers = [short, long.clone(), busy("a-3")];
-    let one = plan(&[full()], &[waits("a-4", 1)], &workers, &Known::default());
-    assert_eq!((starts(&one), drains(&one)), (vec![], vec![(long.start_id, Why::MakeRoom)]));
+    let one = plan(&[full()], &[waits("a-4", 1)], &workers, &PlanContext::default());
+    assert_eq!((starts(&one), drains(&one)), (vec![], vec![(long.start_id, DrainCause::MakeRoom)]));
     let leaving = [worker("a-9", LeasePhase::Draining), workers[0].clone(), workers[2].clone()];
-    let wait = plan(&[full()], &[waits("a-4", 1)], &leaving, &Known::default());
+    let wait = plan(&[full()], &[waits("a-4", 1)], &leaving, &PlanContext::default());
     assert_eq!(drains(&wait), [], "a place comes free anyhow");
-    let theirs = plan(&[full()], &[waits("a-2", 1), waits("a-1", 1), waits("a-4", 1)], &workers, &Known::default());
+    let theirs =
+        plan(&[full()], &[waits("a-2", 1), waits("a-1", 1), waits("a-4", 1)], &workers, &PlanContext::default());
     assert_eq!(drains(&theirs), [], "they are about to claim");
 }
 
@@ -171,11 +172,11 @@ fn a_worker_group_that_pauses_is_not_started() {
     let agents = [agent("Conversation", json!({"maxWorkers": 2}))];
     let demand = [waits("a-1", 1), waits("a-2", 1), waits("a-3", 1)];
     let paused = HashSet::from([(key("a"), "a-1".to_owned())]);
-    let known = Known { paused, ..Known::default() };
-    assert_eq!(starts(&plan(&agents, &demand, &[], &known)), ["a-2", "a-3"], "it takes nobody's place");
-    let warm = [Agent { may_warm: true, ..agent("Agent", json!({"minWorkers": 1})) }];
+    let context = PlanContext { paused, ..PlanContext::default() };
+    assert_eq!(starts(&plan(&agents, &demand, &[], &context)), ["a-2", "a-3"], "it takes nobody's place");
+    let warm = [PlannedAgent { may_warm: true, ..agent("Agent", json!({"minWorkers": 1})) }];
     let paused = HashSet::from([(key("a"), "a".to_owned())]);
-    assert_eq!(starts(&plan(&warm, &[], &[], &Known { paused, ..Known::default() })), [""; 0]);
+    assert_eq!(starts(&plan(&warm, &[], &[], &PlanContext { paused, ..PlanContext::default() })), [""; 0]);
 }
 
 #[test]
@@ -183,22 +184,22 @@ fn suspicion_stops_and_queues() {
     let suspected = Lease { suspected: true, ..busy("a") };
     let stopping = worker("a", LeasePhase::Draining);
     let workers = [suspected.clone(), stopping.clone()];
-    let mut known = Known { check_queues: true, ..Known::default() };
+    let mut context = PlanContext { check_queues: true, ..PlanContext::default() };
     let agents = [agent("Agent", json!({"maxQueuedTurns": 7}))];
     let look = Action::Look { start_id: suspected.start_id, runtime_ref: "r".into() };
     let stop = Action::Stop { start_id: stopping.start_id, runtime_ref: "r".into() };
     let shed = Action::Shed { agent: key("a"), max_queued: 7 };
-    assert_eq!(plan(&agents, &[], &workers, &known), [look.clone(), stop, shed.clone()]);
-    known.stopped.insert(stopping.start_id);
-    assert_eq!(plan(&agents, &[], &workers, &known), [look, shed.clone()]);
-    known.looked.insert(suspected.start_id);
-    assert_eq!(plan(&agents, &[], &workers, &known), std::slice::from_ref(&shed), "a moment ago");
+    assert_eq!(plan(&agents, &[], &workers, &context), [look.clone(), stop, shed.clone()]);
+    context.stopped.insert(stopping.start_id);
+    assert_eq!(plan(&agents, &[], &workers, &context), [look, shed.clone()]);
+    context.looked.insert(suspected.start_id);
+    assert_eq!(plan(&agents, &[], &workers, &context), std::slice::from_ref(&shed), "a moment ago");
     let zone: Vec<Lease> = (0..300).map(|_| Lease { suspected: true, ..busy("a") }).collect();
-    let looks = plan(&[], &[], &zone, &known).into_iter().filter(|a| matches!(a, Action::Look { .. })).count();
+    let looks = plan(&[], &[], &zone, &context).into_iter().filter(|a| matches!(a, Action::Look { .. })).count();
     assert_eq!(looks, MAX_LOOKS, "a lost zone leaves room for starts");
-    assert_eq!(plan(&agents, &[], &[], &known), [], "an Agent at rest costs nothing");
-    known.check_queues = false;
-    assert!(!plan(&agents, &[], &workers, &known).contains(&shed));
+    assert_eq!(plan(&agents, &[], &[], &context), [], "an Agent at rest costs nothing");
+    context.check_queues = false;
+    assert!(!plan(&agents, &[], &workers, &context).contains(&shed));
 }
 
 fn some_worker() -> impl Strategy<Value = Lease> {
@@ -230,16 +231,16 @@ proptest! {
         let limits = json!({"minWorkers": min, "maxWorkers": max, "turnsPerWorker": per});
         let agent = agent(if shared { "Agent" } else { "Conversation" }, limits);
         let demand: Vec<_> = queues.iter().map(|(d, n)| waits(&name(*d), *n)).collect();
-        let actions = plan(&[agent], &demand, &workers, &Known::default());
+        let actions = plan(&[agent], &demand, &workers, &PlanContext::default());
         let (started, drained) = (starts(&actions), drains(&actions));
         prop_assert!(started.is_empty() || workers.len() + started.len() <= max as usize);
         for (at, (start, why)) in drained.iter().enumerate() {
             prop_assert!(drained[..at].iter().all(|(other, _)| other != start), "drained once");
             let worker = workers.iter().find(|w| w.start_id == *start).expect("one of them");
             prop_assert!(worker.phase != LeasePhase::Draining);
-            prop_assert_eq!(*why == Why::Changed, worker.generation < 2);
+            prop_assert_eq!(*why == DrainCause::Changed, worker.generation < 2);
             let waiting = queues.iter().any(|(d, n)| name(*d) == worker.worker_group && *n > 0);
-            prop_assert!(*why == Why::Changed || (worker.held == 0 && !waiting), "nobody needs it");
+            prop_assert!(*why == DrainCause::Changed || (worker.held == 0 && !waiting), "nobody needs it");
         }
         let kept = workers.iter().filter(|w| {
             w.worker_group == "a" && w.generation == 2 && serves(w) && !drained.iter().any(|(id, _)| *id == w.start_id)
@@ -262,11 +263,11 @@ proptest! {
 fn a_lost_start_is_made_again() {
     let lost = Lease { unmade: true, ..worker("a", LeasePhase::Starting) };
     let old = Lease { generation: 1, ..lost.clone() };
-    let remakes = |workers: &[Lease], known: &Known| {
-        let actions = plan(&[agent("Agent", json!({}))], &[], workers, known);
+    let remakes = |workers: &[Lease], context: &PlanContext| {
+        let actions = plan(&[agent("Agent", json!({}))], &[], workers, context);
         actions.into_iter().filter(|a| matches!(a, Action::Remake { .. })).count()
     };
-    assert_eq!(remakes(&[lost.clone(), worker("a", LeasePhase::Starting), old], &Known::default()), 1);
-    let known = Known { remade: HashSet::from([lost.start_id]), ..Known::default() };
-    assert_eq!(remakes(&[lost], &known), 0);
+    assert_eq!(remakes(&[lost.clone(), worker("a", LeasePhase::Starting), old], &PlanContext::default()), 1);
+    let context = PlanContext { remade: HashSet::from([lost.start_id]), ..PlanContext::default() };
+    assert_eq!(remakes(&[lost], &context), 0);
 }

@@ -1,4 +1,4 @@
-//! Proofs of death on their way to the database: none is lost while it is away.
+//! Reports the deaths of workers to the database. None is lost while the database is away.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,38 +9,41 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::runtime::Death;
-use crate::store::{Store, StoreError};
+use crate::every::Outage;
+use crate::store::Store;
 use crate::turn::decide::{AfterLook, Look, after_look};
 use crate::turn::keys::StartId;
 use crate::turn::terminal::Failure;
 
-/// Between two attempts to report what the database did not take, or whose cause is awaited.
+/// The time between two attempts to report a death that the database did not take, or whose cause is waited for.
 const RETRY: Duration = Duration::from_millis(250);
-/// How often one death may find its worker under another incarnation: a connect that committed meanwhile.
-const MAX_INCARNATIONS: u32 = 5;
 
-/// Reports deaths until `end`, then what is still pending.
+/// The deaths that are to be reported.
 pub(super) struct Reports {
-    pub store: Store,
-    pub cause_window: Duration,
-    /// Wakes the passes: a death makes room, and may leave demand.
-    pub wake: Arc<Notify>,
-    pending: HashMap<StartId, Pending>,
-    away: bool,
+    store: Store,
+    /// How long the cause of a death is waited for.
+    cause_window: Duration,
+    /// Wakes the passes: a death leaves room for another worker, and perhaps turns that need one.
+    wake: Arc<Notify>,
+    pending: HashMap<StartId, PendingDeath>,
+    outage: Outage,
 }
 
-/// A death that the database does not know yet. There is one for each start that died: as many as workers at the most.
-struct Pending {
+/// A death that the database does not know yet. There is at most one for each worker.
+struct PendingDeath {
     cause: Option<Failure>,
+    /// When this process learned of it.
     since: Instant,
 }
 
 impl Reports {
     pub fn new(store: Store, cause_window: Duration, wake: Arc<Notify>) -> Self {
-        Reports { store, cause_window, wake, pending: HashMap::new(), away: false }
+        let outage = Outage::new("the report of workers' deaths");
+        Reports { store, cause_window, wake, pending: HashMap::new(), outage }
     }
 
-    /// `deaths` comes from the runtime, `looked` from looks at suspected workers.
+    /// Reports deaths until `end`, and then until none is pending; the caller bounds that. `deaths` are the runtime's;
+    /// `looked` are those that looks at suspected workers and failed starts prove.
     pub async fn run(
         mut self,
         mut deaths: mpsc::UnboundedReceiver<Death>,
@@ -60,11 +63,10 @@ impl Reports {
             }
             self.report().await;
         }
-        // A start that failed in the last pass came by the second way.
+        // Starts that failed in the last pass are among the second.
         while let Ok(death) = deaths.try_recv().or_else(|_| looked.try_recv()) {
             self.note(death);
         }
-        // The caller bounds this.
         loop {
             self.report().await;
             if self.pending.is_empty() {
@@ -74,14 +76,16 @@ impl Reports {
         }
     }
 
+    /// Notes a death, or the cause of one that is pending.
     fn note(&mut self, death: Death) {
         let pending =
-            self.pending.entry(death.start_id).or_insert_with(|| Pending { cause: None, since: Instant::now() });
+            self.pending.entry(death.start_id).or_insert_with(|| PendingDeath { cause: None, since: Instant::now() });
         if death.cause.is_some() {
             pending.cause = death.cause;
         }
     }
 
+    /// Reports the deaths whose cause is known or has been waited for. After an error the rest is tried later.
     async fn report(&mut self) {
         let mut due = Vec::new();
         for (&start, pending) in &self.pending {
@@ -91,39 +95,22 @@ impl Reports {
             }
         }
         for (start, failure) in due {
-            match fail(&self.store, start, failure).await {
-                Ok(died_now) => {
+            match self.store.fail_start(start, &failure).await {
+                Ok(failed) => {
                     self.pending.remove(&start);
-                    if died_now {
+                    self.outage.is_over();
+                    // Without an incarnation: the lease was dead already.
+                    if let Some((incarnation, failed)) = failed
+                        && failed.died_now
+                    {
+                        let (reason, turns) = (failure.reason, failed.ended.len());
+                        let detail = failure.detail.as_deref().unwrap_or_default();
+                        tracing::warn!(%start, %incarnation, %reason, turns, detail, "worker died");
                         self.wake.notify_one();
                     }
-                    if std::mem::take(&mut self.away) {
-                        tracing::info!("the database takes deaths of workers again");
-                    }
                 }
-                Err(error) => {
-                    if !std::mem::replace(&mut self.away, true) {
-                        tracing::warn!(%error, pending = self.pending.len(), "deaths of workers wait for the database");
-                    }
-                    return;
-                }
+                Err(error) => return self.outage.goes_on(&error),
             }
         }
     }
-}
-
-/// Fails whatever incarnation a dead start has. False: its lease was dead already.
-async fn fail(store: &Store, start: StartId, failure: Failure) -> Result<bool, StoreError> {
-    let mut died_now = false;
-    // A connect of the worker may commit between the two statements, and change the incarnation.
-    for _ in 0..MAX_INCARNATIONS {
-        let Some(incarnation) = store.incarnation_of_start(start).await? else { return Ok(died_now) };
-        let failed = store.fail_worker(incarnation, &failure).await?;
-        if failed.died_now {
-            let detail = failure.detail.as_deref().unwrap_or_default();
-            tracing::warn!(%start, %incarnation, reason = %failure.reason, turns = failed.ended.len(), detail, "worker died");
-            died_now = true;
-        }
-    }
-    Err(StoreError::Raced(format!("start {start} changes its incarnation again and again").into()))
 }

@@ -1,5 +1,5 @@
-//! Agents from a YAML file, on one machine: what Kubernetes' API is to a cluster. The file is watched; what it says is
-//! projected into the `agent` table, and an Agent that it no longer names is removed.
+//! Agents from a YAML file, for one machine: the file is to `lastword dev` what the Kubernetes API is to the controller. It is
+//! watched. Its Agents are written to the table `agent`, and Agents that it does not name any more are removed.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -10,16 +10,17 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::agents::{YamlError, agents_from_yaml};
+use crate::every::Outage;
 use crate::store::{Store, StoreError};
 
-/// Editors write a file in several steps.
+/// The pause between a change and the reading of the file: editors write a file in several steps.
 const SETTLE: Duration = Duration::from_millis(100);
-/// The file is looked at this often, for file systems that tell nothing.
+/// How often the file is read in any case: not every file system tells of changes.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// Why a file's Agents were not taken.
+/// Why the Agents of a file were not taken.
 #[derive(Debug, thiserror::Error)]
-pub enum AgentsError {
+pub enum AgentsFileError {
     #[error("cannot read {path}: {error}")]
     Read { path: PathBuf, error: std::io::Error },
     #[error("{path}: {error}")]
@@ -28,11 +29,14 @@ pub enum AgentsError {
     Store(#[from] StoreError),
 }
 
-/// Projects the file's Agents into the store; answers with their names.
-pub async fn apply(store: &Store, path: &Path) -> Result<Vec<String>, AgentsError> {
-    let read = |error| AgentsError::Read { path: path.into(), error };
+/// Writes the file's Agents to the store, and removes the others. Gives the names of the file's Agents.
+///
+/// # Errors
+/// Nothing is written if the file cannot be read or is not valid; if the database refuses something, a part may be.
+pub async fn apply(store: &Store, path: &Path) -> Result<Vec<String>, AgentsFileError> {
+    let read = |error| AgentsFileError::Read { path: path.into(), error };
     let text = tokio::fs::read_to_string(path).await.map_err(read)?;
-    let agents = agents_from_yaml(&text).map_err(|error| AgentsError::Yaml { path: path.into(), error })?;
+    let agents = agents_from_yaml(&text).map_err(|error| AgentsFileError::Yaml { path: path.into(), error })?;
     let mut named = HashSet::new();
     let mut names = Vec::new();
     for agent in agents {
@@ -54,13 +58,13 @@ pub async fn apply(store: &Store, path: &Path) -> Result<Vec<String>, AgentsErro
     Ok(names)
 }
 
-/// Applies the file whenever it changes, until `shutdown`. A file that cannot be taken leaves the Agents as they are.
+/// Applies the file whenever it changes, until `shutdown`. If it cannot be read or is not valid, the Agents stay as they are.
 pub async fn watch(store: Store, path: PathBuf, shutdown: CancellationToken) {
     let (tell, mut told) = mpsc::channel(1);
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf();
-    // The directory is watched, since editors replace the file.
+    // The directory is watched, not the file: editors put a new file in the place of the old one.
     let watcher = notify::recommended_watcher(move |_| {
-        // One wake-up is as good as several.
+        // An error: a wake-up is pending already, and one is enough.
         let _ = tell.try_send(());
     })
     .and_then(|mut watcher| {
@@ -71,6 +75,7 @@ pub async fn watch(store: Store, path: PathBuf, shutdown: CancellationToken) {
         tracing::warn!(%error, "{} is not watched, only looked at every {LOOK_EVERY:?}", path.display());
     }
     let mut before = tokio::fs::read(&path).await.ok();
+    let mut outage = Outage::new("the agents file");
     loop {
         tokio::select! {
             Some(()) = told.recv() => tokio::time::sleep(SETTLE).await,
@@ -82,8 +87,11 @@ pub async fn watch(store: Store, path: PathBuf, shutdown: CancellationToken) {
             continue;
         }
         match apply(&store, &path).await {
-            Ok(_) => before = now,
-            Err(AgentsError::Store(error)) => tracing::warn!(%error, "the agents file waits for the database"),
+            Ok(_) => {
+                outage.is_over();
+                before = now;
+            }
+            Err(AgentsFileError::Store(error)) => outage.goes_on(&error),
             Err(error) => {
                 tracing::error!("the agents stay as they were: {error}");
                 before = now;

@@ -1,15 +1,13 @@
-//! Opens what `--database-url` names: an external Postgres, or an embedded one in a directory.
+//! Opens the database that `--database-url` names: one of an external Postgres, or an embedded Postgres in a directory.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use clap::Args;
-use sqlx::postgres::PgConnectOptions;
 
-use super::postgres::{self, Embedded, Options};
-use crate::store::PoolSizes;
+use super::postgres::{self, Embedded, Options, PostgresError};
+use crate::store::{ConnectOptions, PoolSizes};
 
-/// Where the state is.
+/// The flags that say where the state is kept.
 #[derive(Debug, Clone, Args)]
 pub struct DatabaseArgs {
     /// The database: `postgres://…`, or a directory (`file://DIR` or a path) for an embedded Postgres whose data lives
@@ -39,7 +37,7 @@ pub struct DatabaseArgs {
 }
 
 impl DatabaseArgs {
-    /// The pools' sizes.
+    /// The sizes of the connection pools.
     pub fn pools(&self) -> PoolSizes {
         PoolSizes { general: self.pool_general, vital: self.pool_vital }
     }
@@ -47,10 +45,10 @@ impl DatabaseArgs {
 
 /// A database to open a [`crate::store::Store`] on.
 pub struct Database {
-    pub options: PgConnectOptions,
-    /// The server, when it is ours: it ends with this value.
+    pub options: ConnectOptions,
+    /// The embedded server, if this process runs it: it ends when this value is dropped.
     pub embedded: Option<Embedded>,
-    /// Where files of this machine's own lie, for an embedded one.
+    /// The data directory of an embedded one, also when another process runs it.
     pub directory: Option<PathBuf>,
 }
 
@@ -64,43 +62,48 @@ pub enum DatabaseError {
     )]
     NotShared(String),
     #[error("--database-url cannot be read: {0}")]
-    Malformed(sqlx::Error),
+    Malformed(String),
     #[error(transparent)]
-    Embedded(#[from] postgres::Error),
+    Embedded(#[from] PostgresError),
 }
 
-enum Named {
-    External(Box<PgConnectOptions>),
+/// What `--database-url` names.
+enum DatabaseLocation {
+    External(Box<ConnectOptions>),
     Directory(PathBuf),
 }
 
-fn named(url: &str) -> Result<Named, DatabaseError> {
+fn locate(url: &str) -> Result<DatabaseLocation, DatabaseError> {
     if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-        return PgConnectOptions::from_str(url).map(|o| Named::External(Box::new(o))).map_err(DatabaseError::Malformed);
+        let options: ConnectOptions = url.parse().map_err(|error| DatabaseError::Malformed(format!("{error}")))?;
+        return Ok(DatabaseLocation::External(Box::new(options)));
     }
     match url.strip_prefix("file://") {
-        Some(dir) if !dir.is_empty() => Ok(Named::Directory(dir.into())),
-        None if !url.is_empty() && !url.contains("://") => Ok(Named::Directory(url.into())),
+        Some(dir) if !dir.is_empty() => Ok(DatabaseLocation::Directory(dir.into())),
+        None if !url.is_empty() && !url.contains("://") => Ok(DatabaseLocation::Directory(url.into())),
         _ => Err(DatabaseError::Url(url.to_string())),
     }
 }
 
-/// What replicas share: an external database, which may be away now.
+/// How to connect to the external database that replicas share; it may be away now.
 ///
 /// # Errors
-/// If the URL names a directory: an embedded database belongs to one process.
-pub fn external(args: &DatabaseArgs) -> Result<PgConnectOptions, DatabaseError> {
-    match named(&args.database_url)? {
-        Named::External(options) => Ok(*options),
-        Named::Directory(_) => Err(DatabaseError::NotShared(args.database_url.clone())),
+/// [`DatabaseError::NotShared`] if the URL names a directory: an embedded Postgres belongs to one process.
+pub fn external(args: &DatabaseArgs) -> Result<ConnectOptions, DatabaseError> {
+    match locate(&args.database_url)? {
+        DatabaseLocation::External(options) => Ok(*options),
+        DatabaseLocation::Directory(_) => Err(DatabaseError::NotShared(args.database_url.clone())),
     }
 }
 
-/// Opens the database; an embedded one is started, and is this process' alone.
+/// Opens the database. An embedded Postgres is started, and is this process's alone.
+///
+/// # Errors
+/// Those of the URL, and for an embedded Postgres those of [`Embedded::start`]. Whether an external one is there is not asked.
 pub async fn open(args: &DatabaseArgs) -> Result<Database, DatabaseError> {
-    match named(&args.database_url)? {
-        Named::External(options) => Ok(Database { options: *options, embedded: None, directory: None }),
-        Named::Directory(directory) => {
+    match locate(&args.database_url)? {
+        DatabaseLocation::External(options) => Ok(Database { options: *options, embedded: None, directory: None }),
+        DatabaseLocation::Directory(directory) => {
             let options = Options { bin_dir: args.postgres_bin.clone(), ..Options::new(&directory, cache_dir(args)) };
             let embedded = Embedded::start(options).await?;
             Ok(Database {
@@ -112,10 +115,13 @@ pub async fn open(args: &DatabaseArgs) -> Result<Database, DatabaseError> {
     }
 }
 
-/// The same for a command that only visits: an embedded database that another process serves is joined.
+/// [`open`] for a command that is soon done: if another process runs the embedded Postgres, this connects to it there.
+///
+/// # Errors
+/// As [`open`].
 pub async fn visit(args: &DatabaseArgs) -> Result<Database, DatabaseError> {
-    match (open(args).await, named(&args.database_url)?) {
-        (Err(DatabaseError::Embedded(postgres::Error::Locked { .. })), Named::Directory(directory)) => {
+    match (open(args).await, locate(&args.database_url)?) {
+        (Err(DatabaseError::Embedded(PostgresError::Locked { .. })), DatabaseLocation::Directory(directory)) => {
             let options = postgres::running(&directory)?;
             Ok(Database { options, embedded: None, directory: Some(directory) })
         }
@@ -123,7 +129,7 @@ pub async fn visit(args: &DatabaseArgs) -> Result<Database, DatabaseError> {
     }
 }
 
-/// Where fetched programs are kept.
+/// The directory in which the fetched programs of an embedded Postgres are kept.
 pub fn cache_dir(args: &DatabaseArgs) -> PathBuf {
     args.cache_dir.clone().unwrap_or_else(|| {
         let home = || std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache"));

@@ -1,4 +1,5 @@
-//! Secrets on one machine: files in a directory as Kubernetes would mount it (`DIR/NAME/KEY`), and variables of ours.
+//! Secrets on one machine: files in a directory, laid out as Kubernetes mounts Secrets (`DIR/NAME/KEY`), or else variables of
+//! this process's environment.
 
 use std::path::PathBuf;
 
@@ -7,16 +8,19 @@ use futures::future::BoxFuture;
 use crate::crd::SecretKeyRef;
 use crate::secrets::{MAX_SECRET_BYTES, SecretError, Secrets};
 
-/// Where `dev` finds Secrets. Namespaces do not matter here: there is one person.
+/// Finds Secrets for `lastword dev`. Namespaces are ignored: everything on one machine belongs to one person.
 #[derive(Debug, Clone, Default)]
 pub struct LocalSecrets {
-    /// Looked in first.
+    /// Looked in before the environment.
     pub directory: Option<PathBuf>,
 }
 
 impl LocalSecrets {
-    /// Reads a key: the file `DIR/NAME/KEY`, without the newline at its end; else the variable, e.g. OPENAI_API_KEY for
-    /// the name `openai` and the key `api-key`.
+    /// Reads the value of a Secret's key: the file `DIR/NAME/KEY`, without newlines at its end; if there is none, the variable
+    /// `NAME_KEY` in upper case, for example `OPENAI_API_KEY` for the name `openai` and the key `api-key`.
+    ///
+    /// # Errors
+    /// Those of reading the file, and that it is larger than [`MAX_SECRET_BYTES`].
     pub fn read(&self, secret: &SecretKeyRef) -> Result<Option<String>, std::io::Error> {
         if let Some(directory) = self.directory.as_ref().filter(|_| is_plain(&secret.name) && is_plain(&secret.key)) {
             let path = directory.join(&secret.name).join(&secret.key);
@@ -40,12 +44,12 @@ impl Secrets for LocalSecrets {
     }
 }
 
-/// The variable that stands for a Secret's key.
+/// The name of the variable that holds a Secret's key.
 fn variable(secret: &SecretKeyRef) -> String {
     format!("{}_{}", secret.name, secret.key).to_uppercase().replace(['-', '.'], "_")
 }
 
-/// One name within a directory: no way out of it.
+/// Whether this is the name of one entry of a directory, and so leads to nothing outside of it.
 fn is_plain(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0'])
 }

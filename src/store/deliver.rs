@@ -4,12 +4,30 @@
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::phase::DeliveryState;
 use super::{Notice, Store, StoreError};
 use crate::turn::keys::{ConversationId, GatewayId, TurnId};
 
 /// An `api` row that was taken this often is parked, even if the registry names a session for it: sessions poll anyway.
 const MAX_ATTEMPTS: i32 = 20;
+
+/// Whether a renderer looks at a delivery: the column `delivery.state`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DeliveryState {
+    /// To be shown as soon as it is due.
+    Ready,
+    /// Set aside until the retention removes it: nobody to show an `api` terminal to, or a post that was given up.
+    Parked,
+}
+
+impl DeliveryState {
+    /// The word in the column.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            DeliveryState::Ready => "ready",
+            DeliveryState::Parked => "parked",
+        }
+    }
+}
 
 /// A delivery that a renderer has taken, for the length of its claim.
 #[derive(Debug, Clone)]

@@ -6,9 +6,8 @@ use super::elect::{self, Fence};
 use super::retention::delete_turns;
 use super::transaction::transaction;
 use super::{Conversation, Store, StoreError};
+use crate::turn::cause;
 use crate::turn::keys::{ConversationId, TurnId};
-use crate::turn::reason::Reason;
-use crate::turn::terminal::Failure;
 
 /// What erasing a conversation removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +46,7 @@ impl Store {
 
     /// Cancels the open turns; answers how many there were.
     async fn cancel_open(&self, conversation: ConversationId) -> Result<u64, StoreError> {
-        let failure = Failure::new(Reason::Cancelled);
+        let failure = cause::rule::cancelled();
         let ended = transaction!(self.vital(), |tx| {
             let open: Vec<Uuid> = sqlx::query_scalar("SELECT turn_id FROM marker WHERE conversation_id = $1")
                 .bind(conversation.0)

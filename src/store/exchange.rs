@@ -3,8 +3,9 @@
 
 use sqlx::Row;
 
-use super::{LeasePhase, Store, StoreError};
+use super::{Store, StoreError};
 use crate::turn::keys::StartId;
+use crate::turn::phase::LeasePhase;
 
 /// What a pod that asks for a worker credential is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +45,8 @@ impl Store {
         .await?;
         let mut answer = CredentialExchange::Unknown;
         for row in &rows {
-            let (phase, recorded): (_, Option<&str>) = (LeasePhase::of(row)?, row.try_get("pod_uid")?);
+            let (phase, recorded): (_, Option<&str>) =
+                (LeasePhase::parse(row.try_get("phase")?), row.try_get("pod_uid")?);
             match recorded {
                 Some(recorded) if recorded != uid => {}
                 // A worker that is being stopped needs no credential any more: one that holds turns has it already.

@@ -8,8 +8,8 @@ use uuid::Uuid;
 use super::elect::{self, Ended, Fence};
 use super::transaction::transaction;
 use super::{Store, StoreError};
+use crate::turn::cause;
 use crate::turn::keys::{Incarnation, TurnId};
-use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 
 /// How long a removed Agent may take to come back before its waiting turns end: many people replace a thing by deleting it
@@ -41,7 +41,7 @@ impl Store {
         agent: &str,
         max_queued: u32,
     ) -> Result<u32, StoreError> {
-        let failure = Failure::new(Reason::QuotaExceeded);
+        let failure = cause::rule::shed();
         let ended = transaction!(self.vital(), |tx| {
             let over: Vec<Uuid> = sqlx::query_scalar(
                 "SELECT turn_id FROM marker WHERE organization = $1 AND agent = $2 AND incarnation IS NULL AND phase = 'waiting'
@@ -63,7 +63,7 @@ impl Store {
     /// Ends the open turns of an Agent that no longer exists, apart from those that a worker holds; at most 500 a call.
     /// Answers how many ended: none while the Agent has been gone for less than [`MADE_AGAIN`].
     pub async fn end_turns_of_removed_agent(&self, organization: &str, agent: &str) -> Result<u32, StoreError> {
-        let failure = Failure::new(Reason::AgentNotFound);
+        let failure = cause::rule::agent_gone();
         let ended = transaction!(self.vital(), |tx| {
             let unclaimed: Vec<Uuid> = sqlx::query_scalar(
                 "SELECT turn_id FROM marker WHERE organization = $1 AND agent = $2 AND incarnation IS NULL

@@ -6,8 +6,11 @@ use uuid::Uuid;
 
 use super::elect::{self, Ended, Fence};
 use super::transaction::transaction;
-use super::{LeasePhase, Notice, Store, StoreError};
+use super::{Notice, Store, StoreError};
+use crate::turn::cause;
+use crate::turn::cause::lease::{Ground, Record, StartCause, Stop};
 use crate::turn::keys::{Incarnation, TurnId};
+use crate::turn::phase::LeasePhase;
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 
@@ -26,17 +29,6 @@ pub struct FailedWorker {
     pub ended: Vec<TurnId>,
 }
 
-/// When a worker may be failed; read again under the lease's lock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Only {
-    /// Proof is at hand.
-    Always,
-    /// By silence: only if no heartbeat came meanwhile. (The caller has looked at the settling gate.)
-    IfLapsed,
-    /// Only if its time to drain is over.
-    IfDrained,
-}
-
 impl Store {
     /// Ends a worker's lease and every turn that its marker names. A start that failed also ends the turns that have
     /// waited through `startAttempts` failed starts, unless another worker is live or starting. A start that was
@@ -44,17 +36,17 @@ impl Store {
     ///
     /// Keyed by incarnation: a late notice of an old death touches nothing that a successor claimed.
     pub async fn fail_worker(&self, incarnation: Incarnation, failure: &Failure) -> Result<FailedWorker, StoreError> {
-        self.end_lease(incarnation, failure, Only::Always).await
+        self.end_lease(incarnation, failure, Ground::Proof).await
     }
 
     pub(super) async fn end_lease(
         &self,
         incarnation: Incarnation,
         failure: &Failure,
-        only: Only,
+        ground: Ground,
     ) -> Result<FailedWorker, StoreError> {
         let (failed, ended) =
-            transaction!(self.vital(), |tx| end_lease_within(tx, incarnation, failure, only).await).await?;
+            transaction!(self.vital(), |tx| end_lease_within(tx, incarnation, failure, ground).await).await?;
         self.announce(&ended);
         if failed.died_now {
             self.notices.send(Notice::Worker(incarnation));
@@ -84,6 +76,22 @@ pub(super) struct LockedLease {
     pub drained: bool,
 }
 
+impl LockedLease {
+    /// Why the worker was told to stop; a reason that only a newer version knows is none.
+    fn stopped(&self) -> Option<Reason> {
+        self.stop_reason.as_deref().and_then(|r| r.parse().ok())
+    }
+
+    fn record(&self) -> Record {
+        let stop = self.stopped().map(|reason| Stop { reason, recorded: self.stop_recorded });
+        let start = self
+            .start_cause
+            .as_ref()
+            .map(|(reason, detail)| StartCause { reason: reason.parse().ok(), detail: detail.clone() });
+        Record { phase: self.phase, stop, start }
+    }
+}
+
 /// Locks a lease FOR UPDATE: no claim is under way for it, and none begins before this transaction ends.
 pub(super) async fn lock_lease(
     tx: &mut PgConnection,
@@ -103,7 +111,7 @@ pub(super) async fn lock_lease(
         Ok(LockedLease {
             organization: r.try_get("organization")?,
             worker_group: r.try_get("worker_group")?,
-            phase: LeasePhase::of(&r)?,
+            phase: LeasePhase::parse(r.try_get("phase")?),
             claimed: r.try_get("claimed")?,
             start_attempts: r.try_get("start_attempts")?,
             stop_reason: r.try_get("stop_reason")?,
@@ -120,25 +128,26 @@ pub(super) async fn lock_lease(
     .transpose()
 }
 
-async fn end_lease_within(
+/// Ends a lease in the transaction at hand, if the ground that it is ended on holds under the lease's lock.
+pub(super) async fn end_lease_within(
     tx: &mut PgConnection,
     incarnation: Incarnation,
     failure: &Failure,
-    only: Only,
+    ground: Ground,
 ) -> Result<(FailedWorker, Vec<Ended>), StoreError> {
     let Some(lease) = lock_lease(tx, incarnation).await? else {
         return Ok(Default::default());
     };
-    let may = match only {
-        Only::Always => true,
-        Only::IfLapsed => lease.lapsed,
-        Only::IfDrained => lease.drained,
+    // Read again under the lease's lock: a heartbeat may have come meanwhile.
+    let may = match ground {
+        Ground::Proof => true,
+        Ground::Silence => lease.lapsed,
+        Ground::DrainOver => lease.drained,
     };
     if !may {
         return Ok(Default::default());
     }
-    let stopped: Option<Reason> = lease.stop_reason.as_deref().and_then(|r| r.parse().ok());
-    let failure = cause(&lease, stopped, failure, only).storable();
+    let failure = cause::lease::known_better(&lease.record(), failure, ground).storable();
     let died_now = lease.phase != LeasePhase::Dead;
     if died_now {
         write_tombstone(tx, incarnation, &failure).await?;
@@ -150,34 +159,11 @@ async fn end_lease_within(
     let held: Vec<TurnId> = held.into_iter().map(TurnId).collect();
     let mut ended = elect::fail_open(tx, &held, Fence::HeldBy(incarnation), &failure).await?;
     let never_claimed = died_now && !lease.claimed;
-    let failed_start = never_claimed && stopped.is_none();
+    let failed_start = never_claimed && lease.stopped().is_none();
     if failed_start || (never_claimed && lease.interrupted) {
         ended.extend(fail_waiting(tx, &lease, &failure).await?);
     }
     Ok((FailedWorker { died_now, failed_start, ended: ended.iter().map(|e| e.turn_id).collect() }, ended))
-}
-
-/// What the lease knows better than whoever ends it.
-fn cause(lease: &LockedLease, stopped: Option<Reason>, failure: &Failure, only: Only) -> Failure {
-    let but = |reason| Failure { detail: failure.detail.clone(), ..Failure::new(reason) };
-    match stopped {
-        // A proof that knows why beats what the worker guessed from a signal.
-        Some(_) if !lease.stop_recorded && only == Only::Always && failure.reason != Reason::WorkerExited => {
-            failure.clone()
-        }
-        // What a worker leaves behind after it was told to stop carries the reason of the stop.
-        Some(reason) => but(reason),
-        None if lease.phase != LeasePhase::Starting => failure.clone(),
-        // Nobody was connected that could have exited.
-        None if failure.reason == Reason::WorkerExited => but(Reason::StartFailed),
-        None => match &lease.start_cause {
-            Some((reason, detail)) if only == Only::IfLapsed => Failure {
-                detail: detail.clone().or_else(|| failure.detail.clone()),
-                ..Failure::new(reason.parse().unwrap_or(failure.reason))
-            },
-            _ => failure.clone(),
-        },
-    }
 }
 
 /// Makes a locked lease a tombstone, which says why the worker died.

@@ -8,9 +8,10 @@ use uuid::Uuid;
 use super::fail_worker::write_tombstone;
 use super::pool::bounded;
 use super::transaction::transaction;
-use super::{LeasePhase, Notice, Store, StoreError};
+use super::{Notice, Store, StoreError};
+use crate::turn::cause;
 use crate::turn::keys::{GatewayId, Incarnation, StartId};
-use crate::turn::reason::Reason;
+use crate::turn::phase::LeasePhase;
 use crate::turn::terminal::Failure;
 use crate::wire::Credential;
 
@@ -151,9 +152,7 @@ impl Store {
         })
         .await?;
         if let Some(first) = replaced {
-            let failure =
-                Failure::detailed(Reason::WorkerExited, "another incarnation started under the same credential");
-            self.fail_worker(first, &failure).await?;
+            self.fail_worker(first, &cause::lease::replaced()).await?;
         }
         connected
     }
@@ -173,7 +172,7 @@ impl Store {
                     .bind(credential.hash())
                     .fetch_optional(&mut *connection)
                     .await?;
-            let phase = row.as_ref().map(LeasePhase::of).transpose()?;
+            let phase = row.map(|row| Ok::<_, StoreError>(LeasePhase::parse(row.try_get("phase")?))).transpose()?;
             let terms = match phase {
                 None | Some(LeasePhase::Dead) => None,
                 Some(_) => Some(read_terms(&mut connection, incarnation).await?),
@@ -234,7 +233,7 @@ impl Store {
                     agent: r.try_get("agent")?,
                     worker_group: r.try_get("worker_group")?,
                     generation: r.try_get("generation")?,
-                    phase: LeasePhase::of(r)?,
+                    phase: LeasePhase::parse(r.try_get("phase")?),
                     runtime_ref: r.try_get("runtime_ref")?,
                     capacity: r.try_get::<i32, _>("capacity")? as u32,
                     held: r.try_get::<i64, _>("held")? as u32,
@@ -287,7 +286,7 @@ async fn claim_start(
     }
     let mut current = None;
     for row in &rows {
-        let (id, phase) = (Incarnation(row.try_get("incarnation")?), LeasePhase::of(row)?);
+        let (id, phase) = (Incarnation(row.try_get("incarnation")?), LeasePhase::parse(row.try_get("phase")?));
         match phase {
             LeasePhase::Dead if id == incarnation => return Ok(StartClaim::Refused(ConnectError::Dead)),
             _ if id == incarnation => return Ok(StartClaim::Own),
@@ -317,7 +316,7 @@ async fn claim_start(
 /// lease becomes a tombstone here, since a start has one living lease; `fail_worker` ends its turns right behind this
 /// transaction.
 async fn succeed(tx: &mut PgConnection, first: Incarnation, second: Incarnation) -> Result<(), StoreError> {
-    write_tombstone(tx, first, &Failure::new(Reason::WorkerExited)).await?;
+    write_tombstone(tx, first, &Failure::new(cause::lease::replaced().reason)).await?;
     sqlx::query(
         "INSERT INTO lease (incarnation, start_id, organization, agent, worker_group, generation, phase, runtime,
                             runtime_ref, secret_hash, capacity, heartbeat_seconds, lease_seconds, drain_seconds,

@@ -4,7 +4,7 @@
 
 use sqlx::Row;
 
-use super::phase::DeliveryState;
+use super::deliver::DeliveryState;
 use super::{Store, StoreError, elect};
 use crate::turn::frame::storable;
 use crate::turn::keys::{GatewayId, TurnId};

@@ -7,10 +7,11 @@ use uuid::Uuid;
 use super::elect;
 use super::fail_worker::lock_lease;
 use super::transaction::transaction;
-use super::{FailedWorker, LeasePhase, Notice, Store, StoreError};
+use super::{FailedWorker, Notice, Store, StoreError};
+use crate::turn::cause;
 use crate::turn::keys::{Incarnation, StartId, TurnId};
+use crate::turn::phase::LeasePhase;
 use crate::turn::reason::Reason;
-use crate::turn::terminal::Failure;
 
 impl Store {
     /// Tells a worker to stop: it claims nothing more, and the turns that it leaves behind end with `reason`. False when it
@@ -101,8 +102,7 @@ impl Store {
         hand_back: &[TurnId],
     ) -> Result<FailedWorker, StoreError> {
         self.worker_draining(incarnation, hand_back).await?;
-        let failure = Failure::detailed(Reason::WorkerExited, "the worker left with the turn in hand");
-        self.fail_worker(incarnation, &failure).await
+        self.fail_worker(incarnation, &cause::lease::left()).await
     }
 
     /// Somebody else than Lastword stops the pod of this start: its worker drains for `within_seconds`, by default for as

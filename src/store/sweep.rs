@@ -5,11 +5,12 @@ use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use super::elect::Fence;
-use super::fail_worker::Only;
 use super::gate::{SETTLED, TICKED_SINCE};
-use super::{LeasePhase, Store, StoreError};
+use super::{Store, StoreError};
+use crate::turn::cause;
+use crate::turn::cause::lease::Ground;
 use crate::turn::keys::{Incarnation, TurnId};
-use crate::turn::reason::Reason;
+use crate::turn::phase::LeasePhase;
 use crate::turn::terminal::Failure;
 
 /// Workers that one pass ends at the most, for each of the two causes; the next pass takes the rest.
@@ -41,13 +42,8 @@ impl Store {
         .fetch_all(self.vital())
         .await?;
         for (incarnation, phase) in &silent {
-            let failure = match LeasePhase::parse(phase) {
-                LeasePhase::Starting => {
-                    Failure::detailed(Reason::StartFailed, "no worker connected within startSeconds")
-                }
-                _ => Failure::detailed(Reason::LeaseLapsed, "no heartbeat for a whole lease"),
-            };
-            let done = self.end_lease(Incarnation(*incarnation), &failure, Only::IfLapsed).await?;
+            let failure = cause::lease::lapsed(LeasePhase::parse(phase));
+            let done = self.end_lease(Incarnation(*incarnation), &failure, Ground::Silence).await?;
             swept.workers += u32::from(done.died_now);
             swept.turns += done.ended.len() as u32;
         }
@@ -58,8 +54,8 @@ impl Store {
         .fetch_all(self.vital())
         .await?;
         for incarnation in &drained {
-            let failure = Failure::detailed(Reason::Deleted, "not finished within drainSeconds");
-            let done = self.end_lease(Incarnation(*incarnation), &failure, Only::IfDrained).await?;
+            let failure = cause::lease::not_drained();
+            let done = self.end_lease(Incarnation(*incarnation), &failure, Ground::DrainOver).await?;
             swept.workers += u32::from(done.died_now);
             swept.turns += done.ended.len() as u32;
         }
@@ -79,7 +75,7 @@ impl Store {
         )))
         .fetch_all(self.vital())
         .await?;
-        self.sweep_turns(&lapsed, Fence::AnyHolder, &Failure::new(Reason::DeadlineExceeded)).await
+        self.sweep_turns(&lapsed, Fence::AnyHolder, &cause::rule::too_late()).await
     }
 
     /// Ends turns whose markers name a worker that died lately, as the worker did. There are none unless a claim slipped past
@@ -96,9 +92,7 @@ impl Store {
         .await?;
         let mut ended = 0;
         for (incarnation, turns, reason, detail) in left {
-            // A newer version's reason is no reason to leave the turns open.
-            let reason = reason.and_then(|r| r.parse().ok()).unwrap_or(Reason::WorkerExited);
-            let failure = Failure { detail, ..Failure::new(reason) };
+            let failure = cause::lease::died_before(reason.and_then(|r| r.parse().ok()), detail);
             ended += self.sweep_turns(&turns, Fence::HeldBy(Incarnation(incarnation)), &failure).await?;
         }
         Ok(ended)

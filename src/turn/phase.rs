@@ -1,4 +1,5 @@
-//! Where a turn stands, in the words that its clients read.
+//! How far a turn has come, in the words that its clients read ([`Phase`]: the AgentTurn's `status.phase`, and `phase` of a
+//! record in the API), and where a worker's lease is in its life ([`LeasePhase`]).
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,19 +7,18 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Where a turn stands: the AgentTurn's `status.phase`, and `phase` of a record in the API. Written everywhere as its
-/// CamelCase name.
+/// How far a turn has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Phase {
-    /// Not yet armed.
+    /// The turn is not armed yet.
     Pending,
-    /// Armed: owes a terminal.
+    /// The turn is armed and waits for a worker. It will end with a reply or an error.
     Armed,
-    /// A worker holds it.
+    /// A worker has claimed the turn.
     Running,
-    /// Ended with a reply.
+    /// The turn ended with a reply.
     Succeeded,
-    /// Ended with an error.
+    /// The turn ended with an error.
     Failed,
 }
 
@@ -67,6 +67,36 @@ impl FromStr for Phase {
     }
 }
 
+/// Where a worker's lease is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LeasePhase {
+    /// A runtime was asked for the worker, which has not connected yet.
+    Starting,
+    /// The worker has connected and may claim.
+    Live,
+    /// The worker is to stop: it claims nothing more and finishes what it holds.
+    Draining,
+    /// The worker is gone for good. Its row is kept for a while as a tombstone.
+    Dead,
+    /// A phase of a newer version of Lastword, beside which this one runs during an upgrade. Such a worker lives: its turns
+    /// stay its own, and it may speak; the fleet's plan does not count on it. To take it for dead would end its turns, and
+    /// to fail the reading would stop the fleet for the sake of one row.
+    Unknown,
+}
+
+impl LeasePhase {
+    /// Reads the word in the column `lease.phase`.
+    pub fn parse(word: &str) -> Self {
+        match word {
+            "starting" => LeasePhase::Starting,
+            "live" => LeasePhase::Live,
+            "draining" => LeasePhase::Draining,
+            "dead" => LeasePhase::Dead,
+            _ => LeasePhase::Unknown,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,5 +108,11 @@ mod tests {
             assert_eq!(serde_json::to_value(phase).unwrap(), phase.as_str());
         }
         assert!("armed".parse::<Phase>().is_err());
+    }
+
+    #[test]
+    fn an_unknown_lease_phase_is_not_taken_for_dead() {
+        assert_eq!(LeasePhase::parse("dead"), LeasePhase::Dead);
+        assert_eq!(LeasePhase::parse("retiring"), LeasePhase::Unknown);
     }
 }

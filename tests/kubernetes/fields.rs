@@ -1,4 +1,4 @@
-//! Every field of both CRDs with a valid and a rejected value, as data: `fields/*.yaml`. Used by the row B16 on a real API
+//! Every field of both CRDs with a valid and a rejected value, as data: `fields/*.yaml`. Used by the rows `parallel::fields` on a real API
 //! server, and by the crate's own tests against the interpreter of the schema.
 
 use std::path::Path;

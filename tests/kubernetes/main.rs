@@ -4,11 +4,14 @@
 //! of its own, all at once; `serial` ones, which take away what others stand on, one after the other. Without
 //! `LASTWORD_KUBERNETES` every row is skipped loudly.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "the target `machine` uses all of it")]
 mod support;
 
-#[allow(dead_code, reason = "the crate's own tests use the rest")]
+#[expect(dead_code, reason = "the crate's own tests use the rest")]
 mod fields;
 mod parallel;
+mod scene;
 mod serial;

@@ -39,7 +39,7 @@ async fn a_repeat_is_the_same_turn(db: Db) {
 }
 
 /// The caller's own repeat with the same turn id, after a commit that nobody knew of, still says that it armed it.
-async fn an_unknown_commit_is_repeated(db: Db) {
+async fn a_repeat_after_an_unknown_commit_still_armed_it(db: Db) {
     let arm = arm("c");
     assert!(armed(&db.store, arm.clone()).await.fresh);
     assert!(armed(&db.store, arm).await.fresh);
@@ -61,7 +61,7 @@ async fn concurrent_arms_are_numbered_as_they_commit(db: Db) {
 }
 
 /// One messageId many times at once, from two replicas: one turn, one caller that armed it.
-async fn one_message_many_times_at_once(db: Db) {
+async fn one_message_many_times_at_once_is_one_turn(db: Db) {
     let other = db.another_store();
     for round in 0..10 {
         let conversation = format!("c{round}");
@@ -103,7 +103,7 @@ async fn a_batch_answers_each_its_own(db: Db) {
 }
 
 /// More than one transaction takes (256): all of them are armed, each once.
-async fn more_than_a_batch(db: Db) {
+async fn more_than_a_batch_are_all_armed_once(db: Db) {
     let arms: Vec<Arm> = (0..700).map(|_| arm("c")).collect();
     let sent: Vec<TurnId> = arms.iter().map(|a| a.turn_id).collect();
     let answers = futures::future::join_all(arms.into_iter().map(|a| armed(&db.store, a))).await;
@@ -125,10 +125,10 @@ async fn bad_names_are_refused(db: Db) {
 
 crate::both!(
     a_repeat_is_the_same_turn,
-    an_unknown_commit_is_repeated,
+    a_repeat_after_an_unknown_commit_still_armed_it,
     concurrent_arms_are_numbered_as_they_commit,
-    one_message_many_times_at_once,
+    one_message_many_times_at_once_is_one_turn,
     a_batch_answers_each_its_own,
-    more_than_a_batch,
+    more_than_a_batch_are_all_armed_once,
     bad_names_are_refused,
 );

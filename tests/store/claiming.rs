@@ -9,7 +9,7 @@ use crate::support::Db;
 use crate::support::actors::{Worker, arm, armed, failure, finish};
 
 /// Turns of a conversation are claimed in arm order, the next one when the one before has its terminal.
-async fn one_at_a_time_in_arm_order(db: Db) {
+async fn turns_of_a_conversation_are_claimed_one_at_a_time_in_arm_order(db: Db) {
     let mut turns = Vec::new();
     for _ in 0..5 {
         turns.push(db.armed("c").await.turn_id);
@@ -46,7 +46,7 @@ async fn together_claims_all_that_wait(db: Db) {
 }
 
 /// A turn under guard holds back those behind it; the guard's lease goes over to another, who passes it.
-async fn a_guarded_turn_is_passed_first(db: Db) {
+async fn a_turn_under_guard_holds_back_those_behind_it(db: Db) {
     let (guard, other) = (GatewayId::new(), GatewayId::new());
     let mut guarded = arm("c");
     guarded.guard = Some((guard, 30));
@@ -91,7 +91,7 @@ async fn a_turn_is_claimed_once(db: Db) {
 }
 
 /// A worker touches only its own worker group's turns, of its own organization; one that is not live, none.
-async fn only_ones_own(db: Db) {
+async fn a_worker_touches_only_its_own_worker_groups_turns(db: Db) {
     let mine = db.armed("c").await.turn_id;
     for (organization, worker_group) in [("acme", "other"), ("umbrella", "bot")] {
         let stranger = Worker::with(&db.store, |start| {
@@ -111,7 +111,7 @@ async fn only_ones_own(db: Db) {
 }
 
 /// A removed agent's waiting turns end, as do those beyond its queue's limit; what is in hand does not.
-async fn what_waits_for_nobody_ends(db: Db) {
+async fn what_waits_for_a_removed_agent_or_beyond_the_queue_ends(db: Db) {
     let worker = Worker::live(&db.store).await;
     let held = db.in_hand(&worker).await;
     let mut waiting = Vec::new();
@@ -147,11 +147,11 @@ async fn the_sweep_ends_what_a_dead_lease_left(db: Db) {
 }
 
 crate::both!(
-    one_at_a_time_in_arm_order,
+    turns_of_a_conversation_are_claimed_one_at_a_time_in_arm_order,
     together_claims_all_that_wait,
-    a_guarded_turn_is_passed_first,
+    a_turn_under_guard_holds_back_those_behind_it,
     a_turn_is_claimed_once,
-    only_ones_own,
-    what_waits_for_nobody_ends,
+    a_worker_touches_only_its_own_worker_groups_turns,
+    what_waits_for_a_removed_agent_or_beyond_the_queue_ends,
     the_sweep_ends_what_a_dead_lease_left,
 );

@@ -4,8 +4,9 @@ use lastword::store::{Heard, Notice, PostPlace};
 use lastword::turn::keys::{ConversationId, GatewayId, SessionId, TurnId};
 use lastword::turn::routing::Routing;
 
+use crate::steps::tick;
 use crate::support::Db;
-use crate::support::actors::{Worker, arm, armed, finish, tick};
+use crate::support::actors::{Worker, arm, armed, finish};
 
 /// Ends a turn on this platform; its delivery is due at once.
 async fn ended(db: &Db, worker: &Worker, platform: &str) -> (TurnId, ConversationId) {
@@ -48,7 +49,7 @@ async fn a_row_is_taken_by_one_renderer_at_a_time(db: Db) {
 }
 
 /// Renderers of two replicas at once: no row twice, none left.
-async fn renderers_share_the_rows(db: Db) {
+async fn renderers_at_once_take_each_row_once(db: Db) {
     let worker = Worker::live(&db.store).await;
     for _ in 0..40 {
         ended(&db, &worker, "webhook").await;
@@ -111,7 +112,7 @@ async fn a_row_without_a_session_is_parked(db: Db) {
 }
 
 /// A row that is looked at in vain for ever is parked, though the registry names a session.
-async fn looking_in_vain_ends(db: Db) {
+async fn a_row_that_is_looked_at_in_vain_is_parked(db: Db) {
     let worker = Worker::live(&db.store).await;
     let (_, conversation) = ended(&db, &worker, "api").await;
     let gateway = GatewayId(uuid::Uuid::nil());
@@ -177,8 +178,8 @@ async fn posts_of_busy_places_are_left(db: Db) {
 crate::both!(
     posts_of_busy_places_are_left,
     a_row_is_taken_by_one_renderer_at_a_time,
-    renderers_share_the_rows,
+    renderers_at_once_take_each_row_once,
     a_row_without_a_session_is_parked,
-    looking_in_vain_ends,
+    a_row_that_is_looked_at_in_vain_is_parked,
     a_session_starts_at_what_is_owed,
 );

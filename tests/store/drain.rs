@@ -1,11 +1,12 @@
-//! A10: a deliberate stop is not a failure, and a begun turn is never run twice.
+//! A deliberate stop is not a failure, and a begun turn is never run twice.
 
 use lastword::turn::reason::Reason;
 
+use crate::steps::tick;
 use crate::support::Db;
-use crate::support::actors::{Worker, failure, finish, tick};
+use crate::support::actors::{Worker, failure, finish};
 
-/// A10: who was told to stop claims nothing more, finishes what it holds, and is told how long it has.
+/// Who was told to stop claims nothing more, finishes what it holds, and is told how long it has.
 async fn a_draining_worker_claims_nothing(db: Db) {
     let worker = Worker::live(&db.store).await;
     let held = db.in_hand(&worker).await;
@@ -21,7 +22,7 @@ async fn a_draining_worker_claims_nothing(db: Db) {
     assert_eq!(Worker::live(&db.store).await.claim_ids(&db.store, 10).await, [waiting]);
 }
 
-/// A10: a reconnect does not undo the stop, of the same incarnation or of another from the same container.
+/// A reconnect does not undo the stop, of the same incarnation or of another from the same container.
 async fn a_stop_outlives_the_stream_and_the_process(db: Db) {
     let worker = Worker::live(&db.store).await;
     db.store.drain_worker(worker.incarnation, Reason::Deleted).await.expect("answers");
@@ -39,7 +40,7 @@ async fn a_stop_outlives_the_stream_and_the_process(db: Db) {
     assert!(second.claim(&db.store, 1).await.is_empty());
 }
 
-/// A10: what never began is handed back and another worker gets it; what has output is not, and fails with its worker.
+/// What never began is handed back and another worker gets it; what has output is not, and fails with its worker.
 async fn only_what_never_began_is_handed_back(db: Db) {
     let worker = Worker::live(&db.store).await;
     let (fresh, begun, unnamed) = (db.in_hand(&worker).await, db.in_hand(&worker).await, db.in_hand(&worker).await);
@@ -65,7 +66,7 @@ async fn only_what_never_began_is_handed_back(db: Db) {
     assert_eq!(finish(&db.store, worker.reply(&[begun], "late")).await, Ok(false));
 }
 
-/// A10: the last goodbye hands back as well, and is one goodbye.
+/// The last goodbye hands back as well, and is one goodbye.
 async fn the_last_goodbye_hands_back(db: Db) {
     let worker = Worker::live(&db.store).await;
     let (fresh, begun) = (db.in_hand(&worker).await, db.in_hand(&worker).await);
@@ -77,7 +78,7 @@ async fn the_last_goodbye_hands_back(db: Db) {
     assert_eq!(db.phase(fresh).await.as_deref(), Some("waiting"));
 }
 
-/// A10: the dead hand nothing back.
+/// The dead hand nothing back.
 async fn the_dead_hand_nothing_back(db: Db) {
     let worker = Worker::live(&db.store).await;
     let turn = db.in_hand(&worker).await;
@@ -87,7 +88,7 @@ async fn the_dead_hand_nothing_back(db: Db) {
     assert_eq!(db.lease(worker.incarnation).await.as_deref(), Some("dead"));
 }
 
-/// A10: a stop with nothing in hand ends no turn, though the worker never claimed one: it is no failed start.
+/// A stop with nothing in hand ends no turn, though the worker never claimed one: it is no failed start.
 async fn a_stop_with_empty_hands_ends_no_turn(db: Db) {
     for by_proof in [false, true] {
         let worker = Worker::live(&db.store).await;
@@ -104,7 +105,7 @@ async fn a_stop_with_empty_hands_ends_no_turn(db: Db) {
     }
 }
 
-/// A10: what a stopped worker leaves behind carries the reason of the stop and the detail of its death.
+/// What a stopped worker leaves behind carries the reason of the stop and the detail of its death.
 async fn the_reason_of_the_stop_wins(db: Db) {
     let worker = Worker::live(&db.store).await;
     let turn = db.in_hand(&worker).await;
@@ -116,7 +117,7 @@ async fn the_reason_of_the_stop_wins(db: Db) {
     assert_eq!(record.detail.as_deref(), Some("by the test"));
 }
 
-/// A10: a goodbye first, the recorded reason after it: the reason is learnt all the same.
+/// A goodbye first, the recorded reason after it: the reason is learnt all the same.
 async fn a_reason_that_comes_after_the_goodbye_counts(db: Db) {
     let worker = Worker::live(&db.store).await;
     let turn = db.in_hand(&worker).await;
@@ -126,7 +127,7 @@ async fn a_reason_that_comes_after_the_goodbye_counts(db: Db) {
     assert_eq!(db.outcome(turn).await.as_deref(), Some("Evicted"));
 }
 
-/// A10: what is left after `drainSeconds` fails then, under the gate, and not before.
+/// What is left after `drainSeconds` fails then, under the gate, and not before.
 async fn what_is_left_after_the_drain_fails(db: Db) {
     let worker = Worker::live(&db.store).await;
     let turn = db.in_hand(&worker).await;

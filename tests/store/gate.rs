@@ -1,10 +1,11 @@
-//! A9: nobody punishes an outage. Verdicts of silence wait until gateways have been able to write for a whole lease.
+//! Nobody punishes an outage. Verdicts of silence wait until gateways have been able to write for a whole lease.
 
 use lastword::turn::keys::{StartId, TurnId};
 use lastword::turn::reason::Reason;
 
+use crate::steps::tick;
 use crate::support::Db;
-use crate::support::actors::{LEASE, Worker, failure, new_start, tick};
+use crate::support::actors::{LEASE, Worker, failure, new_start};
 
 /// The silent of every kind: a worker with a turn, a start that nobody connects to, a turn beyond its hard deadline.
 struct Silent {
@@ -51,7 +52,7 @@ async fn ticking(db: &Db, seconds: u32) {
     tick(&db.store, &[]).await;
 }
 
-/// A9: what fell silent in an outage lives until gateways have ticked for a lease, and ends then.
+/// What fell silent in an outage lives until gateways have ticked for a lease, and ends then.
 async fn silence_is_judged_a_lease_after_a_gap(db: Db) {
     gap(&db).await;
     let silent = Silent::all(&db).await;
@@ -72,8 +73,8 @@ async fn silence_is_judged_a_lease_after_a_gap(db: Db) {
     assert_eq!(reason.as_deref(), Some("StartFailed"));
 }
 
-/// A9: a worker that beats again within the lease lives on; the reply that waited beats the deadline.
-async fn who_beats_again_survives(db: Db) {
+/// A worker that beats again within the lease lives on; the reply that waited beats the deadline.
+async fn a_worker_that_beats_again_survives_an_outage(db: Db) {
     gap(&db).await;
     let silent = Silent::all(&db).await;
     let answers = tick(&db.store, &[silent.worker.beat(true)]).await;
@@ -88,8 +89,8 @@ async fn who_beats_again_survives(db: Db) {
     assert_eq!(db.lease(silent.worker.incarnation).await.as_deref(), Some("live"));
 }
 
-/// A9: a database that blinks for ever holds nothing back for ever: the ticking between the gaps adds up to five leases.
-async fn the_bound_on_settling(db: Db) {
+/// A database that blinks for ever holds nothing back for ever: the ticking between the gaps adds up to five leases.
+async fn a_database_that_blinks_for_ever_holds_no_verdict_for_ever(db: Db) {
     gap(&db).await;
     tick(&db.store, &[]).await;
     let silent = Silent::all(&db).await;
@@ -111,7 +112,7 @@ async fn the_bound_on_settling(db: Db) {
     assert_eq!(silent.ended(&db).await, 3, "{ticked} s of ticking");
 }
 
-/// A9: time in which no gateway ticks counts for nothing, however long it is.
+/// Time in which no gateway ticks counts for nothing, however long it is.
 async fn without_ticks_nobody_is_failed(db: Db) {
     db.settled().await;
     let silent = Silent::all(&db).await;
@@ -125,7 +126,7 @@ async fn without_ticks_nobody_is_failed(db: Db) {
     assert_eq!(db.outcome(silent.turn).await.as_deref(), Some("NodeLost"));
 }
 
-/// A9: a short lease runs out before a gap is one: it is judged only when a gateway has ticked since.
+/// A short lease runs out before a gap is one: it is judged only when a gateway has ticked since.
 async fn a_short_lease_waits_for_a_tick(db: Db) {
     db.settled().await;
     let worker = Worker::with(&db.store, |start| start.lease_seconds = 2).await;
@@ -139,8 +140,8 @@ async fn a_short_lease_waits_for_a_tick(db: Db) {
     assert_eq!(db.outcome(turn).await.as_deref(), Some("LeaseLapsed"));
 }
 
-/// A9: gaps of the past do not add to the count of a later outage once the gate had settled.
-async fn a_settled_time_ends_the_count(db: Db) {
+/// Gaps of the past do not add to the count of a later outage once the gate had settled.
+async fn a_settled_gate_forgets_former_gaps(db: Db) {
     db.sql("UPDATE gate SET ticked_seconds = 290").await;
     gap(&db).await;
     tick(&db.store, &[]).await;
@@ -150,7 +151,7 @@ async fn a_settled_time_ends_the_count(db: Db) {
     assert_eq!(silent.ended(&db).await, 0);
 }
 
-/// A9: after the clock stepped back no expiry lies more than a lease ahead, and the gate settles anew.
+/// After the clock stepped back no expiry lies more than a lease ahead, and the gate settles anew.
 async fn a_clock_that_steps_back_keeps_nobody_alive(db: Db) {
     let worker = Worker::live(&db.store).await;
     let turn = db.in_hand(&worker).await;
@@ -170,7 +171,7 @@ async fn a_clock_that_steps_back_keeps_nobody_alive(db: Db) {
     assert_eq!(db.outcome(turn).await.as_deref(), Some("LeaseLapsed"));
 }
 
-/// A9: the deadline of a start lies at most its own time ahead after such a step, too.
+/// The deadline of a start lies at most its own time ahead after such a step, too.
 async fn a_start_does_not_outlive_a_step_back(db: Db) {
     let (start, _) = new_start();
     assert!(db.store.start_worker(&start, false).await.expect("starts"));
@@ -182,7 +183,7 @@ async fn a_start_does_not_outlive_a_step_back(db: Db) {
     assert!(ahead <= i64::from(LEASE), "{ahead} s ahead");
 }
 
-/// A9: a restarted or failed-over server resets the gate, though its clock shows no gap; ticks without a gap do not.
+/// A restarted or failed-over server resets the gate, though its clock shows no gap; ticks without a gap do not.
 async fn a_restart_resets_the_gate(db: Db) {
     db.settled().await;
     tick(&db.store, &[]).await;
@@ -195,7 +196,7 @@ async fn a_restart_resets_the_gate(db: Db) {
     assert!(db.store.gate_state().await.expect("answers").steady_for > 3000.0, "the server is known now");
 }
 
-/// A9: a beat under a dead lease is not answered: the worker stops. A draining one hears how long it has.
+/// A beat under a dead lease is not answered: the worker stops. A draining one hears how long it has.
 async fn a_beat_says_where_the_worker_stands(db: Db) {
     let (live, draining, dead) =
         (Worker::live(&db.store).await, Worker::live(&db.store).await, Worker::live(&db.store).await);
@@ -211,11 +212,11 @@ async fn a_beat_says_where_the_worker_stands(db: Db) {
 
 crate::both!(
     silence_is_judged_a_lease_after_a_gap,
-    who_beats_again_survives,
-    the_bound_on_settling,
+    a_worker_that_beats_again_survives_an_outage,
+    a_database_that_blinks_for_ever_holds_no_verdict_for_ever,
     without_ticks_nobody_is_failed,
     a_short_lease_waits_for_a_tick,
-    a_settled_time_ends_the_count,
+    a_settled_gate_forgets_former_gaps,
     a_clock_that_steps_back_keeps_nobody_alive,
     a_start_does_not_outlive_a_step_back,
     a_restart_resets_the_gate,

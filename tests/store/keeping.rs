@@ -13,7 +13,7 @@ use crate::support::actors::{Worker, arm, armed, failure, finish};
 const TABLES: [&str; 6] = ["turn", "marker", "terminal", "delivery", "output", "superseded"];
 
 /// Erasing cancels what is open, leaves nothing of the conversation, and is audited; the others are as they were.
-async fn erasing_leaves_nothing(db: Db) {
+async fn erasing_leaves_nothing_of_a_conversation(db: Db) {
     let worker = Worker::live(&db.store).await;
     let (kept, held) = (db.armed("kept").await, db.armed("gone").await);
     assert_eq!(worker.claim_ids(&db.store, 10).await, [kept.turn_id, held.turn_id]);
@@ -40,7 +40,7 @@ async fn erasing_leaves_nothing(db: Db) {
 }
 
 /// Erasing while others arm: every turn that was armed has a terminal or is gone, and no marker lacks its turn.
-async fn erasing_while_others_arm(db: Db) {
+async fn erasing_while_others_arm_loses_no_terminal(db: Db) {
     let other = db.another_store();
     for _ in 0..10 {
         let arms = futures::future::join_all((0..20).map(|_| other.arm(arm("c"))));
@@ -133,7 +133,7 @@ async fn empty_conversations_are_removed(db: Db) {
 }
 
 /// Removing while others arm and open: what was armed or registered has its conversation.
-async fn removing_while_others_come(db: Db) {
+async fn removing_while_others_come_takes_nothing_from_them(db: Db) {
     let other = db.another_store();
     let retention = Retention { turn_seconds: 0, ..Retention::default() };
     for _ in 0..20 {
@@ -159,7 +159,7 @@ async fn removing_while_others_come(db: Db) {
 }
 
 /// A reply that another turn still has to show keeps its log, though the turn that holds it was shown.
-async fn a_shared_reply_is_kept_for_the_last(db: Db) {
+async fn a_shared_reply_is_kept_until_the_last_was_shown(db: Db) {
     let worker = Worker::together(&db.store).await;
     let turns = [db.armed("c").await.turn_id, db.armed("c").await.turn_id];
     assert_eq!(worker.claim_ids(&db.store, 1).await, turns);
@@ -173,7 +173,7 @@ async fn a_shared_reply_is_kept_for_the_last(db: Db) {
 }
 
 /// A pass keeps to its limit; tombstones go after their time, never one that a marker still names.
-async fn a_pass_has_its_limits(db: Db) {
+async fn a_pass_of_retention_keeps_to_its_limit(db: Db) {
     let worker = Worker::live(&db.store).await;
     for turn in crate::race::many_in_hand(&db.store, &worker, 25).await {
         assert_eq!(finish(&db.store, worker.reply(&[turn], "hello")).await, Ok(true));
@@ -264,13 +264,13 @@ async fn a_database_made_before_the_first_release_is_refused(db: Db) {
 }
 
 crate::both!(
-    erasing_leaves_nothing,
-    erasing_while_others_arm,
+    erasing_leaves_nothing_of_a_conversation,
+    erasing_while_others_arm_loses_no_terminal,
     retention_removes_what_is_old_and_shown,
     empty_conversations_are_removed,
-    removing_while_others_come,
-    a_shared_reply_is_kept_for_the_last,
-    a_pass_has_its_limits,
+    removing_while_others_come_takes_nothing_from_them,
+    a_shared_reply_is_kept_until_the_last_was_shown,
+    a_pass_of_retention_keeps_to_its_limit,
     a_key_lives_until_it_is_revoked,
     a_newer_schema_is_accepted,
     a_database_made_before_the_first_release_is_refused,

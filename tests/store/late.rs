@@ -1,4 +1,4 @@
-//! A5: words that come too late, and words that come twice.
+//! Words that come too late, and words that come twice.
 
 use lastword::store::FinishError;
 use lastword::turn::keys::Incarnation;
@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::support::Db;
 use crate::support::actors::{Worker, failure, finish};
 
-/// A5: the late reply of a failed worker changes nothing and is kept once.
+/// The late reply of a failed worker changes nothing and is kept once.
 async fn a_late_reply_is_kept_once(db: Db) {
     let worker = Worker::live(&db.store).await;
     let turn = db.in_hand(&worker).await;
@@ -32,7 +32,7 @@ async fn a_late_reply_is_kept_once(db: Db) {
     assert_eq!(record.failure.map(|f| f.reason), Some(Reason::OutOfMemory));
 }
 
-/// A5: the winner's repeat, after a lost acknowledgement, is accepted and recorded nowhere; also 32 at once.
+/// The winner's repeat, after a lost acknowledgement, is accepted and recorded nowhere; also 32 at once.
 async fn the_winners_repeat_is_accepted(db: Db) {
     let worker = Worker::live(&db.store).await;
     let turn = db.in_hand(&worker).await;
@@ -49,7 +49,7 @@ async fn the_winners_repeat_is_accepted(db: Db) {
     assert_eq!(db.count("superseded").await, 1);
 }
 
-/// A5: a worker's word on a turn in another's hand, in nobody's, or unknown, changes nothing, and is kept once per turn.
+/// A worker's word on a turn in another's hand, in nobody's, or unknown, changes nothing, and is kept once per turn.
 async fn a_foreign_word_changes_nothing(db: Db) {
     let (mine, other) = (Worker::live(&db.store).await, Worker::live(&db.store).await);
     let turn = db.in_hand(&mine).await;
@@ -64,7 +64,7 @@ async fn a_foreign_word_changes_nothing(db: Db) {
     assert_eq!((db.count("superseded").await, db.count(kept).await), (2, 2), "the first word on each that exists");
 }
 
-/// A5: the late notice of an old death touches nothing that a successor claimed.
+/// The late notice of an old death touches nothing that a successor claimed.
 async fn an_old_death_spares_the_successor(db: Db) {
     let old = Worker::live(&db.store).await;
     let first = db.in_hand(&old).await;
@@ -83,7 +83,7 @@ async fn an_old_death_spares_the_successor(db: Db) {
     assert_eq!(finish(&db.store, new.reply(&[second], "fine")).await, Ok(true));
 }
 
-/// A5: a second incarnation under one credential ends the first at once, with all that it held.
+/// A second incarnation under one credential ends the first at once, with all that it held.
 async fn a_second_incarnation_ends_the_first(db: Db) {
     let first = Worker::live(&db.store).await;
     let turn = db.in_hand(&first).await;
@@ -106,8 +106,8 @@ async fn a_second_incarnation_ends_the_first(db: Db) {
     assert_eq!(finish(&db.store, second.reply(&[waiting], "mine")).await, Ok(true));
 }
 
-/// A5: a stream that closed casts suspicion only if the lease still names that stream; a wrong secret opens none.
-async fn a_stream_is_known_by_its_own_name(db: Db) {
+/// A stream that closed casts suspicion only if the lease still names that stream; a wrong secret opens none.
+async fn a_closed_stream_casts_suspicion_only_if_it_is_the_leases(db: Db) {
     let worker = Worker::live(&db.store).await;
     assert!(!db.store.suspect_worker(worker.incarnation, Uuid::new_v4()).await.expect("answers"));
     assert!(db.store.suspect_worker(worker.incarnation, worker.stream).await.expect("answers"));
@@ -132,5 +132,5 @@ crate::both!(
     a_foreign_word_changes_nothing,
     an_old_death_spares_the_successor,
     a_second_incarnation_ends_the_first,
-    a_stream_is_known_by_its_own_name,
+    a_closed_stream_casts_suspicion_only_if_it_is_the_leases,
 );

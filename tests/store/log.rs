@@ -30,7 +30,7 @@ async fn overlaps_are_trimmed_and_gaps_refused(db: Db) {
 }
 
 /// The same piece at once from two replicas, as when a gateway dies: it is stored once.
-async fn a_piece_comes_twice_at_once(db: Db) {
+async fn a_piece_that_comes_twice_at_once_is_stored_once(db: Db) {
     let worker = Worker::live(&db.store).await;
     let other = db.another_store();
     let turn = db.in_hand(&worker).await;
@@ -71,7 +71,7 @@ async fn large_frames_are_read_in_parts(db: Db) {
 }
 
 /// Large pieces of many turns are not one statement.
-async fn a_batch_has_a_weight(db: Db) {
+async fn large_pieces_of_many_turns_are_several_statements(db: Db) {
     let worker = Worker::live(&db.store).await;
     let turns = crate::race::many_in_hand(&db.store, &worker, 12).await;
     let appends = turns.into_iter().map(|turn_id| {
@@ -143,7 +143,7 @@ async fn frames_keep_their_order(db: Db) {
 }
 
 /// A reply takes its unflushed tail along, and none with a hole in it; what lies beyond its end was preview.
-async fn a_reply_is_whole(db: Db) {
+async fn a_reply_takes_its_tail_along_and_has_no_hole(db: Db) {
     let worker = Worker::live(&db.store).await;
     let turn = db.in_hand(&worker).await;
     assert_eq!(worker.append(&db.store, turn, 0, "hello").await, Ok(5));
@@ -177,12 +177,12 @@ async fn an_empty_reply_is_a_reply(db: Db) {
 
 crate::both!(
     large_frames_are_read_in_parts,
-    a_batch_has_a_weight,
+    large_pieces_of_many_turns_are_several_statements,
     overlaps_are_trimmed_and_gaps_refused,
-    a_piece_comes_twice_at_once,
+    a_piece_that_comes_twice_at_once_is_stored_once,
     only_the_holder_appends,
     characters_stay_whole,
     frames_keep_their_order,
-    a_reply_is_whole,
+    a_reply_takes_its_tail_along_and_has_no_hole,
     an_empty_reply_is_a_reply,
 );

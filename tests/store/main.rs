@@ -1,13 +1,10 @@
 //! The store on a real Postgres, the oldest and the newest that Lastword runs on: the promises of the design's §2 to §4.
-//!
-//! A row such as A4 in a test's comment is the requirement that it shows.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 #[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "the target `machine` uses all of it")]
 mod support;
-
-#[allow(dead_code, reason = "a part of it is used here")]
-#[path = "../support/forwarder.rs"]
-mod forwarder;
 
 mod arming;
 mod claiming;
@@ -18,12 +15,12 @@ mod keeping;
 mod late;
 mod log;
 mod malformed;
-mod million;
 mod objects;
 mod pods;
 mod poison;
 mod race;
-mod scale;
+mod serial;
 mod several;
 mod silence;
 mod starts;
+mod steps;

@@ -1,4 +1,4 @@
-//! A8: a marker whose turn cannot be read is never dropped: it ends with `Internal`, on every path.
+//! A marker whose turn cannot be read is never dropped: it ends with `Internal`, on every path.
 
 use lastword::store::GuardedTurn;
 use lastword::turn::keys::{GatewayId, TurnId};
@@ -30,7 +30,7 @@ async fn ended_internal(db: &Db, turn: TurnId, how: &str) {
     assert_eq!(platform.as_deref(), Some("api"), "{how}");
 }
 
-/// A8, the fast path: the worker's own word, in one batch with others'.
+/// The fast path of many at once: the worker's own word, in one batch with others'.
 async fn a_word_on_an_unreadable_turn_ends_it(db: Db) {
     let worker = Worker::live(&db.store).await;
     for how in DAMAGES {
@@ -44,7 +44,7 @@ async fn a_word_on_an_unreadable_turn_ends_it(db: Db) {
     }
 }
 
-/// A8: a reply for several turns of which one is unreadable still answers the others.
+/// A reply for several turns of which one is unreadable still answers the others.
 async fn a_reply_to_several_goes_to_a_readable_one(db: Db) {
     for how in DAMAGES {
         let worker = Worker::together(&db.store).await;
@@ -59,7 +59,7 @@ async fn a_reply_to_several_goes_to_a_readable_one(db: Db) {
     }
 }
 
-/// A8, one turn alone: a cancel.
+/// One turn alone: a cancel.
 async fn a_cancel_ends_an_unreadable_turn(db: Db) {
     for how in DAMAGES {
         let turn = db.armed(how).await.turn_id;
@@ -70,7 +70,7 @@ async fn a_cancel_ends_an_unreadable_turn(db: Db) {
     }
 }
 
-/// A8: the death of a worker ends an unreadable turn with all others.
+/// The death of a worker ends an unreadable turn with all others.
 async fn a_death_ends_an_unreadable_turn(db: Db) {
     for how in DAMAGES {
         let worker = Worker::live(&db.store).await;
@@ -83,7 +83,7 @@ async fn a_death_ends_an_unreadable_turn(db: Db) {
     }
 }
 
-/// A8, the sweep: the hard deadline ends unreadable turns and all others with them.
+/// By the sweep: the hard deadline ends unreadable turns and all others with them.
 async fn the_sweep_ends_unreadable_turns(db: Db) {
     let mut bad = Vec::new();
     for how in DAMAGES {
@@ -102,7 +102,7 @@ async fn the_sweep_ends_unreadable_turns(db: Db) {
     assert_eq!(db.outcome(good).await.as_deref(), Some("DeadlineExceeded"));
 }
 
-/// A8: an unreadable turn keeps nobody else from being claimed, guarded, listed or shown.
+/// An unreadable turn keeps nobody else from being claimed, guarded, listed or shown.
 async fn an_unreadable_turn_is_in_nobodys_way(db: Db) {
     let worker = Worker::live(&db.store).await;
     for how in DAMAGES {

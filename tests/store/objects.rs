@@ -136,7 +136,7 @@ async fn an_erased_turn_is_known_as_such(db: Db) {
 }
 
 /// A generation is a spec of an object: a new spec, another object or a revived one is another; an older reading is none.
-async fn an_agent_is_one_object(db: Db) {
+async fn each_spec_of_each_object_is_a_generation(db: Db) {
     let put = async |spec: Value, uid: &str, generation: i64| {
         db.store.put_agent_object("team", "bot", &spec, uid, generation).await.expect("puts")
     };
@@ -263,6 +263,6 @@ crate::both!(
     a_status_is_short_and_names_the_worker,
     what_vanished_is_cancelled,
     an_erased_turn_is_known_as_such,
-    an_agent_is_one_object,
+    each_spec_of_each_object_is_a_generation,
     a_failure_is_of_its_own_agent,
 );

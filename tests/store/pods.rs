@@ -50,7 +50,7 @@ async fn drain_left(db: &Db, worker: &Worker) -> i64 {
 }
 
 /// Every start has a number of its own, on whichever replica.
-async fn attempts_are_numbered(db: Db) {
+async fn every_start_of_an_agent_has_a_number_of_its_own(db: Db) {
     let other = db.another_store();
     let next = async |store: &Store| store.next_start_number().await.expect("answers");
     assert_eq!((next(&db.store).await, next(&other).await, next(&db.store).await), (1, 2, 3));
@@ -114,7 +114,7 @@ async fn a_process_has_no_session(db: Db) {
 }
 
 /// The worker's guess first, the recorded reason after it: the reason counts, and the drain is as long as the pod's.
-async fn a_guess_is_replaced(db: Db) {
+async fn a_recorded_reason_replaces_a_guess(db: Db) {
     let worker = live(&db).await;
     let turn = db.in_hand(&worker).await;
     db.store.note_stop_of_worker(worker.incarnation, Reason::NodeShutdown).await.expect("answers");
@@ -129,7 +129,7 @@ async fn a_guess_is_replaced(db: Db) {
 }
 
 /// The recorded reason first: a guess changes nothing, nor does a later stop, which may only hurry.
-async fn a_recorded_reason_stays(db: Db) {
+async fn a_recorded_reason_outlasts_later_guesses_and_stops(db: Db) {
     let worker = live(&db).await;
     let turn = db.in_hand(&worker).await;
     assert!(
@@ -161,7 +161,7 @@ async fn a_recorded_reason_stays(db: Db) {
 }
 
 /// An idle stop that we asked for keeps its reason and its time, whatever the pod's deletion looks like.
-async fn our_own_stop_stays_ours(db: Db) {
+async fn a_stop_of_our_own_keeps_its_reason_and_its_time(db: Db) {
     let worker = live(&db).await;
     assert!(db.store.drain_idle_worker(worker.incarnation, Reason::Deleted).await.expect("answers"));
     assert!(
@@ -183,7 +183,7 @@ async fn a_stop_before_the_first_connect_ends_no_turn(db: Db) {
 }
 
 /// A guess yields to a proof that knows more, and fills in for one that does not.
-async fn a_guess_and_a_proof(db: Db) {
+async fn a_guess_yields_to_a_proof_that_knows_more(db: Db) {
     for (proof, reason) in [(Reason::OutOfMemory, "OutOfMemory"), (Reason::WorkerExited, "NodeShutdown")] {
         let worker = Worker::live(&db.store).await;
         let turn = db.in_hand(&worker).await;
@@ -194,7 +194,7 @@ async fn a_guess_and_a_proof(db: Db) {
 }
 
 /// A second process of the same container is stopped as the first was, and has its pod.
-async fn a_second_incarnation_inherits(db: Db) {
+async fn a_second_incarnation_inherits_pod_and_stop(db: Db) {
     let worker = live(&db).await;
     db.store.note_stop_of_worker(worker.incarnation, Reason::NodeShutdown).await.expect("answers");
     let second = Worker::connect(&db.store, worker.credential.clone()).await;
@@ -228,7 +228,7 @@ async fn the_latest_cause_is_told_at_the_start_deadline(db: Db) {
 }
 
 /// A start without a pod is made again, after a while; one with a pod is not, nor is a process.
-async fn an_unmade_start_shows(db: Db) {
+async fn a_start_without_a_pod_is_made_again_after_a_while(db: Db) {
     let start = start(&db).await;
     let unmade = async || {
         let workers = db.store.living_workers().await.expect("answers");
@@ -257,16 +257,16 @@ async fn a_start_that_was_made_is_not_withdrawn(db: Db) {
 
 crate::both!(
     a_start_that_was_made_is_not_withdrawn,
-    attempts_are_numbered,
+    every_start_of_an_agent_has_a_number_of_its_own,
     a_session_is_for_the_recorded_pod_alone,
     a_session_of_our_adapters_is_begun_once,
     a_process_has_no_session,
-    a_guess_is_replaced,
-    a_recorded_reason_stays,
-    our_own_stop_stays_ours,
+    a_recorded_reason_replaces_a_guess,
+    a_recorded_reason_outlasts_later_guesses_and_stops,
+    a_stop_of_our_own_keeps_its_reason_and_its_time,
     a_stop_before_the_first_connect_ends_no_turn,
-    a_guess_and_a_proof,
-    a_second_incarnation_inherits,
+    a_guess_yields_to_a_proof_that_knows_more,
+    a_second_incarnation_inherits_pod_and_stop,
     the_latest_cause_is_told_at_the_start_deadline,
-    an_unmade_start_shows,
+    a_start_without_a_pod_is_made_again_after_a_while,
 );

@@ -1,4 +1,4 @@
-//! A8: what the database refuses for its content ends as `Internal`, and poisons nobody's batch.
+//! What the database refuses for its content ends as `Internal`, and poisons nobody's batch.
 
 use lastword::store::{ArmError, StoreError};
 use lastword::turn::keys::TurnId;
@@ -14,7 +14,7 @@ async fn refuse_poison(db: &Db) {
     db.sql("ALTER TABLE output ADD CHECK (frames NOT LIKE '%poison%')").await;
 }
 
-/// A8: one of a hundred replies that finish together is refused: it ends as `Internal`, the others are as they are.
+/// One of a hundred replies that finish together is refused: it ends as `Internal`, the others are as they are.
 async fn a_refused_reply_ends_alone(db: Db) {
     refuse_poison(&db).await;
     let worker = Worker::live(&db.store).await;
@@ -34,7 +34,7 @@ async fn a_refused_reply_ends_alone(db: Db) {
     assert_eq!(finish(&db.store, word).await, Ok(true), "its repeat");
 }
 
-/// A8: NUL, which no Postgres text holds, in everything that a worker says; alone and among a hundred.
+/// NUL, which no Postgres text holds, in everything that a worker says; alone and among a hundred.
 async fn a_nul_loses_no_turn(db: Db) {
     let worker = Worker::live(&db.store).await;
     let turns = many_in_hand(&db.store, &worker, 100).await;
@@ -69,7 +69,7 @@ async fn a_nul_loses_no_turn(db: Db) {
     assert_eq!(db.count("superseded").await, 1);
 }
 
-/// A8: a message that the database refuses is not armed, and those armed beside it are.
+/// A message that the database refuses is not armed, and those armed beside it are.
 async fn a_refused_arm_is_refused_alone(db: Db) {
     let arms = (0..100).map(|i| {
         let mut arm = arm(&format!("c{i}"));
@@ -97,7 +97,7 @@ async fn faulty(db: &Db, turn: TurnId) {
     .await;
 }
 
-/// A8: a marker that cannot end (its turn has a terminal: the second fence) is in no other's way: not in a batch of
+/// A marker that cannot end (its turn has a terminal: the second fence) is in no other's way: not in a batch of
 /// words, not at the death of its worker, not in the sweep.
 async fn a_marker_that_cannot_end_poisons_nobody(db: Db) {
     let worker = Worker::live(&db.store).await;

@@ -1,4 +1,4 @@
-//! A4: who ends a turn first ends it, and nobody else does.
+//! Who ends a turn first ends it, and nobody else does.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -36,9 +36,9 @@ pub async fn many_in_hand(store: &Store, worker: &Worker, count: usize) -> Vec<T
     held
 }
 
-/// A4: a reply and a failure at the same instant, in both orders, from two replicas: one terminal each, and the loser is
+/// A reply and a failure at the same instant, in both orders, from two replicas: one terminal each, and the loser is
 /// told so.
-async fn a_reply_and_a_failure_at_the_same_instant(db: Db) {
+async fn a_reply_and_a_failure_at_the_same_instant_leave_one_terminal(db: Db) {
     let mut random = StdRng::seed_from_u64(seed());
     let stores = [db.store.clone(), db.another_store()];
     let worker = Worker::live(&db.store).await;
@@ -91,8 +91,8 @@ async fn a_reply_and_a_failure_at_the_same_instant(db: Db) {
     assert_eq!(db.count(wrongly).await, 0, "a reply that won is kept as superseded");
 }
 
-/// A4: a claim against the death of its worker: no marker is left that names a dead lease.
-async fn a_claim_against_the_workers_death(db: Db) {
+/// A claim against the death of its worker: no marker is left that names a dead lease.
+async fn a_claim_that_races_its_workers_death_names_no_dead_lease(db: Db) {
     let mut random = StdRng::seed_from_u64(seed());
     let other = db.another_store();
     // Somebody else is live, so that what waits stays waiting.
@@ -135,8 +135,8 @@ async fn orphans(db: &Db, incarnation: Incarnation) -> i64 {
     db.count(&format!("marker WHERE incarnation = '{incarnation}'")).await
 }
 
-/// A4: a heartbeat against the sweep: whose beat was acknowledged lives, who was declared dead is told so.
-async fn a_heartbeat_against_the_sweep(db: Db) {
+/// A heartbeat against the sweep: whose beat was acknowledged lives, who was declared dead is told so.
+async fn a_heartbeat_that_races_the_sweep_is_told_who_won(db: Db) {
     let mut random = StdRng::seed_from_u64(seed());
     let other = db.another_store();
     let (mut spared, mut died) = (0, 0);
@@ -150,7 +150,7 @@ async fn a_heartbeat_against_the_sweep(db: Db) {
             for _ in 0..late {
                 other.ping().await.expect("answers");
             }
-            crate::support::actors::tick(&other, &[worker.beat(true)]).await
+            crate::steps::tick(&other, &[worker.beat(true)]).await
         };
         let (answers, _) = tokio::join!(beat, db.store.sweep());
         let lives = answers.contains_key(&worker.incarnation);
@@ -165,7 +165,7 @@ async fn a_heartbeat_against_the_sweep(db: Db) {
 }
 
 crate::both!(
-    a_reply_and_a_failure_at_the_same_instant,
-    a_claim_against_the_workers_death,
-    a_heartbeat_against_the_sweep,
+    a_reply_and_a_failure_at_the_same_instant_leave_one_terminal,
+    a_claim_that_races_its_workers_death_names_no_dead_lease,
+    a_heartbeat_that_races_the_sweep_is_told_who_won,
 );

@@ -1,4 +1,4 @@
-//! A6: one reply for several turns.
+//! One reply for several turns.
 
 use lastword::store::FinishError;
 use lastword::turn::frame::{Frame, Span};
@@ -32,7 +32,7 @@ async fn shown(db: &Db, turn: TurnId) -> (TurnId, String, Vec<TurnId>) {
     (reply.holder, reply.text, reply.turns.into_iter().map(|t| t.0).collect())
 }
 
-/// A6: one of three turns has failed already: the reply resolves the other two, one holds the text, the other points to
+/// One of three turns has failed already: the reply resolves the other two, one holds the text, the other points to
 /// it.
 async fn a_reply_resolves_those_that_are_open(db: Db) {
     let (worker, turns) = three(&db).await;
@@ -56,8 +56,8 @@ async fn a_reply_resolves_those_that_are_open(db: Db) {
     assert_eq!(db.store.conversation_exchanges(conversation.id, 10, 10).await.expect("answers").len(), 1);
 }
 
-/// A6: the failed one is the lead, whose log has the first part: the next one gets all of it.
-async fn a_failed_lead_leaves_its_log(db: Db) {
+/// The failed one is the lead, whose log has the first part: the next one gets all of it.
+async fn a_failed_lead_leaves_its_log_to_the_next(db: Db) {
     let (worker, turns) = three(&db).await;
     assert_eq!(worker.append(&db.store, turns[0], 0, "begun, ").await, Ok(7));
     assert!(db.store.fail_turn(turns[0], &failure(Reason::Cancelled)).await.expect("answers").is_some());
@@ -79,7 +79,7 @@ async fn a_failed_lead_leaves_its_log(db: Db) {
     assert_eq!(db.count("superseded").await, 1, "the lead's word came too late, once");
 }
 
-/// A6: all have failed: the word is superseded for each of them.
+/// All have failed: the word is superseded for each of them.
 async fn a_reply_to_none_that_is_open_is_late(db: Db) {
     let (worker, turns) = three(&db).await;
     for turn in &turns {
@@ -89,8 +89,8 @@ async fn a_reply_to_none_that_is_open_is_late(db: Db) {
     assert_eq!(db.count("superseded").await, 3);
 }
 
-/// A6: an error over several turns is each one's own.
-async fn an_error_is_each_turns_own(db: Db) {
+/// An error over several turns is each one's own.
+async fn an_error_over_several_turns_is_each_ones_own(db: Db) {
     let (worker, turns) = three(&db).await;
     assert_eq!(finish(&db.store, worker.error(&turns)).await, Ok(true));
     for turn in turns {
@@ -100,7 +100,7 @@ async fn an_error_is_each_turns_own(db: Db) {
     }
 }
 
-/// A6: a turn that the word names twice ends once.
+/// A turn that the word names twice ends once.
 async fn a_turn_that_is_named_twice_ends_once(db: Db) {
     let (worker, turns) = three(&db).await;
     let named = [turns[0], turns[1], turns[0], turns[1]];
@@ -110,7 +110,7 @@ async fn a_turn_that_is_named_twice_ends_once(db: Db) {
     assert_eq!(finish(&db.store, worker.reply(&[turns[2]], "bye")).await, Ok(true));
 }
 
-/// A6: turns of two conversations have two replies.
+/// Turns of two conversations have two replies.
 async fn one_reply_stays_in_one_conversation(db: Db) {
     let worker = Worker::live(&db.store).await;
     let turns = [db.in_hand(&worker).await, db.in_hand(&worker).await];
@@ -118,7 +118,7 @@ async fn one_reply_stays_in_one_conversation(db: Db) {
     assert_eq!((db.count("marker").await, db.count("terminal").await), (2, 0));
 }
 
-/// A6: the log of a turn that never was the worker's does not become part of its reply.
+/// The log of a turn that never was the worker's does not become part of its reply.
 async fn a_foreign_log_is_no_part_of_a_reply(db: Db) {
     let (spy, victim) = (Worker::live(&db.store).await, Worker::live(&db.store).await);
     for ended in [false, true] {
@@ -140,9 +140,9 @@ async fn a_foreign_log_is_no_part_of_a_reply(db: Db) {
 
 crate::both!(
     a_reply_resolves_those_that_are_open,
-    a_failed_lead_leaves_its_log,
+    a_failed_lead_leaves_its_log_to_the_next,
     a_reply_to_none_that_is_open_is_late,
-    an_error_is_each_turns_own,
+    an_error_over_several_turns_is_each_ones_own,
     a_turn_that_is_named_twice_ends_once,
     one_reply_stays_in_one_conversation,
     a_foreign_log_is_no_part_of_a_reply,

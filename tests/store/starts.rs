@@ -1,7 +1,8 @@
 //! Starts that fail (design §3, step 3): which turns they end, and which they do not.
 
-use lastword::store::{LeasePhase, NewStart};
+use lastword::store::NewStart;
 use lastword::turn::keys::{Incarnation, StartId};
+use lastword::turn::phase::LeasePhase;
 use lastword::turn::reason::Reason;
 
 use crate::support::Db;
@@ -22,7 +23,7 @@ async fn fail(db: &Db, start: Incarnation) -> Vec<lastword::turn::keys::TurnId> 
 }
 
 /// `startAttempts` 1: the first failed start ends what waits for its worker group, and nothing else.
-async fn one_attempt(db: Db) {
+async fn the_only_attempt_that_fails_ends_what_waited(db: Db) {
     let mut turns = vec![db.armed("a").await.turn_id, db.armed("a").await.turn_id, db.armed("b").await.turn_id];
     let mut elsewhere = arm("c");
     elsewhere.worker_group = "other".into();
@@ -48,7 +49,7 @@ async fn one_attempt(db: Db) {
 }
 
 /// `startAttempts` 2: the second failed start ends what waited through both; what was armed between them waits on.
-async fn two_attempts(db: Db) {
+async fn the_second_failed_start_ends_what_waited_through_both(db: Db) {
     let early = db.armed("a").await.turn_id;
     let two = |start: &mut NewStart| start.start_attempts = 2;
     let first = start(&db, two).await;
@@ -61,7 +62,7 @@ async fn two_attempts(db: Db) {
 }
 
 /// A worker that is live, or another start, keeps a failed start from ending anything.
-async fn another_worker_keeps_them_waiting(db: Db) {
+async fn another_worker_keeps_turns_waiting_through_a_failed_start(db: Db) {
     for live in [true, false] {
         let turn = db.armed("a").await.turn_id;
         let failing = start(&db, |_| {}).await;
@@ -73,7 +74,7 @@ async fn another_worker_keeps_them_waiting(db: Db) {
 }
 
 /// A worker of another worker group, or one that drains, is no help: it will not claim.
-async fn no_help_is_coming(db: Db) {
+async fn a_worker_that_will_not_claim_keeps_nothing_waiting(db: Db) {
     let turn = db.armed("a").await.turn_id;
     let draining = Worker::live(&db.store).await;
     db.store.drain_worker(draining.incarnation, Reason::Deleted).await.expect("answers");
@@ -94,7 +95,7 @@ async fn a_death_after_a_claim_is_no_failed_start(db: Db) {
 }
 
 /// A connected worker that dies before its first claim is a failed start.
-async fn a_death_before_the_first_claim_is_one(db: Db) {
+async fn a_death_before_the_first_claim_is_a_failed_start(db: Db) {
     let worker = Worker::live(&db.store).await;
     let waiting = db.armed("a").await.turn_id;
     assert_eq!(fail(&db, worker.incarnation).await, [waiting]);
@@ -160,7 +161,7 @@ async fn a_guarded_turn_does_not_wait_for_a_start(db: Db) {
 }
 
 /// A start is one row: `only_first` refuses a second, and the fleet sees what there is.
-async fn the_fleet_sees_starts(db: Db) {
+async fn a_start_is_one_row_that_the_fleet_sees(db: Db) {
     db.store.put_agent("acme", "bot", &serde_json::json!({})).await.expect("puts");
     db.armed("a").await;
     db.armed("a").await;
@@ -184,7 +185,7 @@ async fn the_fleet_sees_starts(db: Db) {
 }
 
 /// Two starts that fail at the same instant: whoever is last ends what waits.
-async fn two_starts_that_fail_together(db: Db) {
+async fn the_last_of_two_starts_that_fail_together_ends_what_waits(db: Db) {
     let other = db.another_store();
     for round in 0..100 {
         let turn = db.armed("a").await.turn_id;
@@ -197,15 +198,15 @@ async fn two_starts_that_fail_together(db: Db) {
 }
 
 crate::both!(
-    one_attempt,
-    two_attempts,
-    another_worker_keeps_them_waiting,
-    no_help_is_coming,
+    the_only_attempt_that_fails_ends_what_waited,
+    the_second_failed_start_ends_what_waited_through_both,
+    another_worker_keeps_turns_waiting_through_a_failed_start,
+    a_worker_that_will_not_claim_keeps_nothing_waiting,
     a_death_after_a_claim_is_no_failed_start,
-    a_death_before_the_first_claim_is_one,
+    a_death_before_the_first_claim_is_a_failed_start,
     interrupted_starts_are_counted,
     failed_starts_are_read_by_all,
     a_guarded_turn_does_not_wait_for_a_start,
-    the_fleet_sees_starts,
-    two_starts_that_fail_together,
+    a_start_is_one_row_that_the_fleet_sees,
+    the_last_of_two_starts_that_fail_together_ends_what_waits,
 );

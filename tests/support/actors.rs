@@ -1,11 +1,6 @@
 //! Those who act on a store in tests: clients that arm, workers that claim and finish, gateways that tick.
 
-use std::collections::HashMap;
-
-use lastword::store::{
-    Append, AppendError, Arm, Armed, Beat, BeatAnswer, ClaimFor, Claimed, FinishError, NewStart, Replica,
-};
-use lastword::store::{Store, StoreError, WorkerWord};
+use lastword::store::{Arm, Armed, ClaimFor, Claimed, FinishError, NewStart, Store, WorkerWord};
 use lastword::turn::frame::{Frame, Span};
 use lastword::turn::keys::{GatewayId, Incarnation, StartId, TurnId, content_hash};
 use lastword::turn::reason::Reason;
@@ -142,22 +137,6 @@ impl Worker {
             tail: Span::new(0, vec![Frame::text(text)]),
         }
     }
-
-    /// An error of the agent.
-    pub fn error(&self, turns: &[TurnId]) -> WorkerWord {
-        let outcome = Outcome::Error(Failure::new(Reason::AgentError));
-        WorkerWord { outcome, end: 0, tail: Span::default(), ..self.reply(turns, "") }
-    }
-
-    /// Appends text at an offset.
-    pub async fn append(&self, store: &Store, turn: TurnId, at: u64, text: &str) -> Result<u64, AppendError> {
-        let span = Span::new(at, vec![Frame::text(text)]);
-        store.append_output(Append { turn_id: turn, incarnation: self.incarnation, span }).await
-    }
-
-    pub fn beat(&self, busy: bool) -> Beat {
-        Beat { incarnation: self.incarnation, busy }
-    }
 }
 
 /// Finishes; the database is there.
@@ -170,33 +149,11 @@ pub async fn armed(store: &Store, arm: Arm) -> Armed {
     store.arm(arm).await.expect("armed")
 }
 
-/// One tick of a gateway.
-pub async fn tick(store: &Store, beats: &[Beat]) -> HashMap<Incarnation, BeatAnswer> {
-    try_tick(store, beats).await.expect("ticks")
-}
-
-pub async fn try_tick(store: &Store, beats: &[Beat]) -> Result<HashMap<Incarnation, BeatAnswer>, StoreError> {
-    let gateway = Replica { id: GatewayId(Uuid::nil()), url: "http://gateway".into(), secret: "s".into() };
-    store.heartbeat_of_gateway(&gateway, 60, beats).await
-}
-
 pub fn failure(reason: Reason) -> Failure {
     Failure::detailed(reason, "by the test")
 }
 
 impl Db {
-    /// Arms a turn in this conversation.
-    pub async fn armed(&self, conversation: &str) -> Armed {
-        armed(&self.store, arm(conversation)).await
-    }
-
-    /// Arms a turn in a conversation of its own and lets this worker claim it. Nothing else may be waiting.
-    pub async fn in_hand(&self, worker: &Worker) -> TurnId {
-        let armed = self.armed(&Uuid::new_v4().to_string()).await;
-        assert_eq!(worker.claim_ids(&self.store, 1).await, [armed.turn_id]);
-        armed.turn_id
-    }
-
     /// How a turn ended: `reply`, or the reason of its error; `None` while it is open.
     pub async fn outcome(&self, turn: TurnId) -> Option<String> {
         self.text(format!("SELECT coalesce(reason, outcome) FROM terminal WHERE turn_id = '{turn}'")).await
@@ -215,20 +172,5 @@ impl Db {
     /// Gateways have ticked without a gap for an hour, and tick now.
     pub async fn settled(&self) {
         self.sql("UPDATE gate SET since = clock_timestamp() - interval '1 hour', seen = clock_timestamp()").await;
-    }
-
-    /// A worker's lease ran out this long ago.
-    pub async fn silent(&self, incarnation: Incarnation, seconds: u32) {
-        let statement = "UPDATE lease SET expires_at = clock_timestamp() - interval";
-        self.sql(format!("{statement} '{seconds} seconds' WHERE incarnation = '{incarnation}'")).await;
-    }
-
-    /// A turn's hard deadline passed an hour ago.
-    pub async fn overdue(&self, turn: TurnId) {
-        self.sql(format!(
-            "UPDATE marker SET armed_at = clock_timestamp() - interval '2 hours',
-                    deadline_at = clock_timestamp() - interval '1 hour' WHERE turn_id = '{turn}'"
-        ))
-        .await;
     }
 }

@@ -1,4 +1,5 @@
-//! A client of `docs/api.md` for tests: it keeps every frame that it is shown, and how the stream ended.
+//! A client of `docs/api.md` as others write it, with a library for Server-Sent Events: it keeps every frame that it is shown,
+//! and how the stream ended. ([`super::client`] reads by the letter.)
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::{BOUND, pause};
+use super::wait::{BOUND, eventually};
 
 /// A client of one gateway.
 #[derive(Clone)]
@@ -44,16 +45,11 @@ pub enum End {
 }
 
 impl Api {
-    pub fn new(url: &str) -> Api {
-        // Another test of this process may have been first.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+    /// One that shows this API key with every call, if any.
+    pub fn new(url: &str, key: Option<&str>) -> Api {
+        super::crypto();
         let http = reqwest::Client::builder().no_proxy().connect_timeout(Duration::from_secs(5)).build().unwrap();
-        Api { url: url.to_string(), http, key: None }
-    }
-
-    /// One that shows an API key with every call.
-    pub fn with_key(url: &str, key: &str) -> Api {
-        Api { key: Some(key.to_string()), ..Api::new(url) }
+        Api { url: url.to_string(), http, key: key.map(str::to_string) }
     }
 
     fn call(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
@@ -90,15 +86,13 @@ impl Api {
     }
 
     pub async fn get(&self, path: &str) -> (u16, Value) {
-        let begun = Instant::now();
-        loop {
-            match self.call(Method::GET, path).timeout(BOUND).send().await {
-                Ok(answer) => return (answer.status().as_u16(), answer.json().await.unwrap()),
-                // A replica that was just killed is still asked for a moment; nothing was sent.
-                Err(error) if error.is_connect() && begun.elapsed() < BOUND => pause().await,
-                Err(error) => panic!("GET {path}: {error:?}"),
-            }
-        }
+        eventually(path, async || match self.call(Method::GET, path).timeout(BOUND).send().await {
+            Ok(answer) => Ok((answer.status().as_u16(), answer.json().await.unwrap())),
+            // A replica that was just killed is still asked for a moment; nothing was sent.
+            Err(error) if error.is_connect() => Err(error),
+            Err(error) => panic!("GET {path}: {error:?}"),
+        })
+        .await
     }
 
     pub async fn record(&self, turn: &str) -> Value {
@@ -109,15 +103,11 @@ impl Api {
 
     /// Waits until a turn's record is in this phase.
     pub async fn phase(&self, turn: &str, phase: &str) -> Value {
-        let begun = Instant::now();
-        loop {
+        eventually(phase, async || {
             let record = self.record(turn).await;
-            if record["phase"] == phase {
-                return record;
-            }
-            assert!(begun.elapsed() < BOUND, "not {phase} within {BOUND:?}: {record}");
-            pause().await;
-        }
+            if record["phase"] == phase { Ok(record) } else { Err(record) }
+        })
+        .await
     }
 
     pub async fn cancel(&self, turn: &str) -> Value {
@@ -157,7 +147,7 @@ impl Api {
         let frames = Arc::new(Mutex::new(Vec::new()));
         let (tell, changed) = watch::channel((0, End::Open));
         let task = tokio::spawn(read(call, frames.clone(), tell));
-        Watched { frames, changed, task: Arc::new(Aborts(task)) }
+        Watched { frames, changed, _task: Arc::new(Aborts(task)) }
     }
 }
 
@@ -197,7 +187,7 @@ impl Drop for Aborts {
 pub struct Watched {
     frames: Arc<Mutex<Vec<Frame>>>,
     changed: watch::Receiver<(usize, End)>,
-    task: Arc<Aborts>,
+    _task: Arc<Aborts>,
 }
 
 impl Watched {

@@ -1,10 +1,12 @@
-//! A client of the gateway: submits, records, and Server-Sent Events read by the letter.
+//! A client of the gateway: submits, records, and Server-Sent Events read by the letter of `docs/api.md`, one at a time as the
+//! test asks for them. ([`super::api`] reads them as any client library does, in the background.)
 
 use lastword::turn::keys::TurnId;
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::{AGENT, within};
+use super::gateway::AGENT;
+use super::wait::within;
 
 /// A client with or without a key. Every call is a connection of its own.
 #[derive(Clone)]
@@ -19,13 +21,12 @@ pub struct Client {
 #[serde(rename_all = "camelCase")]
 pub struct Submitted {
     pub turn_id: TurnId,
-    pub message_id: String,
     pub cursor: String,
 }
 
 impl Client {
     pub fn new(base: &str, key: Option<&str>) -> Client {
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        super::crypto();
         let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().expect("a client");
         Client { http, base: base.to_owned(), key: key.map(str::to_owned) }
     }

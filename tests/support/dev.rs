@@ -2,24 +2,23 @@
 //!
 //! Everything that it starts inherits a marker in its environment, so that a test sees in /proc what is left behind.
 
-#![allow(dead_code, clippy::unwrap_used, reason = "each test target uses a part of it; a test may panic")]
-
-#[path = "api.rs"]
-pub mod api;
-
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-pub const LASTWORD: &str = env!("CARGO_BIN_EXE_lastword");
-/// The longest that anything takes which a test waits for, unless it says otherwise. Generous: cores are shared.
-pub const BOUND: Duration = Duration::from_secs(60);
+use super::LASTWORD;
+use super::api::Api;
+use super::process::{environment_has, signal};
+use super::wait::{eventually, eventually_within, within};
+
+/// A `dev` and all that it started are gone within this after its end.
+const CLEARED: Duration = Duration::from_secs(15);
 /// Not one of ours by its name: those are kept from agents.
 const MARKER: &str = "LW_TEST_MARKER";
 const READY: &str = "Lastword is ready on ";
@@ -79,17 +78,13 @@ impl Dev {
         self.starts += 1;
         let log = self.path(&format!("dev-{}.log", self.starts));
         let mut child = self.command(&[]).stderr(File::create(&log).unwrap()).spawn().unwrap();
-        let begun = Instant::now();
-        self.url = loop {
-            if let Some(url) = ready(&log) {
-                break url;
-            }
+        self.url = eventually("dev is ready", async || {
             if let Some(status) = child.try_wait().unwrap() {
                 panic!("dev ended ({status}) before it was ready:\n{}", self.log());
             }
-            assert!(begun.elapsed() < BOUND, "dev is not ready after {BOUND:?}:\n{}", self.log());
-            pause().await;
-        };
+            ready(&log).ok_or_else(|| self.log())
+        })
+        .await;
         self.process = Some(child);
     }
 
@@ -134,7 +129,7 @@ impl Dev {
     pub async fn chat(&self, args: &[&str]) -> (Option<i32>, String, String) {
         let mut command = self.lastword();
         command.args(["chat", "--gateway", &self.url]).args(args).kill_on_drop(true);
-        let output = tokio::time::timeout(BOUND, command.output()).await.expect("chat ends").unwrap();
+        let output = within("the end of chat", command.output()).await.unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         (output.status.code(), text(output.stdout), text(output.stderr))
     }
@@ -144,8 +139,8 @@ impl Dev {
     }
 
     /// A client of it as it runs now.
-    pub fn api(&self) -> api::Api {
-        api::Api::new(&self.url)
+    pub fn api(&self) -> Api {
+        Api::new(&self.url, None)
     }
 
     pub fn dir(&self) -> &Path {
@@ -177,7 +172,7 @@ impl Dev {
     pub async fn interrupt(&mut self) -> ExitStatus {
         let mut process = self.process.take().expect("it runs");
         signal(process.id().unwrap(), Signal::INT);
-        tokio::time::timeout(BOUND, process.wait()).await.expect("dev stops").unwrap()
+        within("the end of dev", process.wait()).await.unwrap()
     }
 
     /// What the last start has logged.
@@ -193,8 +188,7 @@ impl Dev {
         entries
             .filter_map(|entry| {
                 let pid = entry.file_name().to_str()?.parse().ok()?;
-                let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
-                let marked = environment.split(|b| *b == 0).any(|v| v == marker.as_bytes());
+                let marked = environment_has(pid, &marker);
                 // Where the environment cannot be read, the working directory tells.
                 let inside = || {
                     fs::read_link(entry.path().join("cwd"))
@@ -212,12 +206,12 @@ impl Dev {
     /// Waits for the one process whose command line has all of these words.
     pub async fn process(&self, words: &[&str]) -> u32 {
         let what = format!("one process with {words:?}");
-        until(&what, || {
+        eventually(&what, async || {
             let found: Vec<_> =
                 self.processes().into_iter().filter(|p| words.iter().all(|w| p.command.contains(w))).collect();
             match found.as_slice() {
-                [one] => Some(one.pid),
-                _ => None,
+                [one] => Ok(one.pid),
+                _ => Err(format!("{found:#?}")),
             }
         })
         .await
@@ -225,15 +219,11 @@ impl Dev {
 
     /// Waits until nothing of this test's runs, and says what still does if that takes too long.
     pub async fn nothing_left(&self) {
-        let begun = Instant::now();
-        loop {
+        eventually_within(CLEARED, "nothing is left behind", async || {
             let left = self.processes();
-            if left.is_empty() {
-                return;
-            }
-            assert!(begun.elapsed() < Duration::from_secs(15), "left behind: {left:#?}");
-            pause().await;
-        }
+            if left.is_empty() { Ok(()) } else { Err(format!("{left:#?}")) }
+        })
+        .await;
     }
 }
 
@@ -247,7 +237,7 @@ impl Drop for Dev {
         }
         let begun = Instant::now();
         let mut left = self.processes();
-        while !left.is_empty() && begun.elapsed() < Duration::from_secs(15) {
+        while !left.is_empty() && begun.elapsed() < CLEARED {
             std::thread::sleep(Duration::from_millis(20)); // a drop cannot await
             left = self.processes();
         }
@@ -265,35 +255,6 @@ fn ready(log: &Path) -> Option<String> {
     // The line is whole when the one behind it has begun.
     let (url, _) = text.split_once(READY)?.1.split_once('\n')?;
     Some(url.trim().to_string())
-}
-
-pub fn signal(pid: u32, signal: Signal) {
-    // Who is gone needs no signal.
-    let _ = kill_process(Pid::from_raw(pid as i32).unwrap(), signal);
-}
-
-/// Between two looks at a condition.
-pub async fn pause() {
-    tokio::time::sleep(Duration::from_millis(20)).await;
-}
-
-/// Waits for a condition, within [`BOUND`].
-pub async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let begun = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(begun.elapsed() < BOUND, "not within {BOUND:?}: {what}");
-        pause().await;
-    }
-}
-
-/// Tells loudly that a test cannot run here; where CI promises that it can, that is a failure.
-pub fn skipped(why: &str) {
-    println!("SKIPPED: {why}");
-    eprintln!("SKIPPED: {why}");
-    assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "CI must not skip: {why}");
 }
 
 /// An Agent as a YAML document: its name, and what stands in `spec` besides the template.

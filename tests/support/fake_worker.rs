@@ -2,7 +2,7 @@
 
 use lastword::store::{NewStart, Store};
 use lastword::turn::frame::Frame;
-use lastword::turn::keys::{Incarnation, StartId, TurnId};
+use lastword::turn::keys::{Incarnation, TurnId};
 use lastword::turn::terminal::Outcome;
 use lastword::wire::{
     Acked, Credential, Finish, FinishResult, Finished, Goodbye, GoodbyePhase, Heartbeat, HeartbeatAnswer, INCARNATION,
@@ -15,8 +15,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
+use super::actors;
 use super::client::answer;
-use super::{AGENT, Gateway, ORGANIZATION, within};
+use super::gateway::{AGENT, Gateway, ORGANIZATION};
+use super::wait::within;
 
 /// A refusal: status and problem.
 pub type Refused = (StatusCode, Value);
@@ -46,27 +48,13 @@ pub struct FakeWorker {
     lines: Option<Lines>,
 }
 
-/// A start row for the worker group `bot` with a lease of 60 s.
+/// A start for the worker group `bot` of the gateways' organization, and its credential.
 pub fn new_start() -> (NewStart, Credential) {
-    let start_id = StartId::new();
-    let credential = Credential::new(start_id);
-    let start = NewStart {
-        start_id,
-        organization: ORGANIZATION.into(),
-        agent: AGENT.into(),
-        worker_group: AGENT.into(),
-        generation: 1,
-        runtime: "process",
-        runtime_ref: "test".into(),
-        secret_hash: credential.hash(),
-        capacity: 100,
-        heartbeat_seconds: 20,
-        lease_seconds: 60,
-        drain_seconds: 30,
-        start_attempts: 1,
-        start_seconds: 60,
-    };
-    (start, credential)
+    let (start, credential) = actors::new_start();
+    (
+        NewStart { organization: ORGANIZATION.into(), agent: AGENT.into(), worker_group: AGENT.into(), ..start },
+        credential,
+    )
 }
 
 impl FakeWorker {

@@ -1,34 +1,28 @@
 //! Gateways in this process, each in a runtime of its own so that it can be killed as a process is; clients and workers
 //! that speak HTTP to them.
 
-#![allow(dead_code, reason = "each test target uses a part of it")]
-
-pub mod client;
-pub mod fake_worker;
-pub mod forwarder;
-
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lastword::gateway::{self, GatewayConfig, GatewayError, Listeners};
-use lastword::local::postgres::{Embedded, Options, Version};
+use lastword::store::keys::{self, KeyRole, NewKey};
 use lastword::store::{PoolSizes, Retention, Store};
 use lastword::sweep;
+use lastword::turn::keys::TurnId;
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
-use crate::support::{self, Db};
-pub use client::Client;
-pub use fake_worker::FakeWorker;
+use super::Db;
+use super::client::Client;
+use super::wait::{eventually, within};
 
 /// Whose turns these are, where nobody says otherwise.
 pub const ORGANIZATION: &str = "default";
 /// An Agent whose conversations share a worker group of the same name.
 pub const AGENT: &str = "bot";
-/// The longest that anything is waited for.
-pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Makes a test of each `async fn name(db: Db)`, on a fresh database of the newest Postgres.
 #[macro_export]
@@ -37,8 +31,8 @@ macro_rules! newest {
         mod $name {
             #[test]
             fn on_18() {
-                $crate::support::run(lastword::local::postgres::Version::V18, |db| async {
-                    $crate::gateway::prepare(&db).await;
+                $crate::support::db::run(lastword::local::postgres::Version::V18, |db| async {
+                    $crate::support::gateway::prepare(&db).await;
                     super::$name(db).await;
                 });
             }
@@ -48,7 +42,7 @@ macro_rules! newest {
 
 /// What every test starts from: the Agent [`AGENT`], and a log on stderr for those who ask (`RUST_LOG`).
 pub async fn prepare(db: &Db) {
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    super::crypto();
     let filter = tracing_subscriber::EnvFilter::from_default_env();
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
     put_agent(&db.store, AGENT, json!({})).await;
@@ -62,21 +56,11 @@ pub async fn put_agent(store: &Store, name: &str, more: Value) {
     store.put_agent(ORGANIZATION, name, &spec).await.expect("the Agent is put");
 }
 
-/// Waits until `holds`, looking often.
-pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let began = Instant::now();
-    while !holds().await {
-        assert!(began.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-/// A bound on what ends by itself.
-pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, future).await {
-        Ok(done) => done,
-        Err(_) => panic!("{what}: not within {PATIENCE:?}"),
-    }
+/// An API key for a user of an organization: its id, and what its bearer shows.
+pub async fn api_key(store: &Store, organization: &str, user: &str, role: KeyRole) -> (Uuid, String) {
+    let new = NewKey { organization: organization.into(), name: user.into(), user: user.into(), role, valid_for: None };
+    let (info, key) = keys::create(store.pool(), &new).await.expect("a key");
+    (info.id, key.reveal())
 }
 
 /// A gateway on free loopback ports.
@@ -184,29 +168,10 @@ impl Drop for Sweeper {
     }
 }
 
-/// A server of this test alone, which may be stopped, with a fresh database on it.
-pub async fn own_server(name: &str) -> (Embedded, Db) {
-    let root = support::cache().parent().expect("a parent").join("servers");
-    let mut options = Options::new(root.join(format!("{}-{name}", std::process::id())), support::cache());
-    options.version = Version::V18;
-    options.ephemeral = true;
-    options.max_connections = 60;
-    let server = Embedded::start(options).await.expect("Postgres starts");
-    let db = Db::on(server.connect_options("lastword"), Version::V18).await;
-    prepare(&db).await;
-    (server, db)
-}
-
 impl Db {
     /// How a turn ended, when it did: `reply` or its error's reason.
-    pub async fn ending(&self, turn: lastword::turn::keys::TurnId) -> String {
-        let mut ending = None;
-        eventually("the turn ends", async || {
-            ending = self.outcome(turn).await;
-            ending.is_some()
-        })
-        .await;
-        ending.expect("it ended")
+    pub async fn ending(&self, turn: TurnId) -> String {
+        eventually("the turn ends", async || self.outcome(turn).await).await
     }
 
     /// Nothing is left to deliver.

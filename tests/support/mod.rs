@@ -1,199 +1,70 @@
-//! Shared by test targets: a real Postgres for the whole process, a fresh database for each test, and those who act.
+//! What the three test targets share. `tests/machine` uses all of it, so that the compiler finds there what nobody uses any
+//! more; the others say that they use a part.
 //!
-//! `LASTWORD_TEST_POSTGRES` is 15, 18 or both (the default). Time is made to pass by moving timestamps in the database.
-
-#![allow(dead_code, reason = "each test target uses a part of it")]
+//! - [`wait`]: the one way to wait for something, with a bound.
+//! - [`db`]: a real Postgres for the whole process, and a fresh database for each test.
+//! - [`actors`]: those who act on a store directly. [`gateway`], [`client`] and [`fake_worker`]: those who speak HTTP, with
+//!   gateways inside this process. [`dev`] and [`api`]: `lastword dev` as a process of its own, and its client;
+//!   [`chat`]: a turn of that client.
+//! - [`forwarder`]: a network between a test and its Postgres, which can be cut.
+//! - [`http`] and [`process`]: small servers on loopback, and other processes.
 
 pub mod actors;
+pub mod api;
+pub mod chat;
+pub mod client;
+pub mod db;
+pub mod dev;
+pub mod fake_worker;
+pub mod forwarder;
+pub mod gateway;
+pub mod http;
+pub mod process;
+pub mod wait;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, mpsc};
-use std::time::Duration;
 
-use lastword::local::postgres::{Embedded, Options, Version};
-use lastword::store::{PoolSizes, Store};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, PgPool};
-use uuid::Uuid;
+pub use db::Db;
 
-/// The longest that one test may take.
-const LIMIT: Duration = Duration::from_secs(120);
+/// The built binary.
+pub const LASTWORD: &str = env!("CARGO_BIN_EXE_lastword");
 
-/// Makes a test on the oldest and on the newest supported Postgres of each `async fn name(db: Db)`.
-#[macro_export]
-macro_rules! both {
-    ($($name:ident),* $(,)?) => {$(
-        mod $name {
-            #[test]
-            fn on_15() {
-                $crate::support::run(lastword::local::postgres::Version::V15, super::$name);
-            }
-            #[test]
-            fn on_18() {
-                $crate::support::run(lastword::local::postgres::Version::V18, super::$name);
-            }
-        }
-    )*};
+/// A file of this repository.
+pub fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// Runs a test's body on a fresh database of this version, unless the environment leaves the version out.
-pub fn run<F: Future<Output = ()>>(version: Version, body: fn(Db) -> F) {
-    if !wanted(version) {
-        return;
-    }
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
-    runtime.block_on(async {
-        let db = Db::fresh(version).await;
-        let name = db.name.clone();
-        tokio::time::timeout(LIMIT, body(db)).await.expect("the test ends in time");
-        // A hundred databases that stay are a gigabyte that the next run has to remove.
-        let admin = PgPoolOptions::new().max_connections(1).connect_with(server(version)).await.expect("connects");
-        let drop = format!("DROP DATABASE {name} WITH (FORCE)");
-        sqlx::query(AssertSqlSafe(drop)).execute(&admin).await.expect("drops the database");
-    });
-}
-
-/// Whether the environment asks for this version.
-pub fn wanted(version: Version) -> bool {
-    match std::env::var("LASTWORD_TEST_POSTGRES").as_deref() {
-        Ok("15") => version == Version::V15,
-        Ok("18") => version == Version::V18,
-        Ok("both") | Err(_) => true,
-        Ok(other) => panic!("LASTWORD_TEST_POSTGRES is {other:?}: it can be 15, 18 or both"),
-    }
+/// Chooses the cryptography of TLS for this process; another test may have been first.
+pub fn crypto() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
 /// A seed for this run's randomness: printed, and taken from `LASTWORD_TEST_SEED` to repeat a run.
 pub fn seed() -> u64 {
-    let seed = std::env::var("LASTWORD_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random);
+    let seed = count("LASTWORD_TEST_SEED").unwrap_or_else(rand::random);
     println!("LASTWORD_TEST_SEED={seed}");
     seed
 }
 
-/// A database with Lastword's schema, of one test alone.
-pub struct Db {
-    pub store: Store,
-    /// For a test's own look at the tables, and to damage them.
-    pub pool: PgPool,
-    pub version: Version,
-    name: String,
-    options: PgConnectOptions,
+/// A number from the environment, for what can be repeated or made larger.
+pub fn count<N: std::str::FromStr>(variable: &str) -> Option<N> {
+    std::env::var(variable).ok()?.parse().ok()
 }
 
-impl Db {
-    /// On the process's own server of this version.
-    pub async fn fresh(version: Version) -> Db {
-        Db::on(server(version), version).await
-    }
-
-    /// On a server; `options` connect to any database of it.
-    pub async fn on(options: PgConnectOptions, version: Version) -> Db {
-        let name = format!("t{}", Uuid::now_v7().simple());
-        let admin = PgPoolOptions::new().max_connections(1).connect_with(options.clone()).await.expect("connects");
-        sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&admin).await.expect("a database");
-        admin.close().await;
-        let options = options.database(&name);
-        let store = Store::open(options.clone(), PoolSizes::default());
-        store.migrate().await.expect("migrates");
-        let pool = PgPoolOptions::new()
-            .max_connections(4)
-            .connect_with(options.clone().options([("search_path", "lastword"), ("timezone", "UTC")]))
-            .await
-            .expect("connects");
-        Db { store, pool, version, name, options }
-    }
-
-    /// How to connect to this database.
-    pub fn options(&self) -> PgConnectOptions {
-        self.options.clone()
-    }
-
-    /// Another replica's store on the same database.
-    pub fn another_store(&self) -> Store {
-        Store::open(self.options.clone(), PoolSizes::default())
-    }
-
-    /// Runs one statement of the test's own; answers with the number of rows that it touched.
-    pub async fn sql(&self, statement: impl Into<String>) -> u64 {
-        let statement = statement.into();
-        let done = sqlx::query(AssertSqlSafe(statement.clone())).execute(&self.pool).await;
-        done.unwrap_or_else(|e| panic!("{statement}: {e}")).rows_affected()
-    }
-
-    /// The one number that a query answers.
-    pub async fn number(&self, query: impl Into<String>) -> i64 {
-        let query = query.into();
-        let found = sqlx::query_scalar(AssertSqlSafe(format!("SELECT ({query})::bigint"))).fetch_one(&self.pool).await;
-        found.unwrap_or_else(|e| panic!("{query}: {e}"))
-    }
-
-    /// Rows of a table, with an optional WHERE behind its name.
-    pub async fn count(&self, table: &str) -> i64 {
-        self.number(format!("SELECT count(*) FROM {table}")).await
-    }
-
-    /// The one text that a query answers, if any.
-    pub async fn text(&self, query: impl Into<String>) -> Option<String> {
-        let query = query.into();
-        let found = sqlx::query_scalar::<_, Option<String>>(AssertSqlSafe(format!("SELECT ({query})::text")));
-        found.fetch_one(&self.pool).await.unwrap_or_else(|e| panic!("{query}: {e}"))
-    }
+/// Tells loudly that a test cannot run here; where CI promises that it can, that is a failure.
+pub fn skipped(why: &str) {
+    assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "CI must not skip: {why}");
+    // Not by `println!`, which the harness keeps to itself unless the test fails; `tests/run` counts these lines.
+    let _ = writeln!(std::io::stderr(), "\nSKIPPED: {why}");
 }
 
-/// Where downloaded archives are kept, over all test targets.
-pub fn cache() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join("postgres")
-}
-
-/// The process's server of this version, started by the first who asks.
-pub fn server(version: Version) -> PgConnectOptions {
-    static SERVERS: [OnceLock<PgConnectOptions>; 2] = [const { OnceLock::new() }; 2];
-    // One at a time: the first start of all may have to download.
-    static STARTING: Mutex<()> = Mutex::new(());
-    let slot = match version {
-        Version::V15 => &SERVERS[0],
-        Version::V18 => &SERVERS[1],
-    };
-    slot.get_or_init(|| {
-        let _one = STARTING.lock().expect("nobody panicked while starting");
-        clear_leftovers();
-        let root = root().join(format!("{}-{}", std::process::id(), version.major()));
-        let mut options = Options::new(root, cache());
-        options.version = version;
-        options.ephemeral = true;
-        options.max_connections = 200;
-        keep(options)
-    })
-    .clone()
-}
-
-/// Starts a server that lives on a thread of its own as long as the process: it outlives every test's runtime.
-fn keep(options: Options) -> PgConnectOptions {
-    let (ready, started) = mpsc::channel();
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(async {
-            let server = Embedded::start(options).await.expect("Postgres starts");
-            ready.send(server.connect_options("lastword")).expect("the test waits");
-            std::future::pending::<()>().await;
-        });
-    });
-    started.recv().expect("Postgres starts")
-}
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join("servers")
-}
-
-/// Removes the clusters of processes that are gone: a process's end stops its server, but removes no files.
-fn clear_leftovers() {
-    let Ok(entries) = std::fs::read_dir(root()) else { return };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let pid = name.to_string_lossy().split('-').next().map(str::to_owned).unwrap_or_default();
-        if !Path::new("/proc").join(&pid).exists() {
-            let _ = std::fs::remove_dir_all(entry.path());
-        }
+/// The interpreter that has the public client libraries, which are installed if need be; `None` is told as a skip of `what`.
+pub fn python_clients(what: &str) -> Option<PathBuf> {
+    let installed = std::process::Command::new(repository("scripts/python-clients")).status();
+    if installed.is_ok_and(|status| status.success()) {
+        return Some(repository(".cache/python/bin/python"));
     }
+    skipped(&format!("the public client libraries cannot be installed, so {what}"));
+    None
 }

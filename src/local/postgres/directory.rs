@@ -1,11 +1,11 @@
-//! The data directory: who may use it, what lies where, what an earlier run left behind.
+//! The data directory: its lock, its layout, and what an earlier run left behind in it.
 //!
 //! ```text
-//! DATA/lock           flock of the process that serves it; holds its pid
+//! DATA/lock           locked (flock) by the process that serves the cluster; holds its pid
 //! DATA/postgres/      the cluster (PGDATA), owned by the user that the server runs as
 //! DATA/postgres.new/  a cluster that initdb has not finished; removed at the next start
 //! DATA/postgres.log   what initdb and the server print
-//! DATA/run/           the socket, mode 0700; below the system's temporary directory if DATA's path is too long
+//! DATA/run/           the socket, mode 0700; in the system's temporary directory instead if DATA's path is too long
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -16,34 +16,38 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::error::{Error, at};
+use super::error::{PostgresError, at};
 
-/// The longest path of a Unix socket, in bytes (`sun_path` is 108 with its NUL).
+/// The longest path of a Unix socket, in bytes: `sun_path` of unix(7) has 108, with the NUL at its end.
 const SOCKET_PATH: usize = 107;
-/// The socket's file name, as Postgres makes it from the port.
+/// The name of the socket's file, which Postgres makes of the port.
 const SOCKET: &str = ".s.PGSQL.5432";
-/// A log longer than this is emptied at start.
+/// A log that is longer than this, in bytes, is emptied when a program is started.
 const LOG_BYTES: u64 = 10 << 20;
-/// How long the server of an earlier run may take to shut down.
+/// How long the server of an earlier run is waited for.
 const LEFTOVER: Duration = Duration::from_secs(30);
 
-/// The right to use one data directory: an flock, which the kernel ends with us, however we end.
+/// A data directory that this process has locked. The lock is an flock, which the kernel releases when this process ends,
+/// however it ends.
 ///
-/// The descriptor is close-on-exec, so no child holds it on. A child that is between its fork and its exec still does, so
-/// the drop unlocks explicitly: that frees the directory for every copy of the descriptor. An ephemeral directory is removed
-/// with its claim.
-pub(super) struct Claim {
+/// The lock's descriptor is close-on-exec, so child processes do not keep the lock. One that is between its fork and its exec
+/// still has the descriptor; so a drop unlocks explicitly, which holds for every copy. An ephemeral directory is removed by
+/// the drop.
+pub(super) struct DataDir {
     /// The data directory, absolute.
     pub(super) root: PathBuf,
-    /// Where the server makes its socket.
+    /// The directory in which the server makes its socket.
     pub(super) socket_dir: PathBuf,
     ephemeral: bool,
-    lock: File,
+    lock_file: File,
 }
 
-impl Claim {
-    /// Takes the directory, or says who has it. Creates it when it is not there.
-    pub(super) fn take(directory: &Path, ephemeral: bool) -> Result<Claim, Error> {
+impl DataDir {
+    /// Locks the directory, which is created if it does not exist.
+    ///
+    /// # Errors
+    /// [`PostgresError::Locked`] if another process has locked it.
+    pub(super) fn lock(directory: &Path, ephemeral: bool) -> Result<DataDir, PostgresError> {
         fs::create_dir_all(directory).map_err(at("create", directory))?;
         let root = directory.canonicalize().map_err(at("enter", directory))?;
         let path = root.join("lock");
@@ -58,9 +62,9 @@ impl Claim {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
-                // Who holds it is a courtesy of the message; the lock itself has spoken.
+                // The pid is for the message alone; without it the message is shorter.
                 let _ = lock.read_to_string(&mut holder);
-                return Err(Error::Locked { directory: root, holder: holder.trim().parse().ok() });
+                return Err(PostgresError::Locked { directory: root, holder: holder.trim().parse().ok() });
             }
             Err(TryLockError::Error(error)) => return Err(at("lock", &path)(error)),
         }
@@ -69,10 +73,10 @@ impl Claim {
             .and_then(|_| writeln!(lock, "{}", std::process::id()))
             .map_err(at("write", &path))?;
         let socket_dir = socket_dir(&root)?;
-        Ok(Claim { root, socket_dir, ephemeral, lock })
+        Ok(DataDir { root, socket_dir, ephemeral, lock_file: lock })
     }
 
-    /// The cluster itself, PGDATA.
+    /// The cluster's directory, which Postgres calls PGDATA.
     pub(super) fn cluster(&self) -> PathBuf {
         self.root.join("postgres")
     }
@@ -82,14 +86,15 @@ impl Claim {
         self.root.join("postgres.log")
     }
 
-    /// The major version that made the cluster, if there is one.
+    /// The major version of the Postgres that made the cluster, if there is one.
     pub(super) fn cluster_major(&self) -> Option<u32> {
         let text = fs::read_to_string(self.cluster().join("PG_VERSION")).ok()?;
         text.trim().parse().ok()
     }
 
-    /// Opens the log for appending, emptied if it has grown too long; also where this run's part begins.
-    pub(super) fn open_log(&self) -> Result<(File, u64), Error> {
+    /// Opens the log for appending, and empties it if it has grown too long. Also gives its length, where the part of what is
+    /// started now begins.
+    pub(super) fn open_log(&self) -> Result<(File, u64), PostgresError> {
         let path = self.log();
         let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(at("open", &path))?;
         let mut length = file.metadata().map_err(at("read", &path))?.len();
@@ -100,7 +105,7 @@ impl Claim {
         Ok((file, length))
     }
 
-    /// Up to the last 20 lines that were logged after `start`.
+    /// The last lines of the log from the byte `start` on, 20 at the most.
     pub(super) fn log_tail(&self, start: u64) -> String {
         let mut bytes = Vec::new();
         let read = File::open(self.log()).and_then(|mut file| {
@@ -116,10 +121,10 @@ impl Claim {
         lines[lines.len().saturating_sub(20)..].join("\n")
     }
 
-    /// Waits until nothing of an earlier run serves the cluster, then removes what that run left behind.
+    /// Waits until no process of an earlier run serves the cluster, then removes the files that such a run left behind.
     ///
-    /// A server whose parent was killed gets its parent-death signal and needs a moment to shut down.
-    pub(super) async fn clear_leftovers(&self) -> Result<(), Error> {
+    /// If that run was killed, its server got the parent-death signal, and needs a moment to shut down.
+    pub(super) async fn clear_leftovers(&self) -> Result<(), PostgresError> {
         let cluster = self.cluster();
         let since = Instant::now();
         let mut logged = false;
@@ -129,23 +134,23 @@ impl Claim {
                 logged = true;
             }
             if since.elapsed() > LEFTOVER {
-                return Err(Error::StillRunning { directory: cluster, pid, seconds: LEFTOVER.as_secs() });
+                return Err(PostgresError::StillRunning { directory: cluster, pid, seconds: LEFTOVER.as_secs() });
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         self.remove_stale_pid_file()?;
-        // The directory is this cluster's alone, and nobody serves the cluster.
+        // The socket's directory belongs to this cluster, which nobody serves: these files are left over.
         for name in [SOCKET.to_owned(), format!("{SOCKET}.lock")] {
             remove_file(&self.socket_dir.join(name))?;
         }
         remove_dir(&self.root.join("postgres.new"))
     }
 
-    /// The pid in the pid file, if it is a Postgres whose working directory does not show: one that is just
-    /// ending, or that another user runs.
+    /// The pid in `postmaster.pid`, if it is that of a Postgres whose working directory cannot be read: it is just ending, or
+    /// another user runs it.
     fn ending(&self) -> Option<u32> {
         let pid = self.recorded_pid()?;
-        matches!(look_at(pid), Holder::Unknown).then_some(pid)
+        matches!(pid_status(pid), PidStatus::HiddenPostgres).then_some(pid)
     }
 
     fn recorded_pid(&self) -> Option<u32> {
@@ -153,16 +158,17 @@ impl Claim {
         text.lines().next()?.trim().parse().ok()
     }
 
-    /// Nobody serves the cluster, so the pid in its file is dead, or meanwhile another program's. Postgres
-    /// handles the first, but refuses to start for the second when that program is the same user's.
-    fn remove_stale_pid_file(&self) -> Result<(), Error> {
+    /// Removes `postmaster.pid` if its pid is another program's by now; nobody serves the cluster. Postgres itself removes a
+    /// file whose pid is dead, but refuses to start while the pid is that of any program of the same user.
+    fn remove_stale_pid_file(&self) -> Result<(), PostgresError> {
         let path = self.cluster().join("postmaster.pid");
         let Some(pid) = self.recorded_pid() else {
-            return Ok(()); // none, or a mangled one, for which Postgres has its own words
+            return Ok(()); // No such file, or one that is damaged, which Postgres itself reports.
         };
-        match look_at(pid) {
-            Holder::Gone | Holder::Unknown => Ok(()), // Postgres decides
-            Holder::Foreign(program) => {
+        match pid_status(pid) {
+            // Postgres decides what to do with these.
+            PidStatus::Gone | PidStatus::HiddenPostgres => Ok(()),
+            PidStatus::Other(program) => {
                 tracing::info!(pid, program, "removing a stale postmaster.pid");
                 remove_file(&path)
             }
@@ -170,9 +176,9 @@ impl Claim {
     }
 }
 
-impl Drop for Claim {
+impl Drop for DataDir {
     fn drop(&mut self) {
-        // Only what we made: the directory may hold more than the cluster.
+        // One by one: the directory may hold other files, which are not ours to remove.
         let mut removed = Ok(());
         if self.ephemeral {
             removed = removed
@@ -188,16 +194,18 @@ impl Drop for Claim {
             tracing::warn!(%error, "left something behind");
         }
         if self.ephemeral {
-            let _ = fs::remove_dir(&self.root); // fails when it holds something of others, as it should
+            // An error: it holds other files.
+            let _ = fs::remove_dir(&self.root);
         }
-        if let Err(error) = self.lock.unlock() {
+        if let Err(error) = self.lock_file.unlock() {
             tracing::warn!(%error, "could not unlock {}", self.root.display());
         }
     }
 }
 
-/// Where the socket goes: into the data directory, or if its path is too long, a private directory elsewhere.
-pub(super) fn socket_dir(root: &Path) -> Result<PathBuf, Error> {
+/// The directory of the socket: in the data directory, or if that path is too long, a private one in the system's temporary
+/// directory.
+pub(super) fn socket_dir(root: &Path) -> Result<PathBuf, PostgresError> {
     let inside = root.join("run");
     if fits(&inside) {
         private_dir(&inside)?;
@@ -214,12 +222,13 @@ pub(super) fn socket_dir(root: &Path) -> Result<PathBuf, Error> {
     Ok(outside)
 }
 
+/// Whether the path of a socket in this directory is short enough.
 fn fits(directory: &Path) -> bool {
     directory.join(SOCKET).as_os_str().as_bytes().len() <= SOCKET_PATH
 }
 
-/// Creates a directory of mode 0700, or takes one that nobody else can have prepared for us.
-fn private_dir(path: &Path) -> Result<(), Error> {
+/// Creates a directory of mode 0700, or takes an existing one that no other user can have put there.
+fn private_dir(path: &Path) -> Result<(), PostgresError> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         other => return other.map_err(at("create", path)),
@@ -234,7 +243,8 @@ fn private_dir(path: &Path) -> Result<(), Error> {
     Err(at("use", path)(foreign))
 }
 
-/// A process of Postgres (the postmaster, or a child of it) whose cluster this is: all of them work in PGDATA.
+/// The pid of a Postgres process (the postmaster, or a child of it) that serves this cluster: all of them have PGDATA as
+/// their working directory.
 fn serving(cluster: &Path) -> Option<u32> {
     let cluster = cluster.canonicalize().ok()?;
     let processes = fs::read_dir("/proc").ok()?;
@@ -246,32 +256,32 @@ fn serving(cluster: &Path) -> Option<u32> {
     })
 }
 
-/// What a pid that was written down by an earlier run names now.
-enum Holder {
-    /// Nothing.
+/// What a pid that an earlier run wrote down belongs to now.
+enum PidStatus {
+    /// No process.
     Gone,
-    /// Nothing that serves the cluster: another program, or a dead server that its new parent has not reaped.
-    Foreign(String),
-    /// A Postgres that we may not look into.
-    Unknown,
+    /// A process that does not serve the cluster: another program, or a dead server that its new parent has not reaped.
+    Other(String),
+    /// A Postgres whose working directory we may not read.
+    HiddenPostgres,
 }
 
-fn look_at(pid: u32) -> Holder {
+fn pid_status(pid: u32) -> PidStatus {
     let Ok(program) = fs::read_to_string(format!("/proc/{pid}/comm")) else {
-        return Holder::Gone;
+        return PidStatus::Gone;
     };
     let hidden = || fs::read_link(format!("/proc/{pid}/cwd")).is_err();
     if is_postgres(&program) && !is_zombie(pid) && hidden() {
-        return Holder::Unknown;
+        return PidStatus::HiddenPostgres;
     }
-    Holder::Foreign(program.trim().to_owned())
+    PidStatus::Other(program.trim().to_owned())
 }
 
-/// A process that has ended, memory and files released, and waits to be reaped. `kill(pid, 0)`, which is what
-/// Postgres asks, still finds it.
+/// Whether a process has ended and waits to be reaped. `kill(pid, 0)`, by which Postgres looks for a running server, still
+/// finds it.
 fn is_zombie(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The state follows the name, which is in parentheses and may contain some.
+    // The state comes after the name, which is in parentheses and may itself contain parentheses.
     stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
@@ -279,11 +289,11 @@ fn is_postgres(comm: &str) -> bool {
     comm.trim() == "postgres"
 }
 
-fn remove_file(path: &Path) -> Result<(), Error> {
+fn remove_file(path: &Path) -> Result<(), PostgresError> {
     absent_is_fine(fs::remove_file(path)).map_err(at("remove", path))
 }
 
-fn remove_dir(path: &Path) -> Result<(), Error> {
+fn remove_dir(path: &Path) -> Result<(), PostgresError> {
     absent_is_fine(fs::remove_dir_all(path)).map_err(at("remove", path))
 }
 
@@ -298,15 +308,15 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// A copy of the descriptor stands for a child that has forked and not yet executed its program.
+    /// The copy of the descriptor stands for that of a child between its fork and its exec.
     #[test]
-    fn a_dropped_claim_frees_the_directory_though_a_child_still_has_its_descriptor() {
+    fn a_dropped_lock_frees_the_directory_though_a_child_still_has_its_descriptor() {
         let directory = tempfile::tempdir().expect("a directory");
-        let claim = Claim::take(directory.path(), false).expect("free");
-        assert!(matches!(Claim::take(directory.path(), false), Err(Error::Locked { .. })));
-        let forked = claim.lock.try_clone().expect("a copy");
-        drop(claim);
-        Claim::take(directory.path(), false).map(drop).expect("free again");
+        let data_dir = DataDir::lock(directory.path(), false).expect("free");
+        assert!(matches!(DataDir::lock(directory.path(), false), Err(PostgresError::Locked { .. })));
+        let forked = data_dir.lock_file.try_clone().expect("a copy");
+        drop(data_dir);
+        DataDir::lock(directory.path(), false).map(drop).expect("free again");
         drop(forked);
     }
 }

@@ -1,88 +1,93 @@
-//! One running child of the supervisor: signalled without a race, reaped by a thread of its own.
+//! One running program of Postgres: `initdb`, or the server.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::process::ExitStatus;
-use std::process::{Child, Command};
+use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::Signal;
 use tokio::sync::watch;
 
-use super::directory::Claim;
-use super::identity::Identity;
+use super::directory::DataDir;
+use super::user::ServerUser;
+use crate::child::process::ChildProcess;
 
-/// How long a drop waits for a child of an ephemeral cluster.
+/// How long a drop waits for the end of an ephemeral cluster's server.
 const DROP: Duration = Duration::from_secs(10);
 
-/// A child. Its reaper keeps the claim on the directory until the child is gone, whoever else lets go of it.
-pub(super) struct Process {
-    pid: u32,
-    /// Names this very process, also after its pid was given to another.
-    handle: OwnedFd,
+/// A running program. The thread that reaps it holds the data directory's lock until the program has ended, even if
+/// everybody else has let go of it.
+pub(super) struct PostgresProcess {
+    process: ChildProcess,
     exit: watch::Receiver<Option<ExitStatus>>,
     reaper: Option<JoinHandle<()>>,
-    /// What a drop sends, and whether it waits for the end.
-    on_drop: (Signal, bool),
+    on_drop: OnDrop,
 }
 
-impl Process {
-    /// Starts `command`. Blocks for a moment.
+/// What a drop of a program that is still running does.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OnDrop {
+    pub signal: Signal,
+    /// Whether the end is waited for.
+    pub wait: bool,
+}
+
+impl PostgresProcess {
+    /// Starts `command`. Blocks for about a millisecond.
     pub(super) fn start(
-        identity: Identity,
-        command: Command,
+        user: ServerUser,
+        mut command: Command,
         on_our_death: Signal,
-        on_drop: (Signal, bool),
-        claim: Arc<Claim>,
-    ) -> io::Result<Process> {
-        let mut child = identity.spawn(command, on_our_death)?;
-        let (sender, exit) = watch::channel(None);
-        let handle = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
-        let handle = match handle {
-            Ok(handle) => handle,
-            Err(error) => {
-                end(&mut child);
-                return Err(error.into());
+        on_drop: OnDrop,
+        data_dir: Arc<DataDir>,
+    ) -> io::Result<PostgresProcess> {
+        let namespace = user.assume(&mut command);
+        let spawned = ChildProcess::spawn_in(command, on_our_death, namespace)?;
+        let process = spawned.process().clone();
+        let (tell, exit) = watch::channel(None);
+        let reaper = spawned.when_exited(move |process| match process.reap() {
+            Ok(status) => {
+                // Before the news: whoever hears it may start again at once.
+                drop(data_dir);
+                // An error: nobody wants to know any more.
+                let _ = tell.send(Some(status));
             }
-        };
-        let pid = child.id();
-        let reaper = thread::Builder::new().name("postgres-reaper".into());
-        let reaper = reaper.spawn(move || reap(child, claim, &sender))?;
-        Ok(Process { pid, handle, exit, reaper: Some(reaper), on_drop })
+            Err(error) => tracing::error!(%error, pid = ?process.pid(), "cannot wait for a child process"),
+        });
+        Ok(PostgresProcess { process, exit, reaper: Some(reaper), on_drop })
     }
 
     pub(super) fn pid(&self) -> u32 {
-        self.pid
+        self.process.pid().as_raw_nonzero().get().unsigned_abs()
     }
 
-    /// Sends a signal; does nothing when the process has ended.
+    /// Sends a signal; does nothing when the program has ended. The server tells its own children what they need to know.
     pub(super) fn signal(&self, signal: Signal) {
-        // The only errors are "gone" (the wish is fulfilled) and a sandbox that forbids it (the wait will tell).
-        let _ = pidfd_send_signal(&self.handle, signal);
+        // An error: a sandbox forbids it. Whoever waits for the end notices that.
+        let _ = self.process.signal(signal);
     }
 
-    /// The exit status, if it has ended.
+    /// The exit status, if the program has ended.
     pub(super) fn status(&self) -> Option<ExitStatus> {
         *self.exit.borrow()
     }
 
-    /// Becomes ready when the process has been reaped; holds nothing of it.
+    /// Waits for the end; `None` if the exit status cannot be had. The future borrows nothing.
     pub(super) fn ended(&self) -> impl Future<Output = Option<ExitStatus>> + Send + 'static {
         let mut exit = self.exit.clone();
         async move { exit.wait_for(Option::is_some).await.ok().and_then(|status| *status) }
     }
 
-    /// Waits at most `limit` for the end.
+    /// Waits for the end, at most `limit`.
     pub(super) async fn ended_within(&self, limit: Duration) -> Option<ExitStatus> {
         tokio::time::timeout(limit, self.ended()).await.ok().flatten()
     }
 }
 
-impl Drop for Process {
+impl Drop for PostgresProcess {
     fn drop(&mut self) {
-        let (signal, wait) = self.on_drop;
+        let OnDrop { signal, wait } = self.on_drop;
         let Some(reaper) = self.reaper.take() else {
             return;
         };
@@ -91,25 +96,10 @@ impl Drop for Process {
         } else if !wait {
             return;
         }
+        // A drop cannot await; and a thread cannot be joined within a limit.
         let since = Instant::now();
         while wait && !reaper.is_finished() && since.elapsed() < DROP {
-            thread::sleep(Duration::from_millis(1)); // a drop cannot await
+            thread::sleep(Duration::from_millis(1));
         }
     }
-}
-
-fn reap(mut child: Child, claim: Arc<Claim>, sender: &watch::Sender<Option<ExitStatus>>) {
-    match child.wait() {
-        Ok(status) => {
-            drop(claim); // before the news: who hears it may start again at once
-            let _ = sender.send(Some(status)); // nobody listens any more: fine
-        }
-        Err(error) => tracing::error!(%error, pid = child.id(), "cannot wait for a child process"),
-    }
-}
-
-fn end(child: &mut Child) {
-    // It may have ended by itself; either way it is reaped here.
-    let _ = child.kill();
-    let _ = child.wait();
 }

@@ -1,100 +1,100 @@
-//! The server's life: initdb once, postgres, readiness, the database in it, shutdown.
+//! Makes a cluster with `initdb`, starts its server, waits until that is ready, and creates the database in it.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
-use sqlx::{ConnectOptions, Connection};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
-use super::directory::Claim;
-use super::error::{Error, at};
-use super::identity::Identity;
-use super::process::Process;
-use super::{DATABASE, Options, USER};
+use super::directory::DataDir;
+use super::error::{PostgresError, at};
+use super::options::{DATABASE, Options, USER};
+use super::process::{OnDrop, PostgresProcess};
+use super::user::ServerUser;
+use crate::store::ConnectOptions;
+use crate::store::server::{ServerConnection, by_socket};
 
-/// initdb takes a second; on a slow disk, its fsyncs take long.
+/// How long initdb may take: a second as a rule, but its fsyncs may take minutes on a slow disk.
 const INITDB: Duration = Duration::from_secs(300);
-/// How long a server may be silent before it is ready; one that says "starting up" may take any time.
+/// How long a server may not answer before it is given up. One that answers that it is starting up may take any time.
 const READY: Duration = Duration::from_secs(60);
-/// How often a server that starts is tried.
+/// The pause between two attempts to connect to a server that is starting.
 const TRY: Duration = Duration::from_millis(10);
-/// SQLSTATE cannot_connect_now: the server is starting up, recovering or shutting down.
-const CANNOT_CONNECT_NOW: &str = "57P03";
+/// How often it is logged that a server is waited for.
+const LOG_EVERY: Duration = Duration::from_secs(5);
 
-/// Everything that a start has found out; enough to start the server again.
-pub(super) struct Plan {
+/// A cluster in its locked data directory, and what is needed to start its server, once or again.
+pub(super) struct Cluster {
     pub(super) options: Options,
-    pub(super) claim: Arc<Claim>,
+    pub(super) data_dir: Arc<DataDir>,
+    /// The directory of the programs.
     pub(super) bin: PathBuf,
-    pub(super) identity: Identity,
+    /// The user that the programs run as.
+    pub(super) user: ServerUser,
 }
 
-impl Plan {
-    /// Makes the cluster if there is none. A crash on the way leaves nothing that looks like one.
-    pub(super) async fn initialise(&self) -> Result<(), Error> {
-        if self.claim.cluster_major().is_some() {
+impl Cluster {
+    /// Makes the cluster if there is none: under another name, which it loses when it is complete and on disk.
+    pub(super) async fn initialise(&self) -> Result<(), PostgresError> {
+        if self.data_dir.cluster_major().is_some() {
             return Ok(());
         }
-        tracing::info!("creating a Postgres cluster in {}", self.claim.cluster().display());
-        let fresh = self.claim.root.join("postgres.new");
+        tracing::info!("creating a Postgres cluster in {}", self.data_dir.cluster().display());
+        let fresh = self.data_dir.root.join("postgres.new");
         fs::DirBuilder::new().mode(0o700).create(&fresh).map_err(at("create", &fresh))?;
-        self.identity.own(&fresh)?;
+        self.user.own(&fresh)?;
         let mut command = self.command("initdb");
         command.arg("-D").arg(&fresh).arg(format!("--username={USER}"));
         command.args(["--locale=C", "--encoding=UTF8", "--auth=trust"]);
         if self.options.ephemeral {
             command.arg("--no-sync");
         }
-        // initdb removes what it made when it is terminated.
+        // At SIGTERM, initdb removes what it has made.
         let (initdb, log_start) = self.run(command, Signal::TERM, Signal::TERM)?;
         match initdb.ended_within(INITDB).await {
             Some(status) if status.success() => {}
             Some(status) => return Err(self.failed("initdb", format!("failed ({status})"), log_start)),
             None => return Err(self.failed("initdb", format!("did not end within {INITDB:?}"), log_start)),
         }
-        let cluster = self.claim.cluster();
+        let cluster = self.data_dir.cluster();
         fs::rename(&fresh, &cluster).map_err(at("create", &cluster))?;
-        let root = &self.claim.root;
+        let root = &self.data_dir.root;
         let synced = File::open(root).and_then(|directory| directory.sync_all());
         synced.map_err(at("write to disk", root))
     }
 
-    /// Starts the server and waits until it takes connections and has our database.
-    pub(super) async fn start(&self) -> Result<Process, Error> {
-        self.claim.clear_leftovers().await?;
-        self.identity.own(&self.claim.cluster())?;
-        self.identity.own(&self.claim.socket_dir)?;
+    /// Starts the server, and waits until it takes connections and has the database.
+    pub(super) async fn start(&self) -> Result<PostgresProcess, PostgresError> {
+        self.data_dir.clear_leftovers().await?;
+        self.user.own(&self.data_dir.cluster())?;
+        self.user.own(&self.data_dir.socket_dir)?;
         let mut command = self.command("postgres");
-        command.arg("-D").arg(self.claim.cluster());
+        command.arg("-D").arg(self.data_dir.cluster());
         for setting in self.settings() {
             command.arg("-c").arg(setting);
         }
         let at_drop = if self.options.ephemeral { Signal::QUIT } else { Signal::INT };
         let (server, log_start) = self.run(command, Signal::INT, at_drop)?;
         let mut connection = self.ready(&server, log_start).await?;
-        create_database(&mut connection).await.map_err(Error::Database)?;
-        // Closing politely is a courtesy: the server notices anyway.
-        let _ = connection.close().await;
+        connection.ensure_database(DATABASE).await.map_err(PostgresError::Database)?;
+        connection.close().await;
         Ok(server)
     }
 
-    /// How to connect to one of the server's databases.
-    pub(super) fn connect_options(&self, database: &str) -> PgConnectOptions {
-        connect_options(&self.claim.socket_dir, database)
+    /// How to connect to a database of the server.
+    pub(super) fn connect_options(&self, database: &str) -> ConnectOptions {
+        by_socket(&self.data_dir.socket_dir, USER, database)
     }
 
+    /// The settings of the server, as `name=value`.
     fn settings(&self) -> Vec<OsString> {
-        let mut settings: Vec<OsString> = vec![socket_setting(&self.claim.socket_dir)];
+        let mut settings: Vec<OsString> = vec![socket_setting(&self.data_dir.socket_dir)];
         let mut set = |name: &str, value: &str| settings.push(format!("{name}={value}").into());
         set("listen_addresses", "");
         set("port", "5432");
@@ -118,11 +118,11 @@ impl Plan {
         settings
     }
 
+    /// The command of one of the programs.
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.bin.join(program));
-        // A terminal's Ctrl-C is for us: the server stops when we say so.
-        command.current_dir(&self.claim.root).process_group(0);
-        // Variables such as PGDATA and PGPORT are meant for another server.
+        command.current_dir(&self.data_dir.root);
+        // Variables such as PGDATA and PGPORT, if there are any, are meant for another server.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"PG")) {
             command.env_remove(name);
         }
@@ -130,78 +130,56 @@ impl Plan {
         command
     }
 
-    /// Starts a program with its output in the log; also where its part of the log begins.
-    fn run(&self, mut command: Command, on_our_death: Signal, at_drop: Signal) -> Result<(Process, u64), Error> {
-        let (log, start) = self.claim.open_log()?;
-        let errors = log.try_clone().map_err(at("open", self.claim.log()))?;
+    /// Starts a program, with its output in the log. Also gives the byte at which its part of the log begins.
+    fn run(
+        &self,
+        mut command: Command,
+        on_our_death: Signal,
+        at_drop: Signal,
+    ) -> Result<(PostgresProcess, u64), PostgresError> {
+        let (log, start) = self.data_dir.open_log()?;
+        let errors = log.try_clone().map_err(at("open", self.data_dir.log()))?;
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
         let program = PathBuf::from(command.get_program());
-        let on_drop = (at_drop, self.options.ephemeral);
-        let claim = Arc::clone(&self.claim);
-        let process = Process::start(self.identity, command, on_our_death, on_drop, claim);
+        let on_drop = OnDrop { signal: at_drop, wait: self.options.ephemeral };
+        let data_dir = Arc::clone(&self.data_dir);
+        let process = PostgresProcess::start(self.user, command, on_our_death, on_drop, data_dir);
         Ok((process.map_err(at("start", program))?, start))
     }
 
-    /// Tries to connect until it succeeds, the server ends, or it is silent for too long.
-    async fn ready(&self, server: &Process, log_start: u64) -> Result<PgConnection, Error> {
-        let options = self.connect_options("postgres").disable_statement_logging();
+    /// Tries to connect until that succeeds, the server ends, or it does not answer for too long.
+    async fn ready(&self, server: &PostgresProcess, log_start: u64) -> Result<ServerConnection, PostgresError> {
+        let options = self.connect_options("postgres");
         let (mut silent_since, mut logged) = (Instant::now(), Instant::now());
         loop {
-            let last = match timeout(READY, PgConnection::connect_with(&options)).await {
-                Ok(Ok(connection)) => return Ok(connection),
-                Ok(Err(error)) => error,
-                Err(_) => sqlx::Error::from(io::Error::from(io::ErrorKind::TimedOut)),
+            let not_up = match ServerConnection::open(&options, READY).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => error,
             };
             if let Some(status) = server.status() {
                 return Err(self.failed("postgres", format!("ended at its start ({status})"), log_start));
             }
-            if is_starting(&last) {
+            if not_up.answers {
                 silent_since = Instant::now();
             } else if silent_since.elapsed() > READY {
-                let what = format!("was not ready within {READY:?} ({last})");
+                let what = format!("was not ready within {READY:?} ({not_up})");
                 return Err(self.failed("postgres", what, log_start));
             }
-            if logged.elapsed() > Duration::from_secs(5) {
-                tracing::info!("waiting for Postgres to be ready: {last}");
+            if logged.elapsed() > LOG_EVERY {
+                tracing::info!("waiting for Postgres to be ready: {not_up}");
                 logged = Instant::now();
             }
             sleep(TRY).await;
         }
     }
 
-    fn failed(&self, program: &'static str, what: String, log_start: u64) -> Error {
-        Error::Failed { program, what, log: self.claim.log(), tail: self.claim.log_tail(log_start) }
+    /// The error of a program that has failed, with the last lines of its log.
+    fn failed(&self, program: &'static str, what: String, log_start: u64) -> PostgresError {
+        PostgresError::Failed { program, what, log: self.data_dir.log(), tail: self.data_dir.log_tail(log_start) }
     }
 }
 
-fn is_starting(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
-    code.as_deref() == Some(CANNOT_CONNECT_NOW)
-}
-
-async fn create_database(connection: &mut PgConnection) -> sqlx::Result<()> {
-    let there: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)")
-        .bind(DATABASE)
-        .fetch_one(&mut *connection)
-        .await?;
-    if !there {
-        sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE {DATABASE}"))).execute(connection).await?;
-    }
-    Ok(())
-}
-
-/// The setting is a comma-separated list, so the one path in it is quoted.
-/// How to connect through a server's socket.
-pub(super) fn connect_options(socket_dir: &Path, database: &str) -> PgConnectOptions {
-    PgConnectOptions::new_without_pgpass()
-        .host("localhost")
-        .port(5432)
-        .socket(socket_dir)
-        .username(USER)
-        .database(database)
-        .ssl_mode(PgSslMode::Disable)
-}
-
+/// The setting of the socket's directory. It is a comma-separated list, so the one path in it is quoted.
 fn socket_setting(directory: &Path) -> OsString {
     let mut setting = b"unix_socket_directories=\"".to_vec();
     for byte in directory.as_os_str().as_bytes() {
@@ -214,7 +192,7 @@ fn socket_setting(directory: &Path) -> OsString {
     OsString::from_vec(setting)
 }
 
-/// Percent-encodes all but letters, digits, `-`, `.`, `_` and `~`.
+/// Percent-encodes text for a URL: all but letters, digits, `-`, `.`, `_` and `~`, which are RFC 3986's unreserved characters.
 pub(super) fn percent_encoded(text: &OsStr) -> String {
     let encode = |byte: &u8| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(*byte).to_string(),

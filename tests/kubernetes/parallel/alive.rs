@@ -1,29 +1,29 @@
-//! B5: alive is alive. What looks like a death, and is none, fails no turn. (A stopped kubelet is a row of `serial::nodes`,
+//! What looks like a death, and is none, fails no turn. (A stopped kubelet is a row of `serial::nodes`,
 //! a list that begins anew one of `serial::apiserver`.)
 
-use std::time::Instant;
+use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::support::agents::{ACTOR, busybox, shell, with, with_pod};
-use crate::support::cluster::{Cluster, SYSTEM};
-use crate::support::place::{Place, sketch};
-use crate::support::turns::Chat;
-use crate::support::{command, pause, processes, try_command, until};
+use crate::scene::agents::{ACTOR, busybox, shell, with, with_pod};
+use crate::scene::cluster::{Cluster, SYSTEM};
+use crate::scene::place::{Place, sketch};
+use crate::scene::turns::Chat;
+use crate::scene::{command, processes, try_command, until};
+use crate::support::wait::throughout;
 
 /// For these seconds nobody takes it for dead: a verdict needs its moment.
 async fn runs_on(place: &Place, chat: &Chat, seconds: u64) {
-    let begun = Instant::now();
-    while begun.elapsed().as_secs() < seconds {
+    throughout(Duration::from_secs(seconds), "it is taken for alive", async || {
         let record = place.api.record(&chat.turn).await;
-        assert_eq!(record["phase"], "Running", "it was taken for dead: {record}");
-        pause().await;
-    }
+        if record["phase"] == "Running" { Ok(()) } else { Err(record) }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sidecar_dies() {
+async fn a_dead_sidecar_fails_no_turn() {
     let Some(cluster) = Cluster::connect_local("a program's signal").await else { return };
     let place = Place::new(cluster, "sidecar").await;
     let mut agent = shell(ACTOR);
@@ -50,7 +50,7 @@ async fn a_sidecar_dies() {
 
 /// A stream that breaks is a reason to look, and the look finds the worker at work.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_breaks_under_a_working_pod() {
+async fn a_stream_that_breaks_under_a_working_pod_fails_no_turn() {
     let Some(cluster) = Cluster::connect_local("a pod's network").await else { return };
     let place = Place::new(cluster, "broken").await;
     place.agent("agent", with(shell(ACTOR), json!({"timing": {"leaseSeconds": 30}}))).await;
@@ -86,7 +86,7 @@ async fn a_stream_that_breaks_under_a_working_pod() {
 
 /// Both at the same time: what broke cannot be told from what is slow, so nothing is.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_cut_from_all_gateways_for_5_s() {
+async fn a_worker_cut_from_all_gateways_for_5_s_fails_no_turn() {
     let Some(cluster) = Cluster::connect_local("a pod's network").await else { return };
     let place = Place::new(cluster, "cut").await;
     place.agent("agent", with_pod(shell(ACTOR), json!({}))).await;
@@ -113,7 +113,7 @@ async fn a_worker_cut_from_all_gateways_for_5_s() {
 
 /// A deletion is no death yet: a pod that is being deleted works on for as long as its grace lasts.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reply_before_the_grace_ends() {
+async fn a_reply_before_the_grace_ends_is_taken() {
     let Some(cluster) = Cluster::connect_local("a program's signal").await else { return };
     let place = Place::new(cluster, "grace").await;
     place.agent("agent", with_pod(shell(ACTOR), json!({"terminationGracePeriodSeconds": 30}))).await;

@@ -1,20 +1,20 @@
-//! B16: every field of both CRDs, a valid and a rejected example each (`fields/*.yaml`), through the real API server. That no
+//! Every field of both CRDs, a valid and a rejected example each (`fields/*.yaml`), through the real API server. That no
 //! field lacks its examples, a test of the crate tells.
 
 use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 use crate::fields::{Case, Table};
-use crate::support::cluster::Cluster;
-use crate::support::place::Place;
+use crate::scene::cluster::Cluster;
+use crate::scene::place::Place;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_field_of_an_agent() {
+async fn every_field_of_an_agent_is_taken_or_refused_as_shown() {
     check("Agent", &Table::read("agent")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_field_of_an_agentturn() {
+async fn every_field_of_an_agentturn_is_taken_or_refused_as_shown() {
     check("AgentTurn", &Table::read("agentturn")).await;
 }
 

@@ -1,18 +1,18 @@
-//! B2 and B3: what a person does first, and images that know nothing of Lastword.
+//! What a person does first, and images that know nothing of Lastword.
 
 use kube::ResourceExt;
 use serde_json::json;
 
-use crate::support::agents::{COUNT, counted, custom, exec, openai, server_config, shell, worker_config};
-use crate::support::cluster::Cluster;
-use crate::support::command;
-use crate::support::place::Place;
+use crate::scene::agents::{COUNT, counted, custom, exec, openai, server_config, shell, worker_config};
+use crate::scene::cluster::Cluster;
+use crate::scene::command;
+use crate::scene::place::Place;
 
 const FIRST_CHAT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/kubernetes/first-chat.yaml");
 
-/// B2: one file, one wait, one look.
+/// One file, one wait, one look.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_and_its_turn_in_one_file() {
+async fn an_agent_and_its_turn_in_one_file_are_answered() {
     let Some(cluster) = Cluster::connect().await else { return };
     let place = Place::new(cluster, "first").await;
     let namespace = place.name.as_str();
@@ -42,7 +42,7 @@ async fn an_agent_and_its_turn_in_one_file() {
     place.done().await;
 }
 
-/// B3: busybox serves, under `restricted`, and its pod carries nothing that it did not ask for.
+/// Busybox serves, under `restricted`, and its pod carries nothing that it did not ask for.
 #[tokio::test(flavor = "multi_thread")]
 async fn busybox_serves_under_restricted() {
     let Some(cluster) = Cluster::connect().await else { return };
@@ -91,10 +91,10 @@ async fn each_adapter_replies() {
 
 /// Turns of a conversation are answered in order, by one worker; another conversation has another one.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_a_conversation() {
+async fn each_conversation_has_a_pod_of_its_own() {
     let Some(cluster) = Cluster::connect().await else { return };
     let place = Place::new(cluster, "scope").await;
-    let mut spec = shell("read m; echo $m of $LASTWORD_CONVERSATION from $HOSTNAME");
+    let mut spec = shell("read m; echo $m of $LASTWORD_TURN_CONVERSATION from $HOSTNAME");
     spec["scope"] = json!("Conversation");
     spec["limits"] = json!({"maxWorkers": 3});
     place.agent("own", spec).await;

@@ -1,4 +1,4 @@
-//! B13: what a worker may. Its token and its secret open nothing of another worker group; a token that is not the one of a
+//! What a worker may. Its token and its secret open nothing of another worker group; a token that is not the one of a
 //! pod that we made opens nothing at all. And what the chart's roles may.
 
 use k8s_openapi::api::authentication::v1::TokenRequest;
@@ -10,11 +10,11 @@ use reqwest::StatusCode;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::agents::{ACTOR, busybox, exec, shell, with};
-use crate::support::cluster::{Cluster, SYSTEM};
-use crate::support::jwt;
-use crate::support::place::Place;
-use crate::support::{processes, until};
+use crate::scene::agents::{ACTOR, busybox, exec, shell, with};
+use crate::scene::cluster::{Cluster, SYSTEM};
+use crate::scene::jwt;
+use crate::scene::place::Place;
+use crate::scene::{processes, until};
 
 const AUDIENCE: &str = "lastword.dev";
 const TOKEN_FILE: &str = "var/run/secrets/lastword.dev/token";
@@ -146,7 +146,7 @@ async fn a_worker_touches_nothing_of_another_worker_group() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tokens_that_open_nothing() {
+async fn a_token_that_is_not_our_pods_opens_nothing() {
     let Some(cluster) = Cluster::connect_local("a pod's token").await else { return };
     let port = Port::of(&cluster).await;
     let place = Place::new(cluster, "tokens").await;
@@ -222,7 +222,7 @@ async fn foreign_pod(place: &Place, real: &Pod) -> Pod {
 
 /// `kubectl auth can-i`, for what the chart's ServiceAccounts need and for what they must not have.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_charts_roles_may() {
+async fn the_charts_roles_may_what_they_need_and_no_more() {
     let Some(cluster) = Cluster::connect().await else { return };
     // Who, verb, resource (with its group and subresource), namespace.
     let table = [

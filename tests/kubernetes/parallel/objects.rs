@@ -1,15 +1,16 @@
-//! AgentTurns as objects: what becomes of them, and what deleting one does (B11).
+//! AgentTurns as objects: what becomes of them, and what deleting one does.
 
 use kube::api::{DeleteParams, Patch, PatchParams};
 use lastword::crd::Phase;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::agents::{ACTOR, exec, shell};
-use crate::support::cluster::Cluster;
-use crate::support::place::Place;
-use crate::support::turns::{Object, is, status};
-use crate::support::{processes, until, within};
+use crate::scene::agents::{ACTOR, exec, shell};
+use crate::scene::cluster::Cluster;
+use crate::scene::place::Place;
+use crate::scene::turns::{Object, is, status};
+use crate::scene::{processes, until};
+use crate::support::wait::eventually_within;
 
 async fn patch(place: &Place, object: &Object, spec: Value) {
     let patch = Patch::Merge(json!({"spec": spec}));
@@ -17,7 +18,7 @@ async fn patch(place: &Place, object: &Object, spec: Value) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn deleting_a_running_one_stops_its_work() {
+async fn deleting_a_running_agentturn_stops_its_work() {
     let Some(cluster) = Cluster::connect_local("a program's process").await else { return };
     let place = Place::new(cluster, "object-deleted").await;
     place.agent("agent", shell(ACTOR)).await;
@@ -31,7 +32,7 @@ async fn deleting_a_running_one_stops_its_work() {
     let (program, _) = processes::program_of(&turn).await;
 
     place.turns().delete(&object.name, &DeleteParams::default()).await.expect("deletes");
-    within(std::time::Duration::from_secs(5), "the object to be gone: it has no finalizer", async || {
+    eventually_within(std::time::Duration::from_secs(5), "the object to be gone: it has no finalizer", async || {
         match place.turns().get_opt(&object.name).await {
             Ok(None) => Ok(()),
             other => Err(format!("{other:?}")),
@@ -56,7 +57,7 @@ async fn deleting_a_running_one_stops_its_work() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cancel_in_the_spec() {
+async fn cancel_in_the_spec_ends_the_turn() {
     let Some(cluster) = Cluster::connect().await else { return };
     let place = Place::new(cluster, "cancel").await;
     place.agent("agent", shell(ACTOR)).await;
@@ -72,7 +73,7 @@ async fn cancel_in_the_spec() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn its_agent_may_come_after_it() {
+async fn an_agentturns_agent_may_come_after_it() {
     let Some(cluster) = Cluster::connect().await else { return };
     let place = Place::new(cluster, "agent-late").await;
     let object = place.object("late", "hello").await;
@@ -87,12 +88,12 @@ async fn its_agent_may_come_after_it() {
     // The wait is bounded: 60 s.
     let bound = std::time::Duration::from_secs(100);
     let ended = never.condition_within(&place, "Terminal", bound).await;
-    assert_eq!(crate::support::turns::reason(&ended), "AgentNotFound", "{:?}", ended.status);
+    assert_eq!(crate::scene::turns::reason(&ended), "AgentNotFound", "{:?}", ended.status);
     place.done().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_time_to_live_after_the_end() {
+async fn an_agentturn_goes_after_its_time_to_live() {
     let Some(cluster) = Cluster::connect().await else { return };
     let place = Place::new(cluster, "ttl").await;
     place.agent("agent", exec(&["cat"])).await;
@@ -120,7 +121,7 @@ async fn a_time_to_live_after_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_long_reply_is_cut() {
+async fn a_long_reply_is_cut_in_the_status() {
     let Some(cluster) = Cluster::connect().await else { return };
     let place = Place::new(cluster, "long-reply").await;
     place.agent("agent", exec(&["cat"])).await;
@@ -138,7 +139,7 @@ async fn a_long_reply_is_cut() {
 
 /// What a chat would be told by a 4xx, an object is told by its terminal.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_with_it_is_its_terminal() {
+async fn what_is_wrong_with_an_agentturn_is_its_terminal() {
     let Some(cluster) = Cluster::connect().await else { return };
     let place = Place::new(cluster, "conflict").await;
     place.agent("agent", exec(&["cat"])).await;
@@ -147,12 +148,12 @@ async fn what_is_wrong_with_it_is_its_terminal() {
     first.replied(&place, "one\n").await;
     let other = place.object_with("agent", "another", name).await;
     let ended = other.condition(&place, "Terminal").await;
-    assert_eq!(crate::support::turns::reason(&ended), "Conflict", "{:?}", ended.status);
+    assert_eq!(crate::scene::turns::reason(&ended), "Conflict", "{:?}", ended.status);
     place.done().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn its_deadline() {
+async fn an_agentturns_deadline_ends_it() {
     let Some(cluster) = Cluster::connect().await else { return };
     let place = Place::new(cluster, "deadline").await;
     let mut agent = shell(ACTOR);
@@ -165,7 +166,7 @@ async fn its_deadline() {
 
 /// The Agent's status counts, and tells its last failure; an Event tells it on the Agent and on the pod.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_agents_status_and_its_events() {
+async fn the_agents_status_and_events_tell_its_last_failure() {
     let Some(cluster) = Cluster::connect().await else { return };
     let place = Place::new(cluster, "agent-status").await;
     place.agent("agent", shell("read m; [ $m = fail ] && exit 9; sleep 3600 & wait")).await;

@@ -1,4 +1,4 @@
-//! B4: ways for a worker not to come to be. What cannot heal is told at once, what may heal when the start is due; each with
+//! Ways for a worker not to come to be. What cannot heal is told at once, what may heal when the start is due; each with
 //! its own reason, and with its own cause for operators.
 
 use std::time::Duration;
@@ -6,10 +6,10 @@ use std::time::Duration;
 use kube::api::DeleteParams;
 use serde_json::{Value, json};
 
-use crate::support::agents::{ACTOR, busybox, exec, shell, with, with_agent, with_pod};
-use crate::support::cluster::Cluster;
-use crate::support::faults::{Fault, Row};
-use crate::support::place::Place;
+use crate::scene::agents::{ACTOR, busybox, exec, shell, with, with_agent, with_pod};
+use crate::scene::cluster::Cluster;
+use crate::scene::faults::{Fault, Row};
+use crate::scene::place::Place;
 
 /// What may yet heal is given up after this. A status of the kubelet may be 15 s behind, and it has the cause.
 const START_SECONDS: u64 = 30;
@@ -38,59 +38,59 @@ fn agent() -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn image_that_cannot_be_pulled() {
+async fn an_image_that_cannot_be_pulled_is_told_at_once() {
     let agent = with_agent(agent(), json!({"image": "localhost/no-such-image:1", "imagePullPolicy": "Never"}));
     at_once(row("no_image", agent, &["ImagePull"], "container agent: ErrImageNeverPull")).await;
 }
 
 /// It is tried again and again.
 #[tokio::test(flavor = "multi_thread")]
-async fn registry_that_cannot_be_reached() {
+async fn a_registry_that_cannot_be_reached_is_told_when_due() {
     let agent = with_agent(agent(), json!({"image": "registry.invalid/agent:1"}));
     when_due(row("no_registry", agent, &["ImagePull"], "ImagePull")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn missing_secret_as_env() {
+async fn a_missing_secret_as_a_variable_is_told_when_due() {
     let env = json!([{"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "missing", "key": "key"}}}]);
     let agent = with_agent(agent(), json!({"env": env}));
     when_due(row("secret_env", agent, &["StartFailed"], "secret \"missing\" not found")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn missing_secret_as_volume() {
+async fn a_missing_secret_as_a_volume_is_told_when_due() {
     let agent = with_pod(agent(), json!({"volumes": [{"name": "key", "secret": {"secretName": "missing"}}]}));
     let agent = with_agent(agent, json!({"volumeMounts": [{"name": "key", "mountPath": "/key"}]}));
     when_due(row("secret_volume", agent, &["StartFailed"], "secret \"missing\" not found")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unschedulable() {
+async fn a_pod_that_no_node_can_hold_is_told_when_due() {
     let agent = with_agent(agent(), json!({"resources": {"requests": {"memory": "900Gi"}}}));
     when_due(row("unschedulable", agent, &["Unschedulable"], "Insufficient memory")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn failing_init_container() {
+async fn a_failing_init_container_is_told_at_once() {
     let init = json!([{"name": "prepare", "image": busybox(), "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", "exit 3"]}]);
     let agent = with_pod(agent(), json!({"initContainers": init}));
     at_once(row("init_fails", agent, &["StartFailed"], "init container prepare: exit code 3")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn program_that_does_not_exist() {
+async fn a_program_that_does_not_exist_is_told_at_once() {
     at_once(row("no_program", exec(&["/no/such/program"]), &["StartFailed"], "cannot start /no/such/program")).await;
 }
 
 /// The namespace enforces `restricted`.
 #[tokio::test(flavor = "multi_thread")]
-async fn pod_refused_by_admission() {
+async fn a_pod_refused_by_admission_is_told_at_once() {
     let agent = with_pod(agent(), json!({"hostNetwork": true}));
     at_once(row("refused", agent, &["StartFailed"], "violates PodSecurity")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pod_beyond_the_quota() {
+async fn a_pod_beyond_the_quota_is_told_when_due() {
     let quota = json!({
         "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}},
     });
@@ -105,10 +105,10 @@ async fn what_heals_in_time_fails_nothing() {
     let env = json!([{"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "late", "key": "key"}}}]);
     place.agent("agent", with_agent(shell("echo $KEY"), json!({"env": env}))).await;
     let chat = place.chat("agent", "x").await;
-    crate::support::until("the pod that lacks its Secret", async || {
+    crate::scene::until("the pod that lacks its Secret", async || {
         let pods = place.living_pods().await;
         let waits = |s: &str| s.contains("CreateContainerConfigError");
-        let seen: Vec<String> = pods.iter().map(crate::support::place::sketch).collect();
+        let seen: Vec<String> = pods.iter().map(crate::scene::place::sketch).collect();
         if seen.iter().any(|s| waits(s)) { Ok(()) } else { Err(format!("{seen:?}")) }
     })
     .await;

@@ -1,16 +1,16 @@
-//! B7: deliberate stops. No error to anyone for claimed turns, and a begun turn runs once.
+//! Deliberate stops. No error to anyone for claimed turns, and a begun turn runs once.
 
 use kube::ResourceExt;
 use kube::api::{DeleteParams, EvictParams};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::agents::{ACTOR, custom, shell, with, with_pod, worker_config};
-use crate::support::cluster::Cluster;
-use crate::support::notebook::Notebook;
-use crate::support::place::Place;
-use crate::support::turns::Chat;
-use crate::support::{processes, until};
+use crate::scene::agents::{ACTOR, custom, shell, with, with_pod, worker_config};
+use crate::scene::cluster::Cluster;
+use crate::scene::notebook::Notebook;
+use crate::scene::place::Place;
+use crate::scene::turns::Chat;
+use crate::scene::{processes, until};
 
 /// An agent that notes each turn that it begins.
 struct Stop {
@@ -53,7 +53,7 @@ impl Stop {
 
 pub async fn node_address(place: &Place) -> String {
     let nodes: kube::Api<k8s_openapi::api::core::v1::Node> = kube::Api::all(place.cluster.kube.clone());
-    let node = nodes.get(crate::support::cluster::NODE).await.expect("the local cluster's node");
+    let node = nodes.get(crate::scene::cluster::NODE).await.expect("the local cluster's node");
     let addresses = node.status.unwrap_or_default().addresses.unwrap_or_default();
     addresses.into_iter().find(|a| a.type_ == "InternalIP").expect("a node has an address").address
 }

@@ -1,4 +1,4 @@
-//! B9: the API server is away during chats, and a gateway and a controller are restarted meanwhile. And B5: it comes back with
+//! The API server is away during chats, and a gateway and a controller are restarted meanwhile. And it comes back with
 //! other resource versions than the controllers know, so that they list anew.
 
 use std::time::{Duration, Instant};
@@ -6,14 +6,15 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::support::agents::{ACTOR, exec, shell, with};
-use crate::support::cluster::Cluster;
-use crate::support::place::Place;
-use crate::support::times::tell;
-use crate::support::{BOUND, follow, long, pause, processes};
+use crate::scene::agents::{ACTOR, exec, shell, with};
+use crate::scene::cluster::Cluster;
+use crate::scene::place::Place;
+use crate::scene::times::tell;
+use crate::scene::{BOUND, follow, long, processes};
+use crate::support::wait::pause;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn away_during_chats() {
+async fn chats_go_on_while_the_api_server_is_away() {
     let Some(cluster) = Cluster::connect_local("the API server").await else { return };
     let away = Duration::from_secs(if long() { 60 } else { 20 });
     let place = Place::new(cluster, "apiserver").await;
@@ -67,7 +68,7 @@ async fn away_during_chats() {
     let back = Instant::now();
     object.replied(&place, "begun\ndone\n").await;
     tell(
-        "B9",
+        "API server",
         &format!(
             "{chats} chats while the API server was away for {} s; a status caught up {:.1} s after",
             away.as_secs(),
@@ -83,7 +84,7 @@ async fn away_during_chats() {
 
 /// Watches are cut and begin anew; who lives is not dead for that.
 #[tokio::test(flavor = "multi_thread")]
-async fn restarted_during_turns() {
+async fn a_restarted_api_server_fails_no_turn() {
     let Some(cluster) = Cluster::connect_local("the API server").await else { return };
     let place = Place::new(cluster, "relist").await;
     place.agent("agent", with(shell(ACTOR), json!({"limits": {"turnsPerWorker": 20}}))).await;

@@ -1,4 +1,4 @@
-//! B12: many AgentTurns at once. Turns a second, beside the raw rate of the same writes to the same API server.
+//! Many AgentTurns at once. Turns a second, beside the raw rate of the same writes to the same API server.
 
 use std::time::{Duration, Instant};
 
@@ -8,12 +8,14 @@ use kube::api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patc
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
-use crate::support::agents::{echo, with};
-use crate::support::cluster::Cluster;
-use crate::support::place::Place;
-use crate::support::times::tell;
-use crate::support::turns::{reason, status};
-use crate::support::{count, long, processes, until, within};
+use crate::scene::agents::{echo, with};
+use crate::scene::cluster::Cluster;
+use crate::scene::place::Place;
+use crate::scene::times::tell;
+use crate::scene::turns::{reason, status};
+use crate::scene::{long, processes, until};
+use crate::support::count;
+use crate::support::wait::eventually_within;
 
 /// Requests that are on their way at a time.
 const IN_FLIGHT: usize = 32;
@@ -21,9 +23,9 @@ const IN_FLIGHT: usize = 32;
 const RAW_GROUP: &str = "raw.lastword.dev";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_agentturns_at_once() {
+async fn many_agentturns_at_once_all_end() {
     let Some(cluster) = Cluster::connect().await else { return };
-    let turns = count("LASTWORD_BENCH_TURNS", if long() { 5000 } else { 1000 });
+    let turns = count("LASTWORD_BENCH_TURNS").unwrap_or(if long() { 5000 } else { 1000 });
     let place = Place::new(cluster, "bench").await;
     let limits = json!({"limits": {"minWorkers": 2, "maxWorkers": 2, "turnsPerWorker": 20, "maxQueuedTurns": 10000}});
     place.agent("echo", with(echo(), limits)).await;
@@ -54,9 +56,9 @@ async fn many_agentturns_at_once() {
         rate(raw),
         raw.as_secs_f64() / ours.as_secs_f64()
     );
-    tell("B12", &told);
+    tell("bench", &told);
     if let Some((before, after)) = memory.zip(after) {
-        tell("B12", &format!("controllers' memory: {before} MiB before, {after} MiB after"));
+        tell("bench", &format!("controllers' memory: {before} MiB before, {after} MiB after"));
         assert!(after < before + 150, "flat: {before} MiB before, {after} MiB after");
     }
     place.done().await;
@@ -65,7 +67,7 @@ async fn many_agentturns_at_once() {
 /// By the watch: lists of thousands of objects would be most of what is measured.
 async fn all_terminal(place: &Place, turns: usize) {
     let bound = Duration::from_secs(60 + turns as u64 / 20);
-    within(bound, "all AgentTurns to be Terminal", async || match place.news.terminals() {
+    eventually_within(bound, "all AgentTurns to be Terminal", async || match place.news.terminals() {
         ended if ended >= turns => Ok(()),
         ended => Err(format!("{ended} of {turns}")),
     })
@@ -137,7 +139,7 @@ async fn memory(cluster: &Cluster) -> Option<u64> {
         return None;
     }
     let pods = cluster.pods_of("controller").await;
-    let resident = |pid: i32| {
+    let resident = |pid: u32| {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).map(str::to_owned);
         line.and_then(|l| l.trim().split(' ').next()?.parse::<u64>().ok()).unwrap_or_default()

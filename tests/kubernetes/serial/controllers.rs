@@ -1,4 +1,4 @@
-//! B8: controllers are killed during 200 running turns. Nothing is lost, nothing is doubled.
+//! Controllers are killed during 200 running turns. Nothing is lost, nothing is doubled.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -11,12 +11,13 @@ use rand::RngExt;
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::support::agents::{shell, with};
-use crate::support::cluster::{Cluster, LEASE, SYSTEM};
-use crate::support::place::Place;
-use crate::support::times::{median, tell};
-use crate::support::turns::reason;
-use crate::support::{BOUND, follow, pause, processes, until};
+use crate::scene::agents::{shell, with};
+use crate::scene::cluster::{Cluster, LEASE, SYSTEM};
+use crate::scene::place::Place;
+use crate::scene::times::{median, tell};
+use crate::scene::turns::reason;
+use crate::scene::{BOUND, follow, processes, until};
+use crate::support::wait::{pause, try_eventually};
 
 /// Turns that run at any time meanwhile.
 const RUNNING: usize = 200;
@@ -35,7 +36,7 @@ struct Turn {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_during_200_running_turns() {
+async fn controllers_killed_during_200_running_turns_lose_nothing() {
     let Some(cluster) = Cluster::connect_local("a controller's process").await else { return };
     let place = Place::new(cluster, "controllers").await;
     let many =
@@ -72,7 +73,7 @@ async fn killed_during_200_running_turns() {
         p50.as_secs_f64(),
         worst.as_secs_f64()
     );
-    tell("B8", &told);
+    tell("takeover", &told);
     place.cluster.settled().await;
     place.done().await;
 }
@@ -103,20 +104,21 @@ async fn chat(place: &Place, agent: &str, message: &str) -> Result<String, Strin
 
 async fn object(place: &Place, agent: &str, message: &str) -> Result<String, String> {
     let object = place.object(agent, message).await;
-    let begun = Instant::now();
-    loop {
-        let turn = object.get(place).await?;
+    try_eventually(BOUND, async || {
+        let turn = match object.get(place).await {
+            Ok(turn) => turn,
+            Err(error) => return Ok(Err(error)),
+        };
         let reason = reason(&turn);
-        if !reason.is_empty() {
-            let ends: Vec<String> = place.news.turn(&object.name).into_iter().filter(|s| s.contains('/')).collect();
-            // The news may come a moment later than what was read; more than one would be wrong at any time.
-            return if ends.len() <= 1 { Ok(reason) } else { Err(format!("{ends:?}")) };
-        }
-        if begun.elapsed() > BOUND {
+        if reason.is_empty() {
             return Err(format!("{:?}", turn.status));
         }
-        tokio::time::sleep(Duration::from_millis(300)).await;
-    }
+        let ends: Vec<String> = place.news.turn(&object.name).into_iter().filter(|s| s.contains('/')).collect();
+        // The news may come a moment later than what was read; more than one would be wrong at any time.
+        Ok(if ends.len() <= 1 { Ok(reason) } else { Err(format!("{ends:?}")) })
+    })
+    .await
+    .flatten()
 }
 
 /// Kills the leader at ten moments; how long each time nobody held the Lease.

@@ -1,4 +1,4 @@
-//! Nodes: drained (B4, B7), without a kubelet (B5), gone (B4).
+//! Nodes: drained, without a kubelet, and gone.
 
 use std::time::Instant;
 
@@ -7,12 +7,12 @@ use kube::{Api, ResourceExt};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::support::agents::{ACTOR, exec, shell, with, with_pod};
-use crate::support::cluster::{Cluster, NODE};
-use crate::support::place::Place;
-use crate::support::times::{Times, tell};
-use crate::support::turns::Chat;
-use crate::support::{command, processes, until};
+use crate::scene::agents::{ACTOR, exec, shell, with, with_pod};
+use crate::scene::cluster::{Cluster, NODE};
+use crate::scene::place::Place;
+use crate::scene::times::{Times, tell};
+use crate::scene::turns::Chat;
+use crate::scene::{command, processes, until};
 
 async fn ready(cluster: &Cluster, wanted: bool) {
     let nodes: Api<Node> = Api::all(cluster.kube.clone());
@@ -38,7 +38,7 @@ fn labelled(grace: u32) -> Value {
 
 /// One agent outlasts its grace of 2 s and is told so; another finishes in time, and nobody notices.
 #[tokio::test(flavor = "multi_thread")]
-async fn drained() {
+async fn a_drained_node_ends_only_what_outlasts_its_grace() {
     let Some(cluster) = Cluster::connect_local("a node").await else { return };
     let place = Place::new(cluster, "drained").await;
     place.agent("outlasts", labelled(2)).await;
@@ -69,7 +69,7 @@ async fn drained() {
 
 /// NotReady is no death: the pod works on, and answers.
 #[tokio::test(flavor = "multi_thread")]
-async fn kubelet_stopped() {
+async fn a_node_without_a_kubelet_answers_on() {
     let Some(cluster) = Cluster::connect_local("a kubelet").await else { return };
     let place = Place::new(cluster, "kubelet").await;
     place.agent("agent", shell(ACTOR)).await;
@@ -95,7 +95,7 @@ async fn kubelet_stopped() {
 
 /// Kubelet, runtime and containers are gone at once: there is nobody left to tell.
 #[tokio::test(flavor = "multi_thread")]
-async fn lost() {
+async fn a_lost_node_fails_its_turns() {
     let Some(cluster) = Cluster::connect_local("a node").await else { return };
     let place = Place::new(cluster, "node-lost").await;
     place.agent("agent", with(shell(ACTOR), json!({"timing": {"leaseSeconds": 8}}))).await;
@@ -114,7 +114,7 @@ async fn lost() {
     let restoring = Instant::now();
     place.cluster.control(&["node", "restore", NODE]).await;
     ready(&place.cluster, true).await;
-    tell("B4", &format!("node restored after {:.1} s", restoring.elapsed().as_secs_f64()));
+    tell("node", &format!("node restored after {:.1} s", restoring.elapsed().as_secs_f64()));
     // It serves again.
     import_image(&place.cluster).await;
     place.agent("echo", exec(&["cat"])).await;

@@ -1,17 +1,18 @@
-//! B11: an AgentTurn that is deleted while Postgres is away goes at once, and its turn is cancelled once Postgres is back.
+//! An AgentTurn that is deleted while Postgres is away goes at once, and its turn is cancelled once Postgres is back.
 
 use std::time::Duration;
 
 use kube::api::DeleteParams;
 use rustix::process::Signal;
 
-use crate::support::agents::{ACTOR, shell};
-use crate::support::cluster::Cluster;
-use crate::support::place::Place;
-use crate::support::{processes, until, within};
+use crate::scene::agents::{ACTOR, shell};
+use crate::scene::cluster::Cluster;
+use crate::scene::place::Place;
+use crate::scene::{processes, until};
+use crate::support::wait::{eventually_within, throughout};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_object_deleted_while_it_is_away() {
+async fn an_agentturn_deleted_while_postgres_is_away_is_cancelled_later() {
     let Some(cluster) = Cluster::connect_local("the processes of Postgres").await else { return };
     let place = Place::new(cluster, "postgres").await;
     place.agent("agent", shell(ACTOR)).await;
@@ -27,7 +28,7 @@ async fn an_object_deleted_while_it_is_away() {
     let stopped = processes::of_pod(&pod);
     stopped.iter().for_each(|p| p.signal(Signal::STOP));
     place.turns().delete(&deleted.name, &DeleteParams::default()).await.expect("deletes");
-    within(Duration::from_secs(5), "the object to be gone", async || {
+    eventually_within(Duration::from_secs(5), "the object to be gone", async || {
         match place.turns().get_opt(&deleted.name).await {
             Ok(None) => Ok(()),
             other => Err(format!("{other:?}")),
@@ -35,8 +36,8 @@ async fn an_object_deleted_while_it_is_away() {
     })
     .await;
     // Longer than the pass of whoever looks for missing objects.
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    assert!(!program.is_gone(), "nothing is decided without Postgres");
+    let runs = async || !program.is_gone();
+    throughout(Duration::from_secs(5), "nothing is decided without Postgres", runs).await;
     stopped.iter().for_each(|p| p.signal(Signal::CONT));
 
     place.api.turn(&turn).frame("its error", |f| f.event == "error" && f.data["reason"] == "Cancelled").await;

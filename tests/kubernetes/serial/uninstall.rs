@@ -1,4 +1,4 @@
-//! B11: `helm uninstall`, then deleting a namespace with Agents and 1,000 AgentTurns, completes: nothing waits for a finalizer
+//! `helm uninstall`, then deleting a namespace with Agents and 1,000 AgentTurns, completes: nothing waits for a finalizer
 //! that nobody is there to remove. The very last row.
 
 use std::time::{Duration, Instant};
@@ -10,16 +10,17 @@ use kube::api::DeleteParams;
 
 use serde_json::json;
 
-use crate::support::agents::{ACTOR, exec, shell, with_pod};
-use crate::support::cluster::{Cluster, SYSTEM};
-use crate::support::place::Place;
-use crate::support::times::tell;
-use crate::support::{command, within};
+use crate::scene::agents::{ACTOR, exec, shell, with_pod};
+use crate::scene::cluster::{Cluster, SYSTEM};
+use crate::scene::command;
+use crate::scene::place::Place;
+use crate::scene::times::tell;
+use crate::support::wait::eventually_within;
 
 const TURNS: usize = 1000;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn uninstall_and_delete_a_full_namespace() {
+async fn a_full_namespace_can_be_deleted_after_an_uninstall() {
     let Some(cluster) = Cluster::connect().await else { return };
     let place = Place::new(cluster, "uninstall").await;
     // A namespace's deletion looks again only after half of the longest grace of its pods.
@@ -33,7 +34,7 @@ async fn uninstall_and_delete_a_full_namespace() {
     let begun = Instant::now();
     let namespaces: Api<Namespace> = Api::all(place.cluster.kube.clone());
     namespaces.delete(&place.name, &DeleteParams::default()).await.expect("deletes");
-    within(Duration::from_secs(150), "the namespace to be gone", async || {
+    eventually_within(Duration::from_secs(150), "the namespace to be gone", async || {
         match namespaces.get_opt(&place.name).await {
             Ok(None) => Ok(()),
             Ok(Some(namespace)) => Err(format!("{:?}", namespace.status)),
@@ -42,7 +43,7 @@ async fn uninstall_and_delete_a_full_namespace() {
     })
     .await;
     tell(
-        "B11",
+        "uninstall",
         &format!(
             "a namespace with {TURNS} AgentTurns was gone {:.1} s after its deletion, uninstalled before",
             begun.elapsed().as_secs_f64()

@@ -1,4 +1,4 @@
-//! B14: a rolling upgrade of controller and gateways under load: no turn fails, no worker is replaced. And one to TLS on the
+//! A rolling upgrade of controller and gateways under load: no turn fails, no worker is replaced. And one to TLS on the
 //! worker port, and back.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,11 +9,12 @@ use futures::stream::FuturesUnordered;
 use kube::ResourceExt;
 use serde_json::json;
 
-use crate::support::agents::{echo, exec, with};
-use crate::support::cluster::{Cluster, SYSTEM};
-use crate::support::place::Place;
-use crate::support::times::tell;
-use crate::support::{BOUND, command, count, follow, try_command, until};
+use crate::scene::agents::{echo, exec, with};
+use crate::scene::cluster::{Cluster, SYSTEM};
+use crate::scene::place::Place;
+use crate::scene::times::tell;
+use crate::scene::{BOUND, command, follow, try_command, until};
+use crate::support::count;
 
 /// Chats a second that are begun; what two cores can do besides a whole cluster may be less, and is printed.
 const RATE: usize = 50;
@@ -21,7 +22,7 @@ const RATE: usize = 50;
 const OPEN: usize = 300;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn under_load() {
+async fn an_upgrade_under_load_fails_no_turn() {
     let Some(cluster) = Cluster::connect_local("the chart's release").await else { return };
     let place = Place::new(cluster, "upgrade").await;
     let limits =
@@ -51,7 +52,7 @@ async fn under_load() {
     let breaks: usize = outcomes.iter().flatten().map(|e| e.breaks).sum();
     let rate = outcomes.len() as f64 / elapsed.as_secs_f64();
     tell(
-        "B14",
+        "upgrade",
         &format!(
             "{} chats, {rate:.1}/s, {} failed, {breaks} streams resumed, upgraded in {:.0} s",
             outcomes.len(),
@@ -69,7 +70,7 @@ async fn under_load() {
 
 /// Begins chats at the rate until it is over; how each ended.
 async fn load(place: &Place, over: &AtomicBool) -> Vec<Result<follow::Ended, String>> {
-    let mut tick = tokio::time::interval(Duration::from_secs(1) / count("LASTWORD_RATE", RATE) as u32);
+    let mut tick = tokio::time::interval(Duration::from_secs(1) / count("LASTWORD_RATE").unwrap_or(RATE) as u32);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
     let (mut open, mut ended) = (FuturesUnordered::new(), Vec::new());
     while !over.load(Ordering::Relaxed) {
@@ -105,7 +106,7 @@ async fn change(values: &[&str]) -> Result<(), String> {
 /// A worker made while the port speaks TLS shows its token, takes its turn and replies over it; one of another replica is
 /// followed over it.
 #[tokio::test(flavor = "multi_thread")]
-async fn to_tls_and_back() {
+async fn an_upgrade_to_tls_and_back_serves_on() {
     let Some(cluster) = Cluster::connect_local("the chart's release").await else { return };
     let file = |name: &str| format!("{}/tests/tls/{name}", env!("CARGO_MANIFEST_DIR"));
     let (certificate, key, authority) = (file("first.crt"), file("first.key"), file("first-ca.crt"));

@@ -1,0 +1,106 @@
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::*;
+use crate::turn::keys::StartId;
+use crate::turn::reason::Reason;
+use crate::wire::Credential;
+
+fn config() -> ProcessConfig {
+    let mut config = ProcessConfig::new("node", "http://127.0.0.1:8081", std::env::temp_dir()).expect("our own path");
+    config.program = "/bin/lastword".into();
+    config.secrets = Arc::new(|secret| (secret.name == "openai").then(|| format!("sk-{}", secret.key)));
+    config
+}
+
+fn request(spec: serde_json::Value) -> StartRequest {
+    let start_id = StartId::new();
+    StartRequest {
+        start_id,
+        organization: "default".into(),
+        agent: "a".into(),
+        worker_group: "a".into(),
+        generation: 1,
+        spec: Arc::new(serde_json::from_value(spec).expect("a spec")),
+        agent_uid: None,
+        attempt: 0,
+        runtime_ref: String::new(),
+        credential: Credential::new(start_id),
+    }
+}
+
+fn agent(container: serde_json::Value) -> serde_json::Value {
+    let mut container = container;
+    container["name"] = json!("agent");
+    json!({"spec": {"containers": [{"name": "sidecar"}, container]}})
+}
+
+fn line(command: &Command) -> Vec<String> {
+    let program = std::iter::once(command.get_program());
+    program.chain(command.get_args()).map(|w| w.to_string_lossy().into_owned()).collect()
+}
+
+fn variable(command: &Command, name: &str) -> Option<String> {
+    command.get_envs().find(|(n, _)| *n == name)?.1.map(|v| v.to_string_lossy().into_owned())
+}
+
+#[test]
+fn each_adapter_has_its_command_line() {
+    let exec = json!({"adapter": "Exec", "limits": {"turnsPerWorker": 3}, "timing": {"drainSeconds": 7},
+        "template": agent(json!({"command": ["sh", "-c"], "args": ["echo $(GREETING) $$HOME $(NO)"],
+            "env": [{"name": "NAME", "value": "world"}, {"name": "GREETING", "value": "hello $(NAME)"},
+                    {"name": "LASTWORD_CREDENTIAL", "value": "mine"}]}))});
+    let request = request(exec);
+    let exec = command(&config(), &request).expect("works");
+    assert_eq!(line(&exec), ["/bin/lastword", "worker", "exec", "--", "sh", "-c", "echo hello world $HOME $(NO)"]);
+    assert_eq!(variable(&exec, "GREETING").as_deref(), Some("hello world"));
+    assert_eq!(variable(&exec, env::CREDENTIAL), Some(request.credential.reveal()), "ours wins");
+    assert_eq!(variable(&exec, env::CAPACITY).as_deref(), Some("3"));
+    assert_eq!(variable(&exec, env::DRAIN_SECONDS).as_deref(), Some("7"));
+    assert_eq!(variable(&exec, env::GATEWAY).as_deref(), Some("http://127.0.0.1:8081"));
+}
+
+#[test]
+fn openai_with_and_without_a_server_of_its_own() {
+    let openai = json!({"baseURL": "http://localhost:8000/v1", "model": "-m", "systemPrompt": "Be brief.",
+        "apiKeySecretRef": {"name": "openai", "key": "main"}});
+    let remote = command(&config(), &request(json!({"adapter": "OpenAI", "openai": openai}))).expect("works");
+    let flags = ["--base-url=http://localhost:8000/v1", "--model=-m", "--api-key-env=LASTWORD_OPENAI_API_KEY"];
+    assert_eq!(line(&remote)[..3], ["/bin/lastword", "worker", "openai"]);
+    assert_eq!(line(&remote)[3..], flags);
+    assert_eq!(variable(&remote, API_KEY).as_deref(), Some("sk-main"));
+    assert_eq!(variable(&remote, SYSTEM_PROMPT).as_deref(), Some("Be brief."));
+    let spec = json!({"adapter": "OpenAI", "openai": openai, "template": agent(json!({"command": ["vllm", "serve"]}))});
+    let local = command(&config(), &request(spec)).expect("works");
+    assert_eq!(line(&local)[6..], ["--model-server", "--", "vllm", "serve"]);
+}
+
+#[test]
+fn a_custom_program_is_the_worker() {
+    let custom = |container| request(json!({"adapter": "Custom", "template": agent(container)}));
+    let named = command(&config(), &custom(json!({"command": ["python3", "w.py"]}))).expect("works");
+    assert_eq!(line(&named), ["python3", "w.py"]);
+    let ours = command(&config(), &custom(json!({"command": ["lastword", "worker", "echo"]}))).expect("works");
+    assert_eq!(line(&ours), ["/bin/lastword", "worker", "echo"]);
+    let path = command(&config(), &custom(json!({"command": ["./w"], "workingDir": "/"}))).expect("works");
+    assert_eq!(line(&path), ["/./w"]);
+}
+
+#[test]
+fn what_cannot_work_says_why() {
+    let custom = |container| json!({"adapter": "Custom", "template": agent(container)});
+    let unknown = json!({"baseURL": "http://x", "model": "m", "apiKeySecretRef": {"name": "no", "key": "k"}});
+    for (spec, why) in [
+        (custom(json!({"image": "i"})), "needs a command"),
+        (custom(json!({"command": ["x"], "workingDir": "no/such"})), "no/such does not exist"),
+        (custom(json!({"command": ["x"], "env": [{"name": "KEY", "valueFrom": {}}]})), "env KEY: valueFrom works in"),
+        (json!({"adapter": "OpenAI"}), "needs spec.openai"),
+        (json!({"adapter": "OpenAI", "openai": unknown}), "no secret \"no\""),
+    ] {
+        let failure = command(&config(), &request(spec)).expect_err(why);
+        assert_eq!(failure.reason, Reason::StartFailed);
+        let detail = failure.detail.expect("a detail");
+        assert!(detail.contains(why), "{detail}");
+    }
+}

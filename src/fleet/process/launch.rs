@@ -1,0 +1,99 @@
+//! The start of a worker process, what it prints, and its end.
+//!
+//! A start has three steps in this order: the process is started, it is added to the table, its exit is waited for. So the
+//! table hears of a worker's end after it has heard of the worker, and no process is left that nobody waits for.
+
+use std::io;
+use std::process::Command;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tokio::process::{ChildStderr, ChildStdout};
+use tokio::runtime::Handle;
+
+use super::table::ProcessTable;
+use super::worker::WorkerProcess;
+use crate::child::cgroup::Cgroup;
+use crate::child::output::{StderrTail, copy_lines, copy_stderr};
+use crate::child::process::{ChildProcess, Spawned};
+use crate::turn::cause::process::{self, Ended};
+use crate::turn::keys::StartId;
+use crate::turn::terminal::Failure;
+
+/// How long the rest of a dead worker's stderr is waited for: a process outside of the worker's group may still hold it
+/// open.
+const READING: Duration = Duration::from_millis(200);
+
+/// What is known of a worker before its process is started.
+pub(super) struct WorkerLaunch {
+    pub start_id: StartId,
+    /// The Agent's name, for the log.
+    pub agent: String,
+    /// The time between SIGTERM and SIGKILL.
+    pub grace: Duration,
+    pub table: Arc<ProcessTable>,
+    /// Where the tasks run that read what the worker prints.
+    pub runtime: Handle,
+}
+
+impl WorkerLaunch {
+    /// Starts the process, within `cgroup` if there is one. Blocks for a moment.
+    ///
+    /// # Errors
+    /// Those of [`ChildProcess::spawn`]; then the cgroup is removed.
+    pub fn run(self, command: Command, cgroup: Option<Cgroup>) -> io::Result<()> {
+        let mut spawned = match ChildProcess::spawn(command, Signal::KILL) {
+            Ok(spawned) => spawned,
+            Err(error) => {
+                cgroup.into_iter().for_each(Cgroup::remove);
+                return Err(error);
+            }
+        };
+        // Right after the start: what the process allocates before this is not counted, which harms nobody.
+        if let Some(cgroup) = &cgroup
+            && let Err(error) = cgroup.add(spawned.process().pid())
+        {
+            tracing::warn!(start = %self.start_id, %error, "a worker runs without its memory limit");
+        }
+        let worker = Arc::new(WorkerProcess::new(spawned.process().clone(), self.grace));
+        self.table.add(self.start_id, worker);
+        let stderr = self.copy_output(&mut spawned);
+        spawned.when_exited(move |child| {
+            let cause = reap(child, cgroup, &stderr);
+            self.table.remove(self.start_id, cause);
+        });
+        Ok(())
+    }
+
+    /// Copies what the process prints to the log, in tasks of their own.
+    fn copy_output(&self, spawned: &mut Spawned) -> StderrTail {
+        let _entered = self.runtime.enter();
+        let (agent, start) = (self.agent.clone(), self.start_id);
+        if let Some(Ok(stdout)) = spawned.stdout.take().map(ChildStdout::from_std) {
+            let say = move |line: &str| tracing::info!(target: "worker", agent, %start, "{line}");
+            tokio::spawn(copy_lines(stdout, say));
+        }
+        let Some(Ok(stderr)) = spawned.stderr.take().map(ChildStderr::from_std) else { return StderrTail::default() };
+        let agent = self.agent.clone();
+        let say = move |line: &str| tracing::info!(target: "worker", agent, %start, stderr = true, "{line}");
+        let (tail, copying) = copy_stderr(stderr, say);
+        tokio::spawn(copying);
+        tail
+    }
+}
+
+/// Reaps a worker that has exited, kills what it left in its process group, and says why it ended.
+fn reap(child: &ChildProcess, cgroup: Option<Cgroup>, stderr: &StderrTail) -> Failure {
+    let _ = child.signal_group(Signal::KILL);
+    let oom = cgroup.as_ref().and_then(Cgroup::oom_kills).is_some_and(|kills| kills > 0);
+    let status = child.reap();
+    if let Some(cgroup) = cgroup {
+        // In another thread: it may take a second, and the death is to be reported now.
+        thread::spawn(move || cgroup.remove());
+    }
+    stderr.wait_closed(READING);
+    let ended = status.map_or_else(|error| Ended::Unknown(Some(error.to_string())), Ended::from);
+    process::end(&ended, oom, &stderr.text())
+}

@@ -1,0 +1,26 @@
+//! Lastword on one machine, with a real Postgres and real processes: gateways and fleets inside this process, `lastword dev`
+//! and workers as processes of their own, and Kubernetes as an API server that is played.
+//!
+//! Tests run several at a time in one process, so none may change what belongs to the process: its environment, its working
+//! directory, its global log. What loads the machine so that others would miss their times is in [`serial`], which `tests/run`
+//! runs last, one test at a time.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod cli;
+mod dev;
+mod embedded_postgres;
+mod endings;
+mod fleet;
+mod hostile;
+mod outage;
+mod platforms;
+mod pods;
+mod programs;
+mod replicas;
+mod serial;
+mod sessions;
+mod worker;

@@ -1,0 +1,5 @@
+//! What a client sees of its turns, over real gateways and a real Postgres; time passes by moving timestamps in the database.
+
+mod ends;
+mod replies;
+mod returns;

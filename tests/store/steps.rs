@@ -1,0 +1,69 @@
+//! What only tests of the store do, besides [`crate::support::actors`].
+
+use std::collections::HashMap;
+
+use crate::support::Db;
+use crate::support::actors::{Worker, arm, armed};
+use lastword::store::{Append, AppendError, Armed, Beat, BeatAnswer, Replica, Store, StoreError, WorkerWord};
+use lastword::turn::frame::{Frame, Span};
+use lastword::turn::keys::{GatewayId, Incarnation, TurnId};
+use lastword::turn::reason::Reason;
+use lastword::turn::terminal::{Failure, Outcome};
+use uuid::Uuid;
+
+impl Worker {
+    /// An error of the agent.
+    pub fn error(&self, turns: &[TurnId]) -> WorkerWord {
+        let outcome = Outcome::Error(Failure::new(Reason::AgentError));
+        WorkerWord { outcome, end: 0, tail: Span::default(), ..self.reply(turns, "") }
+    }
+
+    /// Appends text at an offset.
+    pub async fn append(&self, store: &Store, turn: TurnId, at: u64, text: &str) -> Result<u64, AppendError> {
+        let span = Span::new(at, vec![Frame::text(text)]);
+        store.append_output(Append { turn_id: turn, incarnation: self.incarnation, span }).await
+    }
+
+    pub fn beat(&self, busy: bool) -> Beat {
+        Beat { incarnation: self.incarnation, busy }
+    }
+}
+
+/// One tick of a gateway.
+pub async fn tick(store: &Store, beats: &[Beat]) -> HashMap<Incarnation, BeatAnswer> {
+    try_tick(store, beats).await.expect("ticks")
+}
+
+pub async fn try_tick(store: &Store, beats: &[Beat]) -> Result<HashMap<Incarnation, BeatAnswer>, StoreError> {
+    let gateway = Replica { id: GatewayId(Uuid::nil()), url: "http://gateway".into(), secret: "s".into() };
+    store.heartbeat_of_gateway(&gateway, 60, beats).await
+}
+
+impl Db {
+    /// Arms a turn in this conversation.
+    pub async fn armed(&self, conversation: &str) -> Armed {
+        armed(&self.store, arm(conversation)).await
+    }
+
+    /// Arms a turn in a conversation of its own and lets this worker claim it. Nothing else may be waiting.
+    pub async fn in_hand(&self, worker: &Worker) -> TurnId {
+        let armed = self.armed(&Uuid::new_v4().to_string()).await;
+        assert_eq!(worker.claim_ids(&self.store, 1).await, [armed.turn_id]);
+        armed.turn_id
+    }
+
+    /// A worker's lease ran out this long ago.
+    pub async fn silent(&self, incarnation: Incarnation, seconds: u32) {
+        let statement = "UPDATE lease SET expires_at = clock_timestamp() - interval";
+        self.sql(format!("{statement} '{seconds} seconds' WHERE incarnation = '{incarnation}'")).await;
+    }
+
+    /// A turn's hard deadline passed an hour ago.
+    pub async fn overdue(&self, turn: TurnId) {
+        self.sql(format!(
+            "UPDATE marker SET armed_at = clock_timestamp() - interval '2 hours',
+                    deadline_at = clock_timestamp() - interval '1 hour' WHERE turn_id = '{turn}'"
+        ))
+        .await;
+    }
+}
