@@ -204,6 +204,7 @@ fn wait_for_exit(pid: Pid) {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::io::{BufRead, BufReader};
     use std::process::Stdio;
 
     use super::*;
@@ -230,8 +231,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_child_that_ignores_sigterm_is_killed_after_its_grace() {
-        let spawned = ChildProcess::spawn(shell("trap '' TERM; sleep 60 & wait"), Signal::KILL).expect("starts");
+        let mut command = shell("trap '' TERM; echo ready; sleep 60 & wait");
+        command.stdout(Stdio::piped());
+        let mut spawned = ChildProcess::spawn(command, Signal::KILL).expect("starts");
         let process = spawned.process().clone();
+        let mut ready = String::new();
+        BufReader::new(spawned.stdout.take().expect("a pipe")).read_line(&mut ready).expect("a line");
         let (tell, told) = tokio::sync::oneshot::channel();
         spawned.when_exited(move |process| drop(tell.send(process.reap())));
         process.signal(Signal::TERM).expect("sent");
