@@ -27,6 +27,7 @@ lint: ## What CI checks before the tests
 	cargo clippy --locked --all-targets --test kubernetes -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --lib --document-private-items
 	scripts/chart-files --check
+	scripts/unused-dependencies
 	scripts/deny
 
 fmt: ## Format

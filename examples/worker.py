@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """A Lastword worker in Python's standard library: the adapter `Custom`.
 
-It answers every message with its words in reverse. Replace `answer` by what your agent does. The rest is the protocol
-of docs/worker-protocol.md; `lastword worker conformance -- python3 examples/worker.py` checks it.
+It answers every message with its words in reverse order. Replace `answer` by what your agent does. The rest is the worker
+protocol (docs/worker-protocol.md); `lastword worker conformance -- python3 examples/worker.py` checks it.
 """
 
 import http.client
@@ -17,14 +17,14 @@ import time
 import urllib.parse
 import uuid
 
-GATEWAYS = os.environ.get("LASTWORD_GATEWAY", "http://127.0.0.1:8081").split(",")
+GATEWAYS = os.environ.get("LASTWORD_WORKER_GATEWAY", "http://127.0.0.1:8081").split(",")
 CAPACITY = int(os.environ.get("LASTWORD_TURNS_PER_WORKER", "1"))
 DRAIN_SECONDS = int(os.environ.get("LASTWORD_DRAIN_SECONDS", "30"))
 TOKEN_FILE = os.environ.get("LASTWORD_TOKEN_FILE", "")  # in a pod, in place of the credential
-GATEWAY_CA = os.environ.get("LASTWORD_GATEWAY_CA") or None  # of https:// gateways, in place of the system's
+GATEWAY_CA = os.environ.get("LASTWORD_WORKER_GATEWAY_CA") or None  # to trust at https:// gateways
 HEADERS = {
     "Authorization": "Bearer " + os.environ.get("LASTWORD_CREDENTIAL", ""),
-    "Lastword-Incarnation": str(uuid.uuid4()),  # this life of this process
+    "Lastword-Incarnation": str(uuid.uuid4()),  # made anew by each process
     "Content-Type": "application/json",
 }
 
@@ -73,32 +73,32 @@ def post(gateway, path, body):
     return json.loads(call(gateway, "POST", path, body).read() or b"null")
 
 
-def session():
+def get_credential():
     """In a pod: exchanges the token of the pod's ServiceAccount for a credential. 401, 403 and 410 end the process."""
     pause = 0.1
     while True:
         for gateway in GATEWAYS:
             try:
-                with open(TOKEN_FILE) as file:  # again each time: it is replaced before it expires
+                with open(TOKEN_FILE) as file:  # read for each attempt: the token is replaced before it expires
                     headers = {"Authorization": "Bearer " + file.read().strip()}
-                answer = json.loads(call(gateway, "POST", "session", headers=headers).read())
+                answer = json.loads(call(gateway, "POST", "credential", headers=headers).read())
                 HEADERS["Authorization"] = "Bearer " + answer["credential"]
                 return
-            except (OSError, ValueError, http.client.HTTPException, Status) as error:  # 425: not known yet
-                print(f"{gateway}: no session yet: {error}", file=sys.stderr)
+            except (OSError, ValueError, http.client.HTTPException, Status) as error:  # 425: the pod is not known yet
+                print(f"{gateway}: no credential yet: {error}", file=sys.stderr)
             time.sleep(pause * random.uniform(0.5, 1))
             pause = min(5, pause * 2)
 
 
 class Turn(threading.Thread):
-    """One turn: runs the agent, posts its output, says the last word."""
+    """One turn: runs the agent, posts its output, and says the last word."""
 
     def __init__(self, worker, push):
         super().__init__(daemon=True)
         self.worker, self.push, self.id = worker, push, push["turnId"]
         self.cancelled = threading.Event()
-        self.frames = []  # all of them; a worker with long output drops what is acknowledged as durable
-        self.sent = 0  # how many of them this gateway has
+        self.frames = []  # all output; a worker with long output would drop what is acknowledged as durable
+        self.sent = 0  # how many of the frames this gateway has
         self.end = 0
         self.reply_id = str(uuid.uuid4())  # the same in each repetition of the finish
 
@@ -107,9 +107,9 @@ class Turn(threading.Thread):
             for frame in answer(self.push["message"], self.cancelled):
                 self.frames.append(frame)
                 self.end += units(frame)
-                self.say(self.post_output, once=True)  # a failure is made good by the finish
+                self.say(self.post_output, once=True)  # what fails here is sent with the finish
             outcome = {"type": "reply"}
-        except Exception as error:  # the agent's fault is its turn's last word
+        except Exception as error:  # an error of the agent becomes the turn's last word
             message = "The agent failed."
             outcome = {"type": "error", "reason": "AgentError", "message": message, "detail": repr(error)}
         self.say(lambda gateway: self.finish(gateway, outcome))
@@ -124,23 +124,23 @@ class Turn(threading.Thread):
         self.sent = count
 
     def finish(self, gateway, outcome):
-        """What no post has brought comes with the last word (bodies are limited to 4 MiB)."""
+        """Says the last word, with the output that no post has brought (bodies are limited to 4 MiB)."""
         finish = {"turnIds": [self.id], "replyId": self.reply_id, "outcome": outcome, "end": self.end}
         post(gateway, "finish", finish | {"tail": self.unsent()} if self.sent < len(self.frames) else finish)
 
     def say(self, speak, once=False):
-        """Calls until it is heard: only an answer, or a cancel, ends the repetition."""
+        """Repeats a call until it is answered or the turn is cancelled."""
         pause = 0.1
         while not self.cancelled.is_set():
             try:
                 return speak(self.worker.gateway)
             except Status as error:
-                if error.status == 404:  # not ours any more
+                if error.status == 404:  # this worker does not hold the turn any more
                     self.cancelled.set()
-                if error.status == 409:  # output is missing there: send again, from the start for simplicity
+                if error.status == 409:  # the gateway lacks output: send all of it again, for simplicity
                     self.sent = 0
             except (OSError, http.client.HTTPException):
-                self.sent = 0  # what an unanswered call brought is unknown
+                self.sent = 0  # the call may or may not have arrived
             if once:
                 return None
             self.cancelled.wait(pause * random.uniform(0.5, 1))
@@ -157,7 +157,7 @@ class Worker:
         self.draining = False
 
     def take(self, push):
-        """Begins a turn, or hands it back when it came too late."""
+        """Begins a turn, or hands it back if the worker drains already."""
         with self.lock:
             if push["turnId"] in self.seen:
                 return
@@ -194,7 +194,7 @@ class Worker:
                 time.sleep(0.2)
 
     def drain(self, seconds, reason=None):
-        """Takes nothing more, finishes what is in hand, leaves."""
+        """Begins to leave: takes no more turns, and finishes those in hand."""
         with self.lock:
             if self.draining:
                 return
@@ -209,7 +209,7 @@ class Worker:
         os._exit(0)
 
     def heartbeat(self, gateway, hello, stream, over):
-        """A sign of life in time; without an answer for half a lease, this gateway is left."""
+        """Sends heartbeats; leaves this gateway when none was answered for half a lease."""
         answered = time.monotonic()
         while not over.wait(hello["heartbeatSeconds"]):
             try:
@@ -238,7 +238,7 @@ class Worker:
                     if said["type"] == "hello":
                         self.gateway = gateway
                         for turn in list(self.turns.values()):
-                            turn.sent = 0  # another gateway has nothing that was not durable
+                            turn.sent = 0  # a new gateway has only what was durable; send all again
                         threading.Thread(
                             target=self.heartbeat, args=(gateway, said, stream, over), daemon=True
                         ).start()
@@ -255,7 +255,7 @@ class Worker:
         signal.signal(signal.SIGTERM, lambda *_: self.drain(DRAIN_SECONDS, "NodeShutdown"))
         signal.signal(signal.SIGINT, lambda *_: self.drain(DRAIN_SECONDS, "NodeShutdown"))
         if TOKEN_FILE and not os.environ.get("LASTWORD_CREDENTIAL"):
-            session()
+            get_credential()
         while True:
             for gateway in GATEWAYS:
                 try:

@@ -1,5 +1,5 @@
-//! The admin port: `/livez`, `/readyz`, `/metrics`. Neither kind of health depends on Postgres once a role has started:
-//! an outage is nothing that a restart would mend.
+//! The admin port: `/livez`, `/readyz`, `/metrics`. Once a role has started, neither liveness nor readiness depends on
+//! Postgres: a restart does not end an outage of the database.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ pub struct AdminArgs {
     pub admin_listen: SocketAddr,
 }
 
-/// A port that cannot be opened.
+/// Why a port cannot be opened, and the flag that chooses another.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address} ({error}); choose another with {flag}")]
 pub struct CannotListen {
@@ -37,11 +37,12 @@ pub async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListen
     TcpListener::bind(address).await.map_err(|error| CannotListen { address, flag, error })
 }
 
-/// Whether the role has started.
+/// Whether the role serves: it has started and is not about to end.
 #[derive(Clone, Default)]
 pub struct Readiness(Arc<AtomicBool>);
 
 impl Readiness {
+    /// The role has started.
     pub fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -51,6 +52,7 @@ impl Readiness {
         self.0.store(false, Ordering::Relaxed);
     }
 
+    /// What `/readyz` answers.
     pub fn is_ready(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
@@ -77,7 +79,7 @@ fn ready(readiness: &Readiness) -> Response {
     }
 }
 
-/// OpenMetrics text, read from the store at each scrape: every replica tells the same.
+/// Metrics as OpenMetrics text. They are read from the database at each scrape, so all replicas give the same figures.
 async fn metrics(store: &Store) -> Response {
     match store.figures().await {
         Ok(figures) => (

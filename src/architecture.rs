@@ -14,11 +14,12 @@ use proc_macro2::{TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 
 /// The floors, from the ground up.
-const FLOORS: [&[&str]; 9] = [
+const FLOORS: [&[&str]; 10] = [
     // What a turn is: plain values and decisions.
     &["turn"],
     // The ground: things that any program needs, and that know nothing of turns but their names.
-    &["backoff", "every", "ids", "leadership", "lines", "problem", "telemetry", "tls"],
+    &["backoff", "every", "ids", "lines"],
+    &["leadership", "problem", "telemetry", "tls"],
     &["child", "crd", "egress", "wire"],
     &["secrets", "store", "worker"],
     &["admin", "dispatch", "guard", "heartbeat", "sweep"],
@@ -458,4 +459,40 @@ fn a_breach_is_named_with_its_file_and_its_name() {
 #[test]
 fn test_code_may_use_what_it_likes() {
     assert_eq!(small("low.rs", "#[cfg(test)] mod tests { use crate::high::Front; }"), Vec::<String>::new());
+}
+
+/// What stands in backticks in a text, within a line.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().flat_map(|line| line.split('`').skip(1).step_by(2))
+}
+
+/// Whether a file declares this function or type.
+fn declares(file: &str, name: &str) -> bool {
+    ["fn", "struct", "enum", "trait", "type"].iter().any(|kind| {
+        let declared = format!("{kind} {name}");
+        let ends = |at: usize| !file[at + declared.len()..].starts_with(|c: char| c.is_alphanumeric() || c == '_');
+        file.match_indices(&declared).any(|(at, _)| ends(at))
+    })
+}
+
+/// In the documents, `a/b.rs` is a file below `src/`, and `a/b.rs::name` is a function or a type in it.
+#[test]
+fn documents_name_what_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut missing = Vec::new();
+    for document in ["ARCHITECTURE.md", "CONTRIBUTING.md"] {
+        let text = std::fs::read_to_string(root.join(document)).expect("the document");
+        for token in quoted(&text) {
+            let (file, name) = token.split_once("::").unwrap_or((token, ""));
+            let file = file.strip_prefix("src/").unwrap_or(file);
+            if !file.ends_with(".rs") || file == "mod.rs" {
+                continue;
+            }
+            match std::fs::read_to_string(root.join("src").join(file)) {
+                Ok(code) if name.is_empty() || declares(&code, name) => {}
+                _ => missing.push(format!("{document} names {token}")),
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{} names that do not exist:\n{}", missing.len(), missing.join("\n"));
 }

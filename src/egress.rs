@@ -1,5 +1,8 @@
-//! Where requests may go whose URL an Agent's author gave: the addresses that are really connected to are checked, so
-//! that neither a name that points inside nor one that changes between check and connect gets past.
+//! Where requests may go whose URL the author of an Agent gave. Such a URL must not lead to what only Lastword's own process
+//! or node can reach.
+//!
+//! The addresses that are really connected to are checked, not the URL. So a name that points to an inner address does not
+//! get past, and neither does one that changes its address between the check and the connection.
 //!
 //! | address | platforms ([`Reach::Public`]) | guardrails ([`Reach::Cluster`]) |
 //! |---|---|---|
@@ -9,9 +12,9 @@
 //! | in `--egress-deny` | refused | refused |
 //! | in `--egress-allow`, and not in `--egress-deny` | http and https | http and https |
 //!
-//! Guardrails reach further since they are services in the cluster as a rule, asked for a decision that their author may
-//! make anyway; what is the gateway's own (its loopback, its node) stays closed to them too. An IPv6 address that stands
-//! for an IPv4 one is judged as that one.
+//! Guardrails reach further, since they are services in the cluster as a rule, and what they are asked is a decision that
+//! their author may make anyway. The gateway's loopback and its node stay closed to them too. An IPv6 address that stands for
+//! an IPv4 address is judged as that one.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -23,13 +26,14 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Client, RequestBuilder, Url, redirect};
 use url::Host;
 
-/// The connection must stand within this time; then the request's own timeout counts.
+/// The connection must be made within this time; the request's own timeout bounds the rest.
 const CONNECT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 /// Loopback, which `dev` allows.
 const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
-/// Never a peer's: this host, link-local, protocol assignments, multicast, reserved; and metadata services elsewhere
-/// (Alibaba, Azure; over IPv6 AWS, Google and Oracle; Oracle's is in 192.0.0.0/24, all others link-local).
-const OWN: [&str; 17] = [
+/// Addresses at which no receiver is: this host, link-local, protocol assignments, multicast, reserved. The metadata services
+/// of clouds are here, too. Most are link-local, and Oracle's is in 192.0.0.0/24; those of Alibaba and Azure, and over IPv6
+/// those of AWS, Google and Oracle, have addresses of their own in this table.
+const SPECIAL: [&str; 17] = [
     "0.0.0.0/8",
     "127.0.0.0/8",
     "169.254.0.0/16",
@@ -48,16 +52,16 @@ const OWN: [&str; 17] = [
     "100::/64",
     "64:ff9b:1::/48",
 ];
-/// Where clusters and offices live.
+/// The private ranges, which clusters and offices use.
 const PRIVATE: [&str; 7] =
     ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "198.18.0.0/15", "fc00::/7", "fec0::/10"];
 
 /// How far requests of a kind may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
-    /// Outside alone.
+    /// To public addresses alone.
     Public,
-    /// Into the cluster's ranges too.
+    /// To private addresses too.
     Cluster,
 }
 
@@ -74,7 +78,7 @@ pub struct EgressArgs {
 }
 
 impl EgressArgs {
-    /// The rules.
+    /// The lists as rules.
     pub fn egress(&self) -> Egress {
         Egress { allow: self.egress_allow.clone(), deny: self.egress_deny.clone() }
     }
@@ -84,7 +88,7 @@ impl EgressArgs {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Egress {
     pub allow: Vec<IpNet>,
-    /// Wins over `allow`.
+    /// An address in both lists is refused.
     pub deny: Vec<IpNet>,
 }
 
@@ -94,7 +98,7 @@ pub enum Refused {
     #[error("the address is in a range that is refused by --egress-deny")]
     Denied,
     #[error("the address is loopback, link-local or otherwise never a peer's; allow it with --egress-allow")]
-    Own,
+    Special,
     #[error("the address is in a private or cluster range; allow it with --egress-allow")]
     Private,
     #[error("http is refused but for destinations in --egress-allow; use https")]
@@ -122,8 +126,8 @@ impl Egress {
         if holds(&self.allow, address) {
             return Ok(());
         }
-        if holds(nets(&OWN), address) {
-            return Err(Refused::Own);
+        if holds(nets(&SPECIAL), address) {
+            return Err(Refused::Special);
         }
         match (holds(nets(&PRIVATE), address), reach) {
             (true, Reach::Public) => Err(Refused::Private),
@@ -153,12 +157,12 @@ fn holds(nets: impl IntoIterator<Item = impl std::borrow::Borrow<IpNet>>, addres
     nets.into_iter().any(|net| net.borrow().contains(&address))
 }
 
-/// Our own tables are right: a test reads each of them.
+/// The networks of a table. A test shows that every entry of our tables can be parsed, so none is left out here.
 fn nets(table: &'static [&'static str]) -> impl Iterator<Item = IpNet> {
     table.iter().filter_map(|net| net.parse().ok())
 }
 
-/// Sends requests within the rules; cheap to clone.
+/// An HTTP client that keeps the rules. Cheap to clone.
 #[derive(Clone)]
 pub struct Outbound {
     secure: Client,
@@ -174,8 +178,8 @@ impl fmt::Debug for Outbound {
 }
 
 impl Outbound {
-    /// Redirects are not followed, and no proxy of the environment is used: both would connect to what was not checked.
-    /// The process must have installed a rustls provider before.
+    /// A client for requests of one kind. It follows no redirects and uses no proxy of the environment, since both would
+    /// connect to what was not checked. The process must have installed a rustls provider before.
     ///
     /// # Errors
     /// If the TLS backend cannot be initialised.
@@ -193,7 +197,8 @@ impl Outbound {
         Ok(Outbound { secure: client(false)?, plain: client(true)?, egress, reach })
     }
 
-    /// A POST to this URL. An address in it is judged here; those of a name are when it is resolved, see [`refusal`].
+    /// A POST to this URL. An address in the URL is judged here. A name is judged when it is resolved, on sending: see
+    /// [`refusal`].
     ///
     /// # Errors
     /// The rule that refuses it.
@@ -205,7 +210,7 @@ impl Outbound {
         };
         match url.host().ok_or(Refused::NoHost)? {
             Host::Domain(_) => {}
-            // These are connected to without asking the resolver.
+            // The resolver, which judges the addresses of names, is not asked for these.
             Host::Ipv4(address) => self.egress.check(address.into(), self.reach, plain)?,
             Host::Ipv6(address) => self.egress.check(address.into(), self.reach, plain)?,
         }
@@ -226,7 +231,7 @@ pub fn refusal(error: &reqwest::Error) -> Option<Refused> {
     None
 }
 
-/// An error with its causes, without the URL: that may be a secret.
+/// The text of an error with its causes, but without the URL, which may be a secret.
 pub fn explain(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut text = error.to_string();
@@ -238,7 +243,7 @@ pub fn explain(error: reqwest::Error) -> String {
     text
 }
 
-/// The system's resolver, without the addresses that are refused.
+/// The system's resolver, whose answers lack the addresses that are refused.
 struct Filtered {
     egress: Arc<Egress>,
     reach: Reach,
@@ -276,18 +281,18 @@ mod tests {
 
     #[test]
     fn every_range_of_our_own_is_readable() {
-        assert_eq!(nets(&OWN).count(), OWN.len());
+        assert_eq!(nets(&SPECIAL).count(), SPECIAL.len());
         assert_eq!(nets(&PRIVATE).count(), PRIVATE.len());
         assert_eq!(nets(&LOOPBACK).count(), LOOPBACK.len());
     }
 
     #[test]
     fn the_table_of_addresses() {
-        use Refused::{Own, Plain, Private};
+        use Refused::{Plain, Private, Special};
         // address; platforms over https and http; guardrails over https and http
         let public = [Ok(()), Err(Plain), Ok(()), Err(Plain)];
         let private = [Err(Private), Err(Private), Ok(()), Ok(())];
-        let own = [Err(Own); 4];
+        let own = [Err(Special); 4];
         for (address, expected) in [
             ("1.1.1.1", public),
             ("172.15.255.255", public),
@@ -351,7 +356,7 @@ mod tests {
             ("::ffff:10.1.2.3", Err(Refused::Denied)),
             ("10.2.0.1", Err(Refused::Private)),
             ("127.0.0.1", Ok(())),
-            ("127.0.0.2", Err(Refused::Own)),
+            ("127.0.0.2", Err(Refused::Special)),
             ("1.1.1.1", Ok(())),
             ("8.8.8.8", Err(Refused::Denied)),
         ] {
@@ -368,12 +373,12 @@ mod tests {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let outbound = Outbound::new(Egress::default(), Reach::Public).expect("a client");
         for (url, expected) in [
-            ("https://127.0.0.1/", Refused::Own),
-            ("https://2130706433/", Refused::Own),
-            ("https://0x7f.1/", Refused::Own),
-            ("https://0177.0.0.1/", Refused::Own),
-            ("https://[::1]/", Refused::Own),
-            ("https://[::ffff:169.254.169.254]/", Refused::Own),
+            ("https://127.0.0.1/", Refused::Special),
+            ("https://2130706433/", Refused::Special),
+            ("https://0x7f.1/", Refused::Special),
+            ("https://0177.0.0.1/", Refused::Special),
+            ("https://[::1]/", Refused::Special),
+            ("https://[::ffff:169.254.169.254]/", Refused::Special),
             ("https://user@10.0.0.1:443/", Refused::Private),
             ("http://1.1.1.1/", Refused::Plain),
             ("ftp://1.1.1.1/", Refused::NoHost),
@@ -386,7 +391,7 @@ mod tests {
         for scheme in ["http", "https"] {
             let url = Url::parse(&format!("{scheme}://localhost:{port}/")).expect("a URL");
             let failed = outbound.post(&url).expect("a name").send().await.expect_err("refused");
-            assert_eq!(refusal(&failed), Some(Refused::Own), "{failed:?}");
+            assert_eq!(refusal(&failed), Some(Refused::Special), "{failed:?}");
         }
         listener.set_nonblocking(true).expect("set");
         assert!(listener.accept().is_err(), "nobody connected");

@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
 /// The exit code of a process that ends because one of its tasks panicked: `EX_SOFTWARE` of sysexits.h.
@@ -39,18 +39,31 @@ pub enum Cause {
 }
 
 /// A loop of passes, until the shutdown.
+///
+/// ```ignore
+/// let mut passes = Every::new("the sweep", period).at_once();
+/// while let Some(cause) = passes.next(&shutdown).await {
+///     passes.ended(pass(cause).await);
+/// }
+/// ```
+///
+/// [`run`](Self::run) is the same loop around a closure. In a task that is spawned, the closure must own all that it uses
+/// (`async move`): of one that borrows, the compiler does not see that its future is `Send` (rust-lang/rust#110338).
 #[derive(Debug)]
 pub struct Every<'a> {
     period: Duration,
     at_once: bool,
     wake: Option<&'a Notify>,
     outage: Outage,
+    /// Begins to count with the first pass that is waited for.
+    ticks: Option<Interval>,
+    again: Again,
 }
 
 impl<'a> Every<'a> {
     /// Passes of `work` (as in "the sweep", for the log), one a period; the first one a period from now.
     pub fn new(work: &'static str, period: Duration) -> Self {
-        Every { period, at_once: false, wake: None, outage: Outage::new(work) }
+        Every { period, at_once: false, wake: None, outage: Outage::new(work), ticks: None, again: Again::Later }
     }
 
     /// The same with the first pass at once.
@@ -63,38 +76,45 @@ impl<'a> Every<'a> {
         Every { wake: Some(wake), ..self }
     }
 
-    /// Makes passes until `shutdown`; one that has begun is finished. A pass that fails is said once, see [`Outage`], and is
-    /// followed by the next one after the period.
+    /// Waits until the next pass is to be made; `None` at the shutdown.
+    pub async fn next(&mut self, shutdown: &CancellationToken) -> Option<Cause> {
+        let ticks = self.ticks.get_or_insert_with(|| {
+            let first = if self.at_once { Instant::now() } else { Instant::now() + self.period };
+            let mut ticks = interval_at(first, self.period);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            ticks
+        });
+        match std::mem::replace(&mut self.again, Again::Later) {
+            Again::AtOnce => (!shutdown.is_cancelled()).then_some(Cause::Period),
+            Again::Later => tokio::select! {
+                biased;
+                () = shutdown.cancelled() => None,
+                _ = ticks.tick() => Some(Cause::Period),
+                () = notified(self.wake) => Some(Cause::WakeUp),
+            },
+        }
+    }
+
+    /// Says how the pass went that [`next`](Self::next) asked for. One that failed is said once in the log, see [`Outage`],
+    /// and is followed by the next one after the period.
+    pub fn ended<E: Display>(&mut self, pass: Result<Again, E>) {
+        match pass {
+            Ok(again) => {
+                self.outage.is_over();
+                self.again = again;
+            }
+            Err(error) => self.outage.goes_on(&error),
+        }
+    }
+
+    /// Makes passes until `shutdown`; one that has begun is finished.
     pub async fn run<E: Display>(
         mut self,
         shutdown: &CancellationToken,
         mut pass: impl AsyncFnMut(Cause) -> Result<Again, E>,
     ) {
-        let first = if self.at_once { Instant::now() } else { Instant::now() + self.period };
-        let mut period = interval_at(first, self.period);
-        period.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut again = Again::Later;
-        loop {
-            let cause = match again {
-                Again::AtOnce if shutdown.is_cancelled() => return,
-                Again::AtOnce => Cause::Period,
-                Again::Later => tokio::select! {
-                    biased;
-                    () = shutdown.cancelled() => return,
-                    _ = period.tick() => Cause::Period,
-                    () = notified(self.wake) => Cause::WakeUp,
-                },
-            };
-            again = match pass(cause).await {
-                Ok(again) => {
-                    self.outage.is_over();
-                    again
-                }
-                Err(error) => {
-                    self.outage.goes_on(&error);
-                    Again::Later
-                }
-            };
+        while let Some(cause) = self.next(shutdown).await {
+            self.ended(pass(cause).await);
         }
     }
 }

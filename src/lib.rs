@@ -1,41 +1,38 @@
 //! # Lastword: every agent turn gets exactly one last word
 //!
-//! A *turn* is one message that a person sends to an AI agent. Agents run as processes and pods that crash, hang and
-//! never start; gateways die with a stream in hand; databases blink. Whatever happens, the person's client is shown
-//! exactly one terminal event: the reply, or an error that says why there is none.
+//! A *turn* is one message that a person sends to an AI agent. Agents run as processes and pods that crash, hang or never
+//! start; gateways die while they hold a person's stream; databases fail over. Whatever happens, the person's client is
+//! shown exactly one terminal event: the reply, or an error that says why there is none.
 //!
-//! ## The idea
+//! A row of the database, the *marker*, says that a turn still owes its terminal. Whoever deletes the marker has won the
+//! *election* and writes the terminal in the same transaction: so there is always one, and never a second. All other code
+//! notices failures early, and carries terminals to the clients that wait.
 //!
-//! A durable row, the *marker*, says that a turn still owes its terminal. Whoever deletes it has won the *election* and
-//! writes the terminal in the same transaction; so there is never none, and never a second. Everything else here notices
-//! failures early and carries terminals to the clients that wait.
+//! ## Where to find what
 //!
-//! ## A turn's way through the code
+//! | step of a turn | where |
+//! |---|---|
+//! | a message comes in | [`gateway`], [`submit`]; guardrails in [`guard`] |
+//! | it is armed: turn and marker are committed | [`store`], file `arm` |
+//! | a worker is started where none is there | [`fleet`]; in Kubernetes, pods by [`operator`] |
+//! | a worker claims it, and its output is shown | [`dispatch`], [`worker_port`], [`stream`] |
+//! | a program or a model answers | [`worker`] |
+//! | it ends | [`store`], files `finish`, `fail_worker`, `fail_turn` and `elect`; [`sweep`] |
+//! | its terminal is shown | [`stream`]; webhooks and Slack in [`post`] |
 //!
-//! | step | where | what |
-//! |---|---|---|
-//! | submit | [`gateway`], [`submit`] | authenticated, checked, armed; guardrails in [`guard`] |
-//! | arm | [`store`] `arm.rs` | turn and marker in one transaction |
-//! | demand | [`fleet`] | a worker is started where none is there: [`fleet::plan`] decides |
-//! | claim | [`store`] `claim.rs`, [`dispatch::workers`] | the marker names a worker's incarnation; then it is pushed |
-//! | run | [`worker`] | an adapter runs a program, or asks a model |
-//! | output | [`dispatch::live`], [`store`] `output.rs` | shown at once, durable in batches |
-//! | finish | [`store`] `finish.rs`, `elect.rs` | the election |
-//! | or fail | [`store`] `fail.rs`, `sweep.rs`, [`liveness`] | the same election, by proof or by silence |
-//! | deliver | [`deliver`] | sessions pull by cursor; [`deliver::render`] knows what is yet to be shown; [`deliver::platforms`] posts to webhooks and Slack |
+//! [`roles`] has the processes that there are, [`cli`] the commands for people, [`turn`] the pure part: values and decisions
+//! without IO. `ARCHITECTURE.md` draws the states of a marker and of a lease, and walks through whole turns.
 //!
-//! In Kubernetes, [`operator`] watches Agents, AgentTurns and worker pods; [`roles`] are the processes there are.
+//! ## What always holds
 //!
-//! [`turn`] holds what is decided without IO: cursors, offsets, elections, reasons. [`wire`] is the worker protocol,
-//! [`crd`] the custom resources, [`secrets`] where Secrets are read, [`tls`] certificates, [`local`] what one machine needs (Postgres, `dev`), [`cli`] the commands for people.
-//!
-//! ## What holds
-//!
-//! - Only [`operator`] and [`crd`] know kube; gateways ask it for one thing, who a pod is ([`operator::review`]).
-//! - Only [`store`] knows sqlx. Only `store/elect.rs` deletes markers and inserts terminals.
-//! - [`turn`] knows no clock, no IO, no sqlx. Time is the database's.
-//! - NOTIFY is a hint: every consumer polls too. Streams pull by cursor, so a lost wake-up costs time, never a frame.
-//! - Only proof kills: a reaped process, a terminated container. Silence is judged by the sweep under the settling gate.
+//! - Only [`store`] writes SQL, and only its file `elect` deletes markers and inserts terminals.
+//! - Only [`operator`], [`crd`] and the [`roles`] that wire them know kube.
+//! - [`turn`] knows no clock and no IO. Deadlines are compared by the database's clock.
+//! - A notice between replicas is a hint: whoever waits for one also polls. Streams read by cursor, so a lost notice costs
+//!   time, never a frame.
+//! - Only proof kills a worker at once: a reaped process, a terminated container. Silence is judged by the sweep, and by no
+//!   sweep right after an outage.
+//! - Rooms stand on floors, and arrows between them lead down: `architecture.rs` is a test of it.
 
 pub mod admin;
 pub mod agents;

@@ -1,4 +1,4 @@
-//! Parses a role and calls its `run`.
+//! Parses the command line, with defaults from `lastword.env`, and runs the role that it names.
 
 use std::process::ExitCode;
 
@@ -27,5 +27,15 @@ fn main() -> ExitCode {
     match Cli::from_arg_matches_mut(&mut matches) {
         Ok(cli) => roles::run(cli.role),
         Err(error) => error.exit(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
     }
 }

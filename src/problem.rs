@@ -1,4 +1,4 @@
-//! RFC 9457 problem details: the one shape of every error that a client or a worker gets.
+//! RFC 9457 problem details: the one shape of every error that a client or a worker is answered.
 
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -9,7 +9,7 @@ use crate::turn::reason::Reason;
 /// The media type of a problem.
 pub const CONTENT_TYPE: &str = "application/problem+json";
 
-/// An error as a client sees it. `detail` says what to do; it never holds internals.
+/// An error as a caller sees it. `detail` says what the caller can do; it never tells internals.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Problem {
@@ -22,7 +22,7 @@ pub struct Problem {
     reason: Option<Reason>,
     #[serde(skip_serializing_if = "Option::is_none")]
     message_id: Option<String>,
-    /// For 409 on the worker protocol: how far the log is known.
+    /// With 409 on the worker protocol: how far the turn's log is known, in log units.
     #[serde(skip_serializing_if = "Option::is_none")]
     acked: Option<u64>,
 }
@@ -41,30 +41,37 @@ impl Problem {
         }
     }
 
+    /// 400: `detail` says what is wrong with the request.
     pub fn bad_request(detail: impl Into<String>) -> Self {
         Problem::new(StatusCode::BAD_REQUEST, detail)
     }
 
+    /// 404: there is no such thing as `what` names.
     pub fn not_found(what: &str) -> Self {
         Problem::new(StatusCode::NOT_FOUND, format!("no such {what}"))
     }
 
+    /// 503: the database is away, and the caller may try again.
     pub fn unavailable() -> Self {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the database is unavailable; try again")
     }
 
+    /// The same with the reason that a turn's terminal would have.
     pub fn with_reason(self, reason: Reason) -> Self {
         Problem { reason: Some(reason), ..self }
     }
 
+    /// The same with the message id under which the request may be sent again.
     pub fn with_message_id(self, id: &str) -> Self {
         Problem { message_id: Some(id.to_string()), ..self }
     }
 
+    /// The same with the end of what is known of a turn's log, in log units.
     pub fn with_acked(self, acked: u64) -> Self {
         Problem { acked: Some(acked), ..self }
     }
 
+    /// The HTTP status.
     pub fn status(&self) -> StatusCode {
         StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
@@ -75,6 +82,7 @@ impl IntoResponse for Problem {
         let status = self.status();
         let body = serde_json::to_vec(&self).unwrap_or_default();
         let mut response = (status, [(header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response();
+        // Both pass by themselves; without the header, clients of many libraries would not try again.
         if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
         }

@@ -1,5 +1,5 @@
-//! Secrets: URLs and keys that an Agent names and does not hold. They are read where they are used, each time, and
-//! stored nowhere; nobody logs them.
+//! Secrets: URLs and keys that an Agent names without holding them. They are read each time that they are used. Nothing
+//! stores them and nothing logs them.
 
 use std::fmt::Debug;
 
@@ -10,7 +10,7 @@ use crate::crd::SecretKeyRef;
 /// The longest value that is used, in bytes.
 pub const MAX_SECRET_BYTES: usize = 64 * 1024;
 
-/// Why a Secret could not be asked for; trying again can help. It never holds a value.
+/// A Secret could not be read; trying again may help. The cause never holds a value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("cannot read Secret {name}: {cause}")]
 pub struct SecretError {
@@ -18,9 +18,12 @@ pub struct SecretError {
     pub cause: String,
 }
 
-/// Where Secrets are.
+/// A place that holds Secrets: Kubernetes, or the environment of one machine.
 pub trait Secrets: Debug + Send + Sync {
     /// The value under a key of a Secret in a namespace; `None` if there is no such Secret or key.
+    ///
+    /// # Errors
+    /// If it is not known whether there is one.
     fn get<'a>(
         &'a self,
         namespace: &'a str,
@@ -28,7 +31,7 @@ pub trait Secrets: Debug + Send + Sync {
     ) -> BoxFuture<'a, Result<Option<String>, SecretError>>;
 }
 
-/// For processes that may read none.
+/// The Secrets of a process that may read none: none is there.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoSecrets;
 

@@ -1,9 +1,9 @@
-//! Submit: arm, then guard; for gateway and AgentTurns alike.
+//! Submit: a turn is armed, then checked by its Agent's guardrails. The gateway's clients and AgentTurns both come this way.
 //!
-//! With guardrails a turn is armed as `guarding` under a short lease of this replica. The check runs apart from the
-//! request that submitted the turn: it ends with the turn claimable, or with its terminal; if this replica dies in
-//! between, the lease runs out and another one guards the turn ([`Submitter::reguard`]). A rejection that the database refuses to
-//! write is tried again until it is written: it never falls open to dispatch.
+//! With guardrails a turn is armed as `guarding`, and this replica has the *guard hold* on it, for a few seconds at a time.
+//! The check does not depend on the request that submitted the turn. It ends with the turn claimable, or with its terminal.
+//! If this replica dies in between, the hold runs out and another one guards the turn ([`Submitter::reguard`]). A verdict
+//! that the database does not take is written again and again: a rejected turn is never dispatched for want of a database.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,23 +11,24 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::agents::{Agent, Agents};
-use crate::guard::{self, Verdict};
+use crate::agents::{Agents, ServedAgent};
+use crate::every::{Again, Every, Outage};
+use crate::guard::{self, GuardVerdict};
 use crate::store::{Arm, ArmError, Armed, GuardedTurn, ObjectRef, Store, StoreError};
+use crate::turn::cause::rule::{self, Refusal};
 use crate::turn::cursor::MAX_OPEN_TURNS;
 use crate::turn::keys::{GatewayId, TurnId, content_hash, worker_group};
 use crate::turn::reason::Reason;
 use crate::turn::routing::{API, KUBERNETES, Routing};
-use crate::turn::terminal::Failure;
 
-/// A guard's lease on a turn; kept up while the check runs.
-const GUARD_SECONDS: u32 = 10;
-/// Pause between looks for turns whose guard is gone.
+/// The length of a guard hold on a turn; it is renewed while the check runs.
+const HOLD_SECONDS: u32 = 10;
+/// The period of [`Submitter::reguard`].
 const REGUARD_EVERY: Duration = Duration::from_secs(2);
-/// The pause after the database refused a guard's verdict.
+/// The pause before a guard's verdict is written again after the database failed.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// A turn to submit; names are checked already.
+/// A turn to submit. The lengths and characters of its names were checked by the caller.
 #[derive(Debug, Clone)]
 pub struct Submission {
     pub organization: String,
@@ -39,15 +40,15 @@ pub struct Submission {
     pub platform: String,
     pub platform_metadata: Value,
     pub traceparent: Option<String>,
-    /// The hard deadline from arming; absent: the Agent's.
+    /// The hard deadline in seconds from arming; `None`: the Agent's.
     pub deadline_seconds: Option<u32>,
-    /// The AgentTurn that asks; what makes the platform `kubernetes` allowed.
+    /// The AgentTurn that submits it; only such a turn may name the platform `kubernetes`.
     pub object: Option<ObjectRef>,
 }
 
 impl Submission {
-    /// Whether its platform is one that anybody may name, the AgentTurn's own, or one of the Agent's.
-    fn may_be_shown(&self, agent: &Agent) -> bool {
+    /// Whether the submission may name its platform: `api`, an AgentTurn's own, or one of those that the Agent has.
+    fn may_be_shown(&self, agent: &ServedAgent) -> bool {
         match self.platform.as_str() {
             API => true,
             KUBERNETES => self.object.is_some(),
@@ -69,23 +70,38 @@ pub enum SubmitError {
     TooManyOpen,
     #[error(transparent)]
     Refused(#[from] ArmError),
-    /// Not known to be armed: submit again with the same message id.
+    /// It is not known whether the turn was armed: submitting it again with the same message id finds out.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// Arms turns and guards them.
+impl SubmitError {
+    /// The reason that a refusal is told with; `None`: nothing is known, so it is tried again.
+    pub fn reason(&self) -> Option<Reason> {
+        let refusal = match self {
+            SubmitError::NoAgent => Refusal::NoAgent,
+            SubmitError::QueueFull(_) | SubmitError::TooManyOpen => Refusal::Full,
+            SubmitError::Refused(_) => Refusal::Taken,
+            SubmitError::NoPlatform | SubmitError::Store(StoreError::Refused(_)) => Refusal::Unusable,
+            SubmitError::Store(_) => return None,
+        };
+        Some(rule::refused(refusal))
+    }
+}
+
+/// Arms turns and guards them. Cheap to clone.
 #[derive(Clone)]
 pub struct Submitter {
     pub store: Store,
     pub agents: Agents,
     pub gateway: GatewayId,
-    /// What guardrails may ask.
+    /// What guardrails may call.
     pub services: guard::Services,
 }
 
 impl Submitter {
-    /// Arms a turn (or finds the one that the same message id armed) and has it guarded.
+    /// Arms a turn, or finds the one that the same message id armed; guarding goes on after this returns. The text is the
+    /// name of the turn's worker group.
     pub async fn submit(&self, submission: Submission) -> Result<(Armed, String), SubmitError> {
         let found = self.agents.find(&self.store, &submission.organization, &submission.agent).await?;
         let agent = found.ok_or(SubmitError::NoAgent)?;
@@ -103,8 +119,8 @@ impl Submitter {
         Ok((armed, worker_group))
     }
 
-    /// Limits that are known before arming; a repeat of an armed message id passes them, since it arms nothing.
-    async fn check_room(&self, submission: &Submission, agent: &Agent) -> Result<(), SubmitError> {
+    /// Checks the limits that can be known before arming. A repeat of an armed message id passes, since it arms nothing.
+    async fn check_room(&self, submission: &Submission, agent: &ServedAgent) -> Result<(), SubmitError> {
         let Submission { organization, conversation, .. } = submission;
         let max = agent.spec.limits.max_queued_turns();
         let before = self.store.backlog(organization, &submission.agent, conversation, max).await?;
@@ -117,81 +133,84 @@ impl Submitter {
         Err(if before.queued >= max { SubmitError::QueueFull(max) } else { SubmitError::TooManyOpen })
     }
 
-    /// Checks a turn and writes what came of it, however often the database refuses.
-    async fn guard(self, turn: GuardedTurn, agent: Arc<Agent>) {
+    /// Checks a turn and writes the verdict, however often the database fails.
+    async fn guard(self, turn: GuardedTurn, agent: Arc<ServedAgent>) {
         let turn_id = turn.turn_id.to_string();
-        let judging = async {
+        let checking = async {
             let verdict = agent.guards.check(&self.services, input(&turn, &turn_id)).await;
             self.write_verdict(&turn, &verdict).await;
         };
-        // Kept until the verdict is written, else another replica could pass what this one rejects.
+        // The hold is kept until the verdict is written, else another replica could pass what this one rejects.
         tokio::select! {
-            () = judging => {}
-            // Another replica guards it now; its verdict counts.
-            () = self.keep(turn.turn_id) => {}
+            () = checking => {}
+            // Another replica guards the turn now, and its verdict counts.
+            () = self.keep_hold(turn.turn_id) => {}
         }
     }
 
-    async fn write_verdict(&self, turn: &GuardedTurn, verdict: &Verdict) {
-        loop {
-            match self.try_verdict(turn, verdict).await {
-                Ok(()) => return,
-                Err(error) => {
-                    tracing::warn!(turn = %turn.turn_id, %error, "the guard's verdict on turn {} waits for the database", turn.turn_id);
-                    tokio::time::sleep(RETRY).await;
-                }
-            }
+    async fn write_verdict(&self, turn: &GuardedTurn, verdict: &GuardVerdict) {
+        let mut outage = Outage::new("the verdict of a guard");
+        while let Err(error) = self.try_verdict(turn, verdict).await {
+            outage.goes_on(&error);
+            tokio::time::sleep(RETRY).await;
         }
+        outage.is_over();
     }
 
-    async fn try_verdict(&self, turn: &GuardedTurn, verdict: &Verdict) -> Result<(), StoreError> {
+    async fn try_verdict(&self, turn: &GuardedTurn, verdict: &GuardVerdict) -> Result<(), StoreError> {
         match verdict {
-            Verdict::Allow => self.store.pass_guard(turn.turn_id, self.gateway).await.map(drop),
-            Verdict::Reject { message, detail } => {
-                let failure =
-                    Failure::detailed(Reason::GuardrailRejected, detail.clone()).with_message(message.clone());
-                // A rejection is no word on a turn that another replica let pass.
+            GuardVerdict::Allow => self.store.pass_guard(turn.turn_id, self.gateway).await.map(drop),
+            GuardVerdict::Reject { message, detail } => {
+                let failure = rule::rejected(message.clone(), detail.clone());
+                // It changes nothing if another replica has let the turn pass.
                 self.store.reject_guarded(turn.turn_id, self.gateway, &failure).await.map(drop)
             }
         }
     }
 
-    /// Keeps the guard's lease; returns when it was lost.
-    async fn keep(&self, turn: TurnId) {
+    /// Renews the guard hold again and again; returns when it was lost.
+    async fn keep_hold(&self, turn: TurnId) {
         loop {
-            tokio::time::sleep(Duration::from_secs(u64::from(GUARD_SECONDS) / 3)).await;
-            if let Ok(false) = self.store.keep_guarding(turn, self.gateway, GUARD_SECONDS).await {
+            tokio::time::sleep(Duration::from_secs(u64::from(HOLD_SECONDS) / 3)).await;
+            if let Ok(false) = self.store.keep_guarding(turn, self.gateway, HOLD_SECONDS).await {
                 return;
             }
         }
     }
 
-    /// Guards the turns whose guards are gone, until `shutdown`.
+    /// Guards the turns whose guard hold ran out, until `shutdown`.
     pub async fn reguard(self, shutdown: CancellationToken) {
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(REGUARD_EVERY) => {}
-                () = shutdown.cancelled() => return,
-            }
-            // Without the database nothing is dispatched either.
-            let Ok(turns) = self.store.take_unguarded(self.gateway, GUARD_SECONDS).await else { continue };
-            for turn in turns {
-                match self.agents.find(&self.store, &turn.organization, &turn.agent).await {
-                    Ok(Some(agent)) => drop(tokio::spawn(self.clone().guard(turn, agent))),
-                    Err(error) => tracing::debug!(%error, "the lease of turn {} runs out again", turn.turn_id),
-                    Ok(None) => {
-                        let failure = Failure::new(Reason::AgentNotFound);
-                        if let Err(error) = self.store.fail_turn(turn.turn_id, &failure).await {
-                            tracing::debug!(%error, "its lease runs out again");
-                        }
-                    }
+        let mut looks = Every::new("the guarding of abandoned turns", REGUARD_EVERY);
+        while looks.next(&shutdown).await.is_some() {
+            looks.ended(self.guard_abandoned().await);
+        }
+    }
+
+    async fn guard_abandoned(&self) -> Result<Again, StoreError> {
+        for turn in self.store.take_unguarded(self.gateway, HOLD_SECONDS).await? {
+            self.guard_again(turn).await;
+        }
+        Ok(Again::Later)
+    }
+
+    /// Guards a turn that was taken over. What fails here is tried again when the hold has run out once more.
+    async fn guard_again(&self, turn: GuardedTurn) {
+        let turn_id = turn.turn_id;
+        match self.agents.find(&self.store, &turn.organization, &turn.agent).await {
+            Ok(Some(agent)) => drop(tokio::spawn(self.clone().guard(turn, agent))),
+            Err(error) => tracing::debug!(%error, "turn {turn_id} is guarded later: its Agent was not read"),
+            Ok(None) => {
+                let failure = rule::agent_gone();
+                if let Err(error) = self.store.fail_turn(turn_id, &failure).await {
+                    tracing::debug!(%error, "turn {turn_id} has no Agent any more; it is ended later");
                 }
             }
         }
     }
 }
 
-fn arm(submission: &Submission, agent: &Agent, worker_group: String, gateway: GatewayId) -> Arm {
+/// The store's form of a submission.
+fn arm(submission: &Submission, agent: &ServedAgent, worker_group: String, gateway: GatewayId) -> Arm {
     let routing = Routing::on(&submission.platform, submission.platform_metadata.clone());
     let hash = content_hash(
         &submission.agent,
@@ -214,11 +233,12 @@ fn arm(submission: &Submission, agent: &Agent, worker_group: String, gateway: Ga
         traceparent: submission.traceparent.clone(),
         turn_seconds: submission.deadline_seconds.unwrap_or(agent.spec.timing.turn_seconds()),
         lease_seconds: agent.spec.timing.lease_seconds(),
-        guard: (!agent.guards.is_empty()).then_some((gateway, GUARD_SECONDS)),
+        guard: (!agent.guards.is_empty()).then_some((gateway, HOLD_SECONDS)),
         object: submission.object.clone(),
     }
 }
 
+/// What a guard needs of a turn that is about to be armed.
 fn guarded(arm: &Arm) -> GuardedTurn {
     GuardedTurn {
         turn_id: arm.turn_id,

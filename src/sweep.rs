@@ -1,68 +1,51 @@
-//! The sweep's loop; every controller replica (and `dev`) runs it. The verdicts are the store's.
+//! The loop of the sweep, which every controller replica (and `dev`) runs. What a pass ends, and why, is decided in the
+//! store.
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::every::{Again, Every};
 use crate::store::{Retention, Store, StoreError};
 
-/// Pause between passes; a lapse is noticed this much late at the most.
+/// The period of the sweep; a lapse is noticed this much late at the most.
 pub const SWEEP_EVERY: Duration = Duration::from_secs(1);
-/// A pass that takes longer is given up: its connection may be dead, unknown to the kernel.
+/// A pass that takes longer is given up: its connection may be lost without the kernel's knowing.
 const MAX_PASS: Duration = Duration::from_secs(30);
-/// Passes between two passes of the retention.
+/// The retention runs with one of so many passes.
 const PRUNE_EVERY: u32 = 30;
 
-/// Sweeps until `shutdown`.
+/// Sweeps until `shutdown`; the first pass is made at once, then one every `every`.
 pub async fn sweep(store: Store, retention: Retention, every: Duration, shutdown: CancellationToken) {
-    let mut away = false;
-    let mut passes: u32 = 0;
-    while !shutdown.is_cancelled() {
-        let pass = tokio::time::timeout(MAX_PASS, store.sweep()).await;
-        let pass = pass.unwrap_or_else(|_| Err(StoreError::Unavailable("a pass took too long".into())));
-        let more = match pass {
-            Ok(swept) => {
-                if std::mem::take(&mut away) {
-                    tracing::info!("the sweep has its database again");
-                }
-                if swept.workers + swept.turns > 0 {
-                    tracing::info!(
-                        workers = swept.workers,
-                        turns = swept.turns,
-                        "the sweep ended {} workers and {} turns",
-                        swept.workers,
-                        swept.turns
-                    );
-                }
-                swept.more
-            }
-            Err(error) => {
-                if !std::mem::replace(&mut away, true) {
-                    tracing::warn!(%error, "the sweep has no database; it goes on when it is back");
-                }
-                false
-            }
-        };
-        if passes.is_multiple_of(PRUNE_EVERY) && !away {
+    let mut passes = Every::new("the sweep", every).at_once();
+    let mut count: u32 = 0;
+    while passes.next(&shutdown).await.is_some() {
+        let swept = pass(&store).await;
+        if swept.is_ok() && count.is_multiple_of(PRUNE_EVERY) {
             prune(&store, &retention).await;
         }
-        passes = passes.wrapping_add(1);
-        if !more {
-            tokio::select! {
-                () = tokio::time::sleep(every) => {}
-                () = shutdown.cancelled() => {}
-            }
-        }
+        count = count.wrapping_add(1);
+        passes.ended(swept);
     }
+}
+
+async fn pass(store: &Store) -> Result<Again, StoreError> {
+    let pass = tokio::time::timeout(MAX_PASS, store.sweep()).await;
+    let swept = pass.unwrap_or_else(|_| Err(StoreError::Unavailable("a pass took too long".into())))?;
+    let (workers, turns) = (swept.workers, swept.turns);
+    if workers + turns > 0 {
+        tracing::info!(workers, turns, "the sweep ended {workers} workers and {turns} turns");
+    }
+    Ok(if swept.more { Again::AtOnce } else { Again::Later })
 }
 
 async fn prune(store: &Store, retention: &Retention) {
     match store.prune(retention).await {
         Ok(0) => {}
         Ok(turns) => tracing::info!(turns, "the retention removed {turns} turns"),
-        Err(error) => tracing::warn!(%error, "the retention did not run; the next pass does"),
+        Err(error) => tracing::warn!(%error, "the retention did not run; it runs again with a later pass"),
     }
     if let Err(error) = store.forget_gateways().await {
-        tracing::warn!(%error, "gone gateways were not forgotten; the next pass does");
+        tracing::warn!(%error, "rows of gateways that are gone were not removed; a later pass removes them");
     }
 }

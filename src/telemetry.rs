@@ -1,4 +1,5 @@
-//! Logs. An error is logged once, where it is handled; the identifier is in the message and in a field.
+//! Logging. The rules for all of the code: an error is logged once, where it is handled, and the identifier that it is
+//! about is in the message and in a field.
 
 use std::io::IsTerminal;
 
@@ -20,7 +21,7 @@ pub struct LogArgs {
 
 /// Starts logging to standard error; a second call does nothing.
 pub fn init(args: &LogArgs) {
-    // sqlx logs each slow statement with its text; ours are known, and their parameters are never logged.
+    // sqlx logs every statement at level debug. Whoever wants to see them asks for it: `--log debug,sqlx=debug`.
     let filter = EnvFilter::try_new(format!("sqlx=warn,{}", args.log)).unwrap_or_else(|error| {
         eprintln!("lastword: --log {:?} is no filter ({error}); using info", args.log);
         EnvFilter::new("info")

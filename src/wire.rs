@@ -1,17 +1,19 @@
-//! The worker protocol's types, for both ends. `docs/worker-protocol.md` tells the protocol; this is its letter.
+//! The worker protocol: the types of its requests and answers, which both ends use. `docs/worker-protocol.md` describes how
+//! the protocol works; this file fixes its exact form.
 //!
 //! | call | sends | answers |
 //! |---|---|---|
-//! | `POST /worker/v1/session`, in Kubernetes alone | | [`Session`]; 425: not yet known, ask again |
+//! | `POST /worker/v1/credential`, in Kubernetes only | the pod's token | [`IssuedCredential`]; 425: the pod is not known yet, ask again |
 //! | `GET /worker/v1/turns` ([`Connect`] as query) | | NDJSON of [`ToWorker`], open until either side ends it |
 //! | `POST /worker/v1/turns/{id}/output?offset=N` | [`Output`] | [`Acked`] |
 //! | `POST /worker/v1/finish` | [`Finish`] | [`Finished`]; 409 [`Missing`] |
 //! | `POST /worker/v1/heartbeat` | [`Heartbeat`] | [`HeartbeatAnswer`]; 410 when the lease is dead |
 //! | `POST /worker/v1/goodbye` | [`Goodbye`] | 204 |
 //!
-//! Every call carries `Authorization: Bearer CREDENTIAL` (see [`Credential`]) and [`INCARNATION`]. 410 Gone on any of
-//! them means: this incarnation is dead to Lastword, stop. 401 and 403 mean the same for the credential. 503 means: this
-//! gateway has no database now, try another or again.
+//! Every call but the first carries `Authorization: Bearer CREDENTIAL` (see [`Credential`]) and the header [`INCARNATION`].
+//! Three answers mean the same for every call: 410, that this incarnation's lease has ended, so the worker stops; 401 and
+//! 403, that the credential is not accepted, so the worker stops as well; 503, that this gateway cannot reach the database
+//! now, so the worker tries another gateway, or this one again.
 
 use std::fmt;
 
@@ -24,43 +26,50 @@ use crate::turn::keys::{StartId, TurnId, hex};
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Outcome;
 
-/// Header that names the calling incarnation (a UUID that the worker made when its process started).
+/// The header that names the calling incarnation: a UUID that the worker makes when its process starts.
 pub const INCARNATION: &str = "lastword-incarnation";
 /// The largest body that a worker may post, in bytes.
 pub const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
-/// The longest log of one turn, in log units; more output fails the turn.
+/// The longest log of one turn, in log units (see [`Frame::units`]); more output fails the turn.
 pub const MAX_LOG_UNITS: u64 = 16 * 1024 * 1024;
-/// The largest frame other than text, in bytes of its JSON; text may be cut anywhere.
+/// The largest frame other than text, in bytes of its JSON. A text frame has no limit of its own, since a worker can split
+/// it between any two characters.
 pub const MAX_FRAME_BYTES: usize = 1024 * 1024;
-/// What one turn's frames may weigh together, in bytes; more output fails the turn. Counted by the replica that holds the
-/// worker, from when it does.
+/// The size of all frames of one turn together (see [`Frame::weight`]), in bytes; more output fails the turn. The gateway
+/// replica that holds the worker's stream counts it, from the moment the worker connects to that replica.
 pub const MAX_LOG_BYTES: usize = 64 * 1024 * 1024;
 /// The most history entries that are pushed with a turn.
 pub const MAX_HISTORY: u32 = 100;
 
-/// Environment of a worker that a runtime starts.
+/// The environment variables that a runtime (the controller for pods, `lastword dev` for processes) sets for a worker.
+/// What the *agent program* of one turn is told has a name space of its own, `LASTWORD_TURN_…`: see `worker/exec.rs`.
 pub mod env {
-    /// Base URL of the worker port, e.g. `http://127.0.0.1:8081`; several, comma-separated, when there are replicas.
-    pub const GATEWAY: &str = "LASTWORD_GATEWAY";
+    /// Base URLs of the gateways' worker port, comma-separated, e.g. `http://127.0.0.1:8081`. The controller's flag
+    /// `--worker-gateway` reads the same variable for the same value: it is the list that it hands on to its pods. The two
+    /// cannot be confused, since a controller never runs in a worker's environment.
+    pub const GATEWAY: &str = "LASTWORD_WORKER_GATEWAY";
     /// The credential, in the form of [`super::Credential`].
     pub const CREDENTIAL: &str = "LASTWORD_CREDENTIAL";
     /// Turns that the worker may hold at once.
     pub const CAPACITY: &str = "LASTWORD_TURNS_PER_WORKER";
-    /// In Kubernetes, in place of the credential: the file with the token of the pod's ServiceAccount, which
-    /// `POST /worker/v1/session` exchanges for one.
+    /// In Kubernetes, in place of the credential: the path of the file with the token of the pod's ServiceAccount, which
+    /// the worker exchanges for a credential by `POST /worker/v1/credential`.
     pub const TOKEN_FILE: &str = "LASTWORD_TOKEN_FILE";
-    /// A PEM file with the authorities that the worker trusts at `https://` gateways, and no others; absent: the system's.
-    pub const GATEWAY_CA: &str = "LASTWORD_GATEWAY_CA";
+    /// The path of a PEM file with the certificate authorities that the worker trusts at `https://` gateways, and no others.
+    /// Unset: the worker trusts those of the system.
+    pub const GATEWAY_CA: &str = "LASTWORD_WORKER_GATEWAY_CA";
     /// Seconds that a worker has to finish what it holds after SIGTERM.
     pub const DRAIN_SECONDS: &str = "LASTWORD_DRAIN_SECONDS";
-    /// Of the adapter `exec`: seconds between SIGTERM and SIGKILL for a program.
+    /// Only the adapter `exec` reads it: seconds that an agent program has between SIGTERM and SIGKILL.
     pub const KILL_SECONDS: &str = "LASTWORD_KILL_SECONDS";
-    /// The file that tells Kubernetes why a container ended; only of interest where it exists.
+    /// The path of the container's termination log, the file from which Kubernetes takes why a container ended. The worker
+    /// writes it only where it exists; unset, it is `/dev/termination-log`.
     pub const TERMINATION_LOG: &str = "LASTWORD_TERMINATION_LOG";
 }
 
-/// A worker's credential: `lww_<start id>_<secret>`. The runtime that starts the worker makes it and stores its hash
-/// with the start; it is good for that start alone, on any replica.
+/// A worker's credential: `lww_<start id>_<secret>`. On one machine, the runtime that starts the worker makes it; in
+/// Kubernetes, the gateway that has verified the pod's token does. Its hash is stored in the worker's lease. It is valid
+/// for that one start, on any gateway replica.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credential {
     pub start: StartId,
@@ -68,25 +77,26 @@ pub struct Credential {
 }
 
 impl Credential {
-    /// A fresh one of 256 random bits.
+    /// A new credential with a secret of 256 random bits.
     pub fn new(start: StartId) -> Self {
         let secret: [u8; 32] = rand::random();
         Credential { start, secret: hex(&secret) }
     }
 
-    /// Reads what a worker showed.
+    /// Parses the credential that a worker sent; `None` if the text is not of this form.
     pub fn parse(text: &str) -> Option<Self> {
         let (start, secret) = text.strip_prefix("lww_")?.split_once('_')?;
         let start = StartId(Uuid::try_parse(start).ok()?);
         (secret.len() == 64).then(|| Credential { start, secret: secret.to_string() })
     }
 
-    /// What to show; a secret.
+    /// The credential as text, with its secret: only to be sent, never to be logged.
     pub fn reveal(&self) -> String {
         format!("lww_{}_{}", self.start.0.simple(), self.secret)
     }
 
-    /// What the lease stores: SHA-256 of the secret (256 random bits need no slow hash).
+    /// The SHA-256 of the secret, which the lease stores. A slow hash is for passwords, which can be guessed; 256 random
+    /// bits cannot.
     pub fn hash(&self) -> Vec<u8> {
         use sha2::{Digest, Sha256};
         Sha256::digest(self.secret.as_bytes()).to_vec()
@@ -99,27 +109,29 @@ impl fmt::Debug for Credential {
     }
 }
 
-/// Answer to `POST /worker/v1/session`, which carries the pod's ServiceAccount token in place of a credential.
+/// The answer to `POST /worker/v1/credential`, the call that carries the token of the pod's ServiceAccount in place of a
+/// credential.
 #[derive(Clone, Serialize, Deserialize)]
-pub struct Session {
-    /// In the form of [`Credential`], good for this pod on any replica. A later session of the pod replaces it.
+pub struct IssuedCredential {
+    /// In the form of [`Credential`], valid for this pod on any gateway replica. Only the one issued last to a pod is valid.
     pub credential: String,
 }
 
-/// Query of `GET /worker/v1/turns`.
+/// The query of `GET /worker/v1/turns`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Connect {
     /// Turns that the worker may hold at once; the Agent's `turnsPerWorker` caps it.
     #[serde(default = "one")]
     pub capacity: u32,
-    /// Turns in hand already, comma-separated: after a reconnect.
+    /// The ids of the turns that the worker holds already, comma-separated; not empty only after a reconnect.
     #[serde(default)]
     pub turns: String,
     /// Past turns of the conversation to push with each turn, at most [`MAX_HISTORY`]; 0 for none.
     #[serde(default)]
     pub history: u32,
-    /// Claim all turns of a conversation that wait together, for one reply to all; counts as one of `capacity`.
+    /// Whether to claim all waiting turns of a conversation together, for one reply to all of them; together they count as
+    /// one of `capacity`.
     #[serde(default)]
     pub together: bool,
 }
@@ -128,20 +140,21 @@ fn one() -> u32 {
     1
 }
 
-/// A line of the turns stream.
+/// A line of the turns stream, from the gateway to the worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "camelCase")]
 pub enum ToWorker {
-    /// First line: the worker is live.
+    /// The first line: the worker's lease is live, on these terms.
     Hello(Hello),
-    /// Run this turn. A turn id is run once; a repeat is ignored.
+    /// Run this turn. A worker runs a turn id once and ignores a repeat.
     Turn(Box<TurnPush>),
-    /// Stop this turn; nothing that is said of it counts any more.
+    /// Stop this turn; the gateway ignores whatever the worker sends about it from now on.
     #[serde(rename_all = "camelCase")]
     Cancel { turn_id: TurnId },
-    /// Claim nothing more, hand back what has not begun, finish the rest within `seconds`, then say goodbye and exit.
+    /// Take no more turns, hand back those that have not begun, finish the others within `seconds`, then say goodbye and
+    /// exit.
     Drain { seconds: u32 },
-    /// Nothing; keeps the connection known to be open.
+    /// No content: it keeps proxies and both ends from taking the connection for dead.
     Ping,
 }
 
@@ -151,11 +164,11 @@ pub enum ToWorker {
 pub struct Hello {
     pub heartbeat_seconds: u32,
     pub lease_seconds: u32,
-    /// Turns that will be pushed at once at the most.
+    /// The most turns that the worker will hold at once: what it asked for, capped by the Agent's `turnsPerWorker`.
     pub capacity: u32,
 }
 
-/// One turn to run.
+/// One turn for the worker to run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TurnPush {
@@ -169,15 +182,15 @@ pub struct TurnPush {
     pub platform: String,
     #[serde(default)]
     pub platform_metadata: Value,
-    /// What the person said.
+    /// The person's message.
     pub message: String,
-    /// Output that is durable already, in log units: more than 0 when the turn is pushed again.
+    /// How much of the turn's log is durable already, in log units: more than 0 only when the turn is pushed again.
     #[serde(default)]
     pub acked: u64,
     /// Earlier turns of the conversation that ended with a reply, oldest first.
     #[serde(default)]
     pub history: Vec<Exchange>,
-    /// W3C trace context of the submit.
+    /// The W3C trace context of the request that submitted the turn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
 }
@@ -189,39 +202,40 @@ pub struct Exchange {
     pub reply: String,
 }
 
-/// Body of an output post; `offset` in the query says where it begins in the turn's log.
+/// The body of an output post. The query's `offset` says where the first frame begins in the turn's log, in log units.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Output {
     pub frames: Vec<Frame>,
 }
 
-/// How much of a turn's log the gateway has.
+/// How much of a turn's log the gateway has, in log units from the log's beginning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Acked {
-    /// Durable: the worker may forget it.
+    /// Durable up to here: the worker may forget it.
     pub acked: u64,
-    /// Received, shown to clients, not yet durable: the worker keeps it, and re-sends it if this gateway dies.
+    /// Received up to here, and shown to clients. What is beyond `acked` is not durable yet: the worker keeps it, and sends
+    /// it again if this gateway dies.
     pub received: u64,
 }
 
-/// The last word of the worker on these turns.
+/// The worker's last word on these turns.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Finish {
-    /// Turns that this ends, in one conversation. The output is the first one's.
+    /// The turns that it ends, all of one conversation. Their common output was posted under the first one's id.
     pub turn_ids: Vec<TurnId>,
-    /// The worker's name for this word, the same at each repetition.
+    /// An id that the worker gives to this word and repeats when it repeats the call, so that a repeat is recognized.
     pub reply_id: String,
     pub outcome: Outcome,
-    /// Length of the whole log, in log units.
+    /// The length of the whole log, in log units.
     pub end: u64,
-    /// The last piece of the log, if it was not posted before (or again).
+    /// The last piece of the log, where no post has brought it yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tail: Option<Tail>,
 }
 
-/// A piece of the log that comes with [`Finish`].
+/// The last piece of a turn's log, sent with [`Finish`]; `offset` is where it begins, in log units.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tail {
@@ -229,69 +243,72 @@ pub struct Tail {
     pub frames: Vec<Frame>,
 }
 
-/// Answer to a [`Finish`] that was understood.
+/// The answer to a [`Finish`] that the gateway could decide on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finished {
     pub result: FinishResult,
 }
 
-/// What came of a worker's word.
+/// Whether a worker's word became the turn's last word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum FinishResult {
-    /// It is the last word of at least one of the turns (or was already, by this very reply).
+    /// It is the last word of at least one of the turns. A repeat of the word that won gets this answer too.
     Accepted,
-    /// Another word came first; this one is kept for operators.
+    /// Every turn had its last word already; this one is recorded for operators only.
     Superseded,
 }
 
-/// 409: bytes of the log below `end` are missing here; send again from `acked` on, then finish.
+/// The body of a 409: this gateway lacks a part of the log. The worker sends it again from `acked` on, then repeats the
+/// call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Missing {
+    /// What the gateway has, in log units from the log's beginning.
     pub acked: u64,
 }
 
-/// A sign of life.
+/// A worker's sign of life, sent every `heartbeatSeconds`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Heartbeat {
-    /// Turns in hand.
+    /// The ids of the turns that the worker holds.
     pub turns: Vec<TurnId>,
 }
 
-/// What the markers say against what the worker holds.
+/// The differences between the turns that the worker holds and those that the database says it owes.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct HeartbeatAnswer {
-    /// Turns that the worker should have and did not name.
+    /// Turns that the worker owes and did not name.
     pub push: Vec<TurnPush>,
-    /// Turns that the worker named and no longer owes.
+    /// Turns that the worker named and does not owe any more.
     pub stop: Vec<TurnId>,
-    /// The worker is to drain: see [`ToWorker::Drain`].
+    /// Set when the worker is to drain, in seconds: see [`ToWorker::Drain`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<u32>,
 }
 
-/// The worker leaves.
+/// Tells the gateway that the worker is about to end.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Goodbye {
     pub phase: GoodbyePhase,
-    /// Turns that were never given to the agent program; somebody else may run them.
+    /// Turns that this worker never gave to its agent program, so that another worker may run them.
     #[serde(default)]
     pub hand_back: Vec<TurnId>,
-    /// Why it leaves, when it was told to (SIGTERM: `NodeShutdown`): what it leaves behind ends with this, unless whoever
-    /// stopped it recorded a better one. Absent: it leaves by itself, and if it never claimed a turn, its start failed.
+    /// Why the worker ends, if somebody told it to (`NodeShutdown` after a SIGTERM). The turns that it leaves unfinished end
+    /// with this reason, unless whoever stopped the worker recorded a more exact one. Absent: the worker ends by itself,
+    /// and if it has never claimed a turn, its start counts as failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
 }
 
-/// How far the worker is.
+/// How far the worker's end has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum GoodbyePhase {
-    /// It takes no more turns and finishes those it holds.
+    /// The worker takes no more turns and finishes those that it holds.
     Draining,
-    /// It ends now; what it still holds fails.
+    /// The worker ends now; the turns that it still holds fail.
     Gone,
 }
 

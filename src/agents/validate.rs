@@ -1,14 +1,15 @@
-//! What makes an Agent valid: its CRD's schema and CEL rules, and what no schema can say (expressions, quantities, names).
+//! What makes an Agent valid: the schema and the CEL rules of its CRD, and what a schema cannot say, such as that an expression
+//! compiles or that a text is a quantity.
 
 use crate::crd::{Agent, FieldError, InvalidAgent, check_spec};
 use crate::guard::Guards;
 
 impl Agent {
-    /// Checks the spec: limits and CEL rules of the CRD's schema, expressions of guardrails, quantities, the name.
-    /// Pure; it looks at no cluster, file or network.
+    /// Checks the spec by the CRD's schema and CEL rules, then the guardrails' expressions, quantities and the object's name. It
+    /// is pure: it asks no cluster and reads no file.
     ///
     /// # Errors
-    /// All problems at once, with their paths.
+    /// All that is wrong, with the fields' paths.
     pub fn validate(&self) -> Result<(), InvalidAgent> {
         let mut errors = match serde_json::to_value(&self.spec) {
             Ok(spec) => check_spec(&spec),

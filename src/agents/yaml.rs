@@ -1,4 +1,4 @@
-//! Agents of one machine, from a YAML file.
+//! Reads Agents from the text of a YAML file, for one machine.
 
 use std::collections::BTreeSet;
 
@@ -6,46 +6,46 @@ use serde_json::Value;
 
 use crate::crd::{Agent, FieldError, GROUP, InvalidAgent, VERSION, check_spec};
 
-/// Why a file of Agents was refused. Documents count from 1.
+/// Why a file of Agents was refused. Documents are counted from 1.
 #[derive(Debug, thiserror::Error)]
 pub enum YamlError {
-    /// The text is no YAML (message with line and column), or has a duplicate key.
+    /// The text is not YAML, or has a duplicate key. The message names line and column.
     #[error("{0}")]
     Syntax(#[source] Box<serde_saphyr::Error>),
-    /// A document is not an Agent of our version.
+    /// A document is not an Agent of this API version.
     #[error("document {document}: expected apiVersion lastword.dev/v1alpha1 and kind Agent, found {found}")]
     Kind {
-        /// Which document.
+        /// The number of the document.
         document: usize,
-        /// Its apiVersion and kind.
+        /// The document's apiVersion and kind.
         found: String,
     },
-    /// An Agent does not validate.
+    /// An Agent is not valid.
     #[error("document {document}, agent {name:?}: {source}")]
     Invalid {
-        /// Which document.
+        /// The number of the document.
         document: usize,
-        /// Its metadata.name, or an empty text.
+        /// The Agent's metadata.name, or an empty text.
         name: String,
-        /// All that is wrong with it.
+        /// All that is wrong with the Agent.
         source: InvalidAgent,
     },
     /// Two documents describe the same Agent.
     #[error("document {document}: agent {name} is there twice")]
     Duplicate {
-        /// The second of the two.
+        /// The number of the second document.
         document: usize,
-        /// Namespace and name.
+        /// The Agent's namespace and name.
         name: String,
     },
 }
 
-/// Reads the Agents of a multi-document YAML text and validates each; empty documents are skipped.
-/// `metadata.namespace` defaults to `default`.
+/// Reads the Agents of a YAML text and validates each. Empty documents are skipped. `metadata.namespace` defaults to
+/// `default`.
 ///
 /// # Errors
-/// The first document that is refused, with all of its problems. Unknown fields are refused wherever the CRD does not
-/// preserve them (the API server would drop them silently).
+/// The first document that is refused, with all that is wrong with it. Unknown fields are refused wherever the CRD does not
+/// preserve them; the API server would drop them silently.
 pub fn agents_from_yaml(text: &str) -> Result<Vec<Agent>, YamlError> {
     let documents: Vec<Value> =
         serde_saphyr::from_multiple(text).map_err(|error| YamlError::Syntax(Box::new(error)))?;

@@ -1,42 +1,39 @@
-//! The client API of a gateway, typed. Every call is idempotent, so every call is repeated while the gateway cannot be
-//! reached, for at most the client's patience.
+//! Calls to a gateway's client API, typed. Every call is idempotent, so a call is repeated while the gateway cannot be
+//! reached, until the client's patience is over.
 
 use std::time::Duration;
 
 use reqwest::header::RETRY_AFTER;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
-use tokio::time::Instant;
 use url::{Host, Url};
 
-use super::error::{ClientError, Problem};
-use super::stream::{self, EventStream, Source};
-use super::types::{Erased, ListQuery, Page, Record, Submit, Submitted};
+use super::error::{ApiProblem, ClientError};
+use super::patience::Patience;
+use super::types::{EraseResponse, SubmitRequest, SubmitResponse, TurnFilter, TurnPage, TurnRecord};
 use crate::turn::keys::TurnId;
 
-/// Silence on a connection after which it counts as lost: three of the server's keep-alives.
+/// A connection that is silent for this long counts as lost: the server sends a keep-alive every 15 s.
 const SILENCE: Duration = Duration::from_secs(45);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The shortest and the longest pause between two tries.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// Called before a call is repeated, with what went wrong.
+/// Told what went wrong, each time before a call is repeated.
 pub type OnRetry<'a> = &'a mut (dyn FnMut(&str) + Send);
 
-/// A client of one gateway. Cloning is cheap.
+/// A client of one gateway's API. Cloning it is cheap.
 #[derive(Clone)]
-pub struct Client {
+pub struct ApiClient {
     http: reqwest::Client,
     gateway: Url,
     api_key: Option<String>,
     pub(super) patience: Duration,
 }
 
-impl Client {
-    /// For the gateway at this URL, which may have a path prefix.
+impl ApiClient {
+    /// A client of the gateway at this URL, which may have a path prefix.
     ///
     /// # Errors
-    /// When the URL is not one of HTTP, or the key cannot stand in a header.
+    /// If the URL is neither `http` nor `https`, or if the key cannot stand in an HTTP header.
     pub fn new(gateway: Url, api_key: Option<String>) -> Result<Self, ClientError> {
         if !matches!(gateway.scheme(), "http" | "https") || gateway.cannot_be_a_base() {
             return Err(ClientError::Invalid(format!("the gateway's URL must be http:// or https://, not {gateway}")));
@@ -46,7 +43,7 @@ impl Client {
                 "the API key holds characters that no key has; is it cut or quoted?".into(),
             ));
         }
-        // reqwest is built without a TLS provider of its own; an error means that one is installed already.
+        // reqwest needs a TLS provider to be installed; an error says that one is installed already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut http = reqwest::Client::builder()
             .user_agent(concat!("lastword/", env!("CARGO_PKG_VERSION")))
@@ -56,39 +53,39 @@ impl Client {
             http = http.no_proxy();
         }
         let http = http.build().map_err(|e| ClientError::Invalid(format!("no HTTP client: {}", cause(&e))))?;
-        Ok(Client { http, gateway, api_key, patience: Duration::from_secs(30) })
+        Ok(ApiClient { http, gateway, api_key, patience: Duration::from_secs(30) })
     }
 
-    /// How long a call, or the reconnecting of a stream, goes on while the gateway cannot be reached; default 30 s.
+    /// The same client with another patience: how long it repeats a call, or opens a stream again, while the gateway
+    /// cannot be reached. The default is 30 s.
     pub fn with_patience(self, patience: Duration) -> Self {
-        Client { patience, ..self }
+        ApiClient { patience, ..self }
     }
 
-    /// Submits a message. Repeats carry the same message id, so that they mean the same turn.
+    /// Submits a message. A repeated call carries the same message id, so that it means the same turn.
     pub async fn submit(
         &self,
         conversation: &str,
-        submit: &Submit,
+        submit: &SubmitRequest,
         on_retry: OnRetry<'_>,
-    ) -> Result<Submitted, ClientError> {
+    ) -> Result<SubmitResponse, ClientError> {
         let url = self.url(&["conversations", conversation, "turns"])?;
         self.call(|| self.request(Method::POST, url.clone()).json(submit), on_retry).await
     }
 
-    /// A turn's or a conversation's events from behind `after` on. Reconnects by itself; a turn's stream ends after its
-    /// `complete`, a session never.
-    pub fn events(&self, source: Source, after: Option<String>) -> EventStream {
-        stream::events(self.clone(), source, after)
-    }
-
     /// A turn's record.
-    pub async fn turn(&self, turn: TurnId) -> Result<Record, ClientError> {
+    pub async fn turn(&self, turn: TurnId) -> Result<TurnRecord, ClientError> {
         let url = self.url(&["turns", &turn.to_string()])?;
         self.call(|| self.request(Method::GET, url.clone()), &mut |_| ()).await
     }
 
-    /// A conversation's turns, newest first; `before` is a former page's `next`.
-    pub async fn history(&self, conversation: &str, limit: u32, before: Option<i64>) -> Result<Page<i64>, ClientError> {
+    /// A page of a conversation's turns, newest first; `before` is the page before's `next`.
+    pub async fn history(
+        &self,
+        conversation: &str,
+        limit: u32,
+        before: Option<i64>,
+    ) -> Result<TurnPage<i64>, ClientError> {
         let mut url = self.url(&["conversations", conversation, "turns"])?;
         url.query_pairs_mut().append_pair("limit", &limit.to_string());
         if let Some(before) = before {
@@ -97,25 +94,25 @@ impl Client {
         self.call(|| self.request(Method::GET, url.clone()), &mut |_| ()).await
     }
 
-    /// Turns of the whole organization, newest first; for operators.
-    pub async fn list(&self, query: &ListQuery) -> Result<Page<TurnId>, ClientError> {
+    /// A page of the organization's turns, newest first. Only operators may ask for it.
+    pub async fn list(&self, query: &TurnFilter) -> Result<TurnPage<TurnId>, ClientError> {
         let url = self.url(&["turns"])?;
         self.call(|| self.request(Method::GET, url.clone()).query(query), &mut |_| ()).await
     }
 
-    /// Cancels a turn, unless it has its last word already; the record says which it is.
-    pub async fn cancel(&self, turn: TurnId) -> Result<Record, ClientError> {
+    /// Cancels a turn, unless it has its terminal already; the record that it gives says which is the case.
+    pub async fn cancel(&self, turn: TurnId) -> Result<TurnRecord, ClientError> {
         let url = self.url(&["turns", &turn.to_string(), "cancel"])?;
         self.call(|| self.request(Method::POST, url.clone()), &mut |_| ()).await
     }
 
-    /// Cancels a conversation's open turns, then erases all that is known of it.
-    pub async fn erase(&self, conversation: &str) -> Result<Erased, ClientError> {
+    /// Cancels a conversation's open turns, then erases the conversation with all its turns.
+    pub async fn erase(&self, conversation: &str) -> Result<EraseResponse, ClientError> {
         let url = self.url(&["conversations", conversation])?;
         self.call(|| self.request(Method::DELETE, url.clone()), &mut |_| ()).await
     }
 
-    /// `gateway/v1/…`, every part escaped.
+    /// The URL of the path `/v1/…` at the gateway, with each part of the path escaped.
     pub(super) fn url(&self, parts: &[&str]) -> Result<Url, ClientError> {
         if let Some(part) = parts.iter().find(|part| matches!(**part, "" | "." | "..")) {
             return Err(ClientError::Invalid(format!("{part:?} cannot be a conversation's name: no URL can hold it")));
@@ -142,17 +139,17 @@ impl Client {
         request: impl Fn() -> RequestBuilder,
         on_retry: OnRetry<'_>,
     ) -> Result<T, ClientError> {
-        let mut backoff = Backoff::new(self.patience);
+        let mut patience = Patience::new(self.patience);
         loop {
             let error = match self.once(request()).await {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
-            if !may_pass(&error) || backoff.is_over() {
+            if !may_pass(&error) || patience.is_over() {
                 return Err(error);
             }
             on_retry(&error.to_string());
-            backoff.pause().await;
+            patience.pause().await;
         }
     }
 
@@ -187,7 +184,7 @@ fn is_loopback(url: &Url) -> bool {
     }
 }
 
-/// Whether the same call may succeed in a moment: nobody answered, or nobody who could.
+/// Whether the same call may succeed in a moment: nothing answered, or a proxy or a gateway without its database did.
 pub(super) fn may_pass(error: &ClientError) -> bool {
     match error {
         ClientError::Unreachable { .. } => true,
@@ -196,7 +193,7 @@ pub(super) fn may_pass(error: &ClientError) -> bool {
     }
 }
 
-/// The innermost cause: "Connection refused", rather than "error sending request for url".
+/// The innermost cause of an error: "Connection refused" rather than "error sending request for url".
 pub(super) fn cause(error: &dyn std::error::Error) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {
@@ -206,55 +203,26 @@ pub(super) fn cause(error: &dyn std::error::Error) -> String {
     text.split(" (os error").next().unwrap_or_default().to_string()
 }
 
-/// The problem that a response tells of; of a proxy's page, the status alone.
-pub(super) async fn problem(response: Response) -> Problem {
+/// The problem details in an error response. Of a response without them, such as a proxy's page, the status alone.
+pub(super) async fn problem(response: Response) -> ApiProblem {
     let status = response.status();
     let retry_after = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
     let body = response.bytes().await.unwrap_or_default();
-    let problem: Problem = serde_json::from_slice(&body).unwrap_or_default();
+    let problem: ApiProblem = serde_json::from_slice(&body).unwrap_or_default();
     let title = if problem.title.is_empty() { title_of(status) } else { problem.title };
-    Problem { title, status: status.as_u16(), retry_after, ..problem }
+    ApiProblem { title, status: status.as_u16(), retry_after, ..problem }
 }
 
 fn title_of(status: StatusCode) -> String {
     format!("HTTP {} {}", status.as_u16(), status.canonical_reason().unwrap_or_default()).trim_end().to_string()
 }
 
-/// Pauses that double up to a cap, each with jitter, until the patience is over.
-pub(super) struct Backoff {
-    next: Duration,
-    patience: Duration,
-    since: Option<Instant>,
-}
-
-impl Backoff {
-    pub(super) fn new(patience: Duration) -> Self {
-        Backoff { next: BACKOFF.0, patience, since: None }
-    }
-
-    /// Starts anew: it went well for a while.
-    pub(super) fn reset(&mut self) {
-        *self = Backoff::new(self.patience);
-    }
-
-    /// Whether the patience has passed since the first failure.
-    pub(super) fn is_over(&mut self) -> bool {
-        self.since.get_or_insert_with(Instant::now).elapsed() >= self.patience
-    }
-
-    pub(super) async fn pause(&mut self) {
-        let pause = rand::random_range(self.next / 2..=self.next);
-        self.next = (self.next * 2).min(BACKOFF.1);
-        tokio::time::sleep(pause).await;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn client(gateway: &str) -> Client {
-        Client::new(Url::parse(gateway).unwrap(), None).unwrap()
+    fn client(gateway: &str) -> ApiClient {
+        ApiClient::new(Url::parse(gateway).unwrap(), None).unwrap()
     }
 
     #[test]
@@ -266,17 +234,7 @@ mod tests {
 
     #[test]
     fn what_is_no_gateway_or_key_is_refused() {
-        assert!(Client::new(Url::parse("ftp://h").unwrap(), None).is_err());
-        assert!(Client::new(Url::parse("http://h").unwrap(), Some("a\nb".into())).is_err());
-    }
-
-    #[tokio::test]
-    async fn patience_counts_from_the_first_failure() {
-        let mut backoff = Backoff::new(Duration::from_millis(40));
-        assert!(!backoff.is_over());
-        backoff.pause().await; // 50 ms at least
-        assert!(backoff.is_over());
-        backoff.reset();
-        assert!(!backoff.is_over());
+        assert!(ApiClient::new(Url::parse("ftp://h").unwrap(), None).is_err());
+        assert!(ApiClient::new(Url::parse("http://h").unwrap(), Some("a\nb".into())).is_err());
     }
 }

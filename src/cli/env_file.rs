@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Command;
 
-/// The file that every role reads in its working directory.
+/// The name of the file, which every role reads in its working directory.
 pub const ENV_FILE: &str = "lastword.env";
 
 /// What is wrong with the file.
@@ -22,7 +22,7 @@ pub enum EnvFileError {
     Read { file: PathBuf, source: io::Error },
 }
 
-/// Reads the file; one that does not exist holds nothing.
+/// Reads the file. A file that does not exist counts as an empty one.
 pub fn load_env_file(file: &Path) -> Result<Vec<(String, String)>, EnvFileError> {
     match std::fs::read_to_string(file) {
         Ok(text) => parse_env_file(&text).map_err(|(line, what)| EnvFileError::Line { file: file.into(), line, what }),
@@ -78,7 +78,7 @@ pub fn apply_env_file(command: Command, pairs: &[(String, String)]) -> Command {
     command.mut_subcommands(|sub| apply_env_file(sub, pairs))
 }
 
-/// The file's names that no flag of the command reads: most likely misspelt.
+/// The names in the file that no flag of the command reads. Most likely they are misspelt.
 pub fn unknown_names<'a>(command: &Command, pairs: &'a [(String, String)]) -> Vec<&'a str> {
     fn reads(command: &Command, name: &str) -> bool {
         command.get_arguments().any(|arg| arg.get_env().is_some_and(|env| env == name))

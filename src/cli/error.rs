@@ -1,23 +1,26 @@
-//! What a command says when it fails: a sentence, and where there is one, what to do.
+//! Why a command failed: a sentence, and where there is something to do about it, a hint.
 
+use std::process::ExitCode;
+
+use console::style;
 use serde::Deserialize;
 
-/// An answer of the gateway that is not the one hoped for (RFC 9457 problem details).
+/// An error response of the gateway: RFC 9457 problem details.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Problem {
+pub struct ApiProblem {
     pub title: String,
-    /// 0 when the body carries none; the client then fills in the response's.
+    /// The HTTP status of the response.
     pub status: u16,
     pub detail: Option<String>,
     pub reason: Option<String>,
     pub message_id: Option<String>,
-    /// From `Retry-After`, in seconds.
+    /// The response's `Retry-After`, in seconds.
     #[serde(skip)]
     pub retry_after: Option<u64>,
 }
 
-impl std::fmt::Display for Problem {
+impl std::fmt::Display for ApiProblem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if let Some(reason) = &self.reason {
             write!(f, "{reason}: ")?;
@@ -33,20 +36,21 @@ impl std::fmt::Display for Problem {
 /// Why a call to the gateway failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nothing answered for as long as the client was willing to try.
+    /// No gateway answered until the client's patience was over.
     #[error("cannot reach the gateway at {gateway}: {why}")]
     Unreachable { gateway: String, why: String },
     #[error("{0}")]
-    Problem(Problem),
-    /// The answer is not what the API promises, so probably no gateway's.
+    Problem(ApiProblem),
+    /// The answer is none that the API documents: probably something else than a gateway answered.
     #[error("unexpected answer of {gateway}: {why}")]
     Protocol { gateway: String, why: String },
+    /// The request cannot be made.
     #[error("{0}")]
     Invalid(String),
 }
 
 impl ClientError {
-    /// The problem's HTTP status, if the gateway answered.
+    /// The HTTP status of the gateway's error response, if there was one.
     pub fn status(&self) -> Option<u16> {
         match self {
             ClientError::Problem(problem) => Some(problem.status),
@@ -54,7 +58,7 @@ impl ClientError {
         }
     }
 
-    /// What the caller can do about it.
+    /// What the person can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
             ClientError::Unreachable { .. } => {
@@ -79,7 +83,7 @@ impl ClientError {
     }
 }
 
-/// Why a command failed. `main` prints it, and its [`hint`](CliError::hint), and exits 1.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
     #[error(transparent)]
@@ -90,7 +94,7 @@ pub enum CliError {
     Probe(#[from] crate::store::probe::ProbeError),
     #[error(transparent)]
     EnvFile(#[from] super::env_file::EnvFileError),
-    /// The command line asks for something that cannot be.
+    /// The command line asks for something that is not possible.
     #[error("{0}")]
     Usage(String),
     #[error("cannot {doing}: {source}")]
@@ -100,7 +104,7 @@ pub enum CliError {
 }
 
 impl CliError {
-    /// What the caller can do about it, if the error does not say it already.
+    /// What the person can do about it, where the error does not say it already.
     pub fn hint(&self) -> Option<String> {
         match self {
             CliError::Client(error) => error.hint(),
@@ -108,8 +112,19 @@ impl CliError {
         }
     }
 
-    /// Whether whoever read our output is gone, as in `… | head`: nothing to say, and nobody to say it to.
+    /// Whether the reader of the output has gone, as in `… | head`. This is no failure to report.
     pub fn is_broken_pipe(&self) -> bool {
         matches!(self, CliError::Output(error) if error.kind() == std::io::ErrorKind::BrokenPipe)
     }
+}
+
+/// Prints a command's failure and its hint on stderr, and gives the exit code, 1.
+pub fn report(error: &CliError) -> ExitCode {
+    if !error.is_broken_pipe() {
+        eprintln!("{} {error}", style("error:").for_stderr().red().bold());
+        if let Some(hint) = error.hint() {
+            eprintln!("{} {hint}", style("hint:").for_stderr().dim());
+        }
+    }
+    ExitCode::FAILURE
 }

@@ -1,4 +1,4 @@
-//! `lastword init`: which database, written down in `lastword.env` for every role to read.
+//! `lastword init`: asks which database to use, and writes the answer to `lastword.env`, which every role reads.
 
 use std::fs::OpenOptions;
 use std::io::{self, IsTerminal, Write};
@@ -8,8 +8,8 @@ use std::process::ExitCode;
 
 use console::style;
 
-use super::CliError;
 use super::env_file::ENV_FILE;
+use super::error::CliError;
 use crate::store::probe;
 
 /// Where an embedded database lives, unless told otherwise.
@@ -21,7 +21,7 @@ const EMBEDDED: &str = ".lastword";
 #[derive(Debug, Clone, clap::Args)]
 pub struct InitArgs {
     /// Use this Postgres (15 or newer): `postgres://USER:PASSWORD@HOST/DATABASE`. It is asked for its version first.
-    // No environment variable here: the choice is made anew, whatever is in force.
+    // This flag reads no environment variable: the choice is made anew, whatever is set.
     #[arg(long, value_name = "URL")]
     pub database_url: Option<String>,
     /// Use an embedded Postgres whose data lives in this directory [default directory: .lastword].
@@ -38,7 +38,8 @@ pub struct InitArgs {
     pub force: bool,
 }
 
-enum Database {
+/// The database to write down.
+enum DatabaseChoice {
     Embedded(PathBuf),
     External(String),
 }
@@ -51,19 +52,19 @@ pub async fn run(args: InitArgs) -> Result<ExitCode, CliError> {
     }
     let database = match (args.database_url, args.embedded) {
         (Some(url), _) => of_text(&url),
-        (None, Some(dir)) => Database::Embedded(dir),
-        (None, None) if args.yes => Database::Embedded(EMBEDDED.into()),
+        (None, Some(dir)) => DatabaseChoice::Embedded(dir),
+        (None, None) if args.yes => DatabaseChoice::Embedded(EMBEDDED.into()),
         (None, None) if io::stdin().is_terminal() => ask()?,
         (None, None) => {
             return Err(CliError::Usage("which database? --embedded, --database-url URL, or --yes".into()));
         }
     };
     let value = match database {
-        Database::External(url) => {
+        DatabaseChoice::External(url) => {
             println!("connected: Postgres {}", probe::version(&url).await?);
             url
         }
-        Database::Embedded(dir) => absolute(&dir)?,
+        DatabaseChoice::Embedded(dir) => absolute(&dir)?,
     };
     let mut pairs = vec![("LASTWORD_DATABASE_URL", value)];
     if let Some(listen) = args.gateway_listen {
@@ -75,22 +76,22 @@ pub async fn run(args: InitArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A URL of Postgres, or where an embedded one lives.
-fn of_text(text: &str) -> Database {
+/// Reads a URL of Postgres, or the directory of an embedded one.
+fn of_text(text: &str) -> DatabaseChoice {
     match text.strip_prefix("file://") {
-        Some(dir) => Database::Embedded(dir.into()),
-        None if text.contains("://") => Database::External(text.to_string()),
-        None => Database::Embedded(text.into()),
+        Some(dir) => DatabaseChoice::Embedded(dir.into()),
+        None if text.contains("://") => DatabaseChoice::External(text.to_string()),
+        None => DatabaseChoice::Embedded(text.into()),
     }
 }
 
-fn ask() -> Result<Database, CliError> {
+fn ask() -> Result<DatabaseChoice, CliError> {
     println!("Which database?");
     println!("  {}  a directory, for an embedded Postgres {}", style("1").bold(), style("(one machine)").dim());
     println!("  {}  a postgres:// URL {}", style("2").bold(), style("(15 or newer)").dim());
     match prompt("1 or 2", "1")?.as_str() {
-        "1" => Ok(Database::Embedded(prompt("directory", EMBEDDED)?.into())),
-        "2" => Ok(Database::External(prompt("URL", "")?)),
+        "1" => Ok(DatabaseChoice::Embedded(prompt("directory", EMBEDDED)?.into())),
+        "2" => Ok(DatabaseChoice::External(prompt("URL", "")?)),
         url if url.contains("://") => Ok(of_text(url)),
         other => Err(CliError::Usage(format!("{other:?} is neither 1 nor 2"))),
     }
@@ -109,7 +110,7 @@ fn prompt(question: &str, default: &str) -> Result<String, CliError> {
     }
 }
 
-/// The directory from the root on, so that a role that is started elsewhere with the same value means the same one.
+/// The directory as an absolute path, so that it is the same one for a role that is started in another directory.
 fn absolute(dir: &Path) -> Result<String, CliError> {
     let dir =
         std::path::absolute(dir).map_err(|source| CliError::Io { doing: format!("find {}", dir.display()), source })?;
@@ -117,7 +118,7 @@ fn absolute(dir: &Path) -> Result<String, CliError> {
     text.map_err(|dir| CliError::Usage(format!("the directory's name is not UTF-8: {}", dir.display())))
 }
 
-/// The file's text: values in quotes, so that they read back as they are.
+/// The file's text. Values are quoted, so that they are read back as they are.
 fn contents(pairs: &[(&str, String)]) -> Result<String, CliError> {
     let mut text = String::from("# Written by `lastword init`. Flags and the environment win over this file.\n");
     for (name, value) in pairs {
@@ -129,7 +130,8 @@ fn contents(pairs: &[(&str, String)]) -> Result<String, CliError> {
     Ok(text)
 }
 
-/// Readable by its owner alone: the URL may hold a password. Replaced as a whole or not at all.
+/// Writes the file, which only its owner may read, since the URL may hold a password. An old file is replaced by a rename,
+/// so that it is replaced as a whole or not at all.
 fn write(file: &Path, text: &str, replace: bool) -> Result<(), CliError> {
     let failed = |source| CliError::Io { doing: format!("write {}", file.display()), source };
     let mut options = OpenOptions::new();
@@ -139,7 +141,7 @@ fn write(file: &Path, text: &str, replace: bool) -> Result<(), CliError> {
         return new.write_all(text.as_bytes()).map_err(failed);
     }
     let next = file.with_extension("env.next");
-    let _ = std::fs::remove_file(&next); // left by a run that was killed
+    let _ = std::fs::remove_file(&next); // a former run that was killed may have left it
     let mut new = options.open(&next).map_err(failed)?;
     new.write_all(text.as_bytes()).map_err(failed)?;
     std::fs::rename(&next, file).map_err(failed)
@@ -161,8 +163,8 @@ mod tests {
 
     #[test]
     fn what_names_a_database() {
-        assert!(matches!(of_text("postgres://h/d"), Database::External(_)));
-        assert!(matches!(of_text("file://x/y"), Database::Embedded(dir) if dir == Path::new("x/y")));
-        assert!(matches!(of_text(".lastword"), Database::Embedded(_)));
+        assert!(matches!(of_text("postgres://h/d"), DatabaseChoice::External(_)));
+        assert!(matches!(of_text("file://x/y"), DatabaseChoice::Embedded(dir) if dir == Path::new("x/y")));
+        assert!(matches!(of_text(".lastword"), DatabaseChoice::Embedded(_)));
     }
 }

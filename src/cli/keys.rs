@@ -1,5 +1,5 @@
-//! `lastword keys`: API keys, directly in the database. There is no API to make keys with: whoever reaches the database
-//! may.
+//! `lastword keys`: makes, lists and revokes API keys, directly in the database. No API makes keys: whoever can connect to
+//! the database may.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -8,16 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::store::Pool;
-use comfy_table::presets::NOTHING;
-use comfy_table::{ContentArrangement, Table};
 use console::style;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::error::CliError;
+use super::print::{PrintFormat, columns, print_json};
 use super::text::{age, between, one_line};
-use super::turns::print_json;
-use super::{CliError, Output};
+use crate::store::Pool;
 use crate::store::keys::{self, KeyInfo, NewKey, Role};
 
 /// Make, list and revoke API keys.
@@ -39,7 +37,7 @@ pub enum KeysCommand {
         organization: Option<String>,
         /// How to print them.
         #[arg(long, short, env = "LASTWORD_OUTPUT", value_name = "FORMAT", default_value = "table")]
-        output: Output,
+        output: PrintFormat,
     },
     /// Revoke keys, at once and for good.
     Revoke {
@@ -69,7 +67,7 @@ pub struct CreateArgs {
     pub expires_in: Option<Duration>,
     /// How to print it; `table` prints the key alone on stdout.
     #[arg(long, short, env = "LASTWORD_OUTPUT", value_name = "FORMAT", default_value = "table")]
-    pub output: Output,
+    pub output: PrintFormat,
     /// Write it to this file as `LASTWORD_API_KEY=…` in place of printing it; the file is new, and its owner's alone.
     /// A `lastword.env` serves commands that run in its directory.
     #[arg(long, value_name = "FILE")]
@@ -96,13 +94,13 @@ async fn create(args: CreateArgs, pool: &Pool) -> Result<(), CliError> {
         role: args.role,
         valid_for: args.expires_in,
     };
-    // Before the key is made: one that cannot be told is no use.
+    // The file is made before the key: a key that cannot be written down is of no use.
     let mut file = args.to.as_deref().map(create_private).transpose()?;
     let (info, key) = keys::create(pool, &new).await?;
     if let Some(file) = &mut file {
         return Ok(writeln!(file, "LASTWORD_API_KEY={}", key.reveal())?);
     }
-    if args.output == Output::Json {
+    if args.output == PrintFormat::Json {
         let mut value = serde_json::to_value(&info).map_err(io::Error::from)?;
         value["key"] = key.reveal().into();
         return print_json(&value);
@@ -115,14 +113,14 @@ async fn create(args: CreateArgs, pool: &Pool) -> Result<(), CliError> {
     Ok(writeln!(io::stdout(), "{}", key.reveal())?)
 }
 
-/// A new file that only its owner may read.
+/// Makes a file that only its owner may read; one that is there already is an error.
 fn create_private(path: &Path) -> Result<File, CliError> {
     let opened = File::options().write(true).create_new(true).mode(0o600).open(path);
     opened.map_err(|source| CliError::Io { doing: format!("create {}", path.display()), source })
 }
 
-fn list(keys: &[KeyInfo], output: Output) -> Result<(), CliError> {
-    if output == Output::Json {
+fn list(keys: &[KeyInfo], output: PrintFormat) -> Result<(), CliError> {
+    if output == PrintFormat::Json {
         return print_json(&serde_json::json!({"keys": keys}));
     }
     if keys.is_empty() {
@@ -130,30 +128,27 @@ fn list(keys: &[KeyInfo], output: Output) -> Result<(), CliError> {
         return Ok(());
     }
     let now = OffsetDateTime::now_utc();
-    let mut table = Table::new();
-    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled).force_no_tty();
-    table.set_header(["KEY", "NAME", "ORGANIZATION", "USER", "ROLE", "STATE", "EXPIRES", "AGE"]);
-    for key in keys {
-        let state = match (key.revoked_at, key.expired) {
-            (Some(_), _) => "Revoked",
-            (None, true) => "Expired",
-            (None, false) => "Valid",
-        };
-        table.add_row([
-            key.id.to_string(),
-            one_line(&key.name, 40),
-            one_line(&key.organization, 40),
-            one_line(&key.user, 40),
-            key.role.to_string(),
-            state.to_string(),
-            key.expires_at.map_or("never".into(), |at| at.date().to_string()),
-            age(between(key.created_at, now)),
-        ]);
-    }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 3));
-    }
+    let headings = ["KEY", "NAME", "ORGANIZATION", "USER", "ROLE", "STATE", "EXPIRES", "AGE"];
+    let table = columns(&headings, keys.iter().map(|key| row(key, now)));
     Ok(writeln!(io::stdout(), "{}", table.trim_fmt())?)
+}
+
+fn row(key: &KeyInfo, now: OffsetDateTime) -> Vec<String> {
+    let state = match (key.revoked_at, key.expired) {
+        (Some(_), _) => "Revoked",
+        (None, true) => "Expired",
+        (None, false) => "Valid",
+    };
+    vec![
+        key.id.to_string(),
+        one_line(&key.name, 40),
+        one_line(&key.organization, 40),
+        one_line(&key.user, 40),
+        key.role.to_string(),
+        state.to_string(),
+        key.expires_at.map_or("never".into(), |at| at.date().to_string()),
+        age(between(key.created_at, now)),
+    ]
 }
 
 async fn revoke(ids: &[Uuid], pool: &Pool) -> Result<ExitCode, CliError> {
@@ -171,7 +166,7 @@ async fn revoke(ids: &[Uuid], pool: &Pool) -> Result<ExitCode, CliError> {
     Ok(code)
 }
 
-/// `90d`, `12h`, `30m`, `45s`.
+/// Reads a duration such as `90d`, `12h`, `30m` or `45s`.
 fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is no time; write 90d, 12h, 30m or 45s");
     let (digits, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;

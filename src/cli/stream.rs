@@ -1,8 +1,8 @@
-//! Server-Sent Events that reconnect by themselves.
+//! Streams of Server-Sent Events that reconnect by themselves.
 //!
-//! The server aborts a connection rather than end it while a turn lacks its terminal, and a proxy may end one cleanly
-//! at any time. So no end of a connection means anything but "go on from the last cursor"; only a turn's `complete`
-//! ends its stream.
+//! While a turn lacks its terminal, the server aborts a connection rather than end it, and a proxy may end a connection
+//! cleanly at any time. So the end of a connection means one thing only: go on from the last cursor. A turn's stream ends
+//! with the turn's `complete`, and with nothing else.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -15,42 +15,45 @@ use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use reqwest::{Method, Response};
 use tokio::time::Instant;
 
-use super::client::{Backoff, Client, cause, problem};
+use super::client::{ApiClient, cause, problem};
 use super::error::ClientError;
-use super::types::{Event, EventKind};
+use super::patience::Patience;
+use super::types::{EventKind, StreamEvent};
 use crate::turn::keys::TurnId;
 
 /// The longest frame that is taken, in bytes: twice the longest body that a worker may send, for JSON's escapes.
 const MAX_FRAME_BYTES: usize = 2 * crate::wire::MAX_BODY_BYTES;
-/// A connection that held this long was a good one, even if it said nothing.
+/// A connection that stayed open this long was a good one, even if no event came on it.
 const HELD: Duration = Duration::from_secs(10);
 
 /// What to follow.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub enum StreamSource {
     /// One turn, up to its terminal.
     Turn(TurnId),
-    /// All turns of a conversation, for ever.
+    /// All turns of a conversation. This stream has no end.
     Session(String),
 }
 
-/// What a followed stream yields.
+/// What a stream yields.
 #[derive(Debug, Clone)]
 pub enum Streamed {
-    Event(Event),
-    /// The connection is lost, or could not be made; the next one is tried.
+    Event(StreamEvent),
+    /// The connection was lost or could not be made, and is made again.
     Reconnecting {
         why: String,
     },
 }
 
-/// A followed stream. An error ends it.
+/// A stream of events. An error is its last item.
 pub type EventStream = Pin<Box<dyn Stream<Item = Result<Streamed, ClientError>> + Send>>;
 
-pub(super) fn events(client: Client, source: Source, after: Option<String>) -> EventStream {
+/// The events of a turn or a conversation, from behind the cursor `after` on. It reconnects by itself; a turn's stream
+/// ends after the turn's `complete`, a conversation's never.
+pub(super) fn events(client: ApiClient, source: StreamSource, after: Option<String>) -> EventStream {
     Box::pin(try_stream! {
         let mut cursor = after;
-        let mut backoff = Backoff::new(client.patience);
+        let mut patience = Patience::new(client.patience);
         'turn: loop {
             let lost = match open(&client, &source, cursor.as_deref()).await {
                 Ok(response) => {
@@ -58,40 +61,40 @@ pub(super) fn events(client: Client, source: Source, after: Option<String>) -> E
                     let mut frames = frames(response);
                     let lost = loop {
                         let event = match next(&client, &mut frames).await {
-                            Next::Event(event) => event,
-                            Next::Lost(why) => break client.lost(why),
-                            Next::Refused(error) => Err(error)?,
+                            NextFrame::Event(event) => event,
+                            NextFrame::Lost(why) => break client.lost(why),
+                            NextFrame::Refused(error) => Err(error)?,
                         };
                         if event.cursor.is_some() {
                             cursor.clone_from(&event.cursor);
                         }
                         if !matches!(event.kind, EventKind::Connected { .. }) {
-                            backoff.reset();
+                            patience.reset();
                         }
-                        let over = matches!(&source, Source::Turn(turn) if event.completes(*turn));
+                        let over = matches!(&source, StreamSource::Turn(turn) if event.completes(*turn));
                         yield Streamed::Event(event);
                         if over {
                             break 'turn;
                         }
                     };
                     if opened.elapsed() >= HELD {
-                        backoff.reset();
+                        patience.reset();
                     }
                     lost
                 }
                 Err(error) => error,
             };
-            if !is_passing(&lost) || backoff.is_over() {
+            if !is_passing(&lost) || patience.is_over() {
                 Err(lost)?;
             } else {
                 yield Streamed::Reconnecting { why: lost.to_string() };
-                backoff.pause().await;
+                patience.pause().await;
             }
         }
     })
 }
 
-/// Whether another connection may fare better.
+/// Whether another try to open the stream may succeed.
 fn is_passing(error: &ClientError) -> bool {
     match error {
         ClientError::Unreachable { .. } => true,
@@ -100,10 +103,10 @@ fn is_passing(error: &ClientError) -> bool {
     }
 }
 
-async fn open(client: &Client, source: &Source, cursor: Option<&str>) -> Result<Response, ClientError> {
+async fn open(client: &ApiClient, source: &StreamSource, cursor: Option<&str>) -> Result<Response, ClientError> {
     let url = match source {
-        Source::Turn(turn) => client.url(&["turns", &turn.to_string(), "events"])?,
-        Source::Session(conversation) => client.url(&["conversations", conversation, "events"])?,
+        StreamSource::Turn(turn) => client.url(&["turns", &turn.to_string(), "events"])?,
+        StreamSource::Session(conversation) => client.url(&["conversations", conversation, "events"])?,
     };
     let mut request = client.request(Method::GET, url).header(ACCEPT, "text/event-stream");
     if let Some(cursor) = cursor {
@@ -139,29 +142,29 @@ fn frames(response: Response) -> Frames {
     Box::pin(bytes.eventsource())
 }
 
-enum Next {
-    Event(Event),
+enum NextFrame {
+    Event(StreamEvent),
     Lost(String),
     Refused(ClientError),
 }
 
-async fn next(client: &Client, frames: &mut Frames) -> Next {
+async fn next(client: &ApiClient, frames: &mut Frames) -> NextFrame {
     match frames.next().await {
-        None => Next::Lost("the connection was closed".into()),
-        Some(Ok(frame)) => match Event::parse(&frame.event, &frame.id, &frame.data) {
-            Ok(event) => Next::Event(event),
-            Err(error) => Next::Refused(client.protocol(format!("event {:?}: {error}", frame.event))),
+        None => NextFrame::Lost("the connection was closed".into()),
+        Some(Ok(frame)) => match StreamEvent::parse(&frame.event, &frame.id, &frame.data) {
+            Ok(event) => NextFrame::Event(event),
+            Err(error) => NextFrame::Refused(client.protocol(format!("event {:?}: {error}", frame.event))),
         },
-        Some(Err(EventStreamError::Transport(FrameError::Transport(error)))) => Next::Lost(cause(&error)),
+        Some(Err(EventStreamError::Transport(FrameError::Transport(error)))) => NextFrame::Lost(cause(&error)),
         Some(Err(EventStreamError::Transport(FrameError::TooLong))) => {
-            Next::Refused(client.protocol(format!("a frame is longer than {MAX_FRAME_BYTES} bytes")))
+            NextFrame::Refused(client.protocol(format!("a frame is longer than {MAX_FRAME_BYTES} bytes")))
         }
         // The connection broke inside a character or a line.
-        Some(Err(EventStreamError::Utf8(_) | EventStreamError::Parser(_))) => Next::Lost("a frame is cut".into()),
+        Some(Err(EventStreamError::Utf8(_) | EventStreamError::Parser(_))) => NextFrame::Lost("a frame is cut".into()),
     }
 }
 
-/// Counts the bytes since the last blank line, where a frame ends.
+/// Counts the bytes of the frame that is being received. A blank line ends a frame.
 #[derive(Default)]
 struct FrameLength {
     length: usize,
@@ -169,7 +172,7 @@ struct FrameLength {
 }
 
 impl FrameLength {
-    /// The longest that the current frame was within this chunk.
+    /// Counts a chunk in. Gives the length of the longest frame, whole or not, that the chunk has a part of.
     fn add(&mut self, chunk: &[u8]) -> usize {
         let mut longest = self.length;
         for byte in chunk {

@@ -1,12 +1,12 @@
-//! Text that is safe and fit for a terminal.
+//! Text for a terminal: without escape sequences of others, cut to the width, durations in short form.
 
 use std::borrow::Cow;
 use std::time::Duration;
 
 use time::OffsetDateTime;
 
-/// Text of somebody else without what a terminal would obey: escape sequences and control characters go, newlines
-/// and tabs stay.
+/// Removes from somebody else's text what a terminal would obey: escape sequences and control characters. Newlines and
+/// tabs stay.
 pub fn printable(text: &str) -> Cow<'_, str> {
     let obeyed = |c: char| c.is_control() && c != '\n' && c != '\t';
     if !text.contains(obeyed) {
@@ -15,21 +15,21 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(console::strip_ansi_codes(text).replace(obeyed, ""))
 }
 
-/// The same in one line of at most `width` columns.
+/// [`printable`] text in one line of at most `width` columns.
 pub fn one_line(text: &str, width: usize) -> String {
-    // Nothing that is cut off in the end is worth collapsing.
+    // A long text is cut here already, so that whitespace is not collapsed in what is cut off below anyway.
     let head: String = text.chars().take(width.saturating_mul(4).max(64)).collect();
     let words: Vec<_> = head.split_whitespace().collect();
     let line = printable(&words.join(" ")).into_owned();
     console::truncate_str(&line, width, "\u{2026}").into_owned()
 }
 
-/// The columns of the terminal that `term` writes to.
+/// How many columns the terminal has.
 pub fn width(term: &console::Term) -> usize {
     usize::from(term.size().1).max(20)
 }
 
-/// A duration as kubectl shows an age: the largest unit, two below ten of it.
+/// A duration as kubectl shows an age: in its largest unit, and below ten of that unit also in the next smaller one.
 pub fn age(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
@@ -48,12 +48,13 @@ pub fn age(duration: Duration) -> String {
     }
 }
 
-/// What lies between two instants; nothing, if they are the other way round (two machines' clocks).
+/// The time between two instants. It is zero where the second is before the first, since they may come from the clocks of
+/// two machines.
 pub fn between(from: OffsetDateTime, to: OffsetDateTime) -> Duration {
     (to - from).try_into().unwrap_or_default()
 }
 
-/// A short duration with tenths of a second: `0.8s`, `12.3s`, then as [`age`].
+/// A duration with tenths of a second below a minute (`0.8s`, `12.3s`), else as [`age`] shows it.
 pub fn took(duration: Duration) -> String {
     if duration < Duration::from_secs(60) { format!("{:.1}s", duration.as_secs_f64()) } else { age(duration) }
 }

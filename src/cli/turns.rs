@@ -1,28 +1,29 @@
-//! `lastword turns`: what became of turns, through the gateway.
+//! `lastword turns`: lists, shows and cancels turns, through the gateway.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use comfy_table::presets::NOTHING;
-use comfy_table::{ContentArrangement, Table};
+use comfy_table::Table;
 use console::style;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::client::Client;
+use super::args::ClientArgs;
+use super::client::ApiClient;
+use super::error::CliError;
+use super::print::{PrintFormat, columns, print_json};
 use super::text::{age, between, one_line, printable, took};
-use super::types::{ListQuery, Record};
-use super::{CliError, GatewayArgs, Output};
+use super::types::{TurnFilter, TurnRecord};
 use crate::turn::keys::TurnId;
 
-/// How many records are asked for at once.
+/// How many records one call asks for at most: the gateway gives no more.
 const PAGE: u32 = 100;
 
 /// See what became of turns, and cancel them.
 #[derive(Debug, Clone, clap::Args)]
 pub struct TurnsArgs {
     #[command(flatten)]
-    pub gateway: GatewayArgs,
+    pub gateway: ClientArgs,
     #[command(subcommand)]
     pub command: TurnsCommand,
 }
@@ -39,7 +40,7 @@ pub enum TurnsCommand {
         turns: Vec<TurnId>,
         /// How to print them.
         #[arg(long, short, env = "LASTWORD_OUTPUT", value_name = "FORMAT", default_value = "table")]
-        output: Output,
+        output: PrintFormat,
     },
     /// Cancel turns that have no last word yet.
     Cancel {
@@ -48,7 +49,7 @@ pub enum TurnsCommand {
         turns: Vec<TurnId>,
         /// How to print what they are now.
         #[arg(long, short, env = "LASTWORD_OUTPUT", value_name = "FORMAT", default_value = "table")]
-        output: Output,
+        output: PrintFormat,
     },
 }
 
@@ -77,7 +78,7 @@ pub struct ListArgs {
     pub before: Option<TurnId>,
     /// How to print them.
     #[arg(long, short, env = "LASTWORD_OUTPUT", value_name = "FORMAT", default_value = "table")]
-    pub output: Output,
+    pub output: PrintFormat,
 }
 
 /// Runs `lastword turns`.
@@ -101,8 +102,8 @@ pub async fn run(args: TurnsArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn list(client: &Client, args: ListArgs) -> Result<(), CliError> {
-    let mut query = ListQuery {
+async fn list(client: &ApiClient, args: ListArgs) -> Result<(), CliError> {
+    let mut query = TurnFilter {
         agent: args.agent,
         conversation: args.conversation,
         user: args.user,
@@ -110,7 +111,7 @@ async fn list(client: &Client, args: ListArgs) -> Result<(), CliError> {
         limit: None,
         before: args.before.map(|turn| turn.to_string()),
     };
-    let mut records: Vec<Record> = Vec::new();
+    let mut records: Vec<TurnRecord> = Vec::new();
     let mut next = None;
     while records.len() < args.limit as usize {
         query.limit = Some((args.limit - records.len() as u32).min(PAGE));
@@ -124,7 +125,7 @@ async fn list(client: &Client, args: ListArgs) -> Result<(), CliError> {
         }
     }
     records.truncate(args.limit as usize);
-    if args.output == Output::Json {
+    if args.output == PrintFormat::Json {
         return print_json(&serde_json::json!({"turns": records, "next": next}));
     }
     if records.is_empty() {
@@ -132,7 +133,7 @@ async fn list(client: &Client, args: ListArgs) -> Result<(), CliError> {
         return Ok(());
     }
     let mut out = io::stdout().lock();
-    writeln!(out, "{}", table(&records, args.output == Output::Wide, OffsetDateTime::now_utc()).trim_fmt())?;
+    writeln!(out, "{}", table(&records, args.output == PrintFormat::Wide, OffsetDateTime::now_utc()).trim_fmt())?;
     drop(out);
     if let Some(before) = next {
         eprintln!(
@@ -143,48 +144,43 @@ async fn list(client: &Client, args: ListArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-/// The phase as the API writes it, however it was typed.
+/// The phase's name as the API writes it, whatever the case in which it was typed.
 fn canonical(phase: &str) -> String {
     let mut phase = phase.to_ascii_lowercase();
     phase[..1].make_ascii_uppercase();
     phase
 }
 
-/// Columns as kubectl prints them.
-fn table(records: &[Record], wide: bool, now: OffsetDateTime) -> Table {
-    let mut table = Table::new();
-    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled).force_no_tty();
-    let mut header = vec!["TURN", "AGENT", "CONVERSATION", "PHASE", "REASON", "AGE"];
+fn table(records: &[TurnRecord], wide: bool, now: OffsetDateTime) -> Table {
+    let mut headings = vec!["TURN", "AGENT", "CONVERSATION", "PHASE", "REASON", "AGE"];
     if wide {
-        header.extend(["TOOK", "USER", "PLATFORM", "WORKER GROUP", "WORKER", "MESSAGE"]);
+        headings.extend(["TOOK", "USER", "PLATFORM", "WORKER GROUP", "WORKER", "MESSAGE"]);
     }
-    table.set_header(header);
-    for record in records {
-        let reason = record.error.as_ref().map_or("", |error| error.reason.as_str());
-        let mut row = vec![
-            record.turn_id.to_string(),
-            one_line(&record.agent, 60),
-            one_line(&record.conversation, 40),
-            one_line(&record.phase, 20),
-            one_line(reason, 40),
-            age(between(record.armed_at, now)),
-        ];
-        if wide {
-            let optional = |value: &Option<String>| one_line(value.as_deref().unwrap_or_default(), 60);
-            row.push(record.ended_at.map(|ended| took(between(record.armed_at, ended))).unwrap_or_default());
-            row.extend([&record.user, &record.platform, &record.worker_group, &record.worker].map(optional));
-            row.push(one_line(record.message.as_deref().unwrap_or_default(), 40));
-        }
-        table.add_row(row.into_iter().map(|cell| if cell.is_empty() { "-".to_string() } else { cell }));
-    }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 3));
-    }
-    table
+    let rows = records.iter().map(|record| row(record, wide, now));
+    columns(&headings, rows)
 }
 
-fn show(records: &[Record], output: Output) -> Result<(), CliError> {
-    if output == Output::Json {
+fn row(record: &TurnRecord, wide: bool, now: OffsetDateTime) -> Vec<String> {
+    let reason = record.error.as_ref().map_or("", |error| error.reason.as_str());
+    let mut row = vec![
+        record.turn_id.to_string(),
+        one_line(&record.agent, 60),
+        one_line(&record.conversation, 40),
+        one_line(&record.phase, 20),
+        one_line(reason, 40),
+        age(between(record.armed_at, now)),
+    ];
+    if wide {
+        let optional = |value: &Option<String>| one_line(value.as_deref().unwrap_or_default(), 60);
+        row.push(record.ended_at.map(|ended| took(between(record.armed_at, ended))).unwrap_or_default());
+        row.extend([&record.user, &record.platform, &record.worker_group, &record.worker].map(optional));
+        row.push(one_line(record.message.as_deref().unwrap_or_default(), 40));
+    }
+    row.into_iter().map(|cell| if cell.is_empty() { "-".to_string() } else { cell }).collect()
+}
+
+fn show(records: &[TurnRecord], output: PrintFormat) -> Result<(), CliError> {
+    if output == PrintFormat::Json {
         return match records {
             [record] => print_json(record),
             _ => print_json(&records),
@@ -200,8 +196,8 @@ fn show(records: &[Record], output: Output) -> Result<(), CliError> {
     Ok(())
 }
 
-/// A record as `kubectl describe` would print it.
-fn describe(out: &mut impl Write, record: &Record) -> io::Result<()> {
+/// Prints a record as `kubectl describe` prints an object.
+fn describe(out: &mut impl Write, record: &TurnRecord) -> io::Result<()> {
     let mut line = |name: &str, value: &str| match value {
         "" => Ok(()),
         value => writeln!(out, "{:<14} {}", format!("{name}:"), printable(value)),
@@ -241,7 +237,7 @@ fn describe(out: &mut impl Write, record: &Record) -> io::Result<()> {
     block(out, "Superseded", superseded.as_deref())
 }
 
-/// A heading and indented lines; nothing, if there is no text.
+/// Prints a heading and indented lines, or nothing if there is no text.
 fn block(out: &mut impl Write, name: &str, text: Option<&str>) -> io::Result<()> {
     let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(()) };
     writeln!(out, "{name}:")?;
@@ -252,8 +248,8 @@ fn instant(at: OffsetDateTime) -> String {
     at.format(&Rfc3339).unwrap_or_else(|_| at.to_string())
 }
 
-fn cancelled(record: &Record, output: Output) -> Result<(), CliError> {
-    if output == Output::Json {
+fn cancelled(record: &TurnRecord, output: PrintFormat) -> Result<(), CliError> {
+    if output == PrintFormat::Json {
         return print_json(record);
     }
     let turn = record.turn_id;
@@ -267,18 +263,11 @@ fn cancelled(record: &Record, output: Output) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Pretty on stdout, with a newline at the end.
-pub(super) fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
-    let mut out = io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, value).map_err(io::Error::from)?;
-    Ok(writeln!(out)?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn record(phase: &str) -> Record {
+    fn record(phase: &str) -> TurnRecord {
         serde_json::from_value(serde_json::json!({
             "turnId": "01900000-0000-7000-8000-000000000001", "messageId": "m", "organization": "default",
             "conversation": "c", "number": 2, "agent": "bc", "phase": phase, "user": "local", "message": "6*7",
@@ -287,9 +276,9 @@ mod tests {
         .unwrap()
     }
 
-    fn failed() -> Record {
+    fn failed() -> TurnRecord {
         let error = serde_json::json!({"reason": "OutOfMemory", "message": "m", "retryable": true, "detail": "a\nb"});
-        Record { error: Some(serde_json::from_value(error).unwrap()), ..record("Failed") }
+        TurnRecord { error: Some(serde_json::from_value(error).unwrap()), ..record("Failed") }
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! What the client API says, as a client reads it: tolerant of fields and events that a newer server adds.
+//! The bodies and events of the client API (`docs/api.md`) as a client reads and writes them. They are not the server's own
+//! types: a client takes fields and events that a newer server adds.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -10,7 +11,7 @@ use crate::turn::keys::TurnId;
 /// The body of a submit.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Submit {
+pub struct SubmitRequest {
     /// `name` or `namespace/name`.
     pub agent: String,
     pub message: String,
@@ -18,43 +19,43 @@ pub struct Submit {
     pub message_id: String,
 }
 
-impl Submit {
-    /// With a fresh message id.
+impl SubmitRequest {
+    /// A message with a new message id.
     pub fn new(agent: impl Into<String>, message: impl Into<String>) -> Self {
-        Submit { agent: agent.into(), message: message.into(), message_id: uuid::Uuid::new_v4().to_string() }
+        SubmitRequest { agent: agent.into(), message: message.into(), message_id: uuid::Uuid::new_v4().to_string() }
     }
 }
 
 /// The answer to a submit: the turn is armed, and exactly one terminal will follow.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Submitted {
+pub struct SubmitResponse {
     pub turn_id: TurnId,
     pub message_id: String,
     pub conversation: String,
     pub worker_group: String,
-    /// The place in the session just before this turn.
+    /// The conversation's cursor just before this turn.
     pub cursor: String,
 }
 
 /// The answer to an erase.
 #[derive(Debug, Clone, Deserialize, Serialize)]
-pub struct Erased {
+pub struct EraseResponse {
     pub turns: u64,
     pub cancelled: u64,
 }
 
 /// One page of records; `next` is the `before` of the following page.
 #[derive(Debug, Clone, Deserialize)]
-pub struct Page<N> {
-    pub turns: Vec<Record>,
+pub struct TurnPage<N> {
+    pub turns: Vec<TurnRecord>,
     #[serde(default = "Option::default")]
     pub next: Option<N>,
 }
 
-/// What a list of turns is narrowed to. `limit` bounds one page.
+/// Which turns a page of the organization's turns holds, and how many at most.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct ListQuery {
+pub struct TurnFilter {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,12 +73,12 @@ pub struct ListQuery {
 /// A turn's record. Fields that this version does not know are kept, so that printing it as JSON loses nothing.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Record {
+pub struct TurnRecord {
     pub turn_id: TurnId,
     pub message_id: String,
     pub organization: String,
     pub conversation: String,
-    /// The turn's place in its conversation.
+    /// The turn's number in its conversation, from 1.
     pub number: i64,
     pub agent: String,
     #[serde(default)]
@@ -100,17 +101,17 @@ pub struct Record {
     #[serde(default)]
     pub worker: Option<String>,
     #[serde(default)]
-    pub reply: Option<Reply>,
+    pub reply: Option<TurnReply>,
     #[serde(default)]
-    pub error: Option<Failure>,
-    /// For operators: a word that came too late.
+    pub error: Option<ApiFailure>,
+    /// An answer that came too late. Only operators are given it.
     #[serde(default)]
     pub superseded: Option<Value>,
     #[serde(flatten)]
     pub further: Map<String, Value>,
 }
 
-impl Record {
+impl TurnRecord {
     /// Whether the turn still owes its terminal.
     pub fn is_open(&self) -> bool {
         matches!(self.phase.as_str(), "Armed" | "Running")
@@ -120,7 +121,7 @@ impl Record {
 /// The reply of a record; one may answer several turns.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Reply {
+pub struct TurnReply {
     #[serde(default)]
     pub reply_id: Option<String>,
     #[serde(default)]
@@ -135,33 +136,33 @@ pub struct Reply {
 
 /// Why a turn has no reply. The reason stays text: a newer server may know more of them.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
-pub struct Failure {
+pub struct ApiFailure {
     pub reason: String,
     #[serde(default)]
     pub message: String,
     #[serde(default)]
     pub retryable: bool,
-    /// For operators alone.
+    /// What only operators are told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
 
-/// One frame of a stream.
+/// One SSE event of a stream.
 #[derive(Debug, Clone)]
-pub struct Event {
+pub struct StreamEvent {
     /// The SSE event's name.
     pub name: String,
-    /// The place behind this frame; reconnecting with it shows what follows.
+    /// The cursor just behind this event: reconnecting with it shows what follows.
     pub cursor: Option<String>,
-    /// Null on a session's `connected`.
+    /// Absent on a session's `connected`.
     pub turn_id: Option<TurnId>,
     pub message_id: Option<String>,
     pub kind: EventKind,
-    /// The frame's data as it came.
+    /// The event's data as it came.
     pub data: Value,
 }
 
-/// What a frame says.
+/// What an event says.
 #[derive(Debug, Clone, PartialEq)]
 pub enum EventKind {
     Connected {
@@ -169,9 +170,9 @@ pub enum EventKind {
     },
     Output(Frame),
     /// The terminal is an error.
-    Error(Failure),
-    /// The same again, under the name that EventSource does not use itself.
-    AgentError(Failure),
+    Error(ApiFailure),
+    /// The same error again, under a name that EventSource does not use for errors of its own.
+    AgentError(ApiFailure),
     Complete(Complete),
     /// An event that this version does not know.
     Unknown,
@@ -198,33 +199,33 @@ struct Envelope {
 }
 
 #[derive(Deserialize)]
-struct Connected {
+struct ConnectedData {
     #[serde(default)]
     conversation: String,
 }
 
-impl Event {
-    /// Reads one SSE frame.
+impl StreamEvent {
+    /// Reads one SSE event.
     ///
     /// # Errors
     /// When the data is no JSON object, or a known event lacks a field that its meaning hangs on.
-    pub fn parse(name: &str, id: &str, data: &str) -> Result<Event, serde_json::Error> {
-        // A map first: serde would read a struct from an array, too.
+    pub fn parse(name: &str, id: &str, data: &str) -> Result<StreamEvent, serde_json::Error> {
+        // Read as a map first: serde would also read a struct from an array.
         let data = Value::Object(serde_json::from_str(data)?);
         let envelope = Envelope::deserialize(&data)?;
         let kind = match name {
-            "connected" => EventKind::Connected { conversation: Connected::deserialize(&data)?.conversation },
+            "connected" => EventKind::Connected { conversation: ConnectedData::deserialize(&data)?.conversation },
             "text" | "tool-call" | "tool-result" | "progress" | "data" => {
                 let mut frame = data.clone();
-                frame["type"] = name.into(); // the event's name says it; the data need not repeat it
+                frame["type"] = name.into(); // the event's name says it; the data does not repeat it
                 EventKind::Output(serde_json::from_value(frame)?)
             }
-            "error" => EventKind::Error(Failure::deserialize(&data)?),
-            "agent-error" => EventKind::AgentError(Failure::deserialize(&data)?),
+            "error" => EventKind::Error(ApiFailure::deserialize(&data)?),
+            "agent-error" => EventKind::AgentError(ApiFailure::deserialize(&data)?),
             "complete" => EventKind::Complete(Complete::deserialize(&data)?),
             _ => EventKind::Unknown,
         };
-        Ok(Event {
+        Ok(StreamEvent {
             name: name.to_string(),
             cursor: (!id.is_empty()).then(|| id.to_string()),
             turn_id: envelope.turn_id,
@@ -234,7 +235,7 @@ impl Event {
         })
     }
 
-    /// Whether this frame is the last one of `turn`.
+    /// Whether this event is the last one of `turn`.
     pub fn completes(&self, turn: TurnId) -> bool {
         match &self.kind {
             EventKind::Complete(complete) => self.turn_id == Some(turn) || complete.turn_ids.contains(&turn),
@@ -251,35 +252,35 @@ mod tests {
     fn frames_are_known_by_their_event_name() {
         let turn = TurnId::new();
         let data = format!(r#"{{"turnId":"{turn}","messageId":"m","text":"a","new":1}}"#);
-        let event = Event::parse("text", "7", &data).unwrap();
+        let event = StreamEvent::parse("text", "7", &data).unwrap();
         assert_eq!(event.kind, EventKind::Output(Frame::text("a")));
         assert_eq!((event.turn_id, event.cursor.as_deref()), (Some(turn), Some("7")));
     }
 
     #[test]
     fn unknown_events_and_reasons_pass() {
-        assert_eq!(Event::parse("weather", "", r#"{"turnId":null}"#).unwrap().kind, EventKind::Unknown);
-        let error = Event::parse("error", "1", r#"{"reason":"Brand-New","message":"m"}"#).unwrap();
+        assert_eq!(StreamEvent::parse("weather", "", r#"{"turnId":null}"#).unwrap().kind, EventKind::Unknown);
+        let error = StreamEvent::parse("error", "1", r#"{"reason":"Brand-New","message":"m"}"#).unwrap();
         assert!(matches!(error.kind, EventKind::Error(f) if f.reason == "Brand-New" && !f.retryable));
     }
 
     #[test]
     fn what_is_no_object_is_refused() {
-        assert!(Event::parse("text", "", "[]").is_err());
-        assert!(Event::parse("text", "", r#"{"turnId":null}"#).is_err());
+        assert!(StreamEvent::parse("text", "", "[]").is_err());
+        assert!(StreamEvent::parse("text", "", r#"{"turnId":null}"#).is_err());
     }
 
     #[test]
     fn a_complete_ends_every_turn_that_it_names() {
         let (a, b) = (TurnId::new(), TurnId::new());
         let data = format!(r#"{{"turnId":"{a}","messageId":"m","outcome":"reply","turnIds":["{a}","{b}"]}}"#);
-        let event = Event::parse("complete", "9", &data).unwrap();
+        let event = StreamEvent::parse("complete", "9", &data).unwrap();
         assert!(event.completes(a) && event.completes(b) && !event.completes(TurnId::new()));
     }
 
     #[test]
     fn a_record_keeps_what_it_does_not_know() {
-        let record: Record = serde_json::from_value(serde_json::json!({
+        let record: TurnRecord = serde_json::from_value(serde_json::json!({
             "turnId": TurnId::new(), "messageId": "m", "organization": "o", "conversation": "c", "number": 1,
             "agent": "bc", "phase": "Armed", "armedAt": "2026-01-02T03:04:05.678Z", "mood": "good"
         }))

@@ -1,4 +1,4 @@
-//! The `Agent` resource and its defaults.
+//! The resource `Agent`: how an agent is run, limited and reached; and the defaults of its fields.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::template::{Container, PodTemplate};
 use crate::turn::defaults;
 use crate::turn::reason::Reason;
 
-/// How an agent is run, limited and reached.
+/// What the owner of an agent specifies: how the agent's workers are run and limited, and what may be sent to it and where.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "lastword.dev",
@@ -22,7 +22,7 @@ use crate::turn::reason::Reason;
     status = "AgentStatus",
     derive = "PartialEq",
     category = "lastword",
-    doc = "An agent that people chat with: how its workers are run, limited and reached.",
+    doc = "An agent that people chat with. It says how the agent's workers are run and limited, which messages reach them, and where replies may be sent.",
     validation = (
         "self.metadata.name.size() <= 63 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
         "metadata.name must be 1 to 63 of a-z, 0-9 and -, and begin and end with a letter or digit"
@@ -48,27 +48,30 @@ use crate::turn::reason::Reason;
     )
 )]
 pub struct AgentSpec {
-    /// Who shares a worker: one conversation, or all conversations of the agent.
+    /// Which conversations share a worker: Conversation (default) gives each conversation a worker of its own, Agent lets
+    /// workers serve all conversations of the agent.
     #[serde(default)]
     pub scope: Scope,
-    /// How the agent program is spoken to.
+    /// How Lastword talks to the agent program. Exec runs a command for each turn, OpenAI calls a model server, Custom leaves
+    /// it to a container that implements Lastword's worker protocol.
     pub adapter: Adapter,
-    /// The pod that runs the agent, as a PodTemplateSpec. The program is the container named agent.
+    /// The pod that a worker runs in, as a PodTemplateSpec. The container named agent runs the agent program. Required by the
+    /// adapters Exec and Custom. For OpenAI it is optional, and its container agent is the model server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<PodTemplate>,
-    /// The model server; required by the adapter OpenAI.
+    /// The model server and the model. Required by the adapter OpenAI.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub openai: Option<OpenAi>,
-    /// Bounds on workers and queue.
+    /// Limits on the agent's workers and on its queue of waiting turns.
     #[serde(default, skip_serializing_if = "is_default")]
     pub limits: Limits,
-    /// Deadlines, in seconds.
+    /// Timeouts of turns and workers, in seconds.
     #[serde(default, skip_serializing_if = "is_default")]
     pub timing: Timing,
-    /// What a message must pass before the agent sees it.
+    /// Checks that a message must pass before the agent sees it.
     #[serde(default, skip_serializing_if = "is_default")]
     pub guardrails: Guardrails,
-    /// Where replies may be sent besides the API.
+    /// Places besides the API where replies may be sent. A client chooses one of them by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub platforms: Vec<Platform>,
@@ -78,28 +81,28 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// Who shares a worker.
+/// Which conversations share a worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Scope {
-    /// A worker for each conversation.
+    /// Each conversation has a worker of its own.
     #[default]
     Conversation,
-    /// Workers serve all conversations of the agent.
+    /// A worker serves all conversations of the agent.
     Agent,
 }
 
-/// How the agent program is spoken to.
+/// How Lastword talks to the agent program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Adapter {
-    /// A command for each turn: message on stdin, reply on stdout.
+    /// The container's command is run for each turn. It reads the message from stdin and writes the reply to stdout.
     Exec,
-    /// A server with OpenAI's chat completions API.
+    /// A server with OpenAI's chat completions API is called.
     OpenAI,
-    /// The container speaks the worker protocol itself.
+    /// The container itself implements Lastword's worker protocol.
     Custom,
 }
 
-/// A server with OpenAI's chat completions API.
+/// A server with OpenAI's chat completions API, and the model to ask.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = (
@@ -107,23 +110,24 @@ pub enum Adapter {
     "baseURL must be an http or https URL"
 ))]
 pub struct OpenAi {
-    /// The API's root, e.g. http://localhost:8000/v1; it may be a container of the same pod.
+    /// The root URL of the API, such as http://localhost:8000/v1. The server may be the container agent of the same pod; then
+    /// turns wait until it is ready.
     #[serde(rename = "baseURL")]
     #[schemars(length(min = 1, max = 2048))]
     pub base_url: String,
-    /// The model's name, as the server knows it.
+    /// The name of the model, as the server knows it.
     #[schemars(length(min = 1, max = 256))]
     pub model: String,
-    /// Sent before each conversation.
+    /// A system prompt, sent ahead of the messages of each conversation. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 65536))]
     pub system_prompt: Option<String>,
-    /// The API key; none is sent without it.
+    /// The key of a Secret in the agent's namespace that holds the API key. Default: no key is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key_secret_ref: Option<SecretKeyRef>,
 }
 
-/// Bounds on workers and queue.
+/// Limits on the agent's workers and on its queue of waiting turns.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = (
@@ -131,47 +135,48 @@ pub struct OpenAi {
     "minWorkers must not be greater than maxWorkers (default 10)"
 ))]
 pub struct Limits {
-    /// Workers that are kept even if idle; default 0. Only scope Agent can use them for any conversation.
+    /// How many workers are kept running though no turn needs them; default 0. They are of use with scope Agent, where they can
+    /// serve any conversation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 10000))]
     pub min_workers: Option<u32>,
-    /// Workers at most; default 10.
+    /// How many workers may run or start at a time; default 10.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10000))]
     pub max_workers: Option<u32>,
-    /// Turns that a worker holds at a time; default 1.
+    /// How many turns a worker may hold at a time; default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10000))]
     pub turns_per_worker: Option<u32>,
-    /// Turns that may wait before new ones are refused; default 1000.
+    /// How many turns may wait for a worker. Beyond it new turns are refused; default 1000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000000))]
     pub max_queued_turns: Option<u32>,
 }
 
 impl Limits {
-    /// Workers that are kept even if idle.
+    /// How many workers are kept though no turn needs them.
     pub fn min_workers(&self) -> u32 {
         self.min_workers.unwrap_or(defaults::MIN_WORKERS)
     }
 
-    /// Workers at most, live or starting.
+    /// How many workers may be live or starting at a time.
     pub fn max_workers(&self) -> u32 {
         self.max_workers.unwrap_or(defaults::MAX_WORKERS)
     }
 
-    /// Turns that one worker holds at a time.
+    /// How many turns a worker may hold at a time.
     pub fn turns_per_worker(&self) -> u32 {
         self.turns_per_worker.unwrap_or(defaults::TURNS_PER_WORKER)
     }
 
-    /// Turns that may wait for the agent.
+    /// How many turns may wait for a worker.
     pub fn max_queued_turns(&self) -> u32 {
         self.max_queued_turns.unwrap_or(defaults::MAX_QUEUED_TURNS)
     }
 }
 
-/// Deadlines, in seconds.
+/// Timeouts of turns and workers, in seconds.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = (
@@ -179,45 +184,45 @@ impl Limits {
     "heartbeatSeconds must be less than half of leaseSeconds (default 60); leave it out to get a third of the lease"
 ))]
 pub struct Timing {
-    /// From the decision to start a worker until it must be live; default 120.
+    /// Seconds from the decision to start a worker until it must be live; default 120. After that the start has failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 86400))]
     pub start_seconds: Option<u32>,
-    /// Between two heartbeats of a worker; default 20, or a third of leaseSeconds if that is less.
+    /// Seconds between two heartbeats of a worker; default 20, or a third of leaseSeconds if that is less.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 3600))]
     pub heartbeat_seconds: Option<u32>,
-    /// Silence after which a worker is given up; default 60. Below 5, a gateway that is cut off from the database for
-    /// some seconds can cost turns.
+    /// Seconds of silence after which a worker counts as lost and its turns fail; default 60. With less than 5, a gateway
+    /// that is cut off from the database for some seconds can cost turns.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 86400))]
     pub lease_seconds: Option<u32>,
-    /// From arming a turn to its hard deadline; default 3600.
+    /// Seconds that a turn may take, its waiting included; default 3600. After that it fails.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 604800))]
     pub turn_seconds: Option<u32>,
-    /// For a stopping worker to finish what it holds; default 30.
+    /// Seconds that a worker which is being stopped has to finish the turns that it holds; default 30.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 86400))]
     pub drain_seconds: Option<u32>,
-    /// Without a turn before a worker is stopped; default 300.
+    /// Seconds that a worker may be without a turn before it is stopped; default 300.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 604800))]
     pub idle_seconds: Option<u32>,
-    /// Starts to attempt before the waiting turns fail; a count, default 1.
+    /// How many starts of a worker are attempted before the turns that wait for it fail; default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10))]
     pub start_attempts: Option<u32>,
 }
 
 impl Timing {
-    /// Seconds from the `starting` row until the worker must be live.
+    /// Seconds from the lease row of a start until its worker must be live.
     pub fn start_seconds(&self) -> u32 {
         self.start_seconds.unwrap_or(defaults::START_SECONDS)
     }
 
-    /// Between two heartbeats: as given, else the default, but at most a third of the lease, so that a short lease alone
-    /// makes a valid pair (a lease of 1 s gives 333 ms, which no integer could say).
+    /// The time between two heartbeats: as given; else the default, but at most a third of the lease. So it is enough to set a
+    /// short lease: one of 1 s makes it 333 ms, which the field, an integer, could not say.
     pub fn heartbeat(&self) -> Duration {
         let third = Duration::from_secs(self.lease_seconds().into()) / 3;
         match self.heartbeat_seconds {
@@ -226,50 +231,50 @@ impl Timing {
         }
     }
 
-    /// Seconds of silence after which a worker is given up.
+    /// Seconds of silence after which a worker counts as lost.
     pub fn lease_seconds(&self) -> u32 {
         self.lease_seconds.unwrap_or(defaults::LEASE_SECONDS)
     }
 
-    /// Seconds from arming a turn to its hard deadline.
+    /// Seconds from the arming of a turn to its deadline.
     pub fn turn_seconds(&self) -> u32 {
         self.turn_seconds.unwrap_or(defaults::TURN_SECONDS)
     }
 
-    /// Seconds for a stopping worker to finish what it holds.
+    /// Seconds that a worker which is being stopped has to finish its turns.
     pub fn drain_seconds(&self) -> u32 {
         self.drain_seconds.unwrap_or(defaults::DRAIN_SECONDS)
     }
 
-    /// Seconds without a turn before a worker is stopped.
+    /// Seconds that a worker may be without a turn before it is stopped.
     pub fn idle_seconds(&self) -> u32 {
         self.idle_seconds.unwrap_or(defaults::IDLE_SECONDS)
     }
 
-    /// Starts to attempt before the waiting turns fail.
+    /// How many starts are attempted before the waiting turns fail.
     pub fn start_attempts(&self) -> u32 {
         self.start_attempts.unwrap_or(defaults::START_ATTEMPTS)
     }
 }
 
-/// What the controller observed.
+/// What the controller observed of the agent.
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct AgentStatus {
-    /// The generation that the status speaks of.
+    /// The metadata.generation that the status is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready: the template was accepted by a dry run.
+    /// Conditions. Ready is True when the spec is valid and the API server accepts a worker's pod in a dry run.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
-    /// Workers that are live or starting.
+    /// How many workers run or start.
     pub workers: u32,
-    /// Turns that wait for a worker.
+    /// How many turns wait for a worker.
     pub queued_turns: u32,
-    /// Turns that a worker holds.
+    /// How many turns a worker holds.
     pub running_turns: u32,
-    /// The latest turn that failed.
+    /// The latest turn of the agent that failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<LastFailure>,
 }
@@ -278,18 +283,18 @@ pub struct AgentStatus {
 #[derive(JsonSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LastFailure {
-    /// Why it failed.
+    /// Why the turn failed, as one CamelCase word.
     pub reason: Reason,
-    /// The operator's detail: container state, exit code, end of stderr.
+    /// Details for operators: the container's state, its exit code, the end of its stderr.
     pub message: String,
-    /// The turn's id.
+    /// The id of the turn.
     pub turn_id: String,
-    /// When it failed.
+    /// When the turn failed.
     pub time: Time,
 }
 
 impl Agent {
-    /// The container that is the agent program, if the template has one.
+    /// The container that runs the agent program, if the template has one.
     pub fn program(&self) -> Option<&Container> {
         self.spec.template.as_ref()?.spec.containers.iter().find(|c| c.name == super::AGENT_CONTAINER)
     }

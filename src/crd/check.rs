@@ -1,11 +1,11 @@
-//! A spec held against the schema and the CEL rules of its own CRD, as the API server does it.
+//! Checks a spec by the schema and the CEL rules of its own CRD, as the API server does.
 
 use std::fmt;
 
 use kube::core::cel::Validator;
 use serde_json::Value;
 
-use super::agent_schema;
+use super::definitions::agent_schema;
 
 /// What is wrong with a field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,12 +35,13 @@ impl fmt::Display for InvalidAgent {
 
 impl std::error::Error for InvalidAgent {}
 
-/// Checks a raw spec: structure first; the CEL rules only if that holds, since they rest on it.
+/// Checks an Agent's raw spec and answers with all that is wrong. The structure is checked first, and the CEL rules only if the
+/// structure is right, since they rest on it.
 pub fn check_spec(spec: &Value) -> Vec<FieldError> {
     check_part(&agent_schema()["properties"]["spec"], spec, "spec")
 }
 
-/// Checks a part of an object against its schema.
+/// Checks a part of an object, at `path` in it, by that part's schema.
 pub fn check_part(schema: &Value, value: &Value, path: &str) -> Vec<FieldError> {
     let mut errors = Vec::new();
     check_value(schema, value, path, &mut errors);
@@ -55,7 +56,7 @@ pub fn check_part(schema: &Value, value: &Value, path: &str) -> Vec<FieldError> 
     errors
 }
 
-/// Interprets the part of OpenAPI that our CRDs use: no references, no patterns, no alternatives.
+/// Interprets as much of OpenAPI as the CRDs here use: no references, no patterns, no alternatives.
 fn check_value(schema: &Value, value: &Value, path: &str, errors: &mut Vec<FieldError>) {
     let mut problem = |problem: String| errors.push(FieldError { path: path.into(), problem });
     if let Some(expected) = schema["type"].as_str()

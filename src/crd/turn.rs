@@ -1,4 +1,4 @@
-//! The `AgentTurn` resource: one turn as an object.
+//! The resource `AgentTurn`: one turn as an object.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::turn::reason::Reason;
 
-/// One message to an agent. Immutable but for cancel and ttlSecondsAfterFinished.
+/// One message to an agent. Only cancel and ttlSecondsAfterFinished may be changed later.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "lastword.dev",
@@ -20,7 +20,7 @@ use crate::turn::reason::Reason;
     shortname = "turn",
     shortname = "turns",
     selectable = ".status.phase",
-    doc = "One message to an agent, and its one reply or error.",
+    doc = "One turn: a message to an agent, and in the status the agent's one reply, or the one error that says why there is none.",
     printcolumn(name = "Agent", type_ = "string", json_path = ".spec.agentRef.name"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Terminal\")].reason"),
@@ -63,100 +63,105 @@ use crate::turn::reason::Reason;
     )
 )]
 pub struct AgentTurnSpec {
-    /// The agent, in the same namespace.
+    /// The agent that the message is for. It is in the same namespace.
     pub agent_ref: AgentRef,
-    /// The message; at most 131072 bytes of UTF-8.
+    /// The message, at most 131072 bytes of UTF-8.
     #[schemars(length(min = 1, max = 131072))]
     pub input: String,
-    /// The conversation; default: one of its own.
+    /// The name of the conversation that the turn belongs to. Turns of one conversation are run in order. Default: a
+    /// conversation of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub conversation: Option<String>,
-    /// The message's id within the conversation; default: the object's UID.
+    /// The id of the message in its conversation. A message of the same id is not run a second time. Default: the UID of this
+    /// object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub message_id: Option<String>,
-    /// On whose behalf; told to the agent.
+    /// The user on whose behalf the message is sent. The agent is told the name. Default: kubernetes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub user: Option<String>,
-    /// Seconds from arming to the hard deadline; default: the agent's timing.turnSeconds.
+    /// Seconds that the turn may take from the time it is armed, its waiting included. Default: the agent's
+    /// timing.turnSeconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 604800))]
     pub deadline_seconds: Option<u32>,
-    /// Cancels the turn; false to true only.
+    /// Set to true, cancels the turn. It cannot be set to false again. Default: false.
     #[serde(default)]
     pub cancel: bool,
-    /// Seconds from the terminal until the object is deleted; default: never.
+    /// Seconds from the end of the turn until this object is deleted. Default: it is never deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 31536000))]
     pub ttl_seconds_after_finished: Option<u32>,
 }
 
-/// An agent in the same namespace.
+/// A reference to an agent in the same namespace.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[x_kube(validation = (
     "self.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
     "name must be of a-z, 0-9 and -, and begin and end with a letter or digit"
 ))]
 pub struct AgentRef {
-    /// The agent's name.
+    /// The name of the agent.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
 }
 
-/// What became of the turn; read from the store.
+/// What has become of the turn, as the controller read it from the database.
 #[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct AgentTurnStatus {
-    /// A summary of the conditions.
+    /// A summary of the conditions: Pending, Armed, Running, Succeeded or Failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
-    /// The generation that the status speaks of.
+    /// The metadata.generation that the status is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Armed, Dispatched, Succeeded and Terminal.
+    /// Conditions. Armed: the turn is recorded, and will end with a reply or an error. Dispatched: a worker has claimed it.
+    /// Succeeded: it ended with a reply (True) or an error (False). Terminal: it has ended; the reason is Succeeded or says why
+    /// it failed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
-    /// The turn's id in the store.
+    /// The id of the turn, once it is armed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub turn_id: Option<String>,
-    /// The reply, cut at 16384 bytes.
+    /// The agent's reply, cut at 16384 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reply: Option<String>,
-    /// Whether the reply was cut.
+    /// True if the reply was cut.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reply_truncated: Option<bool>,
-    /// Why there is no reply.
+    /// Why there is no reply, if the turn failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<TurnError>,
-    /// The pod of the worker that claimed it.
+    /// The name of the pod whose worker claimed the turn.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub worker_pod: Option<String>,
-    /// When it was armed.
+    /// When the turn was armed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub armed_time: Option<Time>,
-    /// When a worker claimed it.
+    /// When a worker claimed the turn.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dispatched_time: Option<Time>,
-    /// When its terminal was written.
+    /// When the turn ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completion_time: Option<Time>,
 }
 
-/// Where a turn stands.
+/// How far a turn has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Phase {
-    /// Not yet armed.
+    /// The turn is not armed yet.
     Pending,
-    /// Armed: owes a terminal.
+    /// The turn is armed and waits for a worker. It will end with a reply or an error.
     Armed,
-    /// A worker holds it.
+    /// A worker has claimed the turn.
     Running,
-    /// Ended with a reply.
+    /// The turn ended with a reply.
     Succeeded,
-    /// Ended with an error.
+    /// The turn ended with an error.
     Failed,
 }
 
@@ -164,10 +169,10 @@ pub enum Phase {
 #[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TurnError {
-    /// Why it failed.
+    /// Why the turn failed, as one CamelCase word.
     pub reason: Reason,
-    /// The sentence that the client sees.
+    /// The same as a sentence, which the client is shown.
     pub message: String,
-    /// Whether sending it again can help.
+    /// Whether it can help to send the message again.
     pub retryable: bool,
 }

@@ -1,8 +1,9 @@
-//! Following: the output of a turn whose worker another replica holds comes from there, over HTTP, as it is produced.
-//! Postgres is not on the token path; when a turn cannot be followed, sessions read its log from the store instead.
+//! Following: where another replica holds a turn's worker, the turn's output comes from that replica over HTTP, as it is
+//! produced. So no token waits for Postgres. When a turn cannot be followed, sessions read its log from the store instead.
 //!
-//! `GET /peer/v1/turns/{id}/frames?after=OFFSET` on the worker port, with the replica's own secret (from the `gateway`
-//! table, of one process' life) as a bearer token; NDJSON of [`Piece`], until the turn is in hand there no more.
+//! The call is `GET /peer/v1/turns/{id}/frames?after=OFFSET` on the other replica's worker port. The bearer token is that
+//! replica's secret, which it made at its start and wrote to the table `gateway`. The answer is NDJSON of [`PeerFrames`],
+//! until the turn is no longer in hand there.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,56 +12,67 @@ use std::time::Duration;
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 
-use super::feeds::Feeds;
 use super::live::LiveLogs;
+use super::subscriptions::Subscriptions;
+use crate::lines::Lines;
 use crate::store::Store;
 use crate::tls::Renewed;
 use crate::turn::frame::{Frame, Span};
 use crate::turn::keys::{ConversationId, GatewayId, Incarnation, TurnId};
 
-/// A replica that does not answer by then is not followed now.
+/// A replica that takes no connection within this time is not followed for now.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// A follower looks this often whether anybody still waits for what it follows.
+/// While no output comes, a follower looks this often whether anybody still waits for it.
 const WANTED_EVERY: Duration = Duration::from_secs(5);
 /// The pause before a turn that could not be followed is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
-/// The longest line of a peer, in bytes.
-const MAX_LINE: usize = 16 * 1024 * 1024;
+/// The longest line of another replica, in bytes. It holds all of a live log that the follower lacks, as JSON.
+const MAX_LINE_BYTES: usize = 16 * 1024 * 1024;
 
-/// A piece of a log on its way to another replica.
+/// A line of the answer: frames of the followed turn.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Piece {
+pub struct PeerFrames {
+    /// Where the first frame begins in the turn's log, in log units.
     pub start: u64,
     pub frames: Vec<Frame>,
 }
 
-/// What other replicas are asked with, of what it trusts.
+/// The HTTP client for other replicas. `trusting` has the certificates that it trusts.
+///
+/// # Errors
+/// If the TLS backend cannot be initialised.
 pub fn client(trusting: reqwest::ClientBuilder) -> Result<reqwest::Client, reqwest::Error> {
     trusting.connect_timeout(CONNECT_TIMEOUT).redirect(reqwest::redirect::Policy::none()).no_proxy().build()
 }
 
-/// Follows turns for the sessions of this replica, each once.
+/// Follows turns for the sessions of this replica, each turn once for all of them. Cheap to clone.
 #[derive(Clone)]
 pub struct Follower {
     gateway: GatewayId,
     store: Store,
     live: LiveLogs,
-    feeds: Feeds,
+    subscriptions: Subscriptions,
     http: Renewed<reqwest::Client>,
     followed: Arc<Mutex<HashSet<TurnId>>>,
 }
 
 impl Follower {
-    /// `http` is made by [`client`].
-    pub fn new(gateway: GatewayId, store: Store, live: LiveLogs, feeds: Feeds, http: Renewed<reqwest::Client>) -> Self {
-        Follower { gateway, store, live, feeds, http, followed: Arc::default() }
+    /// Follows nothing yet. `gateway` is this replica, which is not to ask itself; `http` is made by [`client`].
+    pub fn new(
+        gateway: GatewayId,
+        store: Store,
+        live: LiveLogs,
+        subscriptions: Subscriptions,
+        http: Renewed<reqwest::Client>,
+    ) -> Self {
+        Follower { gateway, store, live, subscriptions, http, followed: Arc::default() }
     }
 
     fn with<T>(&self, f: impl FnOnce(&mut HashSet<TurnId>) -> T) -> T {
         f(&mut self.followed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Follows a turn from `offset` on, unless it is followed already. Answers at once.
+    /// Follows a turn from `offset` on, unless it is followed already. Returns at once; the frames come into the live log.
     pub fn follow(&self, turn: TurnId, conversation: ConversationId, worker: Incarnation, offset: u64) {
         if !self.with(|f| f.insert(turn)) {
             return;
@@ -71,13 +83,14 @@ impl Follower {
                 tracing::debug!(%turn, why, "turn {turn} is read from the store");
             }
             me.live.close_followed(turn);
-            // Sessions look at the store, and ask again when the turn goes on.
-            me.feeds.store_changed(conversation);
+            // Its sessions read the store now, and call this again if the turn goes on.
+            me.subscriptions.store_changed(conversation);
             tokio::time::sleep(AGAIN).await;
             me.with(|f| f.remove(&turn));
         });
     }
 
+    /// Passes frames on until the other replica ends its answer or nobody waits for them any more.
     async fn run(
         &self,
         turn: TurnId,
@@ -99,25 +112,24 @@ impl Follower {
             return Ok(());
         }
         let mut body = response.bytes_stream();
-        let mut buffer = Vec::new();
+        let mut lines = Lines::new(MAX_LINE_BYTES);
         loop {
             let part = tokio::select! {
                 part = body.next() => part,
                 () = tokio::time::sleep(WANTED_EVERY) => {
-                    if self.feeds.is_wanted(conversation) { continue } else { return Ok(()) }
+                    if self.subscriptions.is_wanted(conversation) { continue } else { return Ok(()) }
                 }
             };
             let Some(part) = part else { return Ok(()) };
-            buffer.extend_from_slice(&part.map_err(|e| e.without_url().to_string())?);
-            while let Some(end) = buffer.iter().position(|&b| b == b'\n') {
-                let line: Vec<u8> = buffer.drain(..=end).collect();
-                let piece: Piece = serde_json::from_slice(&line).map_err(|e| e.to_string())?;
+            lines.push(&part.map_err(|e| e.without_url().to_string())?);
+            while let Some(line) = lines.next() {
+                if !line.is_whole() {
+                    return Err("a line of the other replica is too long".into());
+                }
+                let piece: PeerFrames = serde_json::from_slice(&line.bytes).map_err(|e| e.to_string())?;
                 if !self.live.accept_followed(turn, Span::new(piece.start, piece.frames)) {
                     return Ok(());
                 }
-            }
-            if buffer.len() > MAX_LINE {
-                return Err("a line of the other replica is too long".into());
             }
         }
     }

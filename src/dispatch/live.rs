@@ -1,8 +1,10 @@
 //! Live logs: the output of turns whose worker this replica holds, ahead of the database.
 //!
 //! Frames are handed to sessions at once and become durable in batches, at most a row per turn per [`FLUSH_AFTER`]. A
-//! short turn never flushes: its whole output goes with its terminal. What is not durable is kept by the worker too, so
-//! this replica's death loses nothing.
+//! short turn never flushes: its whole output goes with its terminal. The worker keeps what is not durable too, so this
+//! replica's death loses nothing.
+//!
+//! Turns that this replica follows (see [`follow`](super::follow)) have logs here as well; another replica flushes those.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,124 +13,91 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::feeds::Feeds;
+use super::log::LiveLog;
+use super::subscriptions::Subscriptions;
+use crate::every::Outage;
 use crate::store::{Append, AppendError, Store};
 use crate::turn::frame::Span;
 use crate::turn::keys::{ConversationId, Incarnation, TurnId};
-use crate::wire::{Acked, MAX_LOG_BYTES, MAX_LOG_UNITS, Missing};
+use crate::wire::Acked;
+
+pub use super::log::OutputRefused;
 
 /// How long output gathers before it is written; at most a row per turn in this time.
 pub const FLUSH_AFTER: Duration = Duration::from_millis(250);
-/// Of a turn's durable log this much stays in memory for sessions that lag, in log units.
-const KEPT_UNITS: u64 = 128 * 1024;
-/// And at the most this much in bytes: a unit may be a large frame.
-const KEPT_BYTES: usize = 4 * 1024 * 1024;
-/// What is not durable of one turn may weigh this much; more is refused until some was flushed.
-const MAX_PENDING_BYTES: usize = 8 * 1024 * 1024;
+/// The pause between two looks for output that is due, while there is any.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-struct Log {
-    conversation: ConversationId,
-    incarnation: Incarnation,
-    /// The worker's stream is here, so that what is said of the turn comes by.
-    attached: bool,
-    /// From some offset up to what was received.
-    span: Span,
-    /// What `span` weighs.
-    kept_bytes: usize,
-    /// What came by here.
-    bytes: usize,
-    end: u64,
-    durable: u64,
-    pending_bytes: usize,
-    dirty_since: Option<Instant>,
-    /// It comes from another replica, which makes it durable.
-    followed: bool,
-}
-
-/// Why frames were not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
-    /// Something before them is missing.
-    Missing(Missing),
-    /// The log is full: the turn must end.
-    Full,
-    /// Too much is waiting to become durable: later.
-    Busy,
-}
-
-/// All live logs of this replica.
+/// All live logs of this replica, by turn. Cheap to clone.
 #[derive(Clone)]
 pub struct LiveLogs {
-    logs: Arc<Mutex<HashMap<TurnId, Log>>>,
+    logs: Arc<Mutex<HashMap<TurnId, LiveLog>>>,
     dirty: Arc<Notify>,
-    feeds: Feeds,
+    subscriptions: Subscriptions,
 }
 
 impl LiveLogs {
-    pub fn new(feeds: Feeds) -> Self {
-        LiveLogs { logs: Arc::default(), dirty: Arc::new(Notify::new()), feeds }
+    /// No logs yet. Subscribers of a conversation are woken when its turns have new frames.
+    pub fn new(subscriptions: Subscriptions) -> Self {
+        LiveLogs { logs: Arc::default(), dirty: Arc::new(Notify::new()), subscriptions }
     }
 
-    fn with<T>(&self, f: impl FnOnce(&mut HashMap<TurnId, Log>) -> T) -> T {
+    fn with<T>(&self, f: impl FnOnce(&mut HashMap<TurnId, LiveLog>) -> T) -> T {
         f(&mut self.logs.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Where its news go.
-    pub fn feeds(&self) -> &Feeds {
-        &self.feeds
+    /// Where changes of these logs are made known.
+    pub fn subscriptions(&self) -> &Subscriptions {
+        &self.subscriptions
     }
 
-    /// A turn is in hand here; its log is durable up to `durable`. Known turns stay as they are.
+    /// A turn is in hand here; its log is durable up to `durable`. What is in memory of it stays, unless the database has
+    /// more.
     pub fn open(&self, turn: TurnId, conversation: ConversationId, incarnation: Incarnation, durable: u64) {
         self.with(|logs| {
             if logs.get(&turn).is_some_and(|l| l.followed) {
                 logs.remove(&turn);
             }
-            let log = logs.entry(turn).or_insert_with(|| Log::new(conversation, incarnation, durable));
+            let log = logs.entry(turn).or_insert_with(|| LiveLog::in_hand(conversation, incarnation, durable));
             if log.end < durable {
                 // The worker was with another replica meanwhile, which has written more than this one ever saw.
-                *log = Log::new(conversation, incarnation, durable);
+                *log = LiveLog::in_hand(conversation, incarnation, durable);
             }
             (log.incarnation, log.attached) = (incarnation, true);
         });
     }
 
-    /// The worker's stream here is over: its turns are looked for in the store, and what is not durable of them goes
-    /// there. Should the worker come back, it names them and they are opened again.
+    /// The worker's stream here is over. Sessions read its turns from the store from now on, and what is not durable of
+    /// them is still flushed. Should the worker come back, it names its turns and they are opened again.
     pub fn detach(&self, incarnation: Incarnation) {
         self.with(|logs| {
-            let its = |l: &Log| l.incarnation == incarnation && !l.followed;
+            let its = |l: &LiveLog| l.incarnation == incarnation && !l.followed;
             logs.values_mut().filter(|l| its(l)).for_each(|l| l.attached = false);
             logs.retain(|_, l| l.attached || l.dirty_since.is_some());
         });
     }
 
-    /// Starts to follow a turn from `offset` on; false when it is here already.
+    /// Starts to follow a turn from `offset` on; false when there is a log of the turn already.
     pub fn open_followed(&self, turn: TurnId, conversation: ConversationId, worker: Incarnation, offset: u64) -> bool {
         self.with(|logs| {
             if logs.contains_key(&turn) {
                 return false;
             }
-            logs.insert(turn, Log { followed: true, ..Log::new(conversation, worker, offset) });
+            logs.insert(turn, LiveLog::followed(conversation, worker, offset));
             true
         })
     }
 
-    /// Frames of a followed turn came; false when it is followed no more.
+    /// Takes frames of a followed turn; false when it is no longer followed, or some before them are missing.
     pub fn accept_followed(&self, turn: TurnId, span: Span) -> bool {
         let conversation = self.with(|logs| {
-            let log = logs.get_mut(&turn).filter(|l| l.followed && span.start <= l.end)?;
-            let new = span.from(log.end);
-            log.end = new.end().max(log.end);
-            log.kept_bytes += new.weight();
-            new.frames.into_iter().for_each(|frame| log.span.push(frame));
-            log.trim(log.end);
-            Some(log.conversation)
+            let log = logs.get_mut(&turn).filter(|l| l.followed)?;
+            log.accept_followed(span).then_some(log.conversation)
         });
-        conversation.inspect(|c| self.feeds.frames_came(*c)).is_some()
+        conversation.inspect(|c| self.subscriptions.frames_came(*c)).is_some()
     }
 
-    /// The turn is followed no more.
+    /// Ends the following of a turn.
     pub fn close_followed(&self, turn: TurnId) {
         self.with(|logs| {
             if logs.get(&turn).is_some_and(|l| l.followed) {
@@ -137,7 +106,7 @@ impl LiveLogs {
         });
     }
 
-    /// Turns in hand here, with whose they are.
+    /// The turns in hand here, each with its worker.
     pub fn in_hand(&self) -> Vec<(TurnId, Incarnation)> {
         self.with(|logs| logs.iter().filter(|(_, l)| !l.followed).map(|(&t, l)| (t, l.incarnation)).collect())
     }
@@ -152,80 +121,81 @@ impl LiveLogs {
         self.with(|logs| logs.get(&turn).is_some_and(|l| !l.followed && l.incarnation == incarnation && l.attached))
     }
 
-    /// Whether something before `offset` of a turn in hand has not come by here.
+    /// Whether this replica has not received all output before `offset` of a turn whose log is here.
     pub fn lacks(&self, turn: TurnId, offset: u64) -> bool {
         self.with(|logs| logs.get(&turn).is_some_and(|l| l.end < offset))
     }
 
-    /// Whether the turn's output passes through this replica.
+    /// Whether the turn's output passes through this replica, from its worker or from another replica.
     pub fn holds(&self, turn: TurnId) -> bool {
         self.with(|logs| logs.get(&turn).is_some_and(|l| l.attached))
     }
 
-    /// Takes frames of an open turn: what is known already is passed over, the rest is shown at once.
-    pub fn accept(&self, turn: TurnId, span: Span) -> Option<Result<Acked, Refused>> {
-        let (answer, conversation) = self.with(|logs| {
-            let log = logs.get_mut(&turn).filter(|l| !l.followed)?;
-            let answer = log.accept(span);
-            Some((answer, log.conversation))
+    /// Takes frames of a turn in hand and wakes its sessions. Frames that are known already are passed over.
+    ///
+    /// # Errors
+    /// Why none of them was taken.
+    pub fn accept(&self, turn: TurnId, span: Span) -> Result<Acked, OutputRefused> {
+        let (acked, conversation) = self.with(|logs| {
+            let log = logs.get_mut(&turn).filter(|l| !l.followed).ok_or(OutputRefused::NotInHand)?;
+            Ok((log.accept(span)?, log.conversation))
         })?;
-        if answer.is_ok() {
-            self.feeds.frames_came(conversation);
-            self.dirty.notify_one();
-        }
-        Some(answer)
+        self.subscriptions.frames_came(conversation);
+        self.dirty.notify_one();
+        Ok(acked)
     }
 
     /// The live log from `offset` on; `None` when that part is not in memory here.
     pub fn read(&self, turn: TurnId, offset: u64) -> Option<Span> {
-        self.with(|logs| {
-            let log = logs.get(&turn)?;
-            (offset >= log.span.start)
-                .then(|| if offset >= log.end { Span::new(offset, Vec::new()) } else { log.span.clone().from(offset) })
-        })
+        self.with(|logs| logs.get(&turn)?.read(offset))
     }
 
-    /// What is not known to be durable, for a finish.
+    /// What is not known to be durable of a turn in hand: it becomes so with the turn's terminal.
     pub fn tail(&self, turn: TurnId) -> Option<Span> {
-        self.with(|logs| logs.get(&turn).filter(|l| !l.followed).map(|log| log.span.clone().from(log.durable)))
+        self.with(|logs| logs.get(&turn).filter(|l| !l.followed).map(LiveLog::pending))
     }
 
-    /// The turn is over, or left this replica. Those who follow it from elsewhere find out.
+    /// The turn is over, or its worker left this replica. Replicas that follow it are woken, and find that out.
     pub fn close(&self, turn: TurnId) {
         if let Some(log) = self.with(|logs| logs.remove(&turn)) {
-            self.feeds.frames_came(log.conversation);
+            self.subscriptions.frames_came(log.conversation);
         }
     }
 
     /// Flushes until `shutdown`, then once more.
     pub async fn flush(self, store: Store, shutdown: CancellationToken) {
+        let mut outage = Outage::new("the flush of output");
         loop {
             tokio::select! {
                 () = self.dirty.notified() => {}
                 () = shutdown.cancelled() => {
-                    self.flush_due(&store, Duration::ZERO).await;
+                    self.flush_due(&store, Duration::ZERO, &mut outage).await;
                     return;
                 }
             }
             while self.with(|logs| logs.values().any(|l| l.dirty_since.is_some())) && !shutdown.is_cancelled() {
-                tokio::time::sleep(FLUSH_AFTER / 5).await;
-                self.flush_due(&store, FLUSH_AFTER).await;
+                tokio::time::sleep(LOOK_EVERY).await;
+                self.flush_due(&store, FLUSH_AFTER, &mut outage).await;
             }
         }
     }
 
-    async fn flush_due(&self, store: &Store, age: Duration) {
+    /// Appends, to the stored logs, output that has waited for `age` or longer.
+    async fn flush_due(&self, store: &Store, age: Duration, outage: &mut Outage) {
         let due: Vec<Append> = self.with(|logs| {
-            logs.iter_mut()
-                .filter(|(_, l)| l.dirty_since.is_some_and(|since| since.elapsed() >= age))
-                .map(|(&turn_id, l)| {
-                    l.dirty_since = None;
-                    Append { turn_id, incarnation: l.incarnation, span: l.span.clone().from(l.durable) }
-                })
-                .collect()
+            let due = |(&turn_id, log): (&TurnId, &mut LiveLog)| {
+                let span = log.take_due(age)?;
+                Some(Append { turn_id, incarnation: log.incarnation, span })
+            };
+            logs.iter_mut().filter_map(due).collect()
         });
         let turns: Vec<TurnId> = due.iter().map(|a| a.turn_id).collect();
         let answers = futures::future::join_all(due.into_iter().map(|append| store.append(append))).await;
+        match answers.iter().find_map(|answer| answer.as_ref().err()) {
+            Some(error) => outage.goes_on(error),
+            None if !answers.is_empty() => outage.is_over(),
+            None => {}
+        }
         for (turn, answer) in turns.into_iter().zip(answers) {
             match answer {
                 Ok(Ok(durable)) => self.made_durable(turn, durable),
@@ -234,7 +204,7 @@ impl LiveLogs {
                 // Only possible when another replica wrote less than this one was told; the worker sends it again.
                 Ok(Err(AppendError::Gap(durable))) => self.rewind(turn, durable),
                 Err(error) => {
-                    tracing::warn!(%turn, %error, "output of turn {turn} was not flushed; trying again");
+                    tracing::debug!(%turn, %error, "output of turn {turn} was not flushed; trying again");
                     self.with(|logs| {
                         if let Some(log) = logs.get_mut(&turn) {
                             log.dirty_since.get_or_insert_with(Instant::now);
@@ -248,100 +218,21 @@ impl LiveLogs {
     fn made_durable(&self, turn: TurnId, durable: u64) {
         self.with(|logs| {
             let Some(log) = logs.get_mut(&turn) else { return };
-            log.durable = log.durable.max(durable);
-            let pending = log.span.clone().from(log.durable);
-            log.pending_bytes = pending.weight();
-            if pending.is_empty() {
-                log.dirty_since = None;
-            } else {
-                log.dirty_since.get_or_insert_with(Instant::now);
-            }
+            log.made_durable(durable);
             if !log.attached && log.dirty_since.is_none() {
                 logs.remove(&turn);
-                return;
+            } else {
+                log.trim_durable();
             }
-            log.trim(log.durable);
         });
     }
 
     fn rewind(&self, turn: TurnId, durable: u64) {
         self.with(|logs| {
             if let Some(log) = logs.get_mut(&turn) {
-                (log.span, log.kept_bytes) = (Span::new(durable, Vec::new()), 0);
-                (log.end, log.durable, log.pending_bytes, log.dirty_since) = (durable, durable, 0, None);
+                log.rewind(durable);
             }
         });
-    }
-}
-
-impl Log {
-    fn new(conversation: ConversationId, incarnation: Incarnation, at: u64) -> Self {
-        Log {
-            conversation,
-            incarnation,
-            span: Span::new(at, Vec::new()),
-            kept_bytes: 0,
-            bytes: 0,
-            end: at,
-            durable: at,
-            pending_bytes: 0,
-            dirty_since: None,
-            attached: true,
-            followed: false,
-        }
-    }
-
-    /// Forgets what lies far back, but nothing behind `keep`; in large steps, since each copies what stays.
-    fn trim(&mut self, keep: u64) {
-        let mut keep_from = self.end.saturating_sub(KEPT_UNITS).min(keep);
-        if keep_from <= self.span.start + KEPT_UNITS / 4 {
-            keep_from = self.span.start;
-        }
-        if self.kept_bytes > KEPT_BYTES {
-            keep_from = keep_from.max(self.last(KEPT_BYTES / 2).min(keep));
-        }
-        if keep_from > self.span.start {
-            self.span = std::mem::take(&mut self.span).from(keep_from);
-            self.kept_bytes = self.span.weight();
-        }
-    }
-
-    /// Where the last frames begin that weigh no more than this together.
-    fn last(&self, bytes: usize) -> u64 {
-        let (mut at, mut left) = (self.end, bytes);
-        for frame in self.span.frames.iter().rev() {
-            match left.checked_sub(frame.weight()) {
-                Some(rest) => (left, at) = (rest, at - frame.units()),
-                None => break,
-            }
-        }
-        at
-    }
-
-    fn accept(&mut self, span: Span) -> Result<Acked, Refused> {
-        if span.start > self.end {
-            return Err(Refused::Missing(Missing { acked: self.end }));
-        }
-        if span.end() > MAX_LOG_UNITS || (self.bytes > MAX_LOG_BYTES && !span.is_empty()) {
-            return Err(Refused::Full);
-        }
-        if self.pending_bytes > MAX_PENDING_BYTES && !span.is_empty() {
-            return Err(Refused::Busy);
-        }
-        let new = span.from(self.end);
-        if !new.is_empty() {
-            if new.start != self.end {
-                return Err(Refused::Missing(Missing { acked: self.durable }));
-            }
-            let weight = new.weight();
-            self.pending_bytes += weight;
-            self.kept_bytes += weight;
-            self.bytes += weight;
-            self.end = new.end();
-            new.frames.into_iter().for_each(|frame| self.span.push(frame));
-            self.dirty_since.get_or_insert_with(Instant::now);
-        }
-        Ok(Acked { acked: self.durable, received: self.end })
     }
 }
 
@@ -349,18 +240,19 @@ impl Log {
 mod tests {
     use super::*;
     use crate::turn::frame::Frame;
+    use crate::wire::Missing;
 
     #[test]
     fn frames_are_taken_once_and_in_order() {
-        let feeds = Feeds::default();
-        let logs = LiveLogs::new(feeds);
+        let subscriptions = Subscriptions::default();
+        let logs = LiveLogs::new(subscriptions);
         let turn = TurnId::new();
         let text = |at, t: &str| Span::new(at, vec![Frame::text(t)]);
-        assert!(logs.accept(turn, text(0, "a")).is_none(), "not in hand");
+        assert_eq!(logs.accept(turn, text(0, "a")), Err(OutputRefused::NotInHand));
         logs.open(turn, ConversationId::new(), Incarnation::new(), 0);
-        assert_eq!(logs.accept(turn, text(0, "abc")), Some(Ok(Acked { acked: 0, received: 3 })));
-        assert_eq!(logs.accept(turn, text(1, "bcd")), Some(Ok(Acked { acked: 0, received: 4 })));
-        assert_eq!(logs.accept(turn, text(9, "x")), Some(Err(Refused::Missing(Missing { acked: 4 }))));
+        assert_eq!(logs.accept(turn, text(0, "abc")), Ok(Acked { acked: 0, received: 3 }));
+        assert_eq!(logs.accept(turn, text(1, "bcd")), Ok(Acked { acked: 0, received: 4 }));
+        assert_eq!(logs.accept(turn, text(9, "x")), Err(OutputRefused::Missing(Missing { acked: 4 })));
         assert_eq!(logs.read(turn, 2).map(|s| s.text()), Some("cd".into()));
         logs.made_durable(turn, 3);
         assert_eq!(logs.tail(turn), Some(text(3, "d")));
@@ -368,14 +260,14 @@ mod tests {
 
     #[test]
     fn large_frames_are_neither_kept_nor_taken_for_ever() {
-        let logs = LiveLogs::new(Feeds::default());
+        let logs = LiveLogs::new(Subscriptions::default());
         let turn = TurnId::new();
         logs.open(turn, ConversationId::new(), Incarnation::new(), 0);
         let large = || Frame::Data { name: "d".into(), value: "x".repeat(1024 * 1024).into() };
         let kept = || logs.with(|logs| logs[&turn].span.frames.len());
         let taken = (0..200).take_while(|&at| {
-            let taken = logs.accept(turn, Span::new(at, vec![large()])).expect("in hand");
-            assert!(matches!(taken, Ok(_) | Err(Refused::Full)), "{taken:?}");
+            let taken = logs.accept(turn, Span::new(at, vec![large()]));
+            assert!(matches!(taken, Ok(_) | Err(OutputRefused::Full)), "{taken:?}");
             logs.made_durable(turn, at + 1);
             assert!(kept() <= 4, "{} MiB are kept", kept());
             taken.is_ok()

@@ -1,11 +1,12 @@
-//! Between the store and the workers: claims are pushed, output comes in and is handed on at once, words are elected.
+//! Between the store and the workers whose streams this replica holds.
 //!
-//! - [`workers`]: the workers whose streams this replica holds; claims for those with room
-//! - [`live`]: the logs of turns in hand here, ahead of the database: live frames, and what is yet to be flushed
-//! - [`feeds`]: who waits for news of a conversation
+//! - [`workers`]: the connected workers; turns are claimed for those with room, and pushed to them
+//! - [`live`]: the logs of turns in hand, ahead of the database: shown at once, flushed in batches; `log` is one such log
+//! - [`subscriptions`]: wake-ups for those who wait for changes of a conversation
 //! - [`follow`]: the output of turns whose worker another replica holds
 
-pub mod feeds;
 pub mod follow;
 pub mod live;
+mod log;
+pub mod subscriptions;
 pub mod workers;

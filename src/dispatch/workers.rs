@@ -1,6 +1,10 @@
-//! The workers whose streams this replica holds: claims for those with room, pushes, and what they are told to stop.
+//! The workers whose streams this replica holds.
+//!
+//! For a worker with room, turns are claimed and pushed to it on its stream. What a worker holds is compared with what the
+//! markers name when it connects and with each heartbeat, so that a line that was lost is made up for.
 
 use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,72 +13,76 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::live::LiveLogs;
+use crate::every::{Again, Every};
 use crate::store::{BeatAnswer, ClaimFor, Claimed, Connected, Store, StoreError};
+use crate::turn::cause;
 use crate::turn::decide::reconcile;
 use crate::turn::keys::{Incarnation, TurnId};
-use crate::turn::reason::Reason;
-use crate::turn::terminal::Failure;
 use crate::wire::{Connect, HeartbeatAnswer, MAX_HISTORY, ToWorker, TurnPush};
 
-/// How often a worker with room looks for turns that no notice told of.
-const POLL: Duration = Duration::from_secs(1);
-/// How often a worker without room is held against its markers.
-const LOOK_AT_FULL: Duration = Duration::from_secs(5);
-/// A turn is pushed this often to a worker that does not name it; then the worker has lost it, by its own word.
+/// For a worker with room, turns that no notice told of are looked for this often.
+const CLAIM_EVERY: Duration = Duration::from_secs(1);
+/// What a worker without room holds is compared with the markers this often.
+const REFRESH_FULL_EVERY: Duration = Duration::from_secs(5);
+/// A turn is pushed again so many times to a worker that does not name it in its heartbeats; then the worker has lost it.
 const MAX_LACKING: u32 = 3;
-/// A claim may be this much younger than the answer that does not name it.
+/// A turn that was claimed within this time is in hand though the answer of a heartbeat does not name it: the answer may
+/// have been read before the claim.
 const JUST_CLAIMED: Duration = Duration::from_secs(5);
-/// How often logs are looked through for workers that are gone.
+/// The period of [`Workers::tidy`].
 const TIDY_EVERY: Duration = Duration::from_secs(30);
-/// Lines that may wait for a worker that does not read; more, and its stream is closed.
+/// The most lines that wait for a worker that does not read its stream; one more closes the stream.
 const MAX_LINES: usize = 1024;
 
-/// A worker's open stream.
+/// A connected worker, by one of its streams.
 pub struct Worker {
     pub incarnation: Incarnation,
-    /// This very stream: the lease names it.
+    /// Names the stream; the lease has the same value.
     pub stream: Uuid,
+    /// The terms of the lease.
     pub terms: Connected,
+    /// So many past turns of the conversation are pushed with each turn.
     history: u32,
     lines: mpsc::Sender<ToWorker>,
+    /// Wakes [`Workers::claim_for`].
     wake: Notify,
-    state: Mutex<State>,
+    duties: Mutex<WorkerDuties>,
     /// Cancelled when the stream is over, whoever ended it.
     pub closed: CancellationToken,
 }
 
 #[derive(Default)]
-struct State {
-    /// Turns that were pushed (or that the markers name), and when that was learnt.
+struct WorkerDuties {
+    /// Turns that the worker was pushed, or that markers name as its own, and when this replica last learnt of it.
     in_hand: HashMap<TurnId, Instant>,
-    /// Turns that the worker did not name though its marker does, and how often in a row.
+    /// Turns that a marker names as the worker's own and the worker did not name, and how often in a row.
     lacking: HashMap<TurnId, u32>,
     draining: bool,
     said_goodbye: bool,
 }
 
 impl Worker {
-    fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
-        f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    fn with<T>(&self, f: impl FnOnce(&mut WorkerDuties) -> T) -> T {
+        f(&mut self.duties.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The worker announced that it leaves: its closing stream is no cause for suspicion.
+    /// The end of the stream is announced, by the worker or by this replica: it raises no suspicion.
     pub fn says_goodbye(&self) {
         self.with(|s| s.said_goodbye = true);
     }
 
-    /// Whether it did.
+    /// Whether the end of the stream was announced.
     pub fn said_goodbye(&self) -> bool {
         self.with(|s| s.said_goodbye)
     }
 
-    /// The worker no longer owes these turns: there is room.
+    /// The worker no longer owes these turns, so it has room.
     pub fn let_go(&self, turns: &[TurnId]) {
         self.with(|s| s.in_hand.retain(|t, _| !turns.contains(t)));
         self.wake.notify_one();
     }
 
-    /// The worker takes nothing more.
+    /// No more turns are claimed for the worker.
     pub fn stop_claiming(&self) {
         self.with(|s| s.draining = true);
     }
@@ -87,7 +95,7 @@ impl Worker {
         }
     }
 
-    /// Counts how often in a row the worker did not name a turn that it was pushed; answers with those that it has lost.
+    /// Counts how often in a row the worker did not name each turn that it was pushed; returns the turns that it has lost.
     fn count_lacking(&self, lacking: &[TurnId]) -> Vec<TurnId> {
         self.with(|s| {
             s.lacking.retain(|t, _| lacking.contains(t));
@@ -96,12 +104,13 @@ impl Worker {
         })
     }
 
+    /// How many more turns the worker may be pushed.
     fn room(&self) -> u32 {
         self.with(|s| if s.draining { 0 } else { self.terms.capacity.saturating_sub(s.in_hand.len() as u32) })
     }
 }
 
-/// All of them.
+/// All workers that are connected to this replica. Cheap to clone.
 #[derive(Clone)]
 pub struct Workers {
     store: Store,
@@ -110,6 +119,7 @@ pub struct Workers {
 }
 
 impl Workers {
+    /// Nobody is connected yet.
     pub fn new(store: Store, live: LiveLogs) -> Self {
         Workers { store, live, connected: Arc::default() }
     }
@@ -123,7 +133,8 @@ impl Workers {
         self.with(|c| c.get(&incarnation).cloned())
     }
 
-    /// Takes a connected worker in. Lines for it come out of the receiver, until its `closed` is cancelled.
+    /// Adds a worker whose stream was opened. The receiver yields the lines for that stream, until the worker's `closed` is
+    /// cancelled.
     pub fn join(
         &self,
         incarnation: Incarnation,
@@ -138,19 +149,19 @@ impl Workers {
             history: asked.history.min(MAX_HISTORY),
             lines,
             wake: Notify::new(),
-            state: Mutex::new(State { draining: terms.draining.is_some(), ..State::default() }),
+            duties: Mutex::new(WorkerDuties { draining: terms.draining.is_some(), ..WorkerDuties::default() }),
             closed: CancellationToken::new(),
             terms,
         });
         if let Some(before) = self.with(|c| c.insert(incarnation, worker.clone())) {
-            // The same incarnation came again: its old connection is a corpse that TCP has not noticed.
+            // The same incarnation has connected again: its old connection is lost, and TCP has not noticed yet.
             before.says_goodbye();
             before.closed.cancel();
         }
         (worker, receiver)
     }
 
-    /// The stream is over, and the worker may be with another replica now.
+    /// Removes a worker whose stream is over; it may be connected to another replica already.
     pub fn leave(&self, worker: &Worker) {
         worker.closed.cancel();
         let was_its_last = self.with(|c| {
@@ -162,7 +173,7 @@ impl Workers {
         }
     }
 
-    /// Something can be claimed in this worker group.
+    /// Turns can be claimed in this worker group.
     pub fn wake_worker_group(&self, organization: &str, worker_group: &str) {
         self.with(|c| {
             c.values()
@@ -171,12 +182,12 @@ impl Workers {
         });
     }
 
-    /// Something was missed: everybody looks.
+    /// Notices may have been missed: turns are looked for, for every worker.
     pub fn wake_all(&self) {
         self.with(|c| c.values().for_each(|w| w.wake.notify_one()));
     }
 
-    /// Claims for a worker while its stream is open.
+    /// Claims turns for a worker and pushes them to it, while its stream is open.
     pub async fn claim_for(self, worker: Arc<Worker>) {
         while !worker.closed.is_cancelled() {
             let room = worker.room();
@@ -188,14 +199,16 @@ impl Workers {
                         continue;
                     }
                     Ok(_) => {}
-                    Err(error) => tracing::debug!(%error, "claim"),
+                    Err(error) => {
+                        tracing::debug!(%error, "claiming for worker {} failed; trying again", worker.incarnation);
+                    }
                 }
             }
             tokio::select! {
                 () = worker.wake.notified() => {}
-                () = tokio::time::sleep(POLL), if room > 0 => {}
-                // Its words may go by way of other replicas, and their notices may be lost.
-                () = tokio::time::sleep(LOOK_AT_FULL), if room == 0 => self.refresh(worker.incarnation).await,
+                () = tokio::time::sleep(CLAIM_EVERY), if room > 0 => {}
+                // The worker may finish turns by way of other replicas, whose notices may be lost.
+                () = tokio::time::sleep(REFRESH_FULL_EVERY), if room == 0 => self.refresh(worker.incarnation).await,
                 () = worker.closed.cancelled() => return,
             }
         }
@@ -206,16 +219,16 @@ impl Workers {
         for turn in claimed {
             self.live.open(turn.turn_id, turn.conversation_id, worker.incarnation, turn.log_end);
             let turn_id = turn.turn_id;
-            let push = self.complete(turn, worker.history).await;
-            // It may have been cancelled since.
+            let push = self.push_of(turn, worker.history).await;
+            // The turn may have been cancelled since.
             if worker.with(|s| s.in_hand.contains_key(&turn_id)) {
                 worker.send(ToWorker::Turn(Box::new(push)));
             }
         }
     }
 
-    /// Adds the history that the worker asked for.
-    async fn complete(&self, turn: Claimed, history: u32) -> TurnPush {
+    /// The line that gives a claimed turn to a worker, with the history that the worker asked for.
+    async fn push_of(&self, turn: Claimed, history: u32) -> TurnPush {
         let exchanges = if history == 0 || turn.number <= 1 {
             Vec::new()
         } else {
@@ -242,7 +255,8 @@ impl Workers {
         }
     }
 
-    /// Compares what a worker holds with what the markers name; answers what to push again and what to stop.
+    /// Compares the turns that a worker names as in hand with those that the markers name; returns what to push again and
+    /// what the worker is to stop. `history` is for a worker whose stream another replica holds.
     pub async fn compare(
         &self,
         incarnation: Incarnation,
@@ -256,20 +270,20 @@ impl Workers {
         stop.iter().filter(|&&t| self.live.is_open(t, incarnation)).for_each(|&t| self.live.close(t));
         let lost = worker.as_ref().map(|w| w.count_lacking(&lacking)).unwrap_or_default();
         for &turn in &lost {
-            let failure = Failure::detailed(Reason::AgentError, "the worker was pushed the turn and does not hold it");
+            let failure = cause::lease::lost_by_worker();
             self.store.fail_lost_turn(turn, incarnation, &failure).await?;
         }
         if !lacking.is_empty() {
             for turn in self.store.held(&lacking, incarnation).await? {
                 self.live.open(turn.turn_id, turn.conversation_id, incarnation, turn.log_end);
-                push.push(self.complete(turn, worker.as_ref().map_or(history, |w| w.history)).await);
+                push.push(self.push_of(turn, worker.as_ref().map_or(history, |w| w.history)).await);
             }
         }
         if let Some(worker) = worker {
             let held: HashSet<TurnId> = beat.held.iter().copied().collect();
             worker.with(|s| {
-                // What was claimed between the database's answer and now is in hand too; all else that no marker names
-                // (finished by way of another replica, say) is not.
+                // What was claimed between the database's answer and now is in hand too. All else that no marker names is
+                // not: it was finished by way of another replica, say.
                 s.in_hand.retain(|t, since| held.contains(t) || since.elapsed() < JUST_CLAIMED);
                 s.in_hand.extend(held.iter().map(|&t| (t, Instant::now())));
             });
@@ -281,17 +295,18 @@ impl Workers {
         Ok(HeartbeatAnswer { push, stop, drain: beat.drain })
     }
 
-    /// Something happened to a worker from outside: tell it what it no longer owes, and whether it is to drain.
+    /// Something else than the worker changed its lease or its turns: tells the worker what it no longer owes, and whether
+    /// it is to drain.
     pub async fn refresh(&self, incarnation: Incarnation) {
         let Some(worker) = self.get(incarnation) else { return };
         let in_hand: Vec<TurnId> = worker.with(|s| s.in_hand.keys().copied().collect());
         let state = match self.store.worker_state(incarnation).await {
             Ok(state) => state,
             // The next heartbeat tells the same.
-            Err(error) => return tracing::debug!(%error, "refresh"),
+            Err(error) => return tracing::debug!(%error, "worker {incarnation} is told of changes later"),
         };
         let Some(beat) = state else {
-            // Dead: its next call is answered 410.
+            // Its lease is dead; the next call of the worker is answered 410.
             worker.says_goodbye();
             worker.closed.cancel();
             return;
@@ -309,30 +324,28 @@ impl Workers {
         }
     }
 
-    /// Forgets the logs of workers that have been away for a whole [`TIDY_EVERY`], until `shutdown`. They keep what is
-    /// not durable, or are dead.
+    /// Forgets the live logs of workers that have not been connected here for a whole period, until `shutdown`. A worker
+    /// that lives keeps what is not durable of its output.
     pub async fn tidy(self, shutdown: CancellationToken) {
         let mut away: HashSet<TurnId> = HashSet::new();
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(TIDY_EVERY) => {}
-                () = shutdown.cancelled() => return,
-            }
-            let mut still_away = HashSet::new();
-            for (turn, incarnation) in self.live.in_hand() {
-                if self.get(incarnation).is_none() {
-                    if away.contains(&turn) {
-                        self.live.close(turn);
-                    } else {
-                        still_away.insert(turn);
-                    }
-                }
-            }
-            away = still_away;
+        let mut passes = Every::new("the tidying of live logs", TIDY_EVERY);
+        while passes.next(&shutdown).await.is_some() {
+            away = self.forget_logs(&away);
+            passes.ended(Ok::<_, Infallible>(Again::Later));
         }
     }
 
-    /// Closes every stream, as no cause for suspicion: the replica goes.
+    /// Forgets the logs of the turns in `away` whose workers are still not connected. Returns the other turns whose workers
+    /// are not.
+    fn forget_logs(&self, away: &HashSet<TurnId>) -> HashSet<TurnId> {
+        let in_hand = self.live.in_hand().into_iter();
+        let gone = in_hand.filter(|(_, incarnation)| self.get(*incarnation).is_none()).map(|(turn, _)| turn);
+        let (long, lately): (HashSet<TurnId>, _) = gone.partition(|turn| away.contains(turn));
+        long.into_iter().for_each(|turn| self.live.close(turn));
+        lately
+    }
+
+    /// Closes every stream because this replica stops; that raises no suspicion.
     pub fn close_all(&self) {
         self.with(|c| {
             c.values().for_each(|w| {

@@ -12,8 +12,9 @@ use crate::crd::AgentSpec;
 use crate::store::{Lease, NewStart, Store, StoreError};
 use crate::turn::decide::Look;
 use crate::turn::keys::{Incarnation, StartId};
+use crate::turn::cause;
+use crate::turn::cause::stop::{self, Stopper};
 use crate::turn::reason::Reason;
-use crate::turn::terminal::Failure;
 use crate::wire::Credential;
 
 /// The most turns that one call of the store sheds or orphans.
@@ -60,7 +61,7 @@ impl ActionRunner {
                 Ok(None)
             }
             Action::Drain { incarnation, start_id, runtime_ref, cause } => {
-                let reason = Reason::Deleted;
+                let reason = stop::reason(Stopper::Plan);
                 let told = match cause {
                     // The plan rests on what was read before: the worker may have claimed a turn since.
                     DrainCause::Idle | DrainCause::MakeRoom => {
@@ -132,9 +133,9 @@ impl ActionRunner {
     pub async fn withdraw(&self, workers: &[Lease]) -> Result<(), StoreError> {
         let unsure = std::mem::take(&mut *self.unsure.lock().unwrap_or_else(PoisonError::into_inner));
         for worker in workers.iter().filter(|w| unsure.contains(&w.start_id)) {
-            let failure = Failure::detailed(Reason::StartFailed, "the database was away when the start was written");
+            let failure = cause::start::unsure();
             let withdrawn = async {
-                if self.store.withdraw_start(worker.start_id, Reason::StartFailed).await? {
+                if self.store.withdraw_start(worker.start_id, stop::reason(Stopper::Withdrawal)).await? {
                     self.store.fail_worker(worker.incarnation, &failure).await?;
                 }
                 Ok::<_, StoreError>(())
@@ -196,9 +197,10 @@ impl ActionRunner {
         let leave = async {
             let running: HashSet<StartId> = self.runtime.running().await.into_iter().collect();
             let workers = self.store.workers().await?;
-            let drains = workers.iter().filter(|w| running.contains(&w.start_id) && !w.stopping).map(|w| {
-                self.drain(w.incarnation, w.start_id, &w.runtime_ref, Reason::NodeShutdown, "lastword is shutting down")
-            });
+            let reason = stop::reason(Stopper::ShutDown);
+            let held = workers.iter().filter(|w| running.contains(&w.start_id) && !w.stopping);
+            let drains = held
+                .map(|w| self.drain(w.incarnation, w.start_id, &w.runtime_ref, reason, "lastword is shutting down"));
             futures::future::try_join_all(drains).await.map(|_| ())
         };
         match tokio::time::timeout(within, leave).await {

@@ -14,9 +14,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use crate::crd::{AgentSpec, Scope};
-use crate::store::{Lease, LeasePhase, WorkerGroupDemand};
-use crate::turn::decide::{self, Demand, Limits};
+use crate::store::{Lease, WorkerGroupDemand};
+use crate::turn::decide::{self, Demand, StartLimits};
 use crate::turn::keys::{Grouping, Incarnation, StartId, worker_group};
+use crate::turn::phase::LeasePhase;
 
 /// The name of an Agent.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -270,7 +271,7 @@ impl AgentPlan<'_> {
         let mut unmet = 0;
         for (worker_group, claimable) in queues {
             let per_conversation = worker_group != shared;
-            let limits = Limits {
+            let limits = StartLimits {
                 min_workers: if per_conversation || !self.agent.may_warm { 0 } else { min },
                 max_workers: self.spec.limits.max_workers(),
                 turns_per_worker: self.spec.limits.turns_per_worker(),
@@ -284,7 +285,7 @@ impl AgentPlan<'_> {
             }
             self.taken += starts;
             if per_conversation {
-                unmet += decide::starts(demand, Limits { max_workers: u32::MAX, ..limits }) - starts;
+                unmet += decide::starts(demand, StartLimits { max_workers: u32::MAX, ..limits }) - starts;
             }
         }
         self.make_room(unmet);

@@ -1,4 +1,4 @@
-//! The flags of a gateway: its ports and limits, TLS on the worker port, and whether it asks Kubernetes who a pod is.
+//! The flags of a gateway: ports and limits, TLS on the worker port, and whether pods may prove who they are.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use clap::Args;
 use rustls::pki_types::{InvalidDnsNameError, ServerName};
 
-use super::{AuthMode, GatewayConfig, WorkerTls};
+use super::auth::AuthMode;
+use super::config::{GatewayConfig, WorkerTls};
 use crate::dispatch::follow;
 use crate::tls::{self, TlsError};
 
@@ -32,7 +33,8 @@ pub struct GatewayArgs {
 }
 
 impl GatewayArgs {
-    /// The gateway's configuration; `workers` is the address that the worker port really has.
+    /// The configuration that these flags describe. `workers` is the address that the worker port was bound to: with port 0
+    /// the kernel chose it.
     pub fn config(&self, workers: SocketAddr, worker_tls: Option<WorkerTls>) -> GatewayConfig {
         let scheme = if worker_tls.is_some() { "https" } else { "http" };
         GatewayConfig {
@@ -64,10 +66,10 @@ pub struct WorkerTlsArgs {
 }
 
 impl WorkerTlsArgs {
-    /// Reads the files, if there are any.
+    /// Reads the files; `None` without them.
     ///
     /// # Errors
-    /// What is wrong with which of them.
+    /// The first file with which something is wrong, and what.
     pub fn worker_tls(&self) -> Result<Option<WorkerTls>, TlsError> {
         let (Some(certificate), Some(key)) = (&self.worker_tls_cert, &self.worker_tls_key) else { return Ok(None) };
         let port = tls::server(certificate, key)?;
@@ -80,7 +82,7 @@ fn server_name(text: &str) -> Result<ServerName<'static>, InvalidDnsNameError> {
     ServerName::try_from(text.to_owned())
 }
 
-/// Whether, and for which callers, the gateway asks Kubernetes.
+/// Whether the gateway asks Kubernetes who a pod is.
 #[derive(Debug, Clone, Args)]
 pub struct ReviewArgs {
     /// Let pods prove who they are by a token of their ServiceAccount (TokenReview): the gateway must run in the cluster.

@@ -1,25 +1,24 @@
-//! Who calls: an API key's principal, or, with `--auth none` on loopback alone, the one local user.
+//! Finds out who calls: the principal of an API key, or, with `--auth none`, the one local user.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::Gateway;
+use super::caller::ApiCaller;
 use crate::problem::Problem;
 use crate::store::Store;
 use crate::store::keys::{self, Principal, Role};
 
-/// How long a key's principal is believed without asking again: a revoked key ends within a second.
-const BELIEVED_FOR: Duration = Duration::from_millis(500);
-/// How often the key of an open stream is asked about, whatever was heard.
+/// How long a key's principal is remembered without asking the database again. A revoked key is refused within a second.
+const REMEMBERED_FOR: Duration = Duration::from_millis(500);
+/// How often the database is asked whether the key of an open stream is still good, whatever notices said.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
-/// Keys that are remembered.
+/// How many keys are remembered.
 const MAX_REMEMBERED: usize = 10_000;
 
 /// How callers are known.
@@ -31,31 +30,32 @@ pub enum AuthMode {
     Keys,
 }
 
-/// Checks callers.
+/// Checks who calls.
 #[derive(Clone)]
 pub struct Auth {
     mode: AuthMode,
     store: Store,
-    remembered: Arc<Mutex<HashMap<String, (Known, Instant)>>>,
-    /// Told whenever a key was revoked somewhere.
+    /// Keys that were checked lately, by their [`fingerprint`], and when.
+    remembered: Arc<Mutex<HashMap<String, (KnownKey, Instant)>>>,
+    /// Changes whenever a key was revoked on any replica.
     changes: Arc<watch::Sender<()>>,
 }
 
 /// A key's principal and its id.
-type Known = (Principal, Uuid);
+type KnownKey = (Principal, Uuid);
 
 impl Auth {
     pub fn new(mode: AuthMode, store: Store) -> Self {
         Auth { mode, store, remembered: Arc::default(), changes: Arc::new(watch::Sender::new(())) }
     }
 
-    /// A key was revoked somewhere.
+    /// Forgets all keys, since one was revoked somewhere: each is asked about again.
     pub fn forget(&self) {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.changes.send_replace(());
     }
 
-    /// Ends when this key is no longer good: what was opened with it ends too.
+    /// Waits until this key is revoked or has expired. What was opened with the key is to end then.
     pub async fn until_revoked(&self, key: Option<Uuid>) {
         let Some(key) = key else { return std::future::pending().await };
         let mut changes = self.changes.subscribe();
@@ -65,16 +65,20 @@ impl Auth {
                 _ = changes.changed() => {}
                 () = tokio::time::sleep(ASK_AGAIN) => {}
             }
-            // Without the database nobody is cut off.
+            // While the database is away, nobody is cut off.
             if let Ok(false) = keys::is_good(self.store.pool(), key).await {
                 return;
             }
         }
     }
 
-    async fn principal(&self, parts: &Parts) -> Result<Caller, Problem> {
+    /// Who sent a request with this header.
+    ///
+    /// # Errors
+    /// 401 without a good key, 403 for another Host than loopback under `--auth none`, 503 while the database is away.
+    pub(super) async fn caller(&self, parts: &Parts) -> Result<ApiCaller, Problem> {
         match self.mode {
-            AuthMode::None => local(parts).map(|principal| Caller(principal, None)),
+            AuthMode::None => local(parts).map(|principal| ApiCaller { principal, key: None }),
             AuthMode::Keys => {
                 let shown = parts
                     .headers
@@ -82,12 +86,12 @@ impl Auth {
                     .and_then(|v| v.to_str().ok())
                     .and_then(|v| v.strip_prefix("Bearer "))
                     .ok_or_else(|| unauthorized("show an API key as a bearer token"))?;
-                self.keyed(shown).await.map(|(principal, key)| Caller(principal, Some(key)))
+                self.keyed(shown).await.map(|(principal, key)| ApiCaller { principal, key: Some(key) })
             }
         }
     }
 
-    async fn keyed(&self, shown: &str) -> Result<Known, Problem> {
+    async fn keyed(&self, shown: &str) -> Result<KnownKey, Problem> {
         if let Some(known) = self.recall(shown) {
             return Ok(known);
         }
@@ -104,21 +108,21 @@ impl Auth {
         Ok(known)
     }
 
-    fn recall(&self, shown: &str) -> Option<Known> {
+    fn recall(&self, shown: &str) -> Option<KnownKey> {
         let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         let (known, at) = remembered.get(&fingerprint(shown))?;
-        (at.elapsed() < BELIEVED_FOR).then(|| known.clone())
+        (at.elapsed() < REMEMBERED_FOR).then(|| known.clone())
     }
 }
 
-/// Secrets are not kept in memory longer than a request.
+/// The digest that a key is remembered by: the key itself is not kept in memory longer than its request.
 fn fingerprint(secret: &str) -> String {
     use sha2::{Digest, Sha256};
     crate::turn::keys::hex(&Sha256::digest(secret.as_bytes()))
 }
 
-/// Without authentication only this machine's own programs may call: a web page that resolves its name to loopback (DNS
-/// rebinding) shows itself by its Host.
+/// The caller under `--auth none`, where only programs on this machine may call. A web page whose name resolves to loopback
+/// (DNS rebinding) is refused by its `Host`.
 fn local(parts: &Parts) -> Result<Principal, Problem> {
     let host = parts.headers.get(header::HOST).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let name = host.rsplit_once(':').map_or(host, |(name, port)| if port.ends_with(']') { host } else { name });
@@ -130,26 +134,4 @@ fn local(parts: &Parts) -> Result<Principal, Problem> {
 
 fn unauthorized(detail: &str) -> Problem {
     Problem::new(StatusCode::UNAUTHORIZED, detail)
-}
-
-/// The authenticated caller of a request, and the key that was shown.
-pub struct Caller(pub Principal, pub Option<Uuid>);
-
-impl Caller {
-    /// Whether the caller sees what this user of this organization owns.
-    pub fn sees(&self, organization: &str, owner: &str) -> bool {
-        self.0.organization == organization && (self.0.user == owner || self.operates())
-    }
-
-    pub fn operates(&self) -> bool {
-        self.0.role == Role::Operator
-    }
-}
-
-impl FromRequestParts<Gateway> for Caller {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, gateway: &Gateway) -> Result<Self, Problem> {
-        gateway.auth.principal(parts).await
-    }
 }

@@ -1,4 +1,5 @@
-//! A port: accepted connections, with the limits that every one of them has.
+//! Serves one port: accepts connections, each under the same limits of time and size, and makes every error that leaves the
+//! process a problem detail.
 
 use std::io;
 use std::sync::Arc;
@@ -23,16 +24,17 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use super::GatewayConfig;
+use super::config::GatewayConfig;
 use crate::problem::{self, Problem};
 use crate::tls::Renewed;
 
-/// The largest body of any port; each port's routes have smaller ones.
+/// The largest body that any port takes, in bytes; routes have smaller limits of their own.
 const MAX_BODY: usize = crate::wire::MAX_BODY_BYTES;
-/// The longest text of the framework's own that is said on.
+/// The longest error text of the HTTP framework that is passed on, in bytes.
 const MAX_REFUSAL: usize = 4096;
 
-/// Serves a port until `shutdown`, then lets requests finish for the configured grace. With `tls`, it speaks nothing else.
+/// Serves a port until `shutdown`, and then for the configured grace until its requests are answered. With `tls`, the port
+/// speaks HTTPS alone.
 pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
@@ -62,13 +64,13 @@ pub(super) async fn serve(
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // Out of file descriptors, or the client is gone already: the next one may fare better.
+                // The process is out of file descriptors, or the client has gone already. Another try may succeed.
                 tracing::warn!(%error, "a connection was not accepted");
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
         };
-        // SSE frames are small and must not wait for more.
+        // SSE frames are small, and are to be sent without waiting for more (TCP_NODELAY).
         let _ = stream.set_nodelay(true);
         let service = TowerToHyperService::new(router.clone());
         let tls = tls.as_ref().map(|tls| TlsAcceptor::from(tls.borrow().clone()));
@@ -93,7 +95,7 @@ pub(super) async fn serve(
     Ok(())
 }
 
-/// The TLS handshake of a connection, if it is done in time.
+/// Does the TLS handshake of a connection; `None` if it fails, is not done in time, or `shutdown` comes first.
 async fn shake_hands(
     tls: TlsAcceptor,
     stream: TcpStream,
@@ -117,7 +119,7 @@ async fn shake_hands(
     }
 }
 
-/// HTTP on a connection, to its end; after `shutdown`, to the end of the request that it is in.
+/// Serves HTTP on a connection until it ends; after `shutdown`, until the request that is open on it is answered.
 async fn speak(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     service: TowerToHyperService<Router>,
@@ -142,7 +144,7 @@ fn trace_end(ended: Result<(), hyper::Error>) {
     }
 }
 
-/// Reads a request's body whole before anything is done with it: within its time and its size.
+/// Reads a request's whole body before the handler is called, within the limits of time and size.
 async fn whole_body(within: Duration, request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
     let limited = axum::body::to_bytes(body, MAX_BODY);
@@ -162,8 +164,8 @@ async fn whole_body(within: Duration, request: Request, next: Next) -> Response 
     next.run(Request::from_parts(parts, Body::from(bytes))).await
 }
 
-/// What the framework itself refuses (a path, a query, a method, a body's size) is said in plain text; every error that
-/// leaves this process is a problem.
+/// Makes a problem detail of an error response that is none: what the HTTP framework itself refuses (a query, a method, a
+/// body's size) it answers in plain text.
 async fn as_problem(response: Response) -> Response {
     let status = response.status();
     let kind = response.headers().get(header::CONTENT_TYPE).map(|v| v.as_bytes());
@@ -177,7 +179,7 @@ async fn as_problem(response: Response) -> Response {
         _ => status.canonical_reason().unwrap_or("refused"),
     };
     let mut answer = Problem::new(status, detail).into_response();
-    // Such as `Allow` on 405.
+    // Headers such as `Allow` on 405 are kept.
     for (name, value) in &parts.headers {
         if ![header::CONTENT_TYPE, header::CONTENT_LENGTH].contains(name) {
             answer.headers_mut().insert(name, value.clone());

@@ -23,7 +23,7 @@ async fn ports(router: Router, shutdown: &CancellationToken) -> ([String; 2], re
     (urls, tls::http_trusting(&authorities).no_proxy().build().expect("a client"))
 }
 
-/// A client takes a clean end for success.
+/// A client takes a clean end of a stream for success, so a stream without its terminal must not have one.
 #[tokio::test]
 async fn a_stream_that_breaks_off_never_ends_cleanly() {
     let breaks = Arc::new(Notify::new());

@@ -1,12 +1,13 @@
-//! Guardrails in CEL: one expression over the message, true lets it pass.
+//! Guardrails in CEL: one expression over the message; true lets the message pass.
 //!
-//! An evaluation cannot be interrupted, so it is bounded three times. When it is compiled: length of the source, depth,
-//! nesting of loops, and only known variables. When it runs: on a thread of its own, awaited for [`TIMEOUT`]; after that
-//! the rail is broken (its `failurePolicy` decides), while the thread runs on to the expression's end. And over all
-//! Agents: at most [`MAX_RUNNING`] evaluations, abandoned ones included; a rail that gets no place in time is broken.
+//! An evaluation cannot be interrupted, so it is bounded in three ways. When an expression is compiled, its length, its
+//! depth and the nesting of its loops are limited, and it may name known variables only. When it is evaluated, on a thread
+//! of its own, the result is awaited for [`TIMEOUT`]; after that the rail is broken, while the thread runs on to the end of
+//! the expression. And of all Agents together, [`MAX_RUNNING`] evaluations run at a time, those that nobody awaits any more
+//! included; a rail that gets no place in time is broken.
 //!
-//! The thread is not one of tokio's blocking pool: a runtime that shuts down waits for those, and a slow expression would
-//! hold up the drain of a gateway. Starting one costs some 20 µs.
+//! The thread is not one of tokio's blocking pool: a runtime that shuts down waits for those, so that a slow expression
+//! would hold up the drain of a gateway. To start a thread takes some 20 µs.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -15,21 +16,22 @@ use cel::common::ast::{EntryExpr, Expr, IdedExpr};
 use cel::{Context, Env, Program, Value};
 use tokio::sync::{Semaphore, oneshot};
 
-use super::{Answer, Input};
+use super::rail::{Input, RailAnswer};
 
 /// The longest expression, in bytes.
 pub const MAX_SOURCE_BYTES: usize = 2048;
-/// For one evaluation, waiting for a place included.
+/// The time for one evaluation, waiting for a place included.
 pub const TIMEOUT: Duration = Duration::from_secs(1);
-/// Evaluations at a time in this process.
+/// The most evaluations at a time in this process.
 pub const MAX_RUNNING: usize = 16;
 /// The deepest syntax tree: evaluation recurses, and a stack that overflows would end the process.
 const MAX_DEPTH: usize = 64;
-/// The deepest nesting of `all`, `exists`, `map`, …: what an evaluation costs grows by a power with each.
+/// The deepest nesting of `all`, `exists`, `map` and the like: each multiplies the cost of an evaluation by the length of
+/// its list.
 const MAX_LOOPS: usize = 2;
 
 const VARIABLES: [&str; 6] = ["message", "user", "conversation", "platform", "metadata", "size"];
-/// Names of types, and the namespace of optional values.
+/// Names that are no variables: types, and the namespace of optional values.
 const NAMES: [&str; 11] =
     ["bool", "bytes", "double", "dyn", "int", "list", "map", "null_type", "optional", "string", "uint"];
 
@@ -43,7 +45,7 @@ pub(super) struct Expression {
 }
 
 impl Expression {
-    /// Compiles `source`, and refuses what is too large or names an unknown variable.
+    /// Compiles `source`; refuses an expression that is too large or names an unknown variable.
     pub(super) fn compile(source: &str) -> Result<Self, String> {
         if source.len() > MAX_SOURCE_BYTES {
             return Err(format!("longer than {MAX_SOURCE_BYTES} bytes"));
@@ -53,8 +55,8 @@ impl Expression {
         Ok(Self { program: Arc::new(program) })
     }
 
-    /// Evaluates it for one message.
-    pub(super) async fn ask(&self, input: Input<'_>) -> Answer {
+    /// Evaluates the expression for one message.
+    pub(super) async fn ask(&self, input: Input<'_>) -> RailAnswer {
         let variables = Variables {
             texts: [
                 ("message", input.message.to_owned()),
@@ -62,7 +64,7 @@ impl Expression {
                 ("conversation", input.conversation.to_owned()),
                 ("platform", input.platform.to_owned()),
             ],
-            // So that `has(metadata.x)` is false, not an error, where a client told nothing.
+            // Without metadata, `has(metadata.x)` is to be false and not an error.
             metadata: match input.platform_metadata {
                 serde_json::Value::Null => serde_json::json!({}),
                 told => told.clone(),
@@ -73,7 +75,7 @@ impl Expression {
             let place = RUNNING.acquire().await.map_err(|closed| closed.to_string())?;
             let (answer, result) = oneshot::channel();
             let run = move || {
-                // Whoever asked may have left; the place is given back either way, and also by a panic.
+                // The place is given back when this ends, also by a panic, and also if nobody awaits the result any more.
                 let _place = place;
                 let _ = answer.send(evaluate(&program, variables));
             };
@@ -84,10 +86,10 @@ impl Expression {
             result.await.map_err(|_| "evaluation panicked".to_owned())?
         };
         match tokio::time::timeout(TIMEOUT, evaluation).await {
-            Ok(Ok(true)) => Answer::Allow,
-            Ok(Ok(false)) => Answer::Reject(None),
-            Ok(Err(cause)) => Answer::Broken(cause),
-            Err(_) => Answer::Broken(format!("no result within {TIMEOUT:?}")),
+            Ok(Ok(true)) => RailAnswer::Allow,
+            Ok(Ok(false)) => RailAnswer::Reject(None),
+            Ok(Err(cause)) => RailAnswer::Broken(cause),
+            Err(_) => RailAnswer::Broken(format!("no result within {TIMEOUT:?}")),
         }
     }
 }
@@ -110,12 +112,13 @@ fn evaluate(program: &Program, variables: Variables) -> Result<bool, String> {
     match program.execute(&context) {
         Ok(Value::Bool(allow)) => Ok(allow),
         Ok(other) => Err(format!("the result is a {}, not a bool", other.type_of())),
-        // Errors may quote values, e.g. the message; operators get the kind and the start, which names the operation.
+        // An error may quote values such as the message. Operators get its beginning, which names the operation.
         Err(error) => Err(error.to_string().chars().take(200).collect()),
     }
 }
 
-/// Walks the syntax tree: bounded depth, bounded loops, no name that is neither variable nor bound by a loop.
+/// Walks the syntax tree. Refuses one that is too deep, loops nested too deep, and a name that is neither a known one nor
+/// bound by a loop.
 fn visit<'e>(node: &'e IdedExpr, bound: &mut Vec<&'e str>, depth: usize, loops: usize) -> Result<(), String> {
     if depth > MAX_DEPTH {
         return Err(format!("nested deeper than {MAX_DEPTH}"));

@@ -12,8 +12,9 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::crd::SecretKeyRef;
-use crate::egress::{Egress, Reach};
-use crate::secrets::{NoSecrets, SecretError};
+use crate::egress::{Egress, Outbound, Reach};
+use crate::secrets::{NoSecrets, SecretError, Secrets};
+use crate::turn::reason::Reason;
 
 /// Receivers here are on loopback, which is refused otherwise.
 fn services() -> Services {
@@ -29,7 +30,7 @@ fn guards(rails: Value) -> Guards {
     Guards::compile(&serde_json::from_value(json!({ "input": rails })).unwrap()).unwrap()
 }
 
-async fn verdict(rails: Value, message: &str) -> Verdict {
+async fn verdict(rails: Value, message: &str) -> GuardVerdict {
     let metadata = json!({"channel": "C1", "tags": ["a", "b"], "n": 3});
     let input = Input {
         organization: "default",
@@ -45,10 +46,10 @@ async fn verdict(rails: Value, message: &str) -> Verdict {
     guards(rails).check(&services(), input).await
 }
 
-fn rejection(verdict: Verdict) -> (String, String) {
+fn rejection(verdict: GuardVerdict) -> (String, String) {
     match verdict {
-        Verdict::Reject { message, detail } => (message, detail),
-        Verdict::Allow => panic!("allowed"),
+        GuardVerdict::Reject { message, detail } => (message, detail),
+        GuardVerdict::Allow => panic!("allowed"),
     }
 }
 
@@ -69,7 +70,7 @@ async fn assert_broken(url: &str, cause: &str) {
     assert_eq!(message, NOT_CHECKED);
     assert!(detail.contains(cause), "{detail}");
     assert!(!detail.contains("127.0.0.1"), "the URL may be a secret: {detail}");
-    assert_eq!(verdict(webhook(url, "Ignore"), "hi").await, Verdict::Allow);
+    assert_eq!(verdict(webhook(url, "Ignore"), "hi").await, GuardVerdict::Allow);
 }
 
 #[tokio::test]
@@ -84,7 +85,7 @@ async fn cel_sees_its_variables() {
         // As deep as is allowed, on the thread that evaluates.
         &format!("{} == 60", vec!["1"; 60].join(" + ")),
     ] {
-        assert_eq!(verdict(json!([{ "cel": allows }]), "hi").await, Verdict::Allow, "{allows}");
+        assert_eq!(verdict(json!([{ "cel": allows }]), "hi").await, GuardVerdict::Allow, "{allows}");
     }
 }
 
@@ -109,7 +110,7 @@ async fn a_broken_expression_follows_its_policy() {
         assert_eq!(message, NOT_CHECKED);
         assert!(detail.contains("guardrail 0 (cel) could not decide"), "{detail}");
         let ignored = json!([{"cel": broken, "failurePolicy": "Ignore"}, {"cel": "message == 'hi'"}]);
-        assert_eq!(verdict(ignored.clone(), "hi").await, Verdict::Allow);
+        assert_eq!(verdict(ignored.clone(), "hi").await, GuardVerdict::Allow);
         rejection(verdict(ignored, "ho").await);
     }
 }
@@ -146,9 +147,9 @@ fn what_can_never_work_does_not_compile() {
         assert!(error.to_string().contains(problem), "{source:.40}: {error}");
     }
     for (rail, problem) in [
-        (json!({}), Problem::Kind),
-        (json!({"webhook": {"url": "ftp://x"}}), Problem::Url),
-        (json!({"webhook": {}}), Problem::UrlSource),
+        (json!({}), RailProblem::Kind),
+        (json!({"webhook": {"url": "ftp://x"}}), RailProblem::Url),
+        (json!({"webhook": {}}), RailProblem::UrlSource),
     ] {
         let rails = serde_json::from_value(json!({ "input": [rail] })).unwrap();
         assert_eq!(Guards::compile(&rails).unwrap_err().problem, problem);
@@ -159,8 +160,8 @@ fn what_can_never_work_does_not_compile() {
 async fn a_message_too_large_is_rejected_only_if_there_are_rails() {
     let large = "x".repeat(MAX_MESSAGE_BYTES + 1);
     rejection(verdict(json!([{"cel": "true", "failurePolicy": "Ignore"}]), &large).await);
-    assert_eq!(verdict(json!([{"cel": "true"}]), &large[1..]).await, Verdict::Allow);
-    assert_eq!(verdict(json!([]), &large).await, Verdict::Allow);
+    assert_eq!(verdict(json!([{"cel": "true"}]), &large[1..]).await, GuardVerdict::Allow);
+    assert_eq!(verdict(json!([]), &large).await, GuardVerdict::Allow);
 }
 
 #[tokio::test]
@@ -176,7 +177,7 @@ async fn a_webhook_is_asked_and_obeyed() {
     let address = serve(Router::new().route("/", post(decide)).route("/silent", post(silent))).await;
 
     let rails = webhook(&format!("http://{address}/"), "Fail");
-    assert_eq!(verdict(rails.clone(), "good").await, Verdict::Allow);
+    assert_eq!(verdict(rails.clone(), "good").await, GuardVerdict::Allow);
     let (message, detail) = rejection(verdict(rails, "bad").await);
     assert_eq!((message.as_str(), detail.as_str()), ("Not this.", "rejected by guardrail 0 (webhook)"));
 
@@ -239,7 +240,7 @@ async fn a_webhook_that_does_not_decide_is_broken() {
         platform_metadata: &metadata,
     };
     let absent = guards(json!([{"cel": "!has(metadata.channel)"}]));
-    assert_eq!(absent.check(&services(), input).await, Verdict::Allow, "no metadata is empty metadata");
+    assert_eq!(absent.check(&services(), input).await, GuardVerdict::Allow, "no metadata is empty metadata");
 }
 
 #[tokio::test]
@@ -288,7 +289,7 @@ async fn a_url_in_a_secret_is_read_at_use() {
     };
     rejection(rails.check(&services, input).await);
     *secret.0.lock().unwrap() = Some(format!("http://{address}/\n"));
-    assert_eq!(rails.check(&services, input).await, Verdict::Allow);
+    assert_eq!(rails.check(&services, input).await, GuardVerdict::Allow);
     *secret.0.lock().unwrap() = Some("ftp://x".into());
     rejection(rails.check(&services, input).await);
 

@@ -1,8 +1,8 @@
-//! Failures as Kubernetes Events: on the Agent, and on the worker's pod where one is known.
+//! Shows failed turns and failed starts as Kubernetes Events, on the Agent, and on the worker's pod where one is known.
 //!
-//! Aggregated: for an Agent (or a pod) and a reason one Event at most every ten seconds, which says how many there were.
-//! They are read behind a cursor over what failed, so nothing is lost between two looks; Events are a help, not a record:
-//! around a change of leaders one may be missing or twice.
+//! Events are aggregated: an object gets at most one Event per reason in ten seconds, and the Event says how many failures
+//! there were. Failures are read from the database behind a cursor, so none is lost between two passes. Still, Events are a
+//! help, not a record: around a change of leaders one may be missing or appear twice.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,52 +14,51 @@ use k8s_openapi::jiff::Timestamp;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
 use time::OffsetDateTime;
-use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::MANAGER;
-use super::call::bounded;
-use super::turns::stamp;
+use super::client::{FIELD_MANAGER, bounded};
+use super::clock::timestamp;
 use crate::crd::{Agent, LastFailure};
+use crate::every::{Again, Every};
 use crate::leadership::Leadership;
 use crate::store::{Failed, Store, StoreError};
 use crate::turn::keys::TurnId;
 use crate::turn::reason::Reason;
 use crate::turn::terminal::cut;
 
-/// Looks at what failed this often.
-const LOOK: Duration = Duration::from_secs(2);
-/// Between two Events of one object and reason.
-const APART: Duration = Duration::from_secs(10);
-/// A new leader looks back this far. Longer than a transaction may take, so that what commits late is seen: each look
-/// goes back as far.
-const LOOK_BACK: Duration = Duration::from_secs(15);
-/// Failures of one look.
-const LIMIT: u32 = 1000;
-/// Kubernetes' bound for a note, in bytes.
+/// Between two passes.
+const PERIOD: Duration = Duration::from_secs(2);
+/// The shortest time between two Events of one object and reason.
+const EVENT_PERIOD: Duration = Duration::from_secs(10);
+/// How far back a new leader reads, and how far behind its cursor each pass reads again. It is longer than a transaction may
+/// take, so that a failure whose transaction committed late is seen.
+const READ_BACK: Duration = Duration::from_secs(15);
+/// Failures of one kind that a pass reads at the most.
+const MAX_OF_A_PASS: u32 = 1000;
+/// The longest note of an Event, in bytes; Kubernetes refuses longer ones.
 const MAX_NOTE: usize = 1024;
-/// Objects and reasons that may be remembered or wait; beyond it Events are dropped.
+/// How many objects and reasons are remembered, or wait for an Event, at the most. Beyond it Events are dropped.
 const MAX_KEPT: usize = 10_000;
 
-/// The latest failure of each Agent, by its UID, for its status.
+/// The latest failure of each Agent, by the Agent's UID. The Agent's status shows it.
 #[derive(Debug, Clone, Default)]
 pub struct LastFailures(Arc<Mutex<HashMap<String, LastFailure>>>);
 
 impl LastFailures {
-    /// The latest failure that was seen since this replica leads.
+    /// The latest failure of the Agent with this UID that this replica read since it leads.
     pub fn get(&self, uid: &str) -> Option<LastFailure> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
     }
 
-    /// Notes a turn, if its Agent is there.
+    /// Notes a failed turn. One whose Agent is deleted is left out.
     pub fn note(&self, failed: &Failed) {
         let Some(uid) = &failed.agent_uid else { return };
         let failure = LastFailure {
             reason: failed.reason,
             message: cut(failed.detail.clone(), MAX_NOTE),
             turn_id: TurnId(failed.id).to_string(),
-            time: Time(whole_seconds(stamp(failed.at))),
+            time: Time(whole_seconds(timestamp(failed.at))),
         };
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if all.len() < MAX_KEPT || all.contains_key(uid) {
@@ -67,13 +66,14 @@ impl LastFailures {
         }
     }
 
-    /// Forgets Agents that are gone.
-    pub fn keep(&self, is_there: impl Fn(&str) -> bool) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid, _| is_there(uid));
+    /// Forgets the failures of Agents whose UIDs do not `exist`.
+    pub fn keep(&self, exist: impl Fn(&str) -> bool) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid, _| exist(uid));
     }
 }
 
-/// As Kubernetes keeps a time: what it shows must equal what was written, else it is written without end.
+/// A time in whole seconds, as Kubernetes keeps times. A status with a finer time would never equal the status that the API
+/// server answers with, and would be patched again without end.
 fn whole_seconds(at: Timestamp) -> Timestamp {
     Timestamp::from_second(at.as_second()).unwrap_or(at)
 }
@@ -86,137 +86,174 @@ pub async fn run(
     leadership: Leadership,
     shutdown: CancellationToken,
 ) {
+    let lead_again = || lead(store.clone(), client.clone(), failures.clone(), shutdown.clone());
     tokio::select! {
-        () = leadership.while_leading(|| lead(&store, &client, &failures)) => {}
+        () = leadership.while_leading(lead_again) => {}
         () = shutdown.cancelled() => {}
     }
 }
 
-async fn lead(store: &Store, client: &Client, failures: &LastFailures) {
-    let recorder = Recorder::new(client.clone(), Reporter { controller: MANAGER.into(), instance: None });
-    let mut cursor = Cursor::default();
-    let mut board = Board::default();
-    let mut look = interval(LOOK);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        look.tick().await;
-        // Without the database there is nothing new; the cursor waits.
-        if let Ok((turns, starts)) = cursor.read(store).await {
-            turns.iter().for_each(|failed| failures.note(failed));
-            turns.iter().for_each(|failed| board.add(RUN_TURN, failed));
-            starts.iter().for_each(|failed| board.add(START_WORKER, failed));
+/// Writes Events until `shutdown`. The state is owned, so that the future is `Send`, which the compiler cannot prove of a pass
+/// that borrows.
+async fn lead(store: Store, client: Client, failures: LastFailures, shutdown: CancellationToken) {
+    let recorder = Recorder::new(client, Reporter { controller: FIELD_MANAGER.into(), instance: None });
+    let (reader, aggregator) = (FailureReader::default(), EventAggregator::default());
+    let mut writer = EventWriter { store, failures, recorder, reader, aggregator };
+    let passes = Every::new("reading failures for Events", PERIOD).at_once();
+    passes.run(&shutdown, async move |_| writer.pass().await).await;
+}
+
+/// Writes Events, and notes the latest failures of Agents.
+struct EventWriter {
+    store: Store,
+    failures: LastFailures,
+    recorder: Recorder,
+    reader: FailureReader,
+    aggregator: EventAggregator,
+}
+
+impl EventWriter {
+    async fn pass(&mut self) -> Result<Again, StoreError> {
+        let read = self.reader.read(&self.store).await;
+        if let Ok((turns, starts)) = &read {
+            turns.iter().for_each(|failed| self.failures.note(failed));
+            turns.iter().for_each(|failed| self.aggregator.add(RUN_TURN, failed));
+            starts.iter().for_each(|failed| self.aggregator.add(START_WORKER, failed));
         }
-        for (reference, event) in board.take(Instant::now()) {
-            if let Err(error) = bounded(recorder.publish(&event, &reference)).await {
-                // An object that is gone has no Events; an API server that is away gets the next ones.
+        // Events that waited are written also while the database is away.
+        for (object, event) in self.aggregator.take(Instant::now()) {
+            if let Err(error) = bounded(self.recorder.publish(&event, &object)).await {
+                // The Event is dropped. Its object may be gone; an API server that is away gets the next Events.
                 tracing::debug!(%error, reason = event.reason, "an Event was not written");
             }
         }
+        read.map(|_| Again::Later)
     }
 }
 
-/// How far failures were read.
+/// Reads failures of both kinds, each failure once.
 #[derive(Debug, Default)]
-struct Cursor {
-    turns: Side,
-    starts: Side,
+struct FailureReader {
+    turns: FailureCursor,
+    starts: FailureCursor,
 }
 
-/// A place in one list of failures, and what was read since `LOOK_BACK` before it.
+/// How far failures of one kind were read.
 #[derive(Debug, Default)]
-struct Side {
+struct FailureCursor {
+    /// Failures up to this time of the database were read; `None`: none yet.
     at: Option<OffsetDateTime>,
+    /// The failures that were read and may be read again, with their times.
     seen: HashMap<Uuid, OffsetDateTime>,
 }
 
-impl Side {
+impl FailureCursor {
+    /// The time from which the next pass reads.
     fn since(&self, now: OffsetDateTime) -> OffsetDateTime {
-        self.at.unwrap_or(now) - LOOK_BACK
+        self.at.unwrap_or(now) - READ_BACK
     }
 
-    /// Whether it is news; notes it.
+    /// Notes a failure. True if it was not read before.
     fn is_new(&mut self, id: Uuid, at: OffsetDateTime) -> bool {
         self.seen.insert(id, at).is_none()
     }
 
-    /// Everything up to `at` was read.
+    /// Moves on: everything up to `at` was read.
     fn advance(&mut self, at: OffsetDateTime) {
         self.at = Some(at);
-        self.seen.retain(|_, seen| *seen >= at - 2 * LOOK_BACK);
+        self.seen.retain(|_, seen| *seen >= at - 2 * READ_BACK);
     }
 
-    /// What of an answer is news.
-    fn news(&mut self, mut failed: Vec<Failed>, now: OffsetDateTime) -> Vec<Failed> {
-        // A full answer ends earlier than now.
-        let full = failed.last().filter(|_| failed.len() >= LIMIT as usize);
-        let end = full.map_or(now, |last| last.at + LOOK_BACK);
+    /// Takes an answer of the database that was asked at `now`, and leaves in it what was not read before.
+    fn only_new(&mut self, mut failed: Vec<Failed>, now: OffsetDateTime) -> Vec<Failed> {
+        // An answer that is full may lack failures behind its last one, so the next pass reads from there.
+        let full = failed.last().filter(|_| failed.len() >= MAX_OF_A_PASS as usize);
+        let end = full.map_or(now, |last| last.at + READ_BACK);
         failed.retain(|one| self.is_new(one.id, one.at));
         self.advance(end);
         failed
     }
 }
 
-impl Cursor {
-    /// Turns and starts.
+impl FailureReader {
+    /// The turns and the starts that failed since the last reading.
     async fn read(&mut self, store: &Store) -> Result<(Vec<Failed>, Vec<Failed>), StoreError> {
         let now = store.now().await?;
-        let turns = self.turns.news(store.failed_turns(self.turns.since(now), LIMIT).await?, now);
-        let starts = self.starts.news(store.failed_starts(self.starts.since(now), LIMIT).await?, now);
+        let turns = self.turns.only_new(store.failed_turns(self.turns.since(now), MAX_OF_A_PASS).await?, now);
+        let starts = self.starts.only_new(store.failed_starts(self.starts.since(now), MAX_OF_A_PASS).await?, now);
         Ok((turns, starts))
     }
 }
 
-/// What was tried, as Events name it.
+/// The field `action` of Events: what was tried and failed.
 const RUN_TURN: &str = "RunTurn";
 const START_WORKER: &str = "StartWorker";
 
-/// What an Event is about: kind, namespace, name, UID.
-type About = (&'static str, String, String, String);
-
-/// Events that wait for their time.
-#[derive(Debug, Default)]
-struct Board {
-    waiting: HashMap<(About, &'static str, Reason), (u32, String)>,
-    written: HashMap<(About, &'static str, Reason), Instant>,
+/// What one Event tells of: failures of one object, action and reason.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct EventKey {
+    /// `Agent` or `Pod`.
+    kind: &'static str,
+    namespace: String,
+    name: String,
+    uid: String,
+    action: &'static str,
+    reason: Reason,
 }
 
-impl Board {
+/// Counts failures until their Event may be written.
+#[derive(Debug, Default)]
+struct EventAggregator {
+    /// How many failures wait, and the detail of the last one.
+    waiting: HashMap<EventKey, (u32, String)>,
+    /// When the last Event was written.
+    written: HashMap<EventKey, Instant>,
+}
+
+impl EventAggregator {
     fn add(&mut self, action: &'static str, failed: &Failed) {
-        let uid = failed.agent_uid.clone();
-        let agent = uid.map(|uid| ("Agent", failed.organization.clone(), failed.agent.clone(), uid));
-        let pod = failed.pod.as_ref().and_then(|(at, uid)| {
-            let (namespace, name) = at.split_once('/')?;
-            Some(("Pod", namespace.to_owned(), name.to_owned(), uid.clone()))
+        let key = |kind, namespace: &str, name: &str, uid: &str| EventKey {
+            kind,
+            namespace: namespace.into(),
+            name: name.into(),
+            uid: uid.into(),
+            action,
+            reason: failed.reason,
+        };
+        let agent = failed.agent_uid.as_deref().map(|uid| key("Agent", &failed.organization, &failed.agent, uid));
+        let pod = failed.pod.as_ref().and_then(|(reference, uid)| {
+            let (namespace, name) = reference.split_once('/')?;
+            Some(key("Pod", namespace, name, uid))
         });
-        for about in [agent, pod].into_iter().flatten() {
+        for key in [agent, pod].into_iter().flatten() {
             if self.waiting.len() >= MAX_KEPT {
                 return;
             }
-            let (count, last) = self.waiting.entry((about, action, failed.reason)).or_default();
+            let (count, last) = self.waiting.entry(key).or_default();
             *count += 1;
             *last = cut(failed.detail.clone(), MAX_NOTE);
         }
     }
 
-    /// Takes the Events whose time has come.
+    /// Takes the Events that may be written at `now`, with the objects that they are about.
     fn take(&mut self, now: Instant) -> Vec<(ObjectReference, Event)> {
-        self.written.retain(|_, at| now - *at < APART);
+        self.written.retain(|_, at| now - *at < EVENT_PERIOD);
         let ready: Vec<_> = self.waiting.keys().filter(|key| !self.written.contains_key(*key)).cloned().collect();
         ready
             .into_iter()
             .filter_map(|key| {
                 let (count, last) = self.waiting.remove(&key)?;
                 self.written.insert(key.clone(), now);
-                Some(event(key, count, &last))
+                Some(to_event(key, count, &last))
             })
             .collect()
     }
 }
 
-fn event((about, action, reason): (About, &'static str, Reason), count: u32, last: &str) -> (ObjectReference, Event) {
-    let (kind, namespace, name, uid) = about;
+fn to_event(key: EventKey, count: u32, last: &str) -> (ObjectReference, Event) {
+    let EventKey { kind, namespace, name, uid, action, reason } = key;
     let api_version = if kind == "Pod" { "v1".to_owned() } else { Agent::api_version(&()).into_owned() };
-    let reference = ObjectReference {
+    let object = ObjectReference {
         api_version: Some(api_version),
         kind: Some(kind.into()),
         namespace: Some(namespace),
@@ -233,7 +270,7 @@ fn event((about, action, reason): (About, &'static str, Reason), count: u32, las
         action: action.into(),
         secondary: None,
     };
-    (reference, event)
+    (object, event)
 }
 
 #[cfg(test)]
@@ -242,9 +279,9 @@ mod tests {
 
     #[test]
     fn one_event_in_ten_seconds_tells_of_all() {
-        let mut board = Board::default();
+        let mut aggregator = EventAggregator::default();
         let pod = ("team/bot-1".to_owned(), "p".to_owned());
-        let fail = |board: &mut Board, detail: &str| {
+        let fail = |aggregator: &mut EventAggregator, detail: &str| {
             let failed = Failed {
                 id: Uuid::now_v7(),
                 organization: "team".into(),
@@ -255,33 +292,35 @@ mod tests {
                 at: OffsetDateTime::UNIX_EPOCH,
                 pod: Some(pod.clone()),
             };
-            board.add(RUN_TURN, &failed);
+            aggregator.add(RUN_TURN, &failed);
         };
         let start = Instant::now();
-        fail(&mut board, "exit 1");
-        let first = board.take(start);
+        fail(&mut aggregator, "exit 1");
+        let first = aggregator.take(start);
         assert_eq!(first.len(), 2, "on the Agent and on the pod");
         assert!(first.iter().all(|(_, event)| event.note.as_deref() == Some("exit 1")));
         assert!(first.iter().any(|(about, _)| about.kind.as_deref() == Some("Pod")));
         for number in 0..5 {
-            fail(&mut board, &format!("exit {number}"));
+            fail(&mut aggregator, &format!("exit {number}"));
         }
-        assert!(board.take(start + APART / 2).is_empty());
-        let later = board.take(start + APART);
+        assert!(aggregator.take(start + EVENT_PERIOD / 2).is_empty());
+        let later = aggregator.take(start + EVENT_PERIOD);
         assert_eq!(later.len(), 2);
         assert!(later[0].1.note.as_deref() == Some("5 turns failed; the last: exit 4"));
-        fail(&mut board, &"é".repeat(2000));
-        assert!(board.take(start + 3 * APART)[0].1.note.as_ref().is_some_and(|note| note.len() <= MAX_NOTE));
+        fail(&mut aggregator, &"é".repeat(2000));
+        assert!(
+            aggregator.take(start + 3 * EVENT_PERIOD)[0].1.note.as_ref().is_some_and(|note| note.len() <= MAX_NOTE)
+        );
     }
 
     #[test]
     fn a_failure_is_read_once_though_each_look_goes_back() {
-        let mut side = Side::default();
-        let (id, at) = (Uuid::now_v7(), OffsetDateTime::UNIX_EPOCH + 3 * LOOK_BACK);
-        assert!(side.is_new(id, at));
-        side.advance(at);
-        assert!(!side.is_new(id, at) && side.since(at) == at - LOOK_BACK);
-        side.advance(at + 3 * LOOK_BACK);
-        assert!(side.seen.is_empty());
+        let mut cursor = FailureCursor::default();
+        let (id, at) = (Uuid::now_v7(), OffsetDateTime::UNIX_EPOCH + 3 * READ_BACK);
+        assert!(cursor.is_new(id, at));
+        cursor.advance(at);
+        assert!(!cursor.is_new(id, at) && cursor.since(at) == at - READ_BACK);
+        cursor.advance(at + 3 * READ_BACK);
+        assert!(cursor.seen.is_empty());
     }
 }

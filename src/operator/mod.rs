@@ -1,17 +1,31 @@
-//! All of Kubernetes: Agents, AgentTurns, worker pods. Only this module, `crd`, and the gateway's TokenReview know kube.
+//! The Kubernetes operator: the controllers of the resources `Agent` and `AgentTurn`, and the worker pods.
 //!
-//! - [`pods`]: worker pods, and the fleet's runtime that makes them.
-//! - [`review`]: who a pod is, by its token; for gateways.
-//! - [`agents`]: their projection into the store, and their statuses; [`turns`]: AgentTurns; [`events`]: failures as Events.
-//! - [`leader`]: the Lease that makes one replica the writer of Kubernetes objects.
-//! - [`secrets`]: Secrets that Agents name, read at use.
+//! | module | what it does | on which replicas |
+//! |---|---|---|
+//! | [`agents`] | copies Agents into the database; writes their status | the leader |
+//! | [`turns`] | arms the turns of AgentTurns; writes their status | the leader |
+//! | [`events`] | shows failures as Kubernetes Events | the leader |
+//! | [`pods`] | creates and deletes worker pods for the fleet | the leader |
+//! | [`pods`] | watches worker pods, and reports what they say to the database | all |
+//! | [`leader`] | elects the leader by a Lease; its head explains what leadership is for, and what it is not | all |
+//! | [`review`] | tells a gateway which pod a ServiceAccount token belongs to | gateways |
+//! | [`secrets`] | reads the Secrets that Agents name, when they are used | gateways and controllers |
 //!
-//! Everything here may be cut off from the API server at any time: what needs it waits and tries again; sweep, suspicion
-//! and deliveries of other platforms go on without it.
+//! A reader who knows kube-rs finds a `controller.rs` (the loop over watch events, timers and finished work), a `Context`
+//! (clients and stores that the work needs) and a reconciliation in [`agents`] and [`turns`]. Both are level-based: what is
+//! to be done is computed from the object and from the database as they are now, never from the event that told of a
+//! change. What to do is decided by pure functions; only then is it carried out, one call per object at a time, and a call
+//! that fails is queued again with a back-off.
+//!
+//! The API server may be away at any time. What needs it waits and is tried again. The sweep, suspicion of silent workers
+//! and deliveries to other platforms do not need it.
 
 pub mod agents;
 pub mod args;
-mod call;
+mod client;
+mod clock;
+mod condition;
+mod config;
 pub mod events;
 pub mod leader;
 pub mod pods;
@@ -31,61 +45,12 @@ use self::pods::{PodRuntime, Pods};
 use crate::fleet::{self, FleetConfig};
 use crate::guard::Services;
 use crate::store::Store;
-use crate::tls::{Authorities, Renewed};
 
-/// How the operator works; from the controller's flags.
-#[derive(Debug, Clone)]
-pub struct OperatorConfig {
-    /// Namespaces that are served; empty: all.
-    pub namespaces: Vec<String>,
-    /// The namespace of the controller itself, where its Lease lies.
-    pub own_namespace: String,
-    /// Names this replica in the Lease: the pod's name.
-    pub identity: String,
-    /// Base URLs of the gateways' worker port as worker pods reach it.
-    pub worker_gateways: Vec<String>,
-    /// Whom worker pods trust there; absent: whom their images trust.
-    pub worker_ca: Option<Renewed<Authorities>>,
-    /// What puts the binary `lastword` into worker pods.
-    pub injector: Injector,
-}
+pub use client::client;
+pub use config::{Injector, OperatorConfig};
 
-/// The image that an init container of each worker pod copies the binary from.
-#[derive(Debug, Clone)]
-pub struct Injector {
-    pub image: Arc<str>,
-    /// `Always`, `IfNotPresent` or `Never`; absent: the cluster's default.
-    pub pull_policy: Option<String>,
-    /// Names of pull Secrets in the workers' namespace.
-    pub pull_secrets: Vec<String>,
-}
-
-/// The audience of the tokens that worker pods show to gateways.
-pub const AUDIENCE: &str = "lastword.dev";
-/// Our name as a writer of Kubernetes objects (server-side apply, Events).
-pub const MANAGER: &str = "lastword-controller";
-
-/// A client from the pod's ServiceAccount, or from `KUBECONFIG`; it asks nothing yet.
-///
-/// # Errors
-/// If there is neither.
-pub async fn client() -> Result<Client, kube::Error> {
-    let mut config = kube::Config::infer().await.map_err(kube::Error::InferConfig)?;
-    config.connect_timeout = Some(CONNECT_TIMEOUT);
-    Client::try_from(config)
-}
-
-/// A connection to the API server is there by then, or another is tried.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The same for calls that must be answered within `limit`; it cannot watch.
-async fn client_within(limit: Duration) -> Result<Client, kube::Error> {
-    let mut config = kube::Config::infer().await.map_err(kube::Error::InferConfig)?;
-    (config.connect_timeout, config.read_timeout, config.write_timeout) = (Some(limit), Some(limit), Some(limit));
-    Client::try_from(config)
-}
-
-/// Runs the operator until `shutdown`. `services` are what guardrails of AgentTurns may ask.
+/// Runs the operator until `shutdown`. `services` are what the guardrails of AgentTurns may ask; `cause_window` is how long
+/// a proven death of a worker waits for its cause.
 pub async fn run(
     config: OperatorConfig,
     store: Store,
@@ -94,13 +59,14 @@ pub async fn run(
     cause_window: Duration,
     shutdown: CancellationToken,
 ) {
-    let connect = || client_within(leader::CALL_TIMEOUT);
+    let connect = || client::client_within(leader::CALL_TIMEOUT);
     let leadership = leader::elect(&config, store.clone(), connect, shutdown.clone());
     let namespaces: Arc<[String]> = config.namespaces.clone().into();
     let failures = events::LastFailures::default();
     let config = Arc::new(config);
     let pods = Pods::new(client.clone(), store.clone(), config.clone());
-    let agents = agents::Hands { store: store.clone(), client: client.clone(), config, failures: failures.clone() };
+    let agents =
+        agents::AgentContext { store: store.clone(), client: client.clone(), config, failures: failures.clone() };
     let wake = Arc::new(Notify::new());
     let fleet_config = FleetConfig { cause_window, ..FleetConfig::default() };
     let runtime = Arc::new(PodRuntime(pods.clone()));
@@ -110,7 +76,7 @@ pub async fn run(
         events::run(store.clone(), client, failures, leadership.clone(), shutdown.clone()),
         pods.clone().watch(shutdown.clone()),
         pods.clone().observe(shutdown.clone()),
-        pods.tidy(leadership.clone(), shutdown.clone()),
+        pods.clean_up(leadership.clone(), shutdown.clone()),
         fleet::run(store.clone(), runtime, fleet_config, leadership, wake.clone(), shutdown.clone()),
         fleet::wake_on_notices(store.hear(), wake, shutdown),
     );

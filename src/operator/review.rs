@@ -1,4 +1,5 @@
-//! Who a pod is, by the token of its ServiceAccount: the API server reviews it.
+//! Identifies a worker pod by the token of its ServiceAccount: the gateway has the API server review the token
+//! (TokenReview), and learns the pod's namespace, name and UID.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,15 +9,19 @@ use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenRe
 use kube::Client;
 use kube::api::{Api, PostParams};
 
-use super::AUDIENCE;
+use super::client::bounded_by;
 use crate::worker_port::identity::{PodIdentity, ReviewError, Reviewer};
 
-/// An API server that does not answer within this is away.
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// The audience that worker pods' tokens are issued for. A token for another audience, such as the API server itself,
+/// identifies nobody here: else whoever was shown such a token could show it to a gateway.
+pub const AUDIENCE: &str = "lastword.dev";
+/// The longest that a review may take. The worker asks again.
+const REVIEW_TIMEOUT: Duration = Duration::from_secs(5);
+/// Keys under which a review's answer names the pod that the token is bound to.
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 
-/// Asks the API server (TokenReview).
+/// Reviews tokens by asking the API server.
 #[derive(Clone)]
 pub struct TokenReviewer {
     api: Api<TokenReview>,
@@ -29,7 +34,7 @@ impl fmt::Debug for TokenReviewer {
 }
 
 impl TokenReviewer {
-    /// Asks nothing yet.
+    /// Sends nothing yet.
     pub fn new(client: Client) -> Self {
         TokenReviewer { api: Api::all(client) }
     }
@@ -37,8 +42,7 @@ impl TokenReviewer {
     async fn ask(&self, token: &str) -> Result<PodIdentity, ReviewError> {
         let spec = TokenReviewSpec { audiences: Some(vec![AUDIENCE.into()]), token: Some(token.into()) };
         let review = TokenReview { spec, ..TokenReview::default() };
-        let answer = tokio::time::timeout(TIMEOUT, self.api.create(&PostParams::default(), &review)).await;
-        let answer = answer.map_err(|_| ReviewError::Unavailable("no answer in time".into()))?;
+        let answer = bounded_by(REVIEW_TIMEOUT, self.api.create(&PostParams::default(), &review)).await;
         let answer = answer.map_err(|e| ReviewError::Unavailable(e.to_string()))?;
         identity(&answer.status.unwrap_or_default())
     }
@@ -50,7 +54,8 @@ impl Reviewer for TokenReviewer {
     }
 }
 
-/// Reads a review's answer. An API server that knows no audiences names none: that is a refusal.
+/// Reads a review's answer. An answer that does not confirm our audience is a refusal, also from an authenticator that knows
+/// no audiences and so confirms none.
 fn identity(status: &TokenReviewStatus) -> Result<PodIdentity, ReviewError> {
     let for_us = status.audiences.iter().flatten().any(|audience| audience == AUDIENCE);
     if status.authenticated != Some(true) || !for_us {
@@ -62,7 +67,7 @@ fn identity(status: &TokenReviewStatus) -> Result<PodIdentity, ReviewError> {
         Some(namespace.to_owned())
     });
     let extra = user.extra.unwrap_or_default();
-    // One value each; more would be another's to explain.
+    // A token is bound to one pod. More than one value was not written by the API server's own authenticator.
     let one = |key: &str| match extra.get(key).map(Vec::as_slice) {
         Some([value]) => Some(value.clone()),
         _ => None,

@@ -1,4 +1,5 @@
-//! Secrets from the API server: one GET for one use; nothing is watched, listed or kept.
+//! Secrets, read from the API server: one GET for each use. Secrets are neither watched nor listed nor kept, so the right to
+//! `get` them is enough, and a changed Secret counts at its next use.
 
 use std::time::Duration;
 
@@ -6,19 +7,21 @@ use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 
+use super::client::bounded_by;
 use crate::crd::SecretKeyRef;
 use crate::secrets::{MAX_SECRET_BYTES, SecretError, Secrets};
 
-/// The longest that a GET may take; what needs the Secret is tried again later.
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest that a GET of a Secret may take. Whoever needs the Secret tries again later.
+const GET_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Reads Secrets with the rights of our ServiceAccount (`get` on `secrets`).
+/// Reads Secrets with the rights of this process's ServiceAccount (`get` on `secrets`).
 #[derive(Clone)]
 pub struct KubeSecrets {
     client: Client,
 }
 
 impl KubeSecrets {
+    /// Sends nothing yet.
     pub fn new(client: Client) -> Self {
         KubeSecrets { client }
     }
@@ -26,17 +29,14 @@ impl KubeSecrets {
     async fn read(&self, namespace: &str, secret: &SecretKeyRef) -> Result<Option<String>, SecretError> {
         let failed = |cause: String| SecretError { name: secret.name.clone(), cause };
         let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-        let found = match tokio::time::timeout(TIMEOUT, api.get_opt(&secret.name)).await {
-            Ok(found) => found.map_err(|error| failed(error.to_string()))?,
-            Err(_) => return Err(failed(format!("no answer from the API server within {TIMEOUT:?}"))),
-        };
+        let found = bounded_by(GET_TIMEOUT, api.get_opt(&secret.name)).await.map_err(|e| failed(e.to_string()))?;
         let Some(value) = found.and_then(|s| s.data).and_then(|mut data| data.remove(&secret.key)) else {
             return Ok(None);
         };
         if value.0.len() > MAX_SECRET_BYTES {
             return Err(failed(format!("its key {} is larger than {MAX_SECRET_BYTES} bytes", secret.key)));
         }
-        // What is no text is no URL and no key of ours; its bytes are not for messages.
+        // The error must not carry the value's bytes, which `FromUtf8Error` would.
         String::from_utf8(value.0).map(Some).map_err(|_| failed(format!("its key {} is not UTF-8", secret.key)))
     }
 }

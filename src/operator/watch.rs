@@ -1,6 +1,7 @@
-//! Watching our own resources: relists, a missing CRD and an API server that is away are all waited for.
+//! Watches on Lastword's own resources. A watch outlives whatever the API server does: it lists again when it has lost its
+//! place, and waits while the CRD is missing or the API server is away.
 //!
-//! Objects are read as plain JSON, so that one that we cannot parse hides none of the others.
+//! Objects are read as plain JSON, so that one object that this version cannot parse hides none of the others.
 
 use std::time::Duration;
 
@@ -12,11 +13,15 @@ use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, Resource, ResourceExt};
 
-/// The longest pause before a watch is tried again: what statuses lag behind after an API server came back.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
+use crate::backoff::doubled;
+use crate::every::Outage;
 
-/// A resource's API in each of these namespaces, or in all at once if none is named.
+/// The pause before a watch that failed is tried again, at first and at the most. The longest one is also how far statuses
+/// lag behind after the API server came back; kube's own default grows to 30 s.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// A resource's API in each of these namespaces, or one API for all namespaces if none is named.
 pub fn apis<K: Resource<DynamicType = ()>>(client: &Client, namespaces: &[String]) -> Vec<Api<DynamicObject>> {
     let resource = ApiResource::erase::<K>(&());
     if namespaces.is_empty() {
@@ -25,30 +30,26 @@ pub fn apis<K: Resource<DynamicType = ()>>(client: &Client, namespaces: &[String
     namespaces.iter().map(|n| Api::namespaced_with(client.clone(), n, &resource)).collect()
 }
 
-/// The objects of these APIs as they change; each event with the index of its API. It never ends.
+/// Watches these APIs at once. Each event comes with the index of its API. The stream never ends.
 pub fn watch(apis: Vec<Api<DynamicObject>>) -> impl Stream<Item = (usize, Event<DynamicObject>)> + Send {
     let streams = apis.into_iter().enumerate().map(|(index, api)| one(index, api));
     select_all(streams)
 }
 
 fn one(index: usize, api: Api<DynamicObject>) -> BoxStream<'static, (usize, Event<DynamicObject>)> {
-    let what = api.resource_url().to_owned();
-    // Lists are quorum reads (the default semantic): what is missing in one is gone.
-    let events = watcher::watcher(api, watcher::Config::default()).backoff(Pause::default());
-    let mut away = false;
+    let url = api.resource_url().to_owned();
+    // Lists are quorum reads (kube's default), not reads of a cache: an object that a list lacks does not exist.
+    let events = watcher::watcher(api, watcher::Config::default()).backoff(WatchBackoff::default());
+    let mut outage = Outage::new("the watch on Lastword's resources");
     let heard = events.filter_map(move |event| {
         let event = match event {
             Ok(event) => {
-                if std::mem::take(&mut away) {
-                    tracing::info!("watching {what} again");
-                }
+                outage.is_over();
                 Some((index, event.modify(|object| object.managed_fields_mut().clear())))
             }
             Err(error) => {
-                // Said once; the watch goes on by itself.
-                if !std::mem::replace(&mut away, true) {
-                    tracing::warn!(%error, "cannot watch {what} now; trying again");
-                }
+                // kube's watcher begins again by itself.
+                outage.goes_on(&format_args!("{url}: {error}"));
                 None
             }
         };
@@ -57,28 +58,23 @@ fn one(index: usize, api: Api<DynamicObject>) -> BoxStream<'static, (usize, Even
     heard.boxed()
 }
 
-/// Pauses between tries of a watch: from 200 ms doubled to 5 s, and from the start again after a success. (kube's default
-/// grows to 30 s.)
-pub struct Pause(Duration);
-
-impl Default for Pause {
-    fn default() -> Self {
-        Pause(FIRST_PAUSE)
-    }
+/// The pauses of a watch that fails: 200 ms, doubled after each failure up to 5 s, and from the start again after a success.
+#[derive(Debug, Default)]
+pub struct WatchBackoff {
+    failures: u32,
 }
 
-impl Iterator for Pause {
+impl Iterator for WatchBackoff {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        let pause = self.0;
-        self.0 = (pause * 2).min(LONGEST_PAUSE);
-        Some(pause)
+        self.failures = self.failures.saturating_add(1);
+        Some(doubled(FIRST_PAUSE, LONGEST_PAUSE, self.failures))
     }
 }
 
-impl Backoff for Pause {
+impl Backoff for WatchBackoff {
     fn reset(&mut self) {
-        *self = Pause::default();
+        *self = WatchBackoff::default();
     }
 }

@@ -1,13 +1,13 @@
-//! The platform `slack`: a terminal as a message of an incoming webhook.
+//! What is posted to the platform `slack`: a terminal as a message to an incoming webhook of Slack.
 
 use serde_json::json;
 
 use crate::store::Record;
 
-/// What Slack takes of a text, in characters; it cuts longer ones itself, but in the middle of an escape.
+/// The longest text that Slack takes, in characters. Slack would cut a longer one itself, but in the middle of an escape.
 const MAX_CHARACTERS: usize = 40_000;
 
-/// The body of a terminal's request: the reply's text, or `Error: …`.
+/// The body that posts a terminal: the reply's text, or `Error: …`.
 pub fn payload(record: &Record) -> Vec<u8> {
     let text = match (&record.reply, &record.failure) {
         (Some(reply), _) => escaped(&reply.text),
@@ -17,7 +17,7 @@ pub fn payload(record: &Record) -> Vec<u8> {
     json!({ "text": text }).to_string().into_bytes()
 }
 
-/// Text as Slack's mrkdwn shows it literally: an agent must not be able to mention `<!channel>`.
+/// Text that Slack shows literally, without reading its markup (mrkdwn): an agent must not be able to mention `<!channel>`.
 fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     let mut room = MAX_CHARACTERS;

@@ -1,6 +1,7 @@
-//! The platform `webhook`: a terminal as JSON, signed as [Standard Webhooks](https://www.standardwebhooks.com) say.
+//! What is posted to the platform `webhook`: a terminal as JSON, signed as [Standard
+//! Webhooks](https://www.standardwebhooks.com) say.
 //!
-//! `docs/api.md` describes the payload. A receiver knows a repeat by `webhook-id`, which is the turn's id.
+//! `docs/api.md` describes the payload. A receiver recognises a repetition by the header `webhook-id`, which is the turn's id.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -16,22 +17,22 @@ use crate::turn::terminal::cut;
 
 /// The longest reply that is posted, in bytes; a longer one is cut, and says so.
 pub const MAX_REPLY_BYTES: usize = 1024 * 1024;
-/// Bytes of a signing key, as Standard Webhooks have it.
+/// The length of a signing key in bytes, as Standard Webhooks demand.
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
-/// Keys that may be valid at once, while they are changed.
+/// The most keys of one signing secret. There is more than one while a key is replaced.
 const MAX_KEYS: usize = 4;
 
 #[derive(Serialize)]
-struct Event<'a> {
+struct WebhookEvent<'a> {
     r#type: &'static str,
     #[serde(with = "time::serde::rfc3339::option")]
     timestamp: Option<OffsetDateTime>,
-    data: Data<'a>,
+    data: WebhookData<'a>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Data<'a> {
+struct WebhookData<'a> {
     turn_id: TurnId,
     message_id: &'a str,
     conversation: &'a str,
@@ -41,14 +42,14 @@ struct Data<'a> {
     platform: &'a str,
     platform_metadata: &'a Value,
     #[serde(skip_serializing_if = "Option::is_none")]
-    reply: Option<Reply<'a>>,
+    reply: Option<WebhookReply<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<Error<'a>>,
+    error: Option<WebhookError<'a>>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Reply<'a> {
+struct WebhookReply<'a> {
     text: String,
     truncated: bool,
     turn_ids: Vec<TurnId>,
@@ -56,29 +57,29 @@ struct Reply<'a> {
 }
 
 #[derive(Serialize)]
-struct Error<'a> {
+struct WebhookError<'a> {
     reason: &'static str,
     message: &'a str,
     retryable: bool,
 }
 
-/// The body of a terminal's request; the same for every attempt. No detail for operators is in it.
+/// The body that posts a terminal; the same for every attempt. Details for operators are not in it.
 pub fn payload(record: &Record, platform: &str) -> Vec<u8> {
-    let reply = record.reply.as_ref().map(|reply| Reply {
+    let reply = record.reply.as_ref().map(|reply| WebhookReply {
         text: cut(reply.text.clone(), MAX_REPLY_BYTES),
         truncated: reply.text.len() > MAX_REPLY_BYTES,
         turn_ids: reply.turns.iter().map(|t| t.0).collect(),
         message_ids: reply.turns.iter().map(|t| t.1.as_str()).collect(),
     });
-    let error = record.failure.as_ref().map(|failure| Error {
+    let error = record.failure.as_ref().map(|failure| WebhookError {
         reason: failure.reason.as_str(),
         message: &failure.message,
         retryable: failure.retryable(),
     });
-    let event = Event {
+    let event = WebhookEvent {
         r#type: if reply.is_some() { "turn.completed" } else { "turn.failed" },
         timestamp: record.ended_at,
-        data: Data {
+        data: WebhookData {
             turn_id: record.turn_id,
             message_id: &record.message_id,
             conversation: &record.conversation,
@@ -94,10 +95,10 @@ pub fn payload(record: &Record, platform: &str) -> Vec<u8> {
     serde_json::to_vec(&event).unwrap_or_default() // strings and stored JSON always serialize
 }
 
-/// The keys of a signing secret: `whsec_` and base64, several apart by white space.
+/// The keys of a signing secret. Each is base64, `whsec_` before it is optional; several are separated by white space.
 ///
 /// # Errors
-/// What is wrong with it, without any of it.
+/// What is wrong with the secret; the text holds no part of it.
 pub fn keys(secret: &str) -> Result<Vec<Vec<u8>>, &'static str> {
     let read = |word: &str| {
         let key = STANDARD.decode(word.strip_prefix("whsec_").unwrap_or(word)).map_err(|_| "it is not base64")?;
@@ -111,7 +112,8 @@ pub fn keys(secret: &str) -> Result<Vec<Vec<u8>>, &'static str> {
     }
 }
 
-/// The header `webhook-signature`: a signature by each key. `at` is the attempt's Unix time in seconds.
+/// The value of the header `webhook-signature`: a signature by each key. `id` is the header `webhook-id`, and `at` the Unix
+/// time of the attempt in seconds.
 pub fn signature(keys: &[Vec<u8>], id: &str, at: i64, body: &[u8]) -> String {
     let sign = |key: &Vec<u8>| {
         let mut mac = Hmac::<Sha256>::new_from_slice(key).ok()?; // takes keys of any length

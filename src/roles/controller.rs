@@ -1,13 +1,16 @@
-//! The role `controller`: the sweep, the renderers of other platforms, and the operator; one of several replicas.
+//! The role `controller`: the operator, the sweep, and the posts to webhooks and Slack; one of several replicas.
 
 use std::sync::Arc;
 
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use super::error::RoleError;
+use super::schema::{open_store, wait_for_schema};
 use super::timing::TimingArgs;
-use super::{RoleError, open_store};
-use crate::admin::{self, AdminArgs, Readiness, listen};
+use crate::admin::{self, AdminArgs, Readiness};
 use crate::egress::{EgressArgs, Outbound, Reach};
+use crate::every::supervised;
 use crate::guard::Services;
 use crate::local::database::DatabaseArgs;
 use crate::operator::args::OperatorArgs;
@@ -34,29 +37,34 @@ pub struct ControllerRole {
 }
 
 /// Runs until `shutdown`. The API server may be away at any time, at the start too.
-pub async fn run(args: ControllerRole, shutdown: CancellationToken) -> Result<(), RoleError> {
-    let admin = listen(args.admin.admin_listen, "--admin-listen").await?;
+pub(super) async fn run(
+    args: ControllerRole,
+    admin: TcpListener,
+    shutdown: CancellationToken,
+) -> Result<(), RoleError> {
     let config = args.operator.config()?;
     let client = operator::client().await?;
-    let outbound = Outbound::new(args.egress.egress(), Reach::Public)?;
-    let to_guards = Outbound::new(args.egress.egress(), Reach::Cluster)?;
+    let for_posts = Outbound::new(args.egress.egress(), Reach::Public)?;
+    let for_guards = Outbound::new(args.egress.egress(), Reach::Cluster)?;
     let readiness = Readiness::default();
     let end = CancellationToken::new();
     let store = open_store(&args.database)?;
-    let admin = tokio::spawn(admin::run(admin, store.clone(), readiness.clone(), end.clone()));
-    if super::schema(&store, &shutdown).await {
+    let admin = supervised("the admin port", admin::run(admin, store.clone(), readiness.clone(), end.clone()));
+    if wait_for_schema(&store, &shutdown).await {
         readiness.set();
-        let every = args.timing.sweep_every();
-        let sweep = sweep::sweep(store.clone(), args.timing.retention(), every, shutdown.clone());
         let secrets = Arc::new(KubeSecrets::new(client.clone()));
-        let posts = post::run(store.clone(), secrets.clone(), outbound, shutdown.clone());
-        let services = Services { outbound: to_guards, secrets };
+        let (retention, every) = (args.timing.retention(), args.timing.sweep_every());
+        let sweep = supervised("the sweep", sweep::sweep(store.clone(), retention, every, shutdown.clone()));
+        let posts = post::run(store.clone(), secrets.clone(), for_posts, shutdown.clone());
+        let posts = supervised("the posts to platforms", posts);
+        let services = Services { outbound: for_guards, secrets };
         let cause_window = args.timing.cause_window();
-        let operate = operator::run(config, store.clone(), client, services, cause_window, shutdown.clone());
-        tokio::join!(sweep, posts, operate);
+        operator::run(config, store.clone(), client, services, cause_window, shutdown.clone()).await;
+        // Supervised tasks end with the shutdown, or with the process.
+        let _ = tokio::join!(sweep, posts);
     }
     end.cancel();
-    // It only answers questions; one that failed has said so.
+    // The admin port only answers questions; if it failed, it has logged that.
     let _ = admin.await;
     store.close().await;
     Ok(())

@@ -1,27 +1,33 @@
-//! `lastword dev`: every role in one process, with an embedded Postgres, for one machine.
+//! The role `dev`: everything on one machine, in one process. Postgres is embedded unless told otherwise, and workers are
+//! child processes.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::error::RoleError;
+use super::ports::Ports;
 use super::timing::TimingArgs;
-use crate::admin::{self, AdminArgs, CannotListen, Readiness, listen};
+use crate::admin::{self, AdminArgs, CannotListen, Readiness};
 use crate::egress::{EgressArgs, Outbound, Reach};
+use crate::every::supervised;
 use crate::fleet::process::{ProcessConfig, ProcessRuntime};
 use crate::fleet::{self, FleetConfig};
 use crate::gateway::args::GatewayArgs;
-use crate::gateway::{self, GatewayConfig, GatewayError, Listeners};
+use crate::gateway::{self, GatewayConfig, GatewayError};
 use crate::leadership::Leadership;
-use crate::local::agents_file::{self, AgentsFileError};
-use crate::local::database::{self, DatabaseArgs, DatabaseError};
+use crate::local::agents_file;
+use crate::local::database::{self, DatabaseArgs};
 use crate::local::postgres::Embedded;
 use crate::local::secrets::LocalSecrets;
 use crate::post;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 use crate::sweep;
 use crate::telemetry::LogArgs;
 
@@ -51,93 +57,68 @@ pub struct DevArgs {
     pub log: LogArgs,
 }
 
-/// Why `dev` did not start, or ended.
-#[derive(Debug, thiserror::Error)]
-pub enum DevError {
-    #[error(transparent)]
-    Database(#[from] DatabaseError),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Agents(#[from] AgentsFileError),
-    #[error(transparent)]
-    Gateway(#[from] GatewayError),
-    #[error(transparent)]
-    Listen(#[from] CannotListen),
-    #[error("cannot keep this machine's identity in {path}: {error}")]
-    Node { path: PathBuf, error: std::io::Error },
-    #[error("the embedded Postgres ended by itself; its log is postgres.log in the data directory")]
-    PostgresEnded,
+/// Opens the role's ports.
+pub(super) async fn ports(args: &DevArgs) -> Result<Ports, CannotListen> {
+    Ports::open(&args.gateway, &args.admin).await
 }
 
-/// Runs until `shutdown` or a fault.
-pub async fn run(args: DevArgs, shutdown: CancellationToken) -> Result<(), DevError> {
-    // Ports first: a second `dev` is told so before it touches anything.
-    let clients = listen(args.gateway.listen, "--listen").await?;
-    let workers = listen(args.gateway.worker_listen, "--worker-listen").await?;
-    let admin = listen(args.admin.admin_listen, "--admin-listen").await?;
+/// Runs until `shutdown` or a fault. It stops in an order: first the fleet, whose workers need the gateway for their last
+/// words; then everything else; Postgres at the end.
+pub(super) async fn run(args: DevArgs, ports: Ports, shutdown: CancellationToken) -> Result<(), RoleError> {
     let database = database::open(&args.database).await?;
     let store = Store::open(database.options.clone(), args.database.pools());
     store.migrate().await?;
-    let node = node(database.directory.as_deref()).map_err(|(path, error)| DevError::Node { path, error })?;
+    let node = node(database.directory.as_deref()).map_err(|(path, error)| RoleError::Node { path, error })?;
     let boot = Uuid::now_v7();
     let former = fleet::fail_former_boots(&store, &node, boot).await?;
     if former > 0 {
         tracing::warn!(workers = former, "{former} workers of a former run were still in hand; their turns are failed");
     }
-    let names = agents_file::apply(&store, &args.agents).await?;
+    let agents = agents_file::apply(&store, &args.agents).await?;
 
     let readiness = Readiness::default();
-    let worker_address = workers.local_addr().map_err(GatewayError::Io)?;
-    let client_address = clients.local_addr().map_err(GatewayError::Io)?;
+    let worker_address = ports.gateway.workers.local_addr().map_err(GatewayError::Io)?;
+    let client_address = ports.gateway.clients.local_addr().map_err(GatewayError::Io)?;
     let secrets = LocalSecrets { directory: args.secrets.clone() };
-    // Whoever runs it may reach their own machine anyway.
+    // Whoever runs `dev` may reach their own machine anyway.
     let egress = args.egress.egress().with_loopback();
-    let outbound = Outbound::new(egress.clone(), Reach::Public).map_err(GatewayError::Http)?;
-    let config =
-        GatewayConfig { egress, secrets: Arc::new(secrets.clone()), ..args.gateway.config(worker_address, None) };
-    // Stopped in this order: the fleet, which needs the gateway for its workers' last words; then the rest.
-    let stop_rest = CancellationToken::new();
+    let config = GatewayConfig {
+        egress: egress.clone(),
+        secrets: Arc::new(secrets.clone()),
+        ..args.gateway.config(worker_address, None)
+    };
+    let runtime =
+        Arc::new(ProcessRuntime::new(process_config(&args, &node, boot, &config.advertise, secrets.clone())?));
     let stop_fleet = shutdown.child_token();
-    tokio::spawn(admin::run(admin, store.clone(), readiness.clone(), stop_rest.clone()));
-    tokio::spawn(agents_file::watch(store.clone(), args.agents.clone(), stop_rest.clone()));
-    let sweep = tokio::spawn(sweep::sweep(
-        store.clone(),
-        args.timing.retention(),
-        args.timing.sweep_every(),
-        stop_rest.clone(),
-    ));
-    let posts = tokio::spawn(post::run(store.clone(), Arc::new(secrets.clone()), outbound, stop_rest.clone()));
-    let mut gateway =
-        tokio::spawn(gateway::run(config.clone(), store.clone(), Listeners { clients, workers }, stop_rest.clone()));
-    let runtime = Arc::new(ProcessRuntime::new(ProcessConfig {
-        boot,
-        secrets: Arc::new(move |key| secrets.read(key).ok().flatten()),
-        stop_within: Some(Duration::from_secs(args.stop_seconds)),
-        ..ProcessConfig::new(&node, &config.advertise, base_dir(&args.agents)).map_err(GatewayError::Io)?
-    }));
-    let fleet_config = FleetConfig { cause_window: args.timing.cause_window(), ..FleetConfig::default() };
-    let wake = Arc::new(Notify::new());
-    tokio::spawn(fleet::wake_on_notices(store.hear_own(), wake.clone(), stop_fleet.clone()));
-    let fleet =
-        tokio::spawn(fleet::run(store.clone(), runtime, fleet_config, Leadership::always(), wake, stop_fleet.clone()));
+    let stop_rest = CancellationToken::new();
+    let outbound = Outbound::new(egress, Reach::Public)?;
+    let admin = admin::run(ports.admin, store.clone(), readiness.clone(), stop_rest.clone());
+    supervised("the admin port", admin);
+    let watch = agents_file::watch(store.clone(), args.agents.clone(), stop_rest.clone());
+    supervised("the watch of the Agents' file", watch);
+    let (retention, every) = (args.timing.retention(), args.timing.sweep_every());
+    let sweep = supervised("the sweep", sweep::sweep(store.clone(), retention, every, stop_rest.clone()));
+    let posts = post::run(store.clone(), Arc::new(secrets), outbound, stop_rest.clone());
+    let posts = supervised("the posts to platforms", posts);
+    let gateway = gateway::run(config, store.clone(), ports.gateway, stop_rest.clone());
+    let mut gateway = supervised("the gateway", gateway);
+    let fleet = spawn_fleet(&store, runtime, args.timing.cause_window(), &stop_fleet);
     readiness.set();
-    banner(&names, client_address);
+    banner(&agents, client_address);
 
     let ended = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
-        ended = &mut gateway => ended.unwrap_or(Ok(())).map_err(DevError::from),
-        () = postgres_ended(database.embedded.as_ref()) => Err(DevError::PostgresEnded),
+        ended = &mut gateway => ended.unwrap_or(Ok(())).map_err(RoleError::from),
+        () = postgres_ended(database.embedded.as_ref()) => Err(RoleError::PostgresEnded),
     };
     stop_fleet.cancel();
-    // A task that panicked has logged it; stopping goes on.
+    // Each of these tasks ends with its token. One that panicked has ended the process.
     let _ = fleet.await;
     stop_rest.cancel();
     if !gateway.is_finished() {
         let _ = gateway.await;
     }
-    let _ = sweep.await;
-    let _ = posts.await;
+    let _ = tokio::join!(sweep, posts);
     store.close().await;
     if let Some(embedded) = database.embedded {
         embedded.stop().await;
@@ -145,6 +126,37 @@ pub async fn run(args: DevArgs, shutdown: CancellationToken) -> Result<(), DevEr
     ended
 }
 
+fn process_config(
+    args: &DevArgs,
+    node: &str,
+    boot: Uuid,
+    gateway: &str,
+    secrets: LocalSecrets,
+) -> Result<ProcessConfig, RoleError> {
+    Ok(ProcessConfig {
+        boot,
+        secrets: Arc::new(move |key| secrets.read(key).ok().flatten()),
+        stop_within: Some(Duration::from_secs(args.stop_seconds)),
+        ..ProcessConfig::new(node, gateway, base_dir(&args.agents)).map_err(GatewayError::Io)?
+    })
+}
+
+/// Starts the fleet, which starts and stops workers, and what wakes it. One process leads itself.
+fn spawn_fleet(
+    store: &Store,
+    runtime: Arc<ProcessRuntime>,
+    cause_window: Duration,
+    stop: &CancellationToken,
+) -> JoinHandle<()> {
+    let wake = Arc::new(Notify::new());
+    let waker = fleet::wake_on_notices(store.hear_own(), wake.clone(), stop.clone());
+    supervised("the fleet's wake-ups", waker);
+    let config = FleetConfig { cause_window, ..FleetConfig::default() };
+    let fleet = fleet::run(store.clone(), runtime, config, Leadership::always(), wake, stop.clone());
+    supervised("the fleet", fleet)
+}
+
+/// Waits until an embedded Postgres ends by itself.
 async fn postgres_ended(embedded: Option<&Embedded>) {
     match embedded {
         Some(embedded) => drop(embedded.exited().await),
@@ -152,14 +164,14 @@ async fn postgres_ended(embedded: Option<&Embedded>) {
     }
 }
 
-/// Paths in an Agent are relative to its file.
+/// The directory of the Agents' file, which paths in it are relative to.
 fn base_dir(agents: &Path) -> PathBuf {
     let parent = agents.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     parent.canonicalize().unwrap_or_else(|_| parent.to_path_buf())
 }
 
-/// Names this machine's `dev` over its runs, so that it knows its former workers: kept in the data directory, or beside
-/// the working directory's configuration.
+/// The name of this machine's `dev`, the same over its runs, so that it knows the workers of its former run. It is kept in
+/// the file `node`, in the embedded database's directory, or in `.lastword` in the working directory.
 fn node(directory: Option<&Path>) -> Result<String, (PathBuf, std::io::Error)> {
     let directory = directory.unwrap_or(Path::new(".lastword"));
     let path = directory.join("node");
@@ -179,7 +191,8 @@ fn node(directory: Option<&Path>) -> Result<String, (PathBuf, std::io::Error)> {
     }
 }
 
-fn banner(agents: &[String], address: std::net::SocketAddr) {
+/// Says on stderr that everything is ready, and what to try.
+fn banner(agents: &[String], address: SocketAddr) {
     let first = agents.first().map_or("NAME", String::as_str);
     eprintln!("\nLastword is ready on http://{address}\n  agents: {}", agents.join(", "));
     eprintln!("  try:    lastword chat --gateway http://{address} --agent {first} \"6*7\"");

@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{RoleError, open_store};
-use crate::admin::{self, AdminArgs, Readiness, listen};
+use super::error::RoleError;
+use super::ports::Ports;
+use super::schema::{open_store, wait_for_schema};
+use crate::admin::{self, AdminArgs, CannotListen, Readiness};
 use crate::egress::EgressArgs;
+use crate::every::supervised;
 use crate::gateway::args::{GatewayArgs, ReviewArgs, WorkerTlsArgs};
-use crate::gateway::{self, GatewayError, Listeners};
+use crate::gateway::{self, GatewayError};
 use crate::local::database::DatabaseArgs;
 use crate::operator::{self, review::TokenReviewer, secrets::KubeSecrets};
 use crate::telemetry::LogArgs;
@@ -36,18 +39,20 @@ pub struct GatewayRole {
     pub log: LogArgs,
 }
 
+/// Opens the role's ports.
+pub(super) async fn ports(args: &GatewayRole) -> Result<Ports, CannotListen> {
+    Ports::open(&args.gateway, &args.admin).await
+}
+
 /// Runs until `shutdown`, and then on for the drain delay.
-pub async fn run(args: GatewayRole, shutdown: CancellationToken) -> Result<(), RoleError> {
+pub(super) async fn run(args: GatewayRole, ports: Ports, shutdown: CancellationToken) -> Result<(), RoleError> {
     let worker_tls = args.worker_tls.worker_tls()?;
-    let clients = listen(args.gateway.listen, "--listen").await?;
-    let workers = listen(args.gateway.worker_listen, "--worker-listen").await?;
-    let admin = listen(args.admin.admin_listen, "--admin-listen").await?;
     let readiness = Readiness::default();
     let end = CancellationToken::new();
     let store = open_store(&args.database)?;
-    let admin = tokio::spawn(admin::run(admin, store.clone(), readiness.clone(), end.clone()));
-    if super::schema(&store, &shutdown).await {
-        let mut config = args.gateway.config(workers.local_addr().map_err(GatewayError::Io)?, worker_tls);
+    let admin = supervised("the admin port", admin::run(ports.admin, store.clone(), readiness.clone(), end.clone()));
+    if wait_for_schema(&store, &shutdown).await {
+        let mut config = args.gateway.config(ports.gateway.workers.local_addr().map_err(GatewayError::Io)?, worker_tls);
         config.egress = args.egress.egress();
         if args.review.token_review {
             let client = operator::client().await?;
@@ -56,18 +61,18 @@ pub async fn run(args: GatewayRole, shutdown: CancellationToken) -> Result<(), R
         }
         readiness.set();
         let delay = Duration::from_secs(args.drain_delay_seconds);
-        tokio::spawn(delayed(shutdown, delay, readiness.clone(), end.clone()));
-        gateway::run(config, store.clone(), Listeners { clients, workers }, end.clone()).await?;
+        supervised("the drain delay", end_later(shutdown, delay, readiness.clone(), end.clone()));
+        gateway::run(config, store.clone(), ports.gateway, end.clone()).await?;
     }
     end.cancel();
-    // It only answers questions; one that failed has said so.
+    // The admin port only answers questions; if it failed, it has logged that.
     let _ = admin.await;
     store.close().await;
     Ok(())
 }
 
-/// After `shutdown` the replica is unready at once, and serves on until those who route to it have noticed.
-async fn delayed(shutdown: CancellationToken, delay: Duration, readiness: Readiness, end: CancellationToken) {
+/// Ends the replica `delay` after `shutdown`. It is unready at once, and serves on until load balancers have noticed.
+async fn end_later(shutdown: CancellationToken, delay: Duration, readiness: Readiness, end: CancellationToken) {
     shutdown.cancelled().await;
     readiness.clear();
     if !delay.is_zero() {

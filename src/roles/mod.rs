@@ -1,22 +1,28 @@
-//! One binary, a subcommand a role.
+//! One binary, a subcommand a role: parses the flags, opens the ports, and runs the role.
+//!
+//! Each role has its flags in an `…Args` or `…Role` beside a `run(args, ports, shutdown)`: the ports and the shutdown signal
+//! come in from here, where the process begins.
 
 mod controller;
 mod dev;
+mod error;
 mod gateway;
+mod keys;
+mod migrate;
+mod ports;
+mod schema;
+mod signals;
+#[cfg(test)]
+mod tests;
 mod timing;
 
+use std::fmt::Display;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
-
-use crate::admin::CannotListen;
 use crate::cli::{self, CliError};
-use crate::local::database;
 use crate::local::database::DatabaseArgs;
-use crate::store::Store;
-use crate::worker;
+use crate::{telemetry, worker};
+pub use error::RoleError;
 
 /// What this process does.
 #[derive(Debug, clap::Subcommand)]
@@ -47,154 +53,77 @@ pub enum Role {
 
 /// Runs a role to its end.
 pub fn run(role: Role) -> ExitCode {
-    // One provider of cryptography for everything in the process; a second call would be refused, and means the same.
+    // rustls takes one provider of cryptography for the whole process. A second call is refused, which does no harm.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut runtime = match role {
-        // A worker holds a stream and some pipes: one thread serves it, and hundreds fit on a machine.
+        // A worker holds a stream and some pipes, which one thread serves; so hundreds of workers fit on a machine.
         Role::Worker(_) => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
     match runtime.enable_all().build() {
-        Ok(runtime) => runtime.block_on(dispatch(role)),
+        Ok(runtime) => runtime.block_on(run_role(role)),
         Err(error) => fail(&format!("no runtime: {error}")),
     }
 }
 
-async fn dispatch(role: Role) -> ExitCode {
+async fn run_role(role: Role) -> ExitCode {
     match role {
         Role::Dev(args) => {
-            crate::telemetry::init(&args.log);
-            report(dev::run(*args, until_told()).await.map(|()| ExitCode::SUCCESS))
+            telemetry::init(&args.log);
+            done(dev(*args).await)
         }
         Role::Gateway(args) => {
-            crate::telemetry::init(&args.log);
-            report(gateway::run(*args, until_told()).await.map(|()| ExitCode::SUCCESS))
+            telemetry::init(&args.log);
+            done(gateway(*args).await)
         }
         Role::Controller(args) => {
-            crate::telemetry::init(&args.log);
-            report(controller::run(*args, until_told()).await.map(|()| ExitCode::SUCCESS))
+            telemetry::init(&args.log);
+            done(controller(*args).await)
         }
         Role::Worker(args) => {
-            crate::telemetry::init(&args.log());
-            report(worker::run(args, until_told()).await)
+            telemetry::init(&args.log());
+            worker::run(args, signals::shutdown()).await.unwrap_or_else(|error| fail(&error))
         }
-        Role::Chat(args) => cli_report(cli::chat::run(args).await),
-        Role::Turns(args) => cli_report(cli::turns::run(args).await),
-        Role::Keys { database, keys } => {
-            let opened = match database::visit(&database).await {
-                Ok(opened) => opened,
-                Err(error) => return fail(&error.to_string()),
-            };
-            let store = Store::open(opened.options.clone(), database.pools());
-            if let Err(error) = store.migrate().await {
-                return fail(&error.to_string());
-            }
-            let code = cli_report(cli::keys::run(keys, store.pool()).await);
-            store.keys_changed().await;
-            store.close().await;
-            if let Some(embedded) = opened.embedded {
-                embedded.stop().await;
-            }
-            code
-        }
-        Role::Migrate { database } => report(migrate(&database).await.map(|()| ExitCode::SUCCESS)),
+        Role::Chat(args) => command(cli::chat::run(args).await),
+        Role::Turns(args) => command(cli::turns::run(args).await),
+        Role::Keys { database, keys } => keys::run(&database, keys).await.unwrap_or_else(|error| fail(&error)),
+        Role::Migrate { database } => done(migrate::run(&database).await),
         Role::Crds => match crate::crd::print_crds() {
             Ok(text) => {
                 print!("{text}");
                 ExitCode::SUCCESS
             }
-            Err(error) => fail(&error.to_string()),
+            Err(error) => fail(&error),
         },
-        Role::Init(args) => cli_report(cli::init::run(args).await),
+        Role::Init(args) => command(cli::init::run(args).await),
     }
 }
 
-/// Why a role did not start, or ended.
-#[derive(Debug, thiserror::Error)]
-pub enum RoleError {
-    #[error(transparent)]
-    Database(#[from] database::DatabaseError),
-    #[error(transparent)]
-    Gateway(#[from] crate::gateway::GatewayError),
-    #[error(transparent)]
-    Listen(#[from] CannotListen),
-    #[error(transparent)]
-    Tls(#[from] crate::tls::TlsError),
-    #[error("there is no Kubernetes to talk to: {0}; run it in a pod, or set KUBECONFIG")]
-    Kubernetes(#[from] kube::Error),
-    #[error("cannot make an HTTP client: {0}")]
-    Http(#[from] reqwest::Error),
+async fn dev(args: dev::DevArgs) -> Result<(), RoleError> {
+    // Ports come first: a second `dev` on this machine is told so before it touches anything.
+    let ports = dev::ports(&args).await?;
+    dev::run(args, ports, signals::shutdown()).await
 }
 
-/// Opens the external database that replicas share; it may be away now.
-fn open_store(args: &DatabaseArgs) -> Result<Store, RoleError> {
-    Ok(Store::open(database::external(args)?, args.pools()))
+async fn gateway(args: gateway::GatewayRole) -> Result<(), RoleError> {
+    let ports = gateway::ports(&args).await?;
+    gateway::run(args, ports, signals::shutdown()).await
 }
 
-/// How often the schema is looked for.
-const SCHEMA_EVERY: Duration = Duration::from_secs(1);
-
-/// Waits, unready, for the database and its schema; false if `shutdown` came first.
-async fn schema(store: &Store, shutdown: &CancellationToken) -> bool {
-    let mut said = String::new();
-    loop {
-        let why = match store.schema_ready().await {
-            Ok(true) => return true,
-            Ok(false) => "the schema is older than this program; run `lastword migrate`".to_owned(),
-            Err(error) => error.to_string(),
-        };
-        if said != why {
-            tracing::warn!("waiting: {why}");
-            said = why;
-        }
-        tokio::select! {
-            () = tokio::time::sleep(SCHEMA_EVERY) => {}
-            () = shutdown.cancelled() => return false,
-        }
-    }
+async fn controller(args: controller::ControllerRole) -> Result<(), RoleError> {
+    let admin = ports::admin(&args.admin).await?;
+    controller::run(args, admin, signals::shutdown()).await
 }
 
-async fn migrate(args: &DatabaseArgs) -> Result<(), dev::DevError> {
-    let opened = database::visit(args).await?;
-    let store = Store::open(opened.options, args.pools());
-    store.migrate().await?;
-    store.close().await;
-    if let Some(embedded) = opened.embedded {
-        embedded.stop().await;
-    }
-    Ok(())
+fn done(ended: Result<(), RoleError>) -> ExitCode {
+    ended.map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS)
 }
 
-/// Cancelled by the first SIGINT or SIGTERM; a second one ends the process at once.
-fn until_told() -> CancellationToken {
-    let told = CancellationToken::new();
-    let token = told.clone();
-    if let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
-        tokio::spawn(async move {
-            for again in [false, true] {
-                tokio::select! {
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
-                }
-                if again {
-                    std::process::exit(130);
-                }
-                token.cancel();
-            }
-        });
-    }
-    told
+fn command(ended: Result<ExitCode, CliError>) -> ExitCode {
+    ended.unwrap_or_else(|error| cli::report(&error))
 }
 
-fn report<E: std::fmt::Display>(ran: Result<ExitCode, E>) -> ExitCode {
-    ran.unwrap_or_else(|error| fail(&error.to_string()))
-}
-
-fn cli_report(ran: Result<ExitCode, CliError>) -> ExitCode {
-    ran.unwrap_or_else(|error| cli::report(&error))
-}
-
-fn fail(why: &str) -> ExitCode {
+fn fail(why: &impl Display) -> ExitCode {
     eprintln!("error: {why}");
     ExitCode::FAILURE
 }

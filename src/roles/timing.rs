@@ -1,4 +1,4 @@
-//! The flags of failure detection and housekeeping, for every role that sweeps.
+//! The flags of failure detection and retention, for the roles that sweep.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::store::Retention;
 
-/// The knobs of failure detection and housekeeping that are not an Agent's own.
+/// The settings of failure detection and retention that hold for the whole installation rather than for one Agent.
 #[derive(Debug, Clone, Args)]
 pub struct TimingArgs {
     /// How often the sweep looks for what has lapsed.

@@ -6,9 +6,8 @@ use uuid::Uuid;
 use super::batch::retry_races;
 use super::elect::{self, Hand};
 use super::{Store, StoreError};
+use crate::turn::cause;
 use crate::turn::keys::{ConversationId, TurnId};
-use crate::turn::reason::Reason;
-use crate::turn::terminal::Failure;
 
 /// A conversation's row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,7 +118,7 @@ impl Store {
     }
 
     async fn cancel_open(&self, conversation: ConversationId) -> Result<u64, StoreError> {
-        let failure = Failure::new(Reason::Cancelled);
+        let failure = cause::rule::cancelled();
         let ended = retry_races(|| async {
             let mut connection = self.vital().acquire().await?;
             let mut tx = connection.begin().await?;

@@ -8,7 +8,10 @@ use uuid::Uuid;
 use super::batch::retry_races;
 use super::elect::{self, Ended, Hand};
 use super::{Store, StoreError};
+use crate::turn::cause;
+use crate::turn::cause::lease::{Ground, Record, StartCause, Stop};
 use crate::turn::keys::{Incarnation, TurnId};
+use crate::turn::phase::LeasePhase;
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 
@@ -29,17 +32,6 @@ pub struct FailedWorker {
     pub ended: Vec<TurnId>,
 }
 
-/// When a worker may be failed; read again under the lease's lock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Only {
-    /// Proof is at hand.
-    Always,
-    /// By silence: only if no heartbeat came meanwhile, and the settling gate is open.
-    IfLapsed,
-    /// Only if its time to drain is over.
-    IfDrained,
-}
-
 impl Store {
     /// Ends a worker's lease and every turn that its marker names. A start that failed also ends the turns that have
     /// waited through `startAttempts` failed starts, unless another worker is live or starting; one that was interrupted
@@ -47,19 +39,19 @@ impl Store {
     ///
     /// Keyed by incarnation: a late notice of an old death touches nothing that a successor claimed.
     pub async fn fail_worker(&self, incarnation: Incarnation, failure: &Failure) -> Result<FailedWorker, StoreError> {
-        self.end_lease(incarnation, failure, Only::Always).await
+        self.end_lease(incarnation, failure, Ground::Proof).await
     }
 
     pub(super) async fn end_lease(
         &self,
         incarnation: Incarnation,
         failure: &Failure,
-        only: Only,
+        ground: Ground,
     ) -> Result<FailedWorker, StoreError> {
         let (failed, ended) = retry_races(|| async {
             let mut connection = self.vital().acquire().await?;
             let mut tx = connection.begin().await?;
-            let done = end_lease(&mut tx, incarnation, failure, only).await?;
+            let done = end_lease(&mut tx, incarnation, failure, ground).await?;
             tx.commit().await?;
             Ok(done)
         })
@@ -106,7 +98,7 @@ impl Store {
 
     /// Ends the newest waiting turns of an agent that are beyond its queue's limit; at most 500 a call.
     pub async fn shed(&self, organization: &str, agent: &str, max_queued: u32) -> Result<u32, StoreError> {
-        let failure = Failure::new(Reason::QuotaExceeded);
+        let failure = cause::rule::shed();
         let ended = retry_races(|| async {
             let mut connection = self.vital().acquire().await?;
             let mut tx = connection.begin().await?;
@@ -133,7 +125,7 @@ impl Store {
     /// has been gone for less than [`MADE_AGAIN`] may be about to come back: deleted and made again is how many people
     /// replace things.
     pub async fn orphan(&self, organization: &str, agent: &str) -> Result<u32, StoreError> {
-        let failure = Failure::new(Reason::AgentNotFound);
+        let failure = cause::rule::agent_gone();
         let ended = retry_races(|| async {
             let mut connection = self.vital().acquire().await?;
             let mut tx = connection.begin().await?;
@@ -162,7 +154,7 @@ impl Store {
 pub(super) struct Ending {
     pub organization: String,
     pub worker_group: String,
-    pub phase: String,
+    pub phase: LeasePhase,
     pub claimed: bool,
     pub start_attempts: i32,
     pub stop_reason: Option<String>,
@@ -174,6 +166,22 @@ pub(super) struct Ending {
     pub start_cause: Option<(String, Option<String>)>,
     pub lapsed: bool,
     pub drained: bool,
+}
+
+impl Ending {
+    /// Why it was told to stop; a reason that only a newer version knows is none.
+    fn stopped(&self) -> Option<Reason> {
+        self.stop_reason.as_deref().and_then(|r| r.parse().ok())
+    }
+
+    fn record(&self) -> Record {
+        let stop = self.stopped().map(|reason| Stop { reason, recorded: self.stop_recorded });
+        let start = self
+            .start_cause
+            .as_ref()
+            .map(|(reason, detail)| StartCause { reason: reason.parse().ok(), detail: detail.clone() });
+        Record { phase: self.phase, stop, start }
+    }
 }
 
 /// Locks a lease FOR UPDATE: no claim holds it, and none will before this transaction ends.
@@ -192,7 +200,7 @@ pub(super) async fn lock_lease(tx: &mut PgConnection, incarnation: Incarnation) 
         Ok(Ending {
             organization: r.try_get("organization")?,
             worker_group: r.try_get("worker_group")?,
-            phase: r.try_get("phase")?,
+            phase: LeasePhase::parse(r.try_get("phase")?),
             claimed: r.try_get("claimed")?,
             start_attempts: r.try_get("start_attempts")?,
             stop_reason: r.try_get("stop_reason")?,
@@ -213,22 +221,22 @@ pub(super) async fn end_lease(
     tx: &mut PgConnection,
     incarnation: Incarnation,
     failure: &Failure,
-    only: Only,
+    ground: Ground,
 ) -> Result<(FailedWorker, Vec<Ended>), StoreError> {
     let Some(lease) = lock_lease(tx, incarnation).await? else {
         return Ok(Default::default());
     };
-    let may = match only {
-        Only::Always => true,
-        Only::IfLapsed => lease.lapsed,
-        Only::IfDrained => lease.drained,
+    // Read again under the lease's lock: a heartbeat may have come meanwhile.
+    let may = match ground {
+        Ground::Proof => true,
+        Ground::Silence => lease.lapsed,
+        Ground::DrainOver => lease.drained,
     };
     if !may {
         return Ok(Default::default());
     }
-    let stopped: Option<Reason> = lease.stop_reason.as_deref().and_then(|r| r.parse().ok());
-    let failure = cause(&lease, stopped, failure, only).storable();
-    let died_now = lease.phase != "dead";
+    let failure = cause::lease::known_better(&lease.record(), failure, ground).storable();
+    let died_now = lease.phase != LeasePhase::Dead;
     if died_now {
         bury(tx, incarnation, &failure).await?;
     }
@@ -239,34 +247,11 @@ pub(super) async fn end_lease(
     let held: Vec<TurnId> = held.into_iter().map(TurnId).collect();
     let mut ended = elect::fail_open(tx, &held, Hand::Of(incarnation), &failure).await?;
     let of_no_use = died_now && !lease.claimed;
-    let failed_start = of_no_use && stopped.is_none();
+    let failed_start = of_no_use && lease.stopped().is_none();
     if failed_start || (of_no_use && lease.interrupted) {
         ended.extend(fail_waiting(tx, &lease, &failure).await?);
     }
     Ok((FailedWorker { died_now, failed_start, ended: ended.iter().map(|e| e.turn_id).collect() }, ended))
-}
-
-/// What the lease knows better than whoever ends it.
-fn cause(lease: &Ending, stopped: Option<Reason>, failure: &Failure, only: Only) -> Failure {
-    let but = |reason| Failure { detail: failure.detail.clone(), ..Failure::new(reason) };
-    match stopped {
-        // A proof that knows why beats what the worker guessed from a signal.
-        Some(_) if !lease.stop_recorded && only == Only::Always && failure.reason != Reason::WorkerExited => {
-            failure.clone()
-        }
-        // What a worker leaves behind after it was told to stop carries the reason of the stop.
-        Some(reason) => but(reason),
-        None if lease.phase != "starting" => failure.clone(),
-        // Nobody was connected that could have exited.
-        None if failure.reason == Reason::WorkerExited => but(Reason::StartFailed),
-        None => match &lease.start_cause {
-            Some((reason, detail)) if only == Only::IfLapsed => Failure {
-                detail: detail.clone().or_else(|| failure.detail.clone()),
-                ..Failure::new(reason.parse().unwrap_or(failure.reason))
-            },
-            _ => failure.clone(),
-        },
-    }
 }
 
 /// Writes the tombstone.

@@ -3,8 +3,9 @@
 use uuid::Uuid;
 
 use super::batch::retry_races;
-use super::fail::{FailedWorker, Only, end_lease};
+use super::fail::{FailedWorker, end_lease};
 use super::{Notice, Store, StoreError};
+use crate::turn::cause::lease::Ground;
 use crate::turn::keys::{Incarnation, StartId};
 use crate::turn::terminal::Failure;
 
@@ -33,7 +34,7 @@ impl Store {
                     .fetch_optional(&mut *tx)
                     .await?;
             let Some(incarnation) = living.map(Incarnation) else { return Ok(None) };
-            let (failed, ended) = end_lease(&mut tx, incarnation, failure, Only::Always).await?;
+            let (failed, ended) = end_lease(&mut tx, incarnation, failure, Ground::Proof).await?;
             tx.commit().await?;
             Ok(Some((incarnation, failed, ended)))
         })

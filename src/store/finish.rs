@@ -9,12 +9,12 @@ use super::batch::Verb as BatchVerb;
 use super::elect::{self, Ended, Ending, Open};
 use super::output::{self, Piece};
 use super::{Notice, Store, StoreError};
-use crate::turn::decide::{self, By, Election, Standing, Verdict};
+use crate::turn::decide::{self, By, Election, ElectionSummary, TurnState};
+use crate::turn::cause;
 use crate::turn::frame::{Span, storable};
 use crate::turn::keys::{ConversationId, Incarnation, TurnId};
-use crate::turn::reason::Reason;
 use crate::turn::routing::API;
-use crate::turn::terminal::{Failure, Outcome, cut};
+use crate::turn::terminal::{Outcome, cut};
 
 /// The longest text of a late reply that is kept for operators, in bytes.
 const MAX_SUPERSEDED_BYTES: usize = 64 * 1024;
@@ -84,7 +84,7 @@ impl BatchVerb for Verb {
     /// A word that the database refuses for its content still ends its turns.
     fn mend(&self, word: &WorkerWord) -> Option<WorkerWord> {
         let was = word.outcome.as_str();
-        let failure = Failure::detailed(Reason::Internal, format!("the database refused the content of the {was}"));
+        let failure = cause::rule::unstorable(was);
         let reply_id = storable(word.reply_id.clone());
         Some(WorkerWord { outcome: Outcome::Error(failure), tail: Span::default(), end: 0, reply_id, ..word.clone() })
     }
@@ -132,11 +132,11 @@ struct Batch {
 }
 
 impl Batch {
-    fn standing(&self, turn: TurnId) -> Standing {
+    fn standing(&self, turn: TurnId) -> TurnState {
         match (self.open.get(&turn), self.ended.get(&turn)) {
-            (Some(open), _) => Standing::Open { holder: open.holder },
-            (None, Some(closed)) => Standing::Ended { by: closed.by, reply: closed.reply.clone() },
-            (None, None) => Standing::Unknown,
+            (Some(open), _) => TurnState::Open { holder: open.holder },
+            (None, Some(closed)) => TurnState::Ended { by: closed.by, reply: closed.reply.clone() },
+            (None, None) => TurnState::Unknown,
         }
     }
 
@@ -160,14 +160,14 @@ impl Batch {
             turns.iter().zip(&elections).filter(|(_, e)| **e == wanted).map(|(t, _)| *t).collect()
         };
         let won = with(Election::Win);
-        match decide::verdict(&elections) {
-            Verdict::Foreign => {
+        match decide::summary(&elections) {
+            ElectionSummary::Foreign => {
                 // Kept for operators; of a turn that nobody knows there is nothing to keep it with.
                 let open: Vec<TurnId> = turns.into_iter().filter(|t| self.open.contains_key(t)).collect();
                 self.plan.superseded.extend(open.into_iter().map(|turn| (turn, word.clone())));
                 return Err(FinishError::Foreign);
             }
-            Verdict::Accepted if won.is_empty() => return Ok((true, Vec::new())),
+            ElectionSummary::Accepted if won.is_empty() => return Ok((true, Vec::new())),
             _ => {}
         }
         if let [first, rest @ ..] = won.as_slice() {

@@ -7,9 +7,10 @@ use super::batch::retry_races;
 use super::fail::bury;
 use super::pool::bounded;
 use super::{Notice, Store, StoreError};
+use crate::turn::cause;
 use crate::turn::defaults;
 use crate::turn::keys::{GatewayId, Incarnation, StartId};
-use crate::turn::reason::Reason;
+use crate::turn::phase::LeasePhase;
 use crate::turn::terminal::Failure;
 use crate::wire::Credential;
 
@@ -32,26 +33,6 @@ pub struct NewStart {
     pub start_attempts: u32,
     /// The start deadline runs from the row's commit.
     pub start_seconds: u32,
-}
-
-/// Where a lease is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum LeasePhase {
-    Starting,
-    Live,
-    Draining,
-    Dead,
-}
-
-impl LeasePhase {
-    fn parse(text: &str) -> Self {
-        match text {
-            "starting" => LeasePhase::Starting,
-            "live" => LeasePhase::Live,
-            "draining" => LeasePhase::Draining,
-            _ => LeasePhase::Dead,
-        }
-    }
 }
 
 /// A worker as the fleet sees it.
@@ -155,7 +136,7 @@ impl Store {
         capacity: u32,
         together: bool,
     ) -> Result<Result<Connected, ConnectError>, StoreError> {
-        let failure = Failure::detailed(Reason::WorkerExited, "another incarnation started under the same credential");
+        let failure = cause::lease::replaced();
         let (answer, replaced) = retry_races(|| async {
             let mut connection = self.vital().acquire().await?;
             let mut tx = connection.begin().await?;
@@ -346,7 +327,7 @@ async fn find_start(
         }
         Some((id, _)) => {
             // The row of the first is ended by `fail_worker` right behind this transaction; here it only makes room.
-            bury(tx, Incarnation(id), &Failure::new(Reason::WorkerExited)).await?;
+            bury(tx, Incarnation(id), &Failure::new(cause::lease::replaced().reason)).await?;
             sqlx::query(
                 "INSERT INTO lease (incarnation, start_id, organization, agent, worker_group, generation, phase, runtime,
                                     runtime_ref, secret_hash, capacity, heartbeat_seconds, lease_seconds, drain_seconds,

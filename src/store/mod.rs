@@ -63,7 +63,7 @@ pub use finish::{FinishError, WorkerWord};
 pub use gate::GateState;
 pub use guard::GuardedTurn;
 pub use heartbeat::{Beat, BeatAnswer, Replica};
-pub use lease::{ConnectError, Connected, Lease, LeasePhase, NewStart, WorkerGroupDemand};
+pub use lease::{ConnectError, Connected, Lease, NewStart, WorkerGroupDemand};
 pub use notify::{Heard, Hearing, Notice};
 pub use object::{MAX_STATUS_TEXT, ObjectRef, ObjectRow, ObjectState, Standing};
 pub use output::{Append, AppendError};

@@ -7,6 +7,7 @@ use super::batch::retry_races;
 use super::fail::lock_lease;
 use super::{Notice, Store, StoreError};
 use crate::turn::keys::{Incarnation, StartId};
+use crate::turn::phase::LeasePhase;
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 
@@ -98,16 +99,17 @@ impl Store {
         .await?;
         let mut answer = PodSession::Unknown;
         for row in &rows {
-            let (phase, recorded): (&str, Option<&str>) = (row.try_get("phase")?, row.try_get("pod_uid")?);
+            let phase = LeasePhase::parse(row.try_get("phase")?);
+            let recorded: Option<&str> = row.try_get("pod_uid")?;
             match recorded {
                 Some(recorded) if recorded != uid => {}
                 // One that is being stopped needs no session any more: who holds turns has one.
-                Some(_) if matches!(phase, "dead" | "draining") => return Ok(PodSession::Dead),
+                Some(_) if matches!(phase, LeasePhase::Dead | LeasePhase::Draining) => return Ok(PodSession::Dead),
                 Some(_) => {
                     let (start, again) = (StartId(row.try_get("start_id")?), row.try_get("again")?);
                     return self.begin_session(start, uid, again, secret(start)).await;
                 }
-                None if phase != "dead" => answer = PodSession::NotRecorded,
+                None if phase != LeasePhase::Dead => answer = PodSession::NotRecorded,
                 None => {}
             }
         }
@@ -155,7 +157,7 @@ impl Store {
             let Some(incarnation) = self.incarnation_of(start).await? else { return Ok(None) };
             let mut connection = self.vital().acquire().await?;
             let mut tx = connection.begin().await?;
-            let Some(lease) = lock_lease(&mut tx, incarnation).await?.filter(|l| l.phase != "dead") else {
+            let Some(lease) = lock_lease(&mut tx, incarnation).await?.filter(|l| l.phase != LeasePhase::Dead) else {
                 return Ok(None);
             };
             let keeps = lease.stop_reason.is_some() && lease.stop_recorded;

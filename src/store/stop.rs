@@ -7,9 +7,10 @@ use super::batch::retry_races;
 use super::elect;
 use super::fail::lock_lease;
 use super::{FailedWorker, Notice, Store, StoreError};
+use crate::turn::cause;
 use crate::turn::keys::{Incarnation, StartId, TurnId};
+use crate::turn::phase::LeasePhase;
 use crate::turn::reason::Reason;
-use crate::turn::terminal::Failure;
 
 impl Store {
     /// Tells a worker to stop: it claims nothing more. What it leaves behind carries `reason`.
@@ -29,8 +30,10 @@ impl Store {
             let lease = lock_lease(&mut tx, incarnation).await?.filter(|lease| lease.stop_reason.is_none());
             let may = match lease {
                 None => false,
-                Some(lease) if only_idle => lease.phase == "live" && !holds_turns(&mut tx, incarnation).await?,
-                Some(lease) => lease.phase != "dead",
+                Some(lease) if only_idle => {
+                    lease.phase == LeasePhase::Live && !holds_turns(&mut tx, incarnation).await?
+                }
+                Some(lease) => lease.phase != LeasePhase::Dead,
             };
             if may {
                 set_draining(&mut tx, incarnation, Some(reason)).await?;
@@ -80,9 +83,9 @@ impl Store {
             let lease = lock_lease(&mut tx, incarnation).await?;
             let mut count = 0;
             if let Some(lease) = &lease
-                && lease.phase != "dead"
+                && lease.phase != LeasePhase::Dead
             {
-                if lease.phase == "live" {
+                if lease.phase == LeasePhase::Live {
                     set_draining(&mut tx, incarnation, None).await?;
                 }
                 count = give_back(&mut tx, incarnation, hand_back).await?;
@@ -104,7 +107,7 @@ impl Store {
         hand_back: &[TurnId],
     ) -> Result<FailedWorker, StoreError> {
         self.worker_draining(incarnation, hand_back).await?;
-        let failure = Failure::detailed(Reason::WorkerExited, "the worker left with the turn in hand");
+        let failure = cause::lease::left();
         self.fail_worker(incarnation, &failure).await
     }
 }

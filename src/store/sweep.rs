@@ -5,11 +5,12 @@ use uuid::Uuid;
 
 use super::batch::retry_races;
 use super::elect::{self, Ended, Hand};
-use super::fail::Only;
 use super::gate::{SETTLED, TICKED_SINCE};
 use super::{Store, StoreError};
+use crate::turn::cause;
+use crate::turn::cause::lease::Ground;
 use crate::turn::keys::{Incarnation, TurnId};
-use crate::turn::reason::Reason;
+use crate::turn::phase::LeasePhase;
 use crate::turn::terminal::Failure;
 
 /// Workers and turns of one pass at the most; the next pass takes the rest.
@@ -40,11 +41,8 @@ impl Store {
         .fetch_all(self.vital())
         .await?;
         for (incarnation, phase) in &silent {
-            let failure = match phase.as_str() {
-                "starting" => Failure::detailed(Reason::StartFailed, "no worker connected within startSeconds"),
-                _ => Failure::detailed(Reason::LeaseLapsed, "no heartbeat for a whole lease"),
-            };
-            let done = self.end_lease(Incarnation(*incarnation), &failure, Only::IfLapsed).await?;
+            let failure = cause::lease::lapsed(LeasePhase::parse(phase));
+            let done = self.end_lease(Incarnation(*incarnation), &failure, Ground::Silence).await?;
             swept.workers += u32::from(done.died_now);
             swept.turns += done.ended.len() as u32;
         }
@@ -55,8 +53,8 @@ impl Store {
         .fetch_all(self.vital())
         .await?;
         for incarnation in &drained {
-            let failure = Failure::detailed(Reason::Deleted, "not finished within drainSeconds");
-            let done = self.end_lease(Incarnation(*incarnation), &failure, Only::IfDrained).await?;
+            let failure = cause::lease::not_drained();
+            let done = self.end_lease(Incarnation(*incarnation), &failure, Ground::DrainOver).await?;
             swept.workers += u32::from(done.died_now);
             swept.turns += done.ended.len() as u32;
         }
@@ -75,7 +73,7 @@ impl Store {
         )))
         .fetch_all(self.vital())
         .await?;
-        self.sweep_turns(&lapsed, Hand::Anybodys, &Failure::new(Reason::DeadlineExceeded)).await
+        self.sweep_turns(&lapsed, Hand::Anybodys, &cause::rule::too_late()).await
     }
 
     /// Markers that name a lease that died lately: none, unless a claim slipped past a death. They end as it did.
@@ -91,9 +89,7 @@ impl Store {
         .await?;
         let mut ended = 0;
         for (incarnation, turns, reason, detail) in left {
-            // A newer version's reason is no reason to leave the turns open.
-            let reason = reason.and_then(|r| r.parse().ok()).unwrap_or(Reason::WorkerExited);
-            let failure = Failure { detail, ..Failure::new(reason) };
+            let failure = cause::lease::died_before(reason.and_then(|r| r.parse().ok()), detail);
             ended += self.sweep_turns(&turns, Hand::Of(Incarnation(incarnation)), &failure).await?;
         }
         Ok(ended)

@@ -1,115 +1,117 @@
-//! The delivery loop of the platform `api`: what a terminal that nobody was shown yet leads to.
+//! Delivery on the platform `api`.
+//!
+//! A delivery row says that a terminal was shown to nobody yet; it has no content. A replica that takes a due row wakes its
+//! sessions on the conversation, which read the terminal from the store. Rows of terminals that were shown are removed.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::dispatch::feeds::Feeds;
-use crate::store::Store;
-use crate::turn::keys::{GatewayId, TurnId};
+use crate::dispatch::subscriptions::Subscriptions;
+use crate::every::{Again, Every, supervised};
+use crate::store::{Store, StoreError};
+use crate::turn::keys::{ConversationId, GatewayId, TurnId};
 use crate::turn::routing::API;
 
-/// Pause between looks for due rows.
+/// The pause between two looks for due rows.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// A claim of a row; longer than any session takes to show a terminal.
+/// For so many seconds no other replica takes a row that this one took: longer than any session takes to show a terminal.
 const CLAIM_SECONDS: u32 = 10;
-/// Rows of one look.
+/// The most rows of one look.
 const MAX_ROWS: u32 = 500;
-/// The pause after the database refused.
+/// The pause before rows are removed again after the database failed.
 const RETRY: Duration = Duration::from_millis(500);
-/// A session polls its conversation by way of this, for wake-ups that were lost.
+/// The period of [`poll`].
 const POLL_EVERY: Duration = Duration::from_secs(2);
+/// The most conversations that one query asks for.
+const MAX_POLLED: usize = 1000;
 
-/// Takes note of what sessions have shown, and removes the rows in batches.
+/// Takes note of the terminals that sessions have shown, and removes their delivery rows in batches. Cheap to clone.
 #[derive(Clone)]
-pub struct Shown {
+pub struct ShownTerminals {
     queue: mpsc::UnboundedSender<TurnId>,
 }
 
-impl Shown {
-    /// Starts the remover; it ends when the last handle is dropped.
+impl ShownTerminals {
+    /// Starts the task that removes rows; it ends when the last handle is dropped.
     pub fn start(store: Store) -> Self {
-        let (queue, mut waiting) = mpsc::unbounded_channel();
-        tokio::spawn(async move {
-            let mut batch = Vec::new();
-            while waiting.recv_many(&mut batch, 500).await > 0 {
-                batch.sort();
-                batch.dedup();
-                // Nobody notes them again: cursors know that they were shown.
-                while let Err(error) = store.delivered(API, &batch).await {
-                    tracing::debug!(%error, "shown terminals are not taken off the list yet");
-                    tokio::time::sleep(RETRY).await;
-                }
-                batch.clear();
-            }
-        });
-        Shown { queue }
+        let (queue, waiting) = mpsc::unbounded_channel();
+        supervised("the removal of shown deliveries", remove_shown(store, waiting));
+        ShownTerminals { queue }
     }
 
-    /// The terminal of this turn was flushed to its conversation's owner.
+    /// The terminal of this turn was passed on to the owner of its conversation.
     pub fn note(&self, turn: TurnId) {
         let _ = self.queue.send(turn);
     }
 }
 
-/// The delivery loop of the `api` platform: wakes the sessions here that a due row is for; puts the others back.
-pub async fn run(store: Store, gateway: GatewayId, feeds: Feeds, shutdown: CancellationToken) {
-    let mut away = false;
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-            () = shutdown.cancelled() => return,
+async fn remove_shown(store: Store, mut waiting: mpsc::UnboundedReceiver<TurnId>) {
+    let mut batch = Vec::new();
+    while waiting.recv_many(&mut batch, 500).await > 0 {
+        batch.sort();
+        batch.dedup();
+        // Tried until it works: cursors are past these terminals, so no session notes them again.
+        while let Err(error) = store.delivered(API, &batch).await {
+            tracing::debug!(%error, "rows of shown terminals are not removed yet");
+            tokio::time::sleep(RETRY).await;
         }
-        match look(&store, gateway, &feeds).await {
-            Ok(()) => away = false,
-            Err(error) if !std::mem::replace(&mut away, true) => {
-                tracing::warn!(%error, "deliveries wait for the database");
-            }
-            Err(_) => {}
-        }
+        batch.clear();
     }
 }
 
-async fn look(store: &Store, gateway: GatewayId, feeds: &Feeds) -> Result<(), crate::store::StoreError> {
-    loop {
-        let due = store.take_deliveries(API, gateway, CLAIM_SECONDS, MAX_ROWS).await?;
-        let full = due.len() == MAX_ROWS as usize;
-        let here: HashSet<_> = feeds.conversations().into_iter().collect();
-        let (mine, others): (Vec<_>, Vec<_>) = due.into_iter().partition(|d| here.contains(&d.conversation_id));
-        mine.iter().for_each(|d| feeds.store_changed(d.conversation_id));
-        store.put_back(&others).await?;
-        if !full {
-            return Ok(());
-        }
+/// Takes due rows until `shutdown`: wakes the sessions here, and puts back the rows that are for no session here.
+pub async fn run(store: Store, gateway: GatewayId, subscriptions: Subscriptions, shutdown: CancellationToken) {
+    let mut looks = Every::new("the delivery to sessions", LOOK_EVERY);
+    while looks.next(&shutdown).await.is_some() {
+        looks.ended(take_due(&store, gateway, &subscriptions).await);
     }
 }
 
-/// Polls for all sessions of this replica at once, and wakes those whose conversation changed unheard.
-pub async fn poll(store: Store, feeds: Feeds, shutdown: CancellationToken) {
-    let mut known = std::collections::HashMap::new();
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(POLL_EVERY) => {}
-            () = shutdown.cancelled() => return,
-        }
-        let conversations = feeds.conversations();
-        let wanted: HashSet<_> = conversations.iter().copied().collect();
-        known.retain(|c, _| wanted.contains(c));
-        for part in conversations.chunks(1000) {
-            // Without the database there is nothing new to see; sessions keep their clients meanwhile.
-            let Ok(states) = store.conversation_states(part).await else { break };
-            let mut gone: HashSet<_> = part.iter().copied().collect();
-            for (conversation, state) in states {
-                gone.remove(&conversation);
-                // The first look counts as news too: what came between the session's own look and this one was not seen.
-                if known.insert(conversation, state) != Some(state) {
-                    feeds.store_changed(conversation);
-                }
-            }
-            // Erased: their sessions end.
-            gone.into_iter().for_each(|c| feeds.store_changed(c));
-        }
+async fn take_due(store: &Store, gateway: GatewayId, subscriptions: &Subscriptions) -> Result<Again, StoreError> {
+    let due = store.take_deliveries(API, gateway, CLAIM_SECONDS, MAX_ROWS).await?;
+    let full = due.len() == MAX_ROWS as usize;
+    let here: HashSet<_> = subscriptions.conversations().into_iter().collect();
+    let (mine, others): (Vec<_>, Vec<_>) = due.into_iter().partition(|d| here.contains(&d.conversation_id));
+    mine.iter().for_each(|d| subscriptions.store_changed(d.conversation_id));
+    store.put_back(&others).await?;
+    Ok(if full { Again::AtOnce } else { Again::Later })
+}
+
+/// The last known state of each conversation, as [`Store::conversation_states`] has it.
+type KnownStates = HashMap<ConversationId, (i64, i64)>;
+
+/// Asks, until `shutdown`, for the state of every conversation that a session here is on, and wakes the sessions whose
+/// conversation has changed. It makes up for notices that were lost.
+pub async fn poll(store: Store, subscriptions: Subscriptions, shutdown: CancellationToken) {
+    let mut known = KnownStates::new();
+    let mut polls = Every::new("the poll for sessions", POLL_EVERY);
+    while polls.next(&shutdown).await.is_some() {
+        polls.ended(wake_changed(&store, &subscriptions, &mut known).await);
     }
+}
+
+async fn wake_changed(
+    store: &Store,
+    subscriptions: &Subscriptions,
+    known: &mut KnownStates,
+) -> Result<Again, StoreError> {
+    let conversations = subscriptions.conversations();
+    let wanted: HashSet<_> = conversations.iter().copied().collect();
+    known.retain(|c, _| wanted.contains(c));
+    for part in conversations.chunks(MAX_POLLED) {
+        let mut gone: HashSet<_> = part.iter().copied().collect();
+        for (conversation, state) in store.conversation_states(part).await? {
+            gone.remove(&conversation);
+            // The first state counts as a change too: what happened between the session's own look and this one is in it.
+            if known.insert(conversation, state) != Some(state) {
+                subscriptions.store_changed(conversation);
+            }
+        }
+        // Erased conversations: their sessions find that out, and end.
+        gone.into_iter().for_each(|c| subscriptions.store_changed(c));
+    }
+    Ok(Again::Later)
 }

@@ -1,9 +1,9 @@
-//! A client's view of its turns, over SSE.
+//! What a client sees of its turns, over Server-Sent Events.
 //!
-//! - [`session`]: a client's stream on a conversation or on one turn
-//! - [`render`]: what of a turn is yet to be shown on a cursor
-//! - [`sse`]: the letter of a frame
-//! - [`delivery`]: the delivery loop; a row means "shown to nobody yet"
+//! - [`session`]: a client's stream on a conversation, or on one turn
+//! - [`render`]: what a turn still owes to a cursor, and the frames for it
+//! - [`sse`]: how a frame is written
+//! - [`delivery`]: the loops that wake sessions for terminals that nobody was shown yet
 
 pub mod delivery;
 pub mod render;

@@ -1,48 +1,50 @@
-//! What of a turn is yet to be shown on a cursor.
+//! What a turn still owes to a cursor, and the frames for it.
 //!
-//! Pure but for the log, which the caller reads. A terminal is a few frames; the cursor counts them, so a connection that
-//! breaks between two of them shows each once.
+//! Nothing here does IO: the caller reads the log. A terminal is one frame or a few; the cursor counts those that were
+//! sent, so a client whose connection breaks between two of them is sent each once.
 
 use bytes::Bytes;
 
-use super::sse::{self, About};
+use super::sse::{self, FrameSubject};
 use crate::store::{Terminal, TurnView};
 use crate::turn::cursor::{Cursor, Shown};
 use crate::turn::frame::Span;
 use crate::turn::keys::TurnId;
 
-/// Which of a conversation's turns a stream shows.
+/// What a stream shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scope {
-    /// All of them, a reply to several once.
+pub enum StreamKind {
+    /// All turns of a conversation. A reply that answers several turns is shown once, with the turn that holds its text.
     Session,
-    /// One, in full, whoever holds its reply.
+    /// One turn in full, with the reply's text though another turn may hold it.
     Turn,
 }
 
-/// The part of the log that a turn still owes the cursor: which turn's log, from where, up to where (open: no end).
+/// The part of a log that a turn still owes to the cursor. Offsets are in log units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Owed {
+    /// The turn that has the log: another one, if that holds this turn's reply.
     pub log: TurnId,
     pub from: u64,
+    /// The end of the log; `None` while the turn runs.
     pub until: Option<u64>,
 }
 
-/// What to read for this turn; `None` when its output was shown up to the terminal.
-pub fn owed(view: &TurnView, cursor: &Cursor, scope: Scope) -> Option<Owed> {
+/// What to read of a log for this turn; `None` when all output before the terminal was shown.
+pub fn owed(view: &TurnView, cursor: &Cursor, kind: StreamKind) -> Option<Owed> {
     let Shown::Part { offset, frames: 0 } = cursor.shown(view.number) else { return None };
     match &view.terminal {
         None => Some(Owed { log: view.turn_id, from: offset, until: None }),
-        Some(terminal) if scope == Scope::Session && terminal.holder != view.turn_id => None,
+        Some(terminal) if kind == StreamKind::Session && terminal.holder != view.turn_id => None,
         Some(terminal) => {
             (offset < terminal.end).then_some(Owed { log: terminal.holder, from: offset, until: Some(terminal.end) })
         }
     }
 }
 
-/// The frames for a piece of the log, and the cursor moved over them.
+/// The frames for a piece of the log. Moves the cursor past them.
 pub fn output(view: &TurnView, cursor: &mut Cursor, span: Span) -> Vec<Bytes> {
-    let about = About { turn_id: view.turn_id, message_id: &view.message_id };
+    let about = FrameSubject { turn_id: view.turn_id, message_id: &view.message_id };
     let mut at = span.start;
     let mut frames = Vec::with_capacity(span.frames.len());
     for frame in &span.frames {
@@ -53,25 +55,25 @@ pub fn output(view: &TurnView, cursor: &mut Cursor, span: Span) -> Vec<Bytes> {
     frames
 }
 
-/// The frames of a terminal that are yet to be shown, and the cursor moved over them. `answered`: the turns that a reply
-/// answers, with their message ids.
+/// The frames of a terminal that are yet to be shown. Moves the cursor past them. `answered` are the turns that the reply
+/// answers, with their message ids; empty if it answers this one alone.
 pub fn terminal(
     view: &TurnView,
     terminal: &Terminal,
     cursor: &mut Cursor,
-    scope: Scope,
+    kind: StreamKind,
     answered: &[(TurnId, String)],
 ) -> Vec<Bytes> {
     let (offset, shown) = match cursor.shown(view.number) {
         Shown::Done => return Vec::new(),
         Shown::Part { offset, frames } => (offset.max(terminal.end), frames),
     };
-    if scope == Scope::Session && terminal.holder != view.turn_id {
-        // Its reply is shown with the turn that holds it.
+    if kind == StreamKind::Session && terminal.holder != view.turn_id {
+        // The reply is shown with the turn that holds its text.
         cursor.advance(view.number, Shown::Done);
         return Vec::new();
     }
-    let about = About { turn_id: view.turn_id, message_id: &view.message_id };
+    let about = FrameSubject { turn_id: view.turn_id, message_id: &view.message_id };
     let own = [(view.turn_id, view.message_id.clone())];
     let mut frames = Vec::with_capacity(3);
     let mut say = |cursor: &mut Cursor, nth: u8, last: bool, make: &dyn Fn(&Cursor) -> Bytes| {
@@ -127,14 +129,14 @@ mod tests {
         let (view, end) = failed();
         for broken_after in 0..=3 {
             let mut cursor = Cursor::after(view.conversation_id, 0);
-            let all = terminal(&view, &end, &mut cursor.clone(), Scope::Session, &[]);
+            let all = terminal(&view, &end, &mut cursor.clone(), StreamKind::Session, &[]);
             let mut seen = all[..broken_after].to_vec();
             if let Some(last) = seen.last() {
                 let text = String::from_utf8_lossy(last).to_string();
                 let id = text.lines().find_map(|l| l.strip_prefix("id: ")).expect("an id").to_string();
                 cursor = Cursor::parse(&id, view.conversation_id).expect("our own cursor");
             }
-            seen.extend(terminal(&view, &end, &mut cursor, Scope::Session, &[]));
+            seen.extend(terminal(&view, &end, &mut cursor, StreamKind::Session, &[]));
             assert_eq!(events(&seen), ["error", "agent-error", "complete"], "broken after {broken_after}");
         }
     }
@@ -144,8 +146,8 @@ mod tests {
         let (view, end) = failed();
         let mut cursor = Cursor::after(view.conversation_id, 0);
         output(&view, &mut cursor, Span::new(0, vec![Frame::text("hello")]));
-        assert_eq!(owed(&view, &cursor, Scope::Session), None);
-        assert_eq!(terminal(&view, &end, &mut cursor, Scope::Session, &[]).len(), 3);
+        assert_eq!(owed(&view, &cursor, StreamKind::Session), None);
+        assert_eq!(terminal(&view, &end, &mut cursor, StreamKind::Session, &[]).len(), 3);
         assert_eq!(cursor.shown(1), Shown::Done);
     }
 
@@ -155,12 +157,12 @@ mod tests {
         let end = Terminal { failure: None, holder: holder.turn_id, end: 2, answers: 2 };
         let other = TurnView { terminal: Some(end.clone()), number: 2, ..view(2, None) };
         let mut cursor = Cursor::after(other.conversation_id, 0);
-        assert_eq!(owed(&other, &cursor, Scope::Session), None);
-        assert!(terminal(&other, &end, &mut cursor, Scope::Session, &[]).is_empty());
+        assert_eq!(owed(&other, &cursor, StreamKind::Session), None);
+        assert!(terminal(&other, &end, &mut cursor, StreamKind::Session, &[]).is_empty());
         assert_eq!(cursor.shown(2), Shown::Done);
         let mut cursor = Cursor::after(other.conversation_id, 1);
-        let owes = owed(&other, &cursor, Scope::Turn).expect("the whole log");
+        let owes = owed(&other, &cursor, StreamKind::Turn).expect("the whole log");
         assert_eq!((owes.log, owes.from, owes.until), (holder.turn_id, 0, Some(2)));
-        assert_eq!(events(&terminal(&other, &end, &mut cursor, Scope::Turn, &[])), ["complete"]);
+        assert_eq!(events(&terminal(&other, &end, &mut cursor, StreamKind::Turn, &[])), ["complete"]);
     }
 }

@@ -1,9 +1,11 @@
 //! A client's stream: on a conversation (a session), or on one turn.
 //!
-//! The stream pulls. It waits for news of its conversation, reads what its cursor has not seen (live logs for output,
-//! the store for turns and terminals), writes it, and waits again; so nothing is queued for a slow client, and a lost
-//! wake-up costs a poll's time. It ends cleanly only when no turn on it lacks its terminal; otherwise it is aborted,
-//! since every client library takes a clean end for success.
+//! The stream pulls: it waits for a change of its conversation, reads what its cursor has not seen (output from the live
+//! logs, turns and terminals from the store), writes it, and waits again. So nothing queues up for a slow client, and a
+//! wake-up that is lost costs the time until the next poll, never a frame.
+//!
+//! A stream ends cleanly only when no turn on it lacks its terminal. Otherwise it is aborted, since every client library
+//! takes a clean end for success.
 
 use std::collections::HashSet;
 use std::io;
@@ -13,56 +15,60 @@ use bytes::Bytes;
 use futures::Stream;
 use tokio_util::sync::CancellationToken;
 
-use super::delivery::Shown as ShownTurns;
-use super::render::{self, Owed, Scope};
+use super::delivery::ShownTerminals;
+use super::render::{self, Owed, StreamKind};
 use super::sse;
-use crate::dispatch::feeds::{Feed, Feeds};
 use crate::dispatch::follow::Follower;
 use crate::dispatch::live::LiveLogs;
+use crate::dispatch::subscriptions::{Subscription, Subscriptions};
 use crate::store::{Store, StoreError, TurnView};
 use crate::turn::cursor::{Cursor, Shown};
 use crate::turn::frame::Span;
 use crate::turn::keys::{ConversationId, GatewayId, SessionId, TurnId};
 
-/// Comments on an idle stream.
+/// A client that is sent nothing for this long is sent a comment, so that proxies do not close its connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// How often a log is read from the store while it cannot be followed: its worker's replica is not known, or not reached.
+/// How often a log is read from the store while it cannot be followed: the replica that holds its worker is not known, or
+/// cannot be reached.
 const REMOTE_LOG_EVERY: Duration = Duration::from_millis(500);
-/// Stored pieces of a log that are read at once.
+/// The most stored rows of a log that are read at once.
 const LOG_ROWS: u32 = 64;
-/// The pause after the store failed.
+/// The pause before the store is read again after it failed.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// What a stream needs of its replica.
+/// What a stream needs of its replica. Cheap to clone.
 #[derive(Clone)]
 pub struct Streams {
     pub gateway: GatewayId,
     pub store: Store,
     pub live: LiveLogs,
-    pub feeds: Feeds,
+    pub subscriptions: Subscriptions,
     pub follower: Follower,
-    pub shown: ShownTurns,
+    pub shown: ShownTerminals,
     pub shutdown: CancellationToken,
 }
 
-/// Whose stream it is, on what.
+/// What a client asked to see, and who it is.
 pub struct Viewer {
     pub conversation_id: ConversationId,
+    /// The conversation's name.
     pub conversation: String,
-    /// The one turn, for a turn's own stream.
+    /// The turn and its message id, if the client asked for a turn's own stream; `None` for a session.
     pub turn: Option<(TurnId, String)>,
+    /// What the client has seen already.
     pub cursor: Cursor,
-    /// Whether the viewer owns the conversation: what it has seen is delivered.
+    /// Whether the client's user owns the conversation: a terminal that the owner was shown counts as delivered.
     pub owner: bool,
 }
 
 impl Streams {
-    /// Takes charge of a session's row: it goes when this value does.
+    /// Takes charge of a session that was registered in the database: it is taken off when this value is dropped.
     pub fn registered(&self, id: SessionId) -> Registered {
         Registered { id, store: self.store.clone() }
     }
 
-    /// The stream's bytes. A session must have been registered before.
+    /// The bytes of the stream. A session must have been registered before this is called, else the delivery of a terminal
+    /// that is written meanwhile would be put aside for want of a session.
     pub fn open(
         self,
         viewer: Viewer,
@@ -70,28 +76,28 @@ impl Streams {
     ) -> impl Stream<Item = Result<Bytes, io::Error>> + Send {
         async_stream::try_stream! {
             let _registered = session;
-            // Subscribed before the first look: what comes after the look is news.
-            let feed = self.feeds.subscribe(viewer.conversation_id);
-            let about = viewer.turn.as_ref().map(|(id, message)| sse::About { turn_id: *id, message_id: message });
+            // Subscribed before the first look at the store, so that no change falls between the two.
+            let changes = self.subscriptions.subscribe(viewer.conversation_id);
+            let about = viewer.turn.as_ref().map(|(id, message)| sse::FrameSubject { turn_id: *id, message_id: message });
             yield sse::connected(&viewer.cursor, &viewer.conversation, about);
-            let mut tail = Tail::new(self, viewer, feed);
+            let mut stream = ClientStream::new(self, viewer, changes);
             loop {
-                while let Some(step) = tail.next().await {
+                while let Some(step) = stream.next().await {
                     for frame in step.frames {
                         yield frame;
                     }
-                    // The client's side took the frames over: whoever is asked for more has passed on what it had.
-                    tail.was_shown(&step.ended);
-                    tail.last_sent = Instant::now();
+                    // To be asked for more means that the frames so far were passed on to the client's connection.
+                    stream.was_shown(&step.ended);
+                    stream.last_sent = Instant::now();
                 }
-                if tail.over {
+                if stream.over {
                     return;
                 }
-                match tail.wait().await {
-                    Woken::News => {}
+                match stream.wait().await {
+                    Woken::Look => {}
                     Woken::KeepAlive => yield sse::keep_alive(),
                     Woken::Shutdown => {
-                        if tail.owes_nothing().await {
+                        if stream.owes_nothing().await {
                             return;
                         }
                         Err(io::Error::other("the gateway stops before the turn's terminal"))?;
@@ -103,7 +109,7 @@ impl Streams {
     }
 }
 
-/// Takes a session off the registry when its stream is dropped.
+/// A session in the database's registry of sessions; dropping it takes it off.
 pub struct Registered {
     id: SessionId,
     store: Store,
@@ -113,64 +119,73 @@ impl Drop for Registered {
     fn drop(&mut self) {
         let (store, id) = (self.store.clone(), self.id);
         tokio::spawn(async move {
-            // A row that stays is cleared with its gateway.
+            // If this fails, the row is removed together with this gateway's.
             let _ = store.forget_sessions(&[id]).await;
         });
     }
 }
 
-/// Some frames to write together, and the turns whose terminals are complete with them.
-struct Step {
+/// Frames to write together.
+struct StreamStep {
     frames: Vec<Bytes>,
+    /// The turns whose terminals are complete with these frames.
     ended: Vec<TurnId>,
 }
 
+/// Why a wait ended.
 enum Woken {
-    News,
+    /// There may be something to show.
+    Look,
+    /// The client was sent nothing for [`KEEP_ALIVE`].
     KeepAlive,
+    /// The replica stops.
     Shutdown,
+    /// The conversation, or the stream's turn, is no more.
     Erased,
 }
 
-/// The stream's place, and what is known of the turns behind it.
-struct Tail {
+/// How far a stream has come, and the turns that it has yet to show.
+struct ClientStream {
     streams: Streams,
     viewer: Viewer,
-    scope: Scope,
-    feed: Feed,
-    /// Turns that owe something, in order.
+    kind: StreamKind,
+    changes: Subscription,
+    /// Turns that owe something to the cursor, in order.
     open: Vec<TurnView>,
-    /// Every turn of the last look at the store, shown or not.
+    /// Every turn of the last look at the store, whether it owes something or not.
     listed: HashSet<TurnId>,
-    /// Read the store before the next step.
+    /// The store must be read before the next step.
     stale: bool,
     /// The last look at the store was cut at its limit.
     more: bool,
-    /// Turns to look at before the next wait.
+    /// Turns to go through before the next wait.
     todo: Vec<TurnView>,
-    store_news: u64,
+    /// The store's count of changes at the last look.
+    store_changes: u64,
+    /// The stream of a turn has shown the turn's terminal.
     over: bool,
+    /// The store could not be read.
     failed: bool,
     erased: bool,
     /// When the client was last sent anything.
     last_sent: Instant,
 }
 
-impl Tail {
-    fn new(streams: Streams, viewer: Viewer, mut feed: Feed) -> Self {
-        let scope = if viewer.turn.is_some() { Scope::Turn } else { Scope::Session };
-        let store_news = feed.seen().store;
-        Tail {
+impl ClientStream {
+    fn new(streams: Streams, viewer: Viewer, mut changes: Subscription) -> Self {
+        let kind = if viewer.turn.is_some() { StreamKind::Turn } else { StreamKind::Session };
+        let store_changes = changes.seen().store;
+        ClientStream {
             streams,
             viewer,
-            scope,
-            feed,
+            kind,
+            changes,
             open: Vec::new(),
             listed: HashSet::new(),
             stale: true,
             more: false,
             todo: Vec::new(),
-            store_news,
+            store_changes,
             over: false,
             failed: false,
             erased: false,
@@ -179,7 +194,7 @@ impl Tail {
     }
 
     /// The next frames, if there are any now.
-    async fn next(&mut self) -> Option<Step> {
+    async fn next(&mut self) -> Option<StreamStep> {
         if self.stale || (self.more && self.todo.is_empty()) {
             match self.read_store().await {
                 Ok(()) => (self.stale, self.failed) = (false, false),
@@ -205,6 +220,7 @@ impl Tail {
         None
     }
 
+    /// Reads the turns that lie past the cursor.
     async fn read_store(&mut self) -> Result<(), StoreError> {
         let store = &self.streams.store;
         let before: Vec<TurnId> = self.open.iter().map(|v| v.turn_id).collect();
@@ -214,15 +230,16 @@ impl Tail {
         };
         let base = self.viewer.cursor.base();
         let cut = self.open.len() as i64 >= crate::store::MAX_VIEWED;
-        // Turns of a conversation go one by one only after their terminals, by the retention.
+        // A turn that still owes something and is not there any more was erased, or removed by the retention: either way
+        // its terminal cannot be shown.
         let gone = before.iter().any(|t| !self.open.iter().any(|v| v.turn_id == *t));
         let nothing = self.open.is_empty();
-        self.erased = match self.scope {
-            Scope::Turn => nothing,
-            Scope::Session => gone || (nothing && !self.exists().await?),
+        self.erased = match self.kind {
+            StreamKind::Turn => nothing,
+            StreamKind::Session => gone || (nothing && !self.exists().await?),
         };
         self.listed = self.open.iter().map(|v| v.turn_id).collect();
-        if self.scope == Scope::Session {
+        if self.kind == StreamKind::Session {
             let all: Vec<i64> = self.open.iter().map(|v| v.number).collect();
             if let Some(&last) = all.last() {
                 self.viewer.cursor.compact(&all, last);
@@ -230,11 +247,11 @@ impl Tail {
         }
         let moved = self.viewer.cursor.base() > base;
         self.open.retain(|v| self.viewer.cursor.shown(v.number) != Shown::Done);
-        // The rest is read when what can be shown of this part was: that moves the base.
+        // The rest is read when all that can be shown of this part was shown, which moves the cursor's base.
         self.more = cut && (moved || self.open.iter().any(|v| v.terminal.is_some()));
         self.todo = self.open.clone();
-        // Whoever comes back behind a turn's terminal finds the end of its stream.
-        self.over |= self.scope == Scope::Turn && !nothing && self.open.is_empty();
+        // A client that comes back to a turn's stream with the terminal on its cursor finds the end of the stream.
+        self.over |= self.kind == StreamKind::Turn && !nothing && self.open.is_empty();
         Ok(())
     }
 
@@ -242,25 +259,26 @@ impl Tail {
         Ok(!self.streams.store.conversation_states(&[self.viewer.conversation_id]).await?.is_empty())
     }
 
-    /// Whether the stream may end cleanly now: a turn that nobody told it of counts too.
+    /// Whether the stream may end cleanly now. The store is asked, since no notice of a new turn may have come yet.
     async fn owes_nothing(&mut self) -> bool {
         self.read_store().await.is_ok() && self.open.is_empty() && !self.more && !self.erased
     }
 
-    /// How a turn is shown here: with its holder's on a session, unless that lies before the session's beginning.
-    fn scope_of(&self, view: &TurnView) -> Scope {
+    /// How a turn is shown here. A session shows a turn that shares a reply with the turn that holds it; if that one lies
+    /// before the session's beginning, the turn is shown in full.
+    fn kind_of(&self, view: &TurnView) -> StreamKind {
         match &view.terminal {
-            Some(terminal) if !self.listed.contains(&terminal.holder) => Scope::Turn,
-            _ => self.scope,
+            Some(terminal) if !self.listed.contains(&terminal.holder) => StreamKind::Turn,
+            _ => self.kind,
         }
     }
 
-    /// Shows a part of a turn; `None` when it owes nothing more now.
-    async fn step(&mut self, view: &TurnView) -> Result<Option<Step>, StoreError> {
-        let scope = self.scope_of(view);
-        if let Some(owed) = render::owed(view, &self.viewer.cursor, scope) {
+    /// Shows a part of a turn; `None` when there is nothing more to show of it now.
+    async fn step(&mut self, view: &TurnView) -> Result<Option<StreamStep>, StoreError> {
+        let kind = self.kind_of(view);
+        if let Some(owed) = render::owed(view, &self.viewer.cursor, kind) {
             let span = match self.read_log(view, owed).await {
-                // What cannot be read (a newer version's frame, say) must not keep the terminal back.
+                // A log that cannot be read (a newer version's frame is in it, say) must not hold the terminal up.
                 Err(StoreError::Refused(why)) => {
                     tracing::error!(turn = %owed.log, %why, "the log of turn {} cannot be shown", owed.log);
                     Span::default()
@@ -269,7 +287,7 @@ impl Tail {
             };
             if !span.is_empty() {
                 let frames = render::output(view, &mut self.viewer.cursor, span);
-                return Ok(Some(Step { frames, ended: Vec::new() }));
+                return Ok(Some(StreamStep { frames, ended: Vec::new() }));
             }
         }
         let Some(terminal) = &view.terminal else { return Ok(None) };
@@ -277,22 +295,23 @@ impl Tail {
             0 | 1 => Vec::new(),
             _ => self.streams.store.answered_by(terminal.holder).await?,
         };
-        let frames = render::terminal(view, terminal, &mut self.viewer.cursor, scope, &answered);
+        let frames = render::terminal(view, terminal, &mut self.viewer.cursor, kind, &answered);
         self.open.retain(|v| v.turn_id != view.turn_id);
-        self.over |= self.scope == Scope::Turn;
+        self.over |= self.kind == StreamKind::Turn;
         self.todo.remove(0);
-        // A turn that is shown with another's reply is delivered by that.
+        // All turns that the reply answers are delivered by it, also those that were shown with another turn.
         let mut ended: Vec<TurnId> = answered.into_iter().map(|a| a.0).collect();
         ended.push(view.turn_id);
-        Ok(Some(Step { frames, ended }))
+        Ok(Some(StreamStep { frames, ended }))
     }
 
-    /// What a log holds from `from` on: live, if it is in memory here; otherwise as stored.
+    /// The owed part of a log: from memory, if the log is live here; otherwise from the store.
     async fn read_log(&self, view: &TurnView, owed: Owed) -> Result<Span, StoreError> {
         let span = match self.streams.live.read(owed.log, owed.from) {
-            // Nobody runs it yet: there is no log.
+            // No worker has the turn yet, so it has no log.
             None if owed.until.is_none() && view.worker.is_none() => return Ok(Span::default()),
-            // What is in memory of a turn whose worker went to another replica may be all that it said here.
+            // When the worker has moved to another replica, the log in memory may end where it left. So nothing new in memory
+            // means that there is nothing new only while the output still passes through here.
             Some(span) if owed.until.is_none() && (!span.is_empty() || self.streams.live.holds(owed.log)) => span,
             Some(span) if owed.until.is_some_and(|until| span.end() >= until) => span,
             _ => self.streams.store.read_log(owed.log, owed.from, LOG_ROWS).await?,
@@ -309,6 +328,7 @@ impl Tail {
         }
     }
 
+    /// Waits until there may be something to show. Open turns whose worker another replica holds are followed meanwhile.
     async fn wait(&mut self) -> Woken {
         if self.erased {
             return Woken::Erased;
@@ -328,14 +348,14 @@ impl Tail {
             _ => silence,
         };
         tokio::select! {
-            news = self.feed.changed() => {
-                if news.store != self.store_news {
-                    self.store_news = news.store;
+            counts = self.changes.changed() => {
+                if counts.store != self.store_changes {
+                    self.store_changes = counts.store;
                     self.stale = true;
                 } else {
                     self.todo = self.open.clone();
                 }
-                Woken::News
+                Woken::Look
             }
             () = tokio::time::sleep(pause) => {
                 if pause == silence {
@@ -343,7 +363,7 @@ impl Tail {
                     return Woken::KeepAlive;
                 }
                 self.todo = self.open.clone();
-                Woken::News
+                Woken::Look
             }
             () = self.streams.shutdown.cancelled() => Woken::Shutdown,
         }

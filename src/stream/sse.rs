@@ -1,4 +1,4 @@
-//! The letter of Server-Sent Events: `docs/api.md` tells what each frame means.
+//! How a frame is written as a Server-Sent Event. `docs/api.md` says what each event means.
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
@@ -8,9 +8,9 @@ use crate::turn::frame::Frame;
 use crate::turn::keys::TurnId;
 use crate::turn::terminal::Failure;
 
-/// Which turn a frame is about.
+/// The turn that a frame is about.
 #[derive(Debug, Clone, Copy)]
-pub struct About<'a> {
+pub struct FrameSubject<'a> {
     pub turn_id: TurnId,
     pub message_id: &'a str,
 }
@@ -25,8 +25,8 @@ pub fn keep_alive() -> Bytes {
     Bytes::from_static(b": keep-alive\n\n")
 }
 
-/// The first frame of a connection; a session's is about no turn.
-pub fn connected(cursor: &Cursor, conversation: &str, about: Option<About<'_>>) -> Bytes {
+/// The first frame of a connection. On a session it is about no turn.
+pub fn connected(cursor: &Cursor, conversation: &str, about: Option<FrameSubject<'_>>) -> Bytes {
     let data = json!({
         "turnId": about.map(|a| a.turn_id),
         "messageId": about.map(|a| a.message_id),
@@ -37,7 +37,7 @@ pub fn connected(cursor: &Cursor, conversation: &str, about: Option<About<'_>>) 
 }
 
 /// A frame of output.
-pub fn output(cursor: &Cursor, about: About<'_>, output: &Frame) -> Bytes {
+pub fn output(cursor: &Cursor, about: FrameSubject<'_>, output: &Frame) -> Bytes {
     let mut data = match serde_json::to_value(output) {
         Ok(Value::Object(map)) => map,
         _ => Map::new(),
@@ -48,8 +48,9 @@ pub fn output(cursor: &Cursor, about: About<'_>, output: &Frame) -> Bytes {
     frame(output.event(), cursor, &Value::Object(data))
 }
 
-/// `error` or `agent-error`: the same under two names, since EventSource uses the first for itself.
-pub fn error(cursor: &Cursor, event: &str, about: About<'_>, failure: &Failure) -> Bytes {
+/// The terminal of a turn that failed, as the event `error` or as `agent-error`. It is sent under both names, because
+/// EventSource also fires `error` for its own connection errors.
+pub fn error(cursor: &Cursor, event: &str, about: FrameSubject<'_>, failure: &Failure) -> Bytes {
     let data = json!({
         "turnId": about.turn_id,
         "messageId": about.message_id,
@@ -60,8 +61,8 @@ pub fn error(cursor: &Cursor, event: &str, about: About<'_>, failure: &Failure) 
     frame(event, cursor, &data)
 }
 
-/// The end of a turn, or of all turns that one reply answers.
-pub fn complete(cursor: &Cursor, about: About<'_>, outcome: &str, answered: &[(TurnId, String)]) -> Bytes {
+/// The last frame of a turn, or of all turns that one reply answers. `outcome` is `reply` or `error`.
+pub fn complete(cursor: &Cursor, about: FrameSubject<'_>, outcome: &str, answered: &[(TurnId, String)]) -> Bytes {
     let data = json!({
         "turnId": about.turn_id,
         "messageId": about.message_id,

@@ -1,7 +1,8 @@
-//! TLS: HTTP clients, and what the worker port shows.
+//! TLS: HTTP clients, and the certificate of the worker port.
 //!
-//! Clients trust the system's roots, or Mozilla's where there are none: our image holds one file, and agents' images often
-//! none of these. The variables SSL_CERT_FILE and SSL_CERT_DIR name others. Who is given authorities trusts these alone.
+//! A client trusts the certificates of the system, or Mozilla's where the system has none: Lastword's image holds one file,
+//! and agents' images often have no certificates. The variables SSL_CERT_FILE and SSL_CERT_DIR name others. A client that
+//! is given authorities trusts these alone.
 
 mod named;
 mod pem;
@@ -18,7 +19,7 @@ pub use self::pem::Authorities;
 use self::renewed::renewed;
 pub use self::renewed::{Renewed, never_renewed};
 
-/// A file that is not what it should be.
+/// What is wrong with a file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {why}", file.display())]
 pub struct TlsError {
@@ -26,22 +27,23 @@ pub struct TlsError {
     why: String,
 }
 
-/// A builder for clients; it is complete but for what is special about them. The process must have installed a rustls
-/// provider before.
+/// A builder for HTTP clients that trust the system's certificates. The process must have installed a rustls provider
+/// before.
 pub fn http() -> ClientBuilder {
     static TLS: LazyLock<ClientConfig> = LazyLock::new(|| trusting(roots()));
     preconfigured(TLS.clone())
 }
 
-/// The same, for clients that trust these authorities alone.
+/// A builder for HTTP clients that trust these authorities alone.
 pub fn http_trusting(authorities: &Authorities) -> ClientBuilder {
     preconfigured(trusting(authorities.roots()))
 }
 
-/// What a port shows: a certificate with its chain, and its key. PEM files, renewed when they are.
+/// The configuration of a port that shows a certificate: PEM files with the certificate and its chain, and with its key.
+/// When the files change, the configuration does.
 ///
 /// # Errors
-/// A file that cannot be read, holds no such thing, or a key of another certificate.
+/// If a file cannot be read or does not hold what it should, or if the key belongs to another certificate.
 pub fn server(certificate: &Path, key: &Path) -> Result<Renewed<Arc<ServerConfig>>, TlsError> {
     renewed([certificate, key], |[certificate, key]| {
         let (chain, private) = (certificate.certificates()?, key.private_key()?);
@@ -59,11 +61,12 @@ pub fn server(certificate: &Path, key: &Path) -> Result<Renewed<Arc<ServerConfig
     })
 }
 
-/// A client for servers that show the certificate of `name`, whatever their addresses; without one, of their addresses.
-/// They are held against `authorities`, a PEM file that is renewed, or what the system trusts. `finish` makes the client.
+/// An HTTP client for servers whose certificate is for `name`, whatever address they are reached by; without a `name`, for
+/// the address, as usual. It trusts `authorities`, a PEM file, or else what the system trusts. When the file changes, the
+/// client is made again. `finish` makes the client of its builder.
 ///
 /// # Errors
-/// A file that cannot be read, or holds no authorities.
+/// If the file cannot be read or holds no certificates.
 pub fn client(
     authorities: Option<&Path>,
     name: Option<&ServerName<'static>>,
@@ -85,10 +88,10 @@ pub fn client(
     }
 }
 
-/// The authorities in a PEM file, renewed when it is.
+/// The authorities in a PEM file. When the file changes, they do.
 ///
 /// # Errors
-/// If it cannot be read, or holds none.
+/// If the file cannot be read or holds no certificates.
 pub fn authorities(file: &Path) -> Result<Renewed<Authorities>, TlsError> {
     renewed([file], |[file]| file.authorities())
 }
@@ -103,7 +106,7 @@ fn trusting(roots: RootCertStore) -> ClientConfig {
 
 fn roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
-    // Files that are no certificates are not ours to judge; without any that is, Mozilla's count.
+    // Files of the system that hold no certificates are skipped. Where none holds any, Mozilla's are used.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() {
         roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());

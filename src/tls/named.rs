@@ -1,5 +1,5 @@
-//! Servers with one certificate and many addresses: replicas are reached by their pods' addresses, which no certificate
-//! names. Each shows the certificate of the name that all of them have together.
+//! Verifies servers by a name that they share. Replicas are reached by their pods' addresses, which no certificate names;
+//! each shows a certificate for the one name that all replicas have.
 
 use std::sync::Arc;
 
@@ -8,7 +8,8 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
-/// Everything is verified as ever, but for the name: it is `name` rather than the one in the URL.
+/// The configuration of a client that verifies certificates as usual, except that they must be for `name` rather than for
+/// the host in the URL.
 pub(super) fn trusting(
     roots: RootCertStore,
     name: ServerName<'static>,
@@ -16,18 +17,18 @@ pub(super) fn trusting(
     WebPkiServerVerifier::builder(roots.into()).build().map(|verifier| {
         ClientConfig::builder()
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Named { verifier, name }))
+            .with_custom_certificate_verifier(Arc::new(FixedNameVerifier { verifier, name }))
             .with_no_client_auth()
     })
 }
 
 #[derive(Debug)]
-struct Named {
+struct FixedNameVerifier {
     verifier: Arc<WebPkiServerVerifier>,
     name: ServerName<'static>,
 }
 
-impl ServerCertVerifier for Named {
+impl ServerCertVerifier for FixedNameVerifier {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,

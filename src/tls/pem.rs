@@ -1,4 +1,4 @@
-//! PEM files, and what is wrong with them.
+//! Reads PEM files, and says what is wrong with them.
 
 use std::fmt;
 use std::io::Read;
@@ -12,16 +12,17 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::TlsError;
 
-/// The longest file, in bytes: authorities go into an annotation of each pod, and all of those together may have 256 KiB.
+/// The longest file that is read, in bytes. Authorities go into an annotation of each worker pod, and Kubernetes allows
+/// 256 KiB for all annotations of an object.
 const MAX_FILE: u64 = 128 * 1024;
-/// Characters of a line in PEM.
+/// Characters of base64 in a line of PEM (RFC 7468).
 const LINE: usize = 64;
 
 /// A file as it was read.
 #[derive(PartialEq, Eq)]
 pub(super) struct Pem {
     path: PathBuf,
-    /// Or why not.
+    /// The file's content, or why it cannot be read.
     content: Result<Vec<u8>, String>,
 }
 
@@ -36,7 +37,7 @@ impl Pem {
         Pem { path: path.to_owned(), content: read(path) }
     }
 
-    /// What is wrong with it.
+    /// An error that says what is wrong with the file.
     pub(super) fn wrong(&self, why: impl Into<String>) -> TlsError {
         TlsError { file: self.path.clone(), why: why.into() }
     }
@@ -49,7 +50,7 @@ impl Pem {
         self.wrong(format!("is malformed: {error}"))
     }
 
-    /// All certificates in it; at least one.
+    /// All certificates in the file, of which there must be one.
     pub(super) fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(self.content()?).collect();
         match found {
@@ -87,7 +88,7 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     Ok(content)
 }
 
-/// Certificates of those who sign others'. They are public.
+/// Certificates of certificate authorities. They are public.
 #[derive(Debug, Clone)]
 pub struct Authorities {
     certificates: Vec<CertificateDer<'static>>,
@@ -95,10 +96,10 @@ pub struct Authorities {
 }
 
 impl Authorities {
-    /// Reads them once.
+    /// Reads a PEM file once.
     ///
     /// # Errors
-    /// If the file cannot be read, or holds none.
+    /// If the file cannot be read or holds no certificates.
     pub fn read(file: &Path) -> Result<Self, TlsError> {
         Pem::read(file).authorities()
     }
@@ -107,7 +108,7 @@ impl Authorities {
         self.roots.clone()
     }
 
-    /// As PEM: the certificates, and nothing else that their file may hold.
+    /// The certificates as PEM, without anything else that their file may hold.
     pub fn pem(&self) -> String {
         let mut text = String::new();
         for certificate in &self.certificates {

@@ -49,7 +49,7 @@ async fn what_is_wrong_with_a_file_is_said_of_that_file() {
     assert_eq!(error, format!("{}: holds no certificate (PEM)", empty.display()));
 }
 
-/// The kubelet swaps what a name stands for; whoever writes two files is seen between them.
+/// The kubelet replaces a file at once, but whoever writes two files may be seen between the two writes.
 #[test]
 fn files_are_told_of_when_they_change() {
     let directory = tempfile::tempdir().expect("a directory");

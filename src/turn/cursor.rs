@@ -1,35 +1,40 @@
-//! Cursors: what a client has seen, in the client's own hands.
+//! Cursors: how much of a conversation a client has been shown. The client keeps the cursor, as the `id` of an SSE frame,
+//! and sends it back when it reconnects; no replica keeps anything.
 //!
-//! A cursor is opaque to clients, understood by any replica, and never a database sequence. It says for a conversation
-//! up to which turn everything was shown (`base`), and for each later turn of which something was shown: how far into
-//! its log, and how many frames of its terminal. A turn's own stream uses the same form with that one turn.
+//! A cursor is opaque to clients, and any replica understands it. It names turns by their numbers in the conversation,
+//! never by a database sequence. Its `base` is the number of the turn up to which everything was shown. For each later
+//! turn of which something was shown, it says how far into the turn's log, and how many frames of its terminal. A
+//! turn's own stream uses the same form for its one turn.
 //!
-//! Text form: `1.<conversation>.<base>` and, for each turn, `.<number>-<offset>-<frames>` or `.<number>-d` (all shown).
-//! `<conversation>` is 8 hex digits that tie the cursor to its conversation. Everything else is decimal.
+//! The text form is `1.<conversation>.<base>`, followed for each later turn by `.<number>-<offset>-<frames>`, or by
+//! `.<number>-d` where the whole turn was shown. `1` is the form's version; `<conversation>` is 8 hex digits that tie the
+//! cursor to its conversation; everything else is decimal.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use super::keys::{ConversationId, hex};
 
-/// More turns than this a cursor never tracks one by one; the number of open turns of a conversation is limited to it.
+/// The most turns that a conversation may have open at once. A cursor tracks at most these one by one, which bounds its
+/// length.
 pub const MAX_OPEN_TURNS: usize = 64;
 
-/// How much of one turn was shown.
+/// How much of one turn a client has been shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shown {
-    /// The log up to `offset`, and then `frames` frames of the terminal.
+    /// The log up to `offset`, in log units (see [`frame`](super::frame)), and behind it `frames` SSE frames of the
+    /// terminal.
     Part { offset: u64, frames: u8 },
-    /// All of it: nothing of this turn is shown again.
+    /// The whole turn, its terminal included: nothing of it is shown again.
     Done,
 }
 
 impl Shown {
-    /// Nothing yet.
+    /// Nothing of the turn has been shown.
     pub const NOTHING: Shown = Shown::Part { offset: 0, frames: 0 };
 }
 
-/// What a client has seen of a conversation.
+/// How much of a conversation a client has been shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
     tag: String,
@@ -37,7 +42,7 @@ pub struct Cursor {
     turns: BTreeMap<i64, Shown>,
 }
 
-/// A cursor that is not one, or not this conversation's.
+/// Why a text is no cursor of this conversation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CursorError {
     #[error("the cursor is malformed; start again without one")]
@@ -47,12 +52,15 @@ pub enum CursorError {
 }
 
 impl Cursor {
-    /// A cursor for which every turn up to `base` has been shown.
+    /// The cursor of a client that was shown every turn up to the number `base`, and nothing after it.
     pub fn after(conversation: ConversationId, base: i64) -> Self {
         Cursor { tag: tag(conversation), base, turns: BTreeMap::new() }
     }
 
-    /// Reads a cursor that came from a client.
+    /// Reads a cursor that a client sent.
+    ///
+    /// # Errors
+    /// If the text is no cursor, or is one of another conversation.
     pub fn parse(text: &str, conversation: ConversationId) -> Result<Self, CursorError> {
         use CursorError::{Foreign, Malformed};
         if text.len() > 64 * MAX_OPEN_TURNS {
@@ -85,18 +93,18 @@ impl Cursor {
         Ok(Cursor { tag: found.to_string(), base, turns })
     }
 
-    /// Everything up to this turn was shown.
+    /// The number of the turn up to which everything was shown.
     pub fn base(&self) -> i64 {
         self.base
     }
 
-    /// Whether something up to this turn was not shown.
+    /// Whether anything of the turns up to number `through` has not been shown.
     pub fn lacks(&self, through: i64) -> bool {
-        // Each pass but the last meets an entry of the map: the cursor's own length bounds the loop.
+        // The loop stops at the first number that the map lacks, so the cursor's own length bounds it.
         (self.base.saturating_add(1)..=through).any(|number| self.shown(number) != Shown::Done)
     }
 
-    /// What was shown of a turn.
+    /// How much of the turn of this number was shown.
     pub fn shown(&self, number: i64) -> Shown {
         if number <= self.base {
             return Shown::Done;
@@ -104,7 +112,7 @@ impl Cursor {
         self.turns.get(&number).copied().unwrap_or(Shown::NOTHING)
     }
 
-    /// Records what was just shown. Going back is ignored.
+    /// Records what was just shown of a turn. A position before the recorded one changes nothing.
     pub fn advance(&mut self, number: i64, to: Shown) {
         if number <= self.base {
             return;
@@ -119,8 +127,8 @@ impl Cursor {
         }
     }
 
-    /// Moves `base` over every turn up to `through` that is done or no longer exists. `exists` lists, in order, the
-    /// numbers above `base` of which the conversation still has a turn, up to `through`.
+    /// Moves `base` over all turns that are done or no longer exist, up to number `through`. `exists` lists in ascending
+    /// order the numbers above `base`, up to `through`, that the conversation still has turns for.
     pub fn compact(&mut self, exists: &[i64], through: i64) {
         let undone = exists.iter().copied().find(|&n| n > self.base && self.shown(n) != Shown::Done);
         let base = undone.map_or(through, |n| n - 1);
@@ -152,7 +160,7 @@ fn number(text: &str) -> Result<i64, CursorError> {
 }
 
 fn tag(conversation: ConversationId) -> String {
-    // The last bytes of a v7 UUID are random, the first are time.
+    // The last bytes of a UUID v7 are random; its first bytes are a time, which neighbouring conversations share.
     hex(&conversation.0.as_bytes()[12..])
 }
 

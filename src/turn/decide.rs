@@ -1,87 +1,90 @@
-//! The decision tables: what an election, a look at a runtime, and a view of demand lead to.
+//! Decisions over what was just read: who wins an election, what follows from a look at a worker, how many workers to
+//! start, which turns a worker holds by mistake.
 //!
-//! Each is a plain function over what was just read. The store's transactions and the loops of `liveness` and `fleet`
-//! read, ask here, and write what they are told.
+//! Each decision is a plain function, so that its table is a plain test. The store's transactions, the fleet's loops and
+//! the worker port read, ask here, and write what they are told.
 
+use super::cause;
 use super::keys::{Incarnation, TurnId};
-use super::reason::Reason;
 use super::terminal::{Failure, Outcome};
 
-/// Who wants to end a turn.
+/// Who asks to end a turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum By {
-    /// The worker that claims to hold it; `reply` names its reply, so that a repeat is recognised.
+    /// A worker that says that it holds the turn. `reply` is the worker's own name for its answer: when the worker
+    /// sends the answer again because the acknowledgement was lost, the repeat is recognised by it.
     Worker { incarnation: Incarnation, reply: String },
-    /// A part of Lastword, with proof or by the clock: cancel, guard, sweep, runtime. Fenced by the marker alone.
+    /// A part of Lastword, on proof of a death or by the clock: cancel, guardrail, sweep, runtime. Whether the marker is
+    /// still there is the only condition.
     System,
 }
 
-/// A turn as the election sees it, read under the marker's lock.
+/// A turn as the election finds it, read under its marker's lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Standing {
-    /// The marker is there; it names this incarnation, if any.
+pub enum TurnState {
+    /// The marker is there: the turn owes its terminal. `holder` is the incarnation that claimed the turn, if any.
     Open { holder: Option<Incarnation> },
-    /// The turn has its terminal, written by this reply of this incarnation (neither, if the system ended it).
+    /// The turn has its terminal. Where a worker wrote it, this is the worker's incarnation and its reply's name.
     Ended { by: Option<Incarnation>, reply: Option<String> },
-    /// No such turn.
+    /// There is no such turn.
     Unknown,
 }
 
-/// What becomes of one turn in an ending.
+/// What an attempt to end one turn comes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Election {
-    /// Delete the marker, write the terminal.
+    /// The caller wins: the marker is deleted and the caller's terminal is written.
     Win,
-    /// The same word was written before; say so again and write nothing.
+    /// The caller won before, with this same reply: the caller is told so again, and nothing is written.
     Repeat,
-    /// Somebody else had the last word; keep this one as superseded.
+    /// Somebody else won before: the caller's answer is kept as superseded, for operators.
     Late,
-    /// The turn never belonged to the caller: change nothing; keep the word as superseded if there is such a turn.
+    /// The caller never held the turn: nothing changes, and the answer is kept as superseded where the turn exists.
     Foreign,
 }
 
-/// The election's table.
-pub fn elect(standing: &Standing, by: &By) -> Election {
+/// Decides an attempt to end one turn.
+pub fn elect(standing: &TurnState, by: &By) -> Election {
     match (standing, by) {
-        (Standing::Open { holder: Some(holder) }, By::Worker { incarnation, .. }) if holder == incarnation => {
+        (TurnState::Open { holder: Some(holder) }, By::Worker { incarnation, .. }) if holder == incarnation => {
             Election::Win
         }
-        (Standing::Open { .. }, By::Worker { .. }) => Election::Foreign,
-        (Standing::Open { .. }, By::System) => Election::Win,
-        (Standing::Ended { by: Some(winner), reply: Some(written) }, By::Worker { incarnation, reply })
+        (TurnState::Open { .. }, By::Worker { .. }) => Election::Foreign,
+        (TurnState::Open { .. }, By::System) => Election::Win,
+        (TurnState::Ended { by: Some(winner), reply: Some(written) }, By::Worker { incarnation, reply })
             if winner == incarnation && written == reply =>
         {
             Election::Repeat
         }
-        (Standing::Ended { .. }, _) => Election::Late,
-        (Standing::Unknown, _) => Election::Foreign,
+        (TurnState::Ended { .. }, _) => Election::Late,
+        (TurnState::Unknown, _) => Election::Foreign,
     }
 }
 
-/// What an ending over several turns comes to, for the one who asked.
+/// What an answer to several turns comes to, for the worker that sent it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// At least one turn ended by this word, now or by its first sending.
+pub enum ElectionSummary {
+    /// The answer is the terminal of at least one of the turns, written now or when it was first sent.
     Accepted,
-    /// Every turn had another last word already.
+    /// The answer is no turn's terminal, and at least one of the turns had ended before by another word.
     Superseded,
-    /// None of the turns belongs to the caller.
+    /// The caller never held any of the turns.
     Foreign,
 }
 
-/// Sums up the elections of one ending.
-pub fn verdict(elections: &[Election]) -> Verdict {
+/// Sums up the elections over the turns that one answer names.
+pub fn summary(elections: &[Election]) -> ElectionSummary {
     if elections.iter().any(|e| matches!(e, Election::Win | Election::Repeat)) {
-        Verdict::Accepted
+        ElectionSummary::Accepted
     } else if elections.contains(&Election::Late) {
-        Verdict::Superseded
+        ElectionSummary::Superseded
     } else {
-        Verdict::Foreign
+        ElectionSummary::Foreign
     }
 }
 
-/// The outcome that is really written: a marker whose routing cannot be read ends with a fallback error, whatever the
-/// word was, and the word goes into the detail for operators.
+/// The outcome that the terminal gets. A turn whose routing cannot be read has nowhere to show a reply, so it ends with
+/// an `Internal` error whatever its outcome was; the error's detail says for operators what the outcome was.
 pub fn written(outcome: &Outcome, unreadable: Option<&super::routing::Unreadable>) -> Outcome {
     match unreadable {
         None => outcome.clone(),
@@ -90,42 +93,42 @@ pub fn written(outcome: &Outcome, unreadable: Option<&super::routing::Unreadable
                 Outcome::Reply => "a reply".to_string(),
                 Outcome::Error(failure) => failure.reason.to_string(),
             };
-            Outcome::Error(Failure::detailed(Reason::Internal, format!("{why}; the outcome was {was}")))
+            Outcome::Error(cause::rule::unreadable(why, was))
         }
     }
 }
 
-/// What a runtime says of one incarnation when asked.
+/// What a runtime (Kubernetes, or the process runtime of `dev`) says of one worker when it is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Look {
-    /// Its container or process runs.
+    /// The worker's container or process runs.
     Running,
-    /// Its container terminated, its process was reaped: proof. The cause may still be unknown.
+    /// The worker's container has terminated, or its process was reaped. This, and nothing else, proves that the worker
+    /// is dead; the cause may not be known yet.
     Terminated { cause: Option<Failure> },
-    /// The runtime has no such thing now; it proves nothing by itself.
+    /// The runtime knows no such worker now. This proves nothing: a list may be stale.
     Absent,
-    /// Nobody could be asked.
+    /// The runtime could not be asked.
     Unknown,
 }
 
-/// What to do after a look.
+/// What follows from a look at a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AfterLook {
-    /// Fail the worker now.
+    /// The worker is dead: fail its turns now, with this cause.
     Fail(Failure),
-    /// It is dead; wait for the cause, at most `causeWindow`.
+    /// The worker is dead, but why is not known yet: wait for the cause, for the cause window at most.
     AwaitCause,
-    /// Nothing is proven; the lease decides.
+    /// Nothing is proven. The lease decides whether the worker lives.
     Nothing,
 }
 
-/// Only proof kills. A proof without a cause waits for one until `window_over`.
+/// What follows from a look at a worker: only proof kills. `window_over` says that the cause window, the time in which the
+/// cause of a proven death is waited for, has passed.
 pub fn after_look(look: Look, window_over: bool) -> AfterLook {
     match look {
         Look::Terminated { cause: Some(cause) } => AfterLook::Fail(cause),
-        Look::Terminated { cause: None } if window_over => {
-            AfterLook::Fail(Failure::detailed(Reason::WorkerExited, "the cause was not learnt in time"))
-        }
+        Look::Terminated { cause: None } if window_over => AfterLook::Fail(cause::lease::unexplained()),
         Look::Terminated { cause: None } => AfterLook::AwaitCause,
         Look::Running | Look::Absent | Look::Unknown => AfterLook::Nothing,
     }
@@ -134,29 +137,30 @@ pub fn after_look(look: Look, window_over: bool) -> AfterLook {
 /// The workers and the queue of one worker group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Demand {
-    /// Turns that could be claimed now: the first of each conversation, waiting.
+    /// How many turns could be claimed now: the first waiting turn of each conversation.
     pub claimable: u32,
-    /// Live workers, and turns that they still have room for.
+    /// How many workers are live.
     pub live: u32,
+    /// How many more turns the live workers could take.
     pub room: u32,
-    /// Starts under way.
+    /// How many starts are under way.
     pub starting: u32,
-    /// Starts under way and live workers of the whole Agent, over all its worker groups.
+    /// How many workers the whole Agent has, live or starting, over all its worker groups.
     pub agent_workers: u32,
 }
 
-/// What an Agent allows.
+/// How many workers an Agent is to have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct StartLimits {
     pub min_workers: u32,
     pub max_workers: u32,
     pub turns_per_worker: u32,
-    /// One worker group a conversation: it never has more than one worker.
+    /// Each conversation has a worker group of its own, which never has more than one worker.
     pub per_conversation: bool,
 }
 
 /// How many workers to start for a worker group now.
-pub fn starts(demand: Demand, limits: Limits) -> u32 {
+pub fn starts(demand: Demand, limits: StartLimits) -> u32 {
     let Demand { claimable, live, room, starting, agent_workers } = demand;
     let budget = limits.max_workers.saturating_sub(agent_workers);
     let wanted = if limits.per_conversation {
@@ -169,7 +173,8 @@ pub fn starts(demand: Demand, limits: Limits) -> u32 {
     wanted.min(budget)
 }
 
-/// Which of the turns that a worker holds in hand it must stop, and which the database says it has and it lacks.
+/// Compares the turns that a worker says it holds with those whose markers name it. Gives the turns that it must stop,
+/// since no marker names it for them, and the turns to push to it again, since it lacks them.
 pub fn reconcile(in_hand: &[TurnId], marked: &[TurnId]) -> (Vec<TurnId>, Vec<TurnId>) {
     let stop = in_hand.iter().filter(|t| !marked.contains(t)).copied().collect();
     let push = marked.iter().filter(|t| !in_hand.contains(t)).copied().collect();
@@ -179,14 +184,15 @@ pub fn reconcile(in_hand: &[TurnId], marked: &[TurnId]) -> (Vec<TurnId>, Vec<Tur
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::turn::reason::Reason;
     use crate::turn::routing::Unreadable;
 
     #[test]
     fn the_election_table() {
         let (me, other) = (Incarnation::new(), Incarnation::new());
         let worker = By::Worker { incarnation: me, reply: "r1".into() };
-        let open = |holder| Standing::Open { holder };
-        let ended = |by, reply: &str| Standing::Ended { by, reply: Some(reply.to_string()) };
+        let open = |holder| TurnState::Open { holder };
+        let ended = |by, reply: &str| TurnState::Ended { by, reply: Some(reply.to_string()) };
         for (standing, by, expected) in [
             (open(Some(me)), &worker, Election::Win),
             (open(Some(other)), &worker, Election::Foreign),
@@ -196,10 +202,10 @@ mod tests {
             (ended(Some(me), "r1"), &worker, Election::Repeat),
             (ended(Some(me), "r2"), &worker, Election::Late),
             (ended(Some(other), "r1"), &worker, Election::Late),
-            (Standing::Ended { by: None, reply: None }, &worker, Election::Late),
+            (TurnState::Ended { by: None, reply: None }, &worker, Election::Late),
             (ended(Some(me), "r1"), &By::System, Election::Late),
-            (Standing::Unknown, &worker, Election::Foreign),
-            (Standing::Unknown, &By::System, Election::Foreign),
+            (TurnState::Unknown, &worker, Election::Foreign),
+            (TurnState::Unknown, &By::System, Election::Foreign),
         ] {
             assert_eq!(elect(&standing, by), expected, "{standing:?} by {by:?}");
         }
@@ -208,11 +214,11 @@ mod tests {
     #[test]
     fn one_win_is_enough() {
         use Election::*;
-        assert_eq!(verdict(&[Late, Win, Late]), Verdict::Accepted);
-        assert_eq!(verdict(&[Repeat, Late]), Verdict::Accepted);
-        assert_eq!(verdict(&[Late, Foreign]), Verdict::Superseded);
-        assert_eq!(verdict(&[Foreign]), Verdict::Foreign);
-        assert_eq!(verdict(&[]), Verdict::Foreign);
+        assert_eq!(summary(&[Late, Win, Late]), ElectionSummary::Accepted);
+        assert_eq!(summary(&[Repeat, Late]), ElectionSummary::Accepted);
+        assert_eq!(summary(&[Late, Foreign]), ElectionSummary::Superseded);
+        assert_eq!(summary(&[Foreign]), ElectionSummary::Foreign);
+        assert_eq!(summary(&[]), ElectionSummary::Foreign);
     }
 
     #[test]
@@ -240,8 +246,8 @@ mod tests {
 
     #[test]
     fn demand_becomes_starts() {
-        let agent = Limits { min_workers: 0, max_workers: 4, turns_per_worker: 2, per_conversation: false };
-        let one = Limits { per_conversation: true, ..agent };
+        let agent = StartLimits { min_workers: 0, max_workers: 4, turns_per_worker: 2, per_conversation: false };
+        let one = StartLimits { per_conversation: true, ..agent };
         let demand =
             |claimable, live, room, starting, agent_workers| Demand { claimable, live, room, starting, agent_workers };
         for (d, limits, expected, why) in [
@@ -251,8 +257,8 @@ mod tests {
             (demand(5, 1, 0, 1, 2), agent, 2, "a start under way takes two"),
             (demand(9, 0, 0, 0, 3), agent, 1, "maxWorkers over all worker groups"),
             (demand(2, 1, 2, 0, 1), agent, 0, "there is room"),
-            (demand(0, 0, 0, 0, 0), Limits { min_workers: 2, ..agent }, 2, "minWorkers"),
-            (demand(0, 1, 2, 1, 2), Limits { min_workers: 2, ..agent }, 0, "minWorkers are coming"),
+            (demand(0, 0, 0, 0, 0), StartLimits { min_workers: 2, ..agent }, 2, "minWorkers"),
+            (demand(0, 1, 2, 1, 2), StartLimits { min_workers: 2, ..agent }, 0, "minWorkers are coming"),
             (demand(1, 0, 0, 0, 0), one, 1, "a conversation's worker"),
             (demand(1, 1, 0, 0, 1), one, 0, "waiting behind a busy worker is no demand"),
             (demand(1, 0, 0, 1, 1), one, 0, "it is starting"),

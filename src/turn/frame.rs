@@ -1,14 +1,14 @@
-//! Output frames and the arithmetic of a turn's log.
+//! Output frames, and how positions in a turn's log are counted.
 //!
 //! A turn's log is a sequence of frames. A position in it is an **offset**, counted in *log units*: a text frame is as
-//! many units long as its text has UTF-8 bytes, every other frame is one unit. So neighbouring text frames may be
-//! coalesced or cut anywhere between two characters, by anybody, and no offset changes its meaning: the live stream,
-//! the replay and the copy on another replica count alike.
+//! many units long as its text has UTF-8 bytes, and every other frame is one unit long. So text frames that follow each
+//! other may be joined, or cut between any two characters, and no offset changes its meaning: the live stream, a replay
+//! from the database and the copy on another replica all count alike.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// The longest text of one stored or rendered frame, in bytes; coalescing stops there.
+/// The longest text of one stored or rendered frame, in bytes: text frames are not joined beyond it.
 pub const MAX_TEXT_BYTES: usize = 64 * 1024;
 
 /// One piece of an agent's output, as a worker sends it, as the log stores it, and as the `data` of an SSE frame
@@ -31,9 +31,9 @@ pub enum Frame {
         #[serde(default)]
         result: Value,
     },
-    /// A word about work in progress; not part of the reply.
+    /// A note about work in progress, which is no part of the reply.
     Progress { message: String },
-    /// Anything else that the agent and its client agreed on.
+    /// Data of a kind that the agent and its client have agreed on.
     Data {
         name: String,
         #[serde(default)]
@@ -58,7 +58,7 @@ impl Frame {
         }
     }
 
-    /// Length in log units.
+    /// The frame's length in log units.
     pub fn units(&self) -> u64 {
         match self {
             Frame::Text { text } => text.len() as u64,
@@ -66,7 +66,7 @@ impl Frame {
         }
     }
 
-    /// An upper bound of the bytes that the frame takes in memory and in the log, for limits.
+    /// Roughly how many bytes the frame takes in memory and in the log. Limits are counted in it.
     pub fn weight(&self) -> usize {
         match self {
             Frame::Text { text } => text.len(),
@@ -104,7 +104,7 @@ pub fn storable_json(value: Value) -> Value {
     }
 }
 
-/// Frames that lie at a known place of a log: `frames[0]` begins at `start`.
+/// A piece of a log: frames, and the offset at which the first of them begins.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Span {
     pub start: u64,
@@ -121,7 +121,7 @@ impl Span {
         self.start + self.frames.iter().map(Frame::units).sum::<u64>()
     }
 
-    /// What its frames weigh (see [`Frame::weight`]).
+    /// The sum of the frames' weights (see [`Frame::weight`]).
     pub fn weight(&self) -> usize {
         self.frames.iter().map(Frame::weight).sum()
     }
@@ -131,7 +131,7 @@ impl Span {
     }
 
     /// The part from `offset` on. An offset inside a character moves back to the character's first byte, so that no
-    /// byte is lost; an offset beyond the end leaves nothing.
+    /// byte is lost. An offset beyond the end leaves no frames.
     pub fn from(self, offset: u64) -> Self {
         let mut at = self.start;
         let mut kept = Span { start: offset.max(self.start), frames: Vec::new() };
@@ -158,7 +158,7 @@ impl Span {
         kept
     }
 
-    /// The part before `offset`; an offset inside a character drops that character.
+    /// The part before `offset`. An offset inside a character drops that character.
     pub fn until(self, offset: u64) -> Self {
         let mut at = self.start;
         let mut kept = Vec::new();
@@ -180,7 +180,7 @@ impl Span {
         Span { start: self.start, frames: kept }
     }
 
-    /// Appends a frame, joining text to text up to [`MAX_TEXT_BYTES`]. Empty text is nothing.
+    /// Appends a frame. Text is joined to text before it, up to [`MAX_TEXT_BYTES`]; empty text is left out.
     pub fn push(&mut self, frame: Frame) {
         if let Frame::Text { text } = &frame {
             if text.is_empty() {
@@ -196,7 +196,7 @@ impl Span {
         self.frames.push(frame);
     }
 
-    /// The same units with neighbouring text joined.
+    /// The same piece of the log, with text frames that follow each other joined.
     pub fn coalesced(self) -> Self {
         let mut out = Span { start: self.start, frames: Vec::with_capacity(self.frames.len()) };
         for frame in self.frames {
@@ -205,7 +205,7 @@ impl Span {
         out
     }
 
-    /// The concatenated text.
+    /// The text of all text frames, joined.
     pub fn text(&self) -> String {
         self.frames
             .iter()

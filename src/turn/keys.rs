@@ -1,4 +1,4 @@
-//! Identifiers, and what a client may choose as one.
+//! Identifiers: those that Lastword makes, and the rules for the names that clients choose.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -31,7 +31,7 @@ id!(
     TurnId
 );
 id!(
-    /// Names a conversation inside the store; clients know it by organization and name.
+    /// Names a conversation in the database. Clients know a conversation by its organization and its name.
     ConversationId
 );
 id!(
@@ -39,7 +39,7 @@ id!(
     Incarnation
 );
 id!(
-    /// One start of a worker by a runtime: what its credential is bound to.
+    /// One start of a worker by a runtime. The worker's credential is bound to it.
     StartId
 );
 id!(
@@ -51,7 +51,7 @@ id!(
     SessionId
 );
 
-/// The longest conversation name, message id, user or platform, in bytes.
+/// The longest name of a conversation, message, user or platform, in bytes.
 pub const MAX_NAME_BYTES: usize = 256;
 
 /// What is wrong with a name that a client chose.
@@ -67,8 +67,8 @@ pub enum NameError {
     Dots(&'static str),
 }
 
-/// Checks a name that a client chose: 1 to [`MAX_NAME_BYTES`] bytes, no control characters (so it can stand in a log
-/// line, a header and an SSE frame). `what` names it in the error.
+/// Checks a name that a client chose: 1 to [`MAX_NAME_BYTES`] bytes without control characters, so that the name can
+/// stand in a log line, an HTTP header and an SSE frame. `what` says in the error which name is meant.
 pub fn check_name(what: &'static str, name: &str) -> Result<(), NameError> {
     if name.is_empty() {
         Err(NameError::Empty(what))
@@ -81,7 +81,7 @@ pub fn check_name(what: &'static str, name: &str) -> Result<(), NameError> {
     }
 }
 
-/// [`check_name`] for a conversation, which is a segment of URLs besides: `.` and `..` would be lost on the way.
+/// [`check_name`] for a conversation's name, which is also a segment of URLs: HTTP clients resolve `.` and `..` away.
 pub fn check_conversation(name: &str) -> Result<(), NameError> {
     if matches!(name, "." | "..") { Err(NameError::Dots("conversation")) } else { check_name("conversation", name) }
 }
@@ -89,14 +89,15 @@ pub fn check_conversation(name: &str) -> Result<(), NameError> {
 /// How an Agent's turns are grouped onto workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grouping {
-    /// A worker group a conversation.
+    /// Each conversation has a worker group of its own.
     PerConversation,
     /// One worker group for the whole Agent.
     PerAgent,
 }
 
-/// The worker group that a turn is routed to: `agent`, or `agent-` and 10 hex digits of the conversation's hash. Both are
-/// DNS labels when the agent's name is one of at most 52 characters.
+/// The name of the worker group that a turn goes to: the Agent's name, followed by `-` and 10 hex digits of the hash of
+/// the conversation's name where each conversation has a group of its own. The result is a DNS label if the Agent's name
+/// is one of at most 52 characters.
 pub fn worker_group(agent: &str, grouping: Grouping, conversation: &str) -> String {
     match grouping {
         Grouping::PerAgent => agent.to_string(),
@@ -107,7 +108,8 @@ pub fn worker_group(agent: &str, grouping: Grouping, conversation: &str) -> Stri
     }
 }
 
-/// What must be equal for a repeated messageId to mean the same turn: everything that a client chose.
+/// A digest of everything that a client chose about a message. A repeated message id means the same turn only if the
+/// digests are equal.
 pub fn content_hash(agent: &str, user: &str, platform: &str, message: &str, metadata: &serde_json::Value) -> Vec<u8> {
     let mut hash = Sha256::new();
     for part in [agent, user, platform, message, &metadata.to_string()] {

@@ -1,10 +1,16 @@
-//! What a turn is, and what may happen to it: plain values and functions. No IO, no clock, no sqlx, no kube.
+//! What a turn is and what may happen to it, as plain values and functions: identifiers, output frames and offsets,
+//! cursors, routing, reasons, terminals, and the decisions of an election.
+//!
+//! Everything here is pure: no IO, no clock, no randomness, neither sqlx nor kube. `src/architecture.rs` holds a test of
+//! it.
 
+pub mod cause;
 pub mod cursor;
 pub mod decide;
 pub mod defaults;
 pub mod frame;
 pub mod keys;
+pub mod phase;
 pub mod reason;
 pub mod routing;
 pub mod terminal;

@@ -1,7 +1,7 @@
 //! Why a turn ended without a reply: one enum for the CRD, HTTP, metrics and the store.
 //!
 //! A [`Reason`] is what a client may know. What only operators may know (container state, exit code, stderr, addresses)
-//! stands in the record's detail, in Events and in logs, never here (invariant 15).
+//! stands in the record's detail and in logs, never in a reason or its sentence.
 
 use std::fmt;
 use std::str::FromStr;
@@ -62,7 +62,7 @@ pub enum Reason {
 pub struct UnknownReason(pub String);
 
 impl Reason {
-    /// Every reason, in the order of declaration; e.g. to pre-register metric labels.
+    /// Every reason, in the order of their declaration.
     pub const ALL: [Self; 19] = [
         Self::AgentError,
         Self::WorkerExited,

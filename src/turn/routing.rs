@@ -3,24 +3,24 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// The platform of turns that came in through the gateway.
+/// The default platform: the terminal is shown to clients of the gateway's API.
 pub const API: &str = "api";
-/// The platform of AgentTurns: the controller's alone.
+/// The platform of AgentTurns: the terminal is shown in the object's status. Only the controller arms such turns.
 pub const KUBERNETES: &str = "kubernetes";
 
-/// A turn's routing, as the `turn.routing` column holds it. Absent fields have defaults, so that what an older version
-/// wrote is readable: `platform` is `api`, `team` is the platform, `channel` is empty.
+/// A turn's routing, as the column `turn.routing` holds it. Absent fields have defaults, so that what an older version
+/// wrote can be read: `platform` is `api`, `team` is the platform's name, `channel` is empty.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Routing {
     pub platform: String,
     pub team: String,
     pub channel: String,
-    /// What the platform's renderer needs to find the place again; never interpreted.
+    /// What the client wants back with the terminal, such as a thread's id. Lastword passes it on and never reads it.
     pub platform_metadata: Value,
 }
 
-/// The routing cannot be read: the turn ends with a fallback error, shown on [`API`].
+/// Why a turn's routing cannot be read. Such a turn ends with an `Internal` error, which is shown on [`API`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("routing is unreadable: {0}")]
 pub struct Unreadable(pub String);
@@ -32,12 +32,12 @@ impl Default for Routing {
 }
 
 impl Routing {
-    /// Routing on a platform, with the defaults for the rest.
+    /// The routing to a platform, with defaults for the rest.
     pub fn on(platform: &str, platform_metadata: Value) -> Self {
         Routing { platform: platform.into(), team: platform.into(), channel: String::new(), platform_metadata }
     }
 
-    /// Reads what the database holds; `None` is a turn whose row is gone.
+    /// Reads the database's column; `None` stands for a turn whose row is gone.
     pub fn read(stored: Option<&Value>) -> Result<Self, Unreadable> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]

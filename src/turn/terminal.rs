@@ -1,4 +1,4 @@
-//! The last event of a turn.
+//! A turn's terminal, its last event: a reply, or the failure that says why there is none.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,22 +10,22 @@ pub const MAX_MESSAGE_BYTES: usize = 4 * 1024;
 /// The longest detail for operators (stderr tail, container state) that is stored, in bytes.
 pub const MAX_DETAIL_BYTES: usize = 16 * 1024;
 
-/// Why a turn has no reply: the cause that a client is told, and the detail that only operators see.
+/// Why a turn has no reply: the cause that a client is told, and a detail that only operators see.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Failure {
     pub reason: Reason,
-    /// A sentence that a chat client can act on; never internals.
+    /// A sentence for the person in the chat, without internals.
     pub message: String,
     /// Exit code, signal, stderr tail and the like, for operators alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    /// How the agent program ended, where its adapter saw it. It stays in the worker.
+    /// How the agent program ended, where its adapter saw the end. It is never sent: only the worker itself uses it.
     #[serde(skip)]
     pub exit: Option<Exit>,
 }
 
-/// How a program ended.
+/// How an agent program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// By itself, with this code.
@@ -55,7 +55,7 @@ impl Failure {
         self.reason.retryable()
     }
 
-    /// Text that Postgres takes, within the limits.
+    /// The same failure with texts that Postgres can hold, cut to [`MAX_MESSAGE_BYTES`] and [`MAX_DETAIL_BYTES`].
     pub fn storable(self) -> Self {
         Failure {
             reason: self.reason,
@@ -66,18 +66,18 @@ impl Failure {
     }
 }
 
-/// How a worker says that a turn ended.
+/// How a turn ends. Workers send it, and terminals hold it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(tag = "type", rename_all = "camelCase")]
 pub enum Outcome {
-    /// The log up to `end` is the reply.
+    /// The text in the turn's log, up to the log's recorded end, is the reply.
     Reply,
-    /// There is no reply.
+    /// There is no reply, for this cause.
     Error(Failure),
 }
 
 impl Outcome {
-    /// The word in the `terminal` table and in APIs.
+    /// The name in the table `terminal` and in the APIs.
     pub fn as_str(&self) -> &'static str {
         match self {
             Outcome::Reply => "reply",
@@ -86,7 +86,7 @@ impl Outcome {
     }
 }
 
-/// Cuts text to at most `max` bytes between two characters.
+/// Cuts text to at most `max` bytes, between two characters.
 pub fn cut(mut text: String, max: usize) -> String {
     if text.len() > max {
         let mut at = max;

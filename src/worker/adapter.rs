@@ -1,19 +1,20 @@
-//! What an adapter is: the thing that turns a message into frames.
+//! What an adapter is: it runs an agent's turns, which means that it takes messages and gives frames of output and an outcome.
 
 use std::future::Future;
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::log::Log;
+use super::output_log::{OutputLog, Stopped};
 use crate::turn::frame::Frame;
 use crate::turn::terminal::{Failure, Outcome};
 use crate::wire::TurnPush;
 
-/// Runs turns. Everything about gateways, offsets and repetition is done outside.
-pub trait Adapter: Send + Sync + 'static {
-    /// Runs one turn, or several of one conversation for one reply if the worker asked for `together`; `turns` is never
-    /// empty. When `cancel` fires, stop the agent program and return soon; nobody reads the outcome then.
+/// Runs turns. An adapter knows nothing of gateways, offsets and repeated calls; the rest of the worker sees to those.
+pub trait TurnAdapter: Send + Sync + 'static {
+    /// Runs one turn; or several turns of one conversation, to be answered by one reply, if the worker asked for `together`.
+    /// `turns` is never empty. When `cancel` fires, the adapter stops the agent program and returns soon; its outcome is
+    /// ignored then.
     fn run(
         &self,
         turns: Vec<TurnPush>,
@@ -21,31 +22,29 @@ pub trait Adapter: Send + Sync + 'static {
         cancel: CancellationToken,
     ) -> impl Future<Output = Outcome> + Send;
 
-    /// Ends when the adapter can run no turn any more (its model server died): the worker then leaves.
+    /// Returns when the adapter can run no turn any more, since its model server ended, say; the worker then leaves.
     fn broken(&self) -> impl Future<Output = Failure> + Send {
         std::future::pending()
     }
 }
 
-/// The turn is over for its adapter: cancelled, or its output is too long. Stop the program and return.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the turn takes no more output; stop the agent program")]
-pub struct Stopped;
-
-/// Where an adapter puts a turn's output.
+/// Takes a turn's output from the adapter.
 #[derive(Clone)]
 pub struct OutputSink {
-    log: Arc<Log>,
+    log: Arc<OutputLog>,
     cancel: CancellationToken,
 }
 
 impl OutputSink {
-    pub(super) fn new(log: Arc<Log>, cancel: CancellationToken) -> Self {
+    pub(super) fn new(log: Arc<OutputLog>, cancel: CancellationToken) -> Self {
         OutputSink { log, cancel }
     }
 
-    /// Appends a frame. Waits while more than 1 MiB is not yet durable at the gateway: don't read more from the program
-    /// meanwhile.
+    /// Appends a frame. Waits while more than 1 MiB of output is not yet durable; an adapter that reads from a program only
+    /// after this returned makes the program wait, too.
+    ///
+    /// # Errors
+    /// [`Stopped`] if the turn takes no more output.
     pub async fn send(&self, frame: Frame) -> Result<(), Stopped> {
         let frame = frame.storable();
         let pushed = tokio::select! {

@@ -1,4 +1,4 @@
-//! The worker protocol's calls, one function each.
+//! The client side of the worker protocol: one function for each call, and what each status of an answer means.
 
 use std::error::Error;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use url::Url;
 
-use super::lines::Lines;
+use super::http::{StreamLines, body_of, causes};
 use crate::tls::{self, Authorities};
 use crate::turn::frame::Frame;
 use crate::turn::keys::{Incarnation, TurnId};
@@ -17,61 +17,62 @@ use crate::wire::{
     Acked, Connect, Finish, Finished, Goodbye, Heartbeat, HeartbeatAnswer, INCARNATION, Missing, Output,
 };
 
-/// The longest line or answer that is read, in bytes: a turn with its history.
+/// The longest line or answer that is read, in bytes. The longest that a gateway sends is a turn with its history.
 const ANSWER_BYTES: usize = 64 * 1024 * 1024;
-/// What is kept of an answer that is only reported, in bytes.
-const REPORT_BYTES: usize = 2 * 1024;
+/// The longest body of an error that is read, in bytes; it goes into messages and logs.
+const ERROR_BYTES: usize = 2 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A gateway that does not answer within this is tried again, or another is.
+/// How long a gateway may take to answer a call; after that, the call has failed and is repeated there or elsewhere.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Why a call had no answer that it was made for.
+/// Why a call to a gateway failed, by what its caller is to do.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CallError {
-    /// 410: stop.
+    /// 410: this incarnation is to stop.
     #[error("the gateway says that this worker's lease is dead (410)")]
     Gone,
-    /// 401, 403: stop.
+    /// 401, 403: this incarnation is to stop.
     #[error("the gateway refuses the credential in LASTWORD_CREDENTIAL, or the pod's token (status {0})")]
     Refused(u16),
-    /// 404: the turn is not, or no longer, this worker's.
+    /// 404: this worker does not hold the turn, or not any more.
     #[error("the turn is not this worker's (404)")]
     NotOwed,
-    /// 409: send again from there.
+    /// 409: the log is to be sent again from the offset in the answer.
     #[error("the gateway lacks output behind {}", .0.acked)]
     Missing(Missing),
-    /// 503, other 5xx, 429, no answer, an answer that makes no sense: try again, or elsewhere.
+    /// 503, another 5xx, 408, 429, no answer, or an answer that cannot be parsed: the call is to be repeated, at this or
+    /// another gateway.
     #[error("the gateway cannot take it now: {0}")]
     Unavailable(String),
-    /// Any other 4xx: trying again cannot help.
+    /// Any other 4xx: a repetition would get the same answer.
     #[error("the gateway calls it malformed: {0}")]
     Rejected(String),
 }
 
 impl CallError {
-    /// Whether this incarnation is dead to Lastword.
+    /// Whether the gateway has ended this incarnation, so that the worker is to stop.
     pub fn is_fatal(&self) -> bool {
         matches!(self, CallError::Gone | CallError::Refused(_))
     }
 }
 
-/// Makes the calls, to whichever gateway each names.
+/// Makes the calls. Which gateway a call goes to is an argument of each.
 #[derive(Clone)]
-pub(super) struct Client {
+pub(super) struct ProtocolClient {
     http: reqwest::Client,
     authorization: HeaderValue,
     incarnation: String,
 }
 
-impl Client {
-    /// `authorization` is a secret and marked as such.
+impl ProtocolClient {
+    /// `authorization` is the whole header, `Bearer …`. It is marked as a secret, so that no log shows it.
     pub(super) fn new(http: reqwest::Client, mut authorization: HeaderValue, incarnation: Incarnation) -> Self {
         authorization.set_sensitive(true);
-        Client { http, authorization, incarnation: incarnation.to_string() }
+        ProtocolClient { http, authorization, incarnation: incarnation.to_string() }
     }
 
-    /// Opens the stream of turns.
-    pub(super) async fn turns(&self, gateway: &Url, connect: &Connect) -> Result<Lines, CallError> {
+    /// Opens the turns stream.
+    pub(super) async fn turns(&self, gateway: &Url, connect: &Connect) -> Result<StreamLines, CallError> {
         let mut url = endpoint(gateway, "turns");
         url.query_pairs_mut()
             .append_pair("capacity", &connect.capacity.to_string())
@@ -83,7 +84,7 @@ impl Client {
             .await
             .map_err(|_| CallError::Unavailable("no answer in time".into()))?
             .map_err(unavailable)?;
-        Ok(Lines::new(checked(response).await?, ANSWER_BYTES))
+        Ok(StreamLines::new(checked(response).await?, ANSWER_BYTES))
     }
 
     /// Posts a piece of a turn's log.
@@ -134,7 +135,7 @@ impl Client {
     }
 }
 
-/// What every call to a gateway is made with. It trusts these authorities, or those of the system.
+/// The HTTP client for all calls to these gateways. It trusts these certificate authorities; without any, the system's.
 pub(super) fn http_client(
     gateways: &[Url],
     authorities: Option<&Authorities>,
@@ -142,7 +143,7 @@ pub(super) fn http_client(
     let builder = match authorities {
         Some(authorities) => tls::http_trusting(authorities),
         None if gateways.iter().any(|url| url.scheme() == "https") => tls::http(),
-        // Nobody is to be trusted, so nothing is read.
+        // No gateway uses TLS, so the system's authorities need not be read; an image may lack them.
         None => reqwest::Client::builder().tls_certs_only([]),
     };
     builder
@@ -150,11 +151,12 @@ pub(super) fn http_client(
         .tcp_keepalive(Duration::from_secs(15))
         .redirect(reqwest::redirect::Policy::none())
         .http1_only()
-        // The gateway is a neighbour; a proxy that the agent program needs is not for us.
+        // Gateways are in the same network. A proxy in the environment is there for the agent program.
         .no_proxy()
         .build()
 }
 
+/// The URL of a call of the worker protocol.
 pub(super) fn endpoint(gateway: &Url, call: &str) -> Url {
     let mut url = gateway.clone();
     let base = url.path().trim_end_matches('/').to_string();
@@ -162,13 +164,13 @@ pub(super) fn endpoint(gateway: &Url, call: &str) -> Url {
     url
 }
 
-/// An answer that is a success, or what its status means.
+/// The answer itself if its status is a success, else the error that its status means.
 pub(super) async fn checked(response: Response) -> Result<Response, CallError> {
     let status = response.status();
     if status.is_success() {
         return Ok(response);
     }
-    let body = body_of(response, REPORT_BYTES).await.unwrap_or_default();
+    let body = body_of(response, ERROR_BYTES).await.unwrap_or_default();
     let said = format!("status {}: {}", status.as_u16(), String::from_utf8_lossy(&body).trim());
     Err(match status {
         StatusCode::GONE => CallError::Gone,
@@ -184,23 +186,11 @@ pub(super) async fn checked(response: Response) -> Result<Response, CallError> {
     })
 }
 
-/// An answer's body: all of it, or an error if it is longer than `limit` bytes.
-pub(super) async fn body_of(mut response: Response, limit: usize) -> Result<Vec<u8>, String> {
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|e| causes(&e))? {
-        if body.len() + chunk.len() > limit {
-            return Err(format!("an answer of more than {limit} bytes"));
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body)
-}
-
-/// A call that was not answered.
+/// The error for a call that got no answer. Where the gateway's certificate is not trusted, it names the flag that helps.
 pub(super) fn unavailable(error: reqwest::Error) -> CallError {
     let mut why = causes(&error);
     if is_of_unknown_issuer(&error) {
-        why.push_str("; name the authority of its certificate with --gateway-ca FILE (LASTWORD_GATEWAY_CA)");
+        why.push_str("; name the authority of its certificate with --gateway-ca FILE (LASTWORD_WORKER_GATEWAY_CA)");
     }
     CallError::Unavailable(why)
 }
@@ -209,21 +199,10 @@ fn is_of_unknown_issuer(error: &(dyn Error + 'static)) -> bool {
     if let Some(error) = error.downcast_ref::<rustls::Error>() {
         return *error == rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
     }
-    // The source of an I/O error is not what it wraps, but that one's own.
+    // `source()` of an I/O error skips the error that it wraps and gives that error's source.
     let cause = match error.downcast_ref::<std::io::Error>() {
         Some(io) => io.get_ref().map(|inner| inner as &(dyn Error + 'static)),
         None => error.source(),
     };
     cause.is_some_and(is_of_unknown_issuer)
-}
-
-/// An error with its causes: reqwest's own text leaves out what went wrong.
-pub(super) fn causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -1,17 +1,23 @@
-//! Replies with the message, word by word: for tests, first steps, and as the shortest adapter.
+//! The adapter `echo`: it replies with the message, word by word. It serves tests and first steps, and shows how little an
+//! adapter needs.
 
+use std::process::ExitCode;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::adapter::{Adapter, OutputSink, Stopped};
-use super::options::Common;
+use super::adapter::{OutputSink, TurnAdapter};
+use super::error::WorkerError;
+use super::options::CommonArgs;
+use super::output_log::Stopped;
+use super::start::{self, Wants};
+use crate::turn::cause;
 use crate::turn::frame::Frame;
-use crate::turn::reason::Reason;
-use crate::turn::terminal::{Failure, Outcome};
+use crate::turn::terminal::Outcome;
 use crate::wire::TurnPush;
 
-/// A message that begins with this is replied to slowly: what `lastword worker conformance` sends to see a turn last.
+/// A message that begins with this is answered only after [`SLOW`]. `lastword worker conformance` sends it where it needs a
+/// turn that lasts.
 pub(super) const SLOW_MESSAGE: &str = "conformance-slow";
 const SLOW: Duration = Duration::from_secs(3);
 
@@ -19,7 +25,7 @@ const SLOW: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone, clap::Args)]
 pub struct EchoArgs {
     #[command(flatten)]
-    pub common: Common,
+    pub common: CommonArgs,
     /// Time between two words
     #[arg(long, env = "LASTWORD_DELAY_MS", value_name = "MILLISECONDS", default_value_t = 0)]
     pub delay_ms: u64,
@@ -28,15 +34,19 @@ pub struct EchoArgs {
     pub together: bool,
 }
 
-pub(super) struct Echo {
+/// Serves turns until the worker ends.
+pub(super) async fn run(args: EchoArgs, shutdown: CancellationToken) -> Result<ExitCode, WorkerError> {
+    let wants = Wants { together: args.together, ..Wants::default() };
+    let adapter = EchoAdapter { delay: Duration::from_millis(args.delay_ms) };
+    start::serve(&args.common, wants, adapter, shutdown).await
+}
+
+struct EchoAdapter {
+    /// The pause before each word but the first.
     delay: Duration,
 }
 
-impl Echo {
-    pub(super) fn new(args: &EchoArgs) -> Self {
-        Echo { delay: Duration::from_millis(args.delay_ms) }
-    }
-
+impl EchoAdapter {
     async fn say(&self, message: &str, out: &OutputSink) -> Result<(), Stopped> {
         for (i, word) in message.split_inclusive(' ').enumerate() {
             if i > 0 && !self.delay.is_zero() {
@@ -48,7 +58,7 @@ impl Echo {
     }
 }
 
-impl Adapter for Echo {
+impl TurnAdapter for EchoAdapter {
     async fn run(&self, turns: Vec<TurnPush>, out: OutputSink, cancel: CancellationToken) -> Outcome {
         let message = turns.iter().map(|turn| turn.message.as_str()).collect::<Vec<_>>().join("\n");
         let reply = async {
@@ -60,9 +70,9 @@ impl Adapter for Echo {
         tokio::select! {
             said = reply => match said {
                 Ok(()) if out.has_text() => Outcome::Reply,
-                _ => Outcome::Error(Failure::new(Reason::AgentError).with_message("There is nothing to echo.")),
+                _ => Outcome::Error(cause::program::nothing_to_echo()),
             },
-            () = cancel.cancelled() => Outcome::Error(Failure::new(Reason::Cancelled)),
+            () = cancel.cancelled() => Outcome::Error(cause::rule::cancelled()),
         }
     }
 }

@@ -1,8 +1,8 @@
-//! A process for each turn: the message goes in, what it prints is the reply.
+//! The adapter `exec`: it runs a program for each turn. The program gets the message on its stdin; what it prints is the reply.
 
 use std::io;
-use std::os::unix::process::ExitStatusExt;
-use std::process::{ExitStatus, Stdio};
+use std::process::{ExitCode, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -10,36 +10,46 @@ use tokio::process::{ChildStderr, ChildStdin, ChildStdout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::adapter::{Adapter, OutputSink, Stopped};
+use super::adapter::{OutputSink, TurnAdapter};
+use super::environment::agent_command;
+use super::error::WorkerError;
 use super::oom;
-use super::options::Common;
-use super::process::{Process, agent_command};
+use super::options::CommonArgs;
+use super::output_log::Stopped;
+use super::process::AgentProcess;
+use super::start::{self, Wants};
 use super::text::{Decoder, FrameLines};
+use crate::lines::Lines;
+use crate::turn::cause;
+use crate::turn::cause::process::Ended;
 use crate::turn::frame::{Frame, storable};
 use crate::turn::keys::TurnId;
-use crate::turn::reason::Reason;
-use crate::turn::terminal::{Exit, Failure, Outcome};
+use crate::turn::terminal::Outcome;
 use crate::wire::TurnPush;
 
-/// What is kept of stderr for operators, in bytes.
+/// How much of the end of stderr is kept for operators, in bytes.
 const STDERR_BYTES: usize = 8 * 1024;
-/// After the program's end, a grandchild may still hold its stdout: how long its end is waited for.
+/// The longest line of stderr that is logged as one, in bytes.
+const STDERR_LINE_BYTES: usize = 4 * 1024;
+/// How long the ends of stdout and stderr are waited for after the program has ended: a child of the program may still hold
+/// them open.
 const AFTER_EXIT: Duration = Duration::from_millis(500);
-/// How long a read takes at most when there is something to read.
+/// How long a read may take of a pipe that is expected to hold something.
 const IN_THE_PIPE: Duration = Duration::from_millis(50);
-/// The most that a pipe can hold by default limits, in bytes: what was printed before the exit and not yet read.
+/// The most that a pipe can hold under Linux's default limit (`fs.pipe-max-size`), in bytes: what the program printed before it
+/// ended and was not yet read.
 const PIPE_BYTES: usize = 1024 * 1024;
 
 /// `lastword worker exec`
 #[derive(Debug, Clone, clap::Args)]
 pub struct ExecArgs {
     #[command(flatten)]
-    pub common: Common,
+    pub common: CommonArgs,
     /// Give the message as the last argument, not on stdin (the kernel takes 128 KiB at most)
-    #[arg(long, env = "LASTWORD_ARG_MESSAGE")]
+    #[arg(long, env = "LASTWORD_TURN_ARG_MESSAGE")]
     pub arg_message: bool,
     /// What the program prints: text, or a frame in JSON on each line (a line that is none is text)
-    #[arg(long, env = "LASTWORD_OUTPUT", value_enum, default_value = "text")]
+    #[arg(long, env = "LASTWORD_TURN_OUTPUT", value_enum, default_value = "text")]
     pub output: OutputFormat,
     /// After SIGTERM, a program that is still there is killed after this time
     #[arg(long, env = "LASTWORD_KILL_SECONDS", value_name = "SECONDS", default_value_t = 2)]
@@ -58,25 +68,24 @@ pub enum OutputFormat {
     JsonLines,
 }
 
-impl ExecArgs {
-    pub(super) fn adapter(self) -> (Common, Exec) {
-        (self.common.clone(), Exec { args: self })
-    }
+/// Serves turns until the worker ends.
+pub(super) async fn run(args: ExecArgs, shutdown: CancellationToken) -> Result<ExitCode, WorkerError> {
+    let common = args.common.clone();
+    start::serve(&common, Wants::default(), ExecAdapter { args }, shutdown).await
 }
 
-pub(super) struct Exec {
+struct ExecAdapter {
     args: ExecArgs,
 }
 
-impl Adapter for Exec {
+impl TurnAdapter for ExecAdapter {
     async fn run(&self, turns: Vec<TurnPush>, out: OutputSink, cancel: CancellationToken) -> Outcome {
         let turn = &turns[0];
         let kills = oom::kills();
         let program = match self.start(turn).await {
             Ok(program) => program,
             Err(error) => {
-                let detail = format!("cannot start {}: {error}", self.args.program[0]);
-                return Outcome::Error(Failure::detailed(Reason::StartFailed, detail));
+                return Outcome::Error(cause::program::not_started(&self.args.program[0], error));
             }
         };
         let Program { process, stdin, stdout, stderr } = program;
@@ -92,24 +101,25 @@ impl Adapter for Exec {
             () = exited, if copied.is_ok() => {}
             () = cancel.cancelled() => {
                 process.stop(Duration::from_secs(u64::from(self.args.kill_seconds))).await;
-                return Outcome::Error(Failure::new(Reason::Cancelled));
+                return Outcome::Error(cause::rule::cancelled());
             }
         }
-        let status = process.wait().await;
-        // The rest of stderr, unless somebody else holds it open.
+        let ended = process.wait().await.map_or(Ended::Unknown(None), Ended::from);
+        // Until the rest of stderr was read, unless a child of the program still holds it open.
         let _ = tokio::time::timeout(AFTER_EXIT, tail.closed()).await;
-        judge(status, out.has_text(), oom::kills() > kills, &tail.text())
+        cause::program::answer(&ended, out.has_text(), oom::kills() > kills, &tail.text())
     }
 }
 
+/// A started program with its pipes.
 struct Program {
-    process: Process,
+    process: AgentProcess,
     stdin: Option<ChildStdin>,
     stdout: ChildStdout,
     stderr: ChildStderr,
 }
 
-impl Exec {
+impl ExecAdapter {
     async fn start(&self, turn: &TurnPush) -> io::Result<Program> {
         let mut command = agent_command(&self.args.program[0]);
         command.args(&self.args.program[1..]);
@@ -117,10 +127,12 @@ impl Exec {
             command.arg(storable(turn.message.clone()));
         }
         command
-            .env("LASTWORD_CONVERSATION", storable(turn.conversation.clone()))
+            // What agents are told has names of its own, LASTWORD_TURN_…: no command of `lastword` that a program may run
+            // takes them for its flags (roles/tests.rs).
+            .env("LASTWORD_TURN_CONVERSATION", storable(turn.conversation.clone()))
             .env("LASTWORD_TURN_ID", turn.turn_id.to_string())
-            .env("LASTWORD_USER", storable(turn.user.clone()))
-            .env("LASTWORD_MESSAGE_ID", storable(turn.message_id.clone()))
+            .env("LASTWORD_TURN_USER", storable(turn.user.clone()))
+            .env("LASTWORD_TURN_MESSAGE_ID", storable(turn.message_id.clone()))
             .env_remove("TRACEPARENT")
             .stdin(if self.args.arg_message { Stdio::null() } else { Stdio::piped() })
             .stdout(Stdio::piped())
@@ -128,7 +140,7 @@ impl Exec {
         if let Some(parent) = &turn.traceparent {
             command.env("TRACEPARENT", storable(parent.clone()));
         }
-        let mut process = Process::start(command).await?;
+        let mut process = AgentProcess::start(command).await?;
         let missing = || io::Error::other("a pipe is missing");
         let child = process.child().ok_or_else(missing)?;
         let stdin = child.stdin.take().map(ChildStdin::from_std).transpose()?;
@@ -138,9 +150,9 @@ impl Exec {
     }
 }
 
-/// Writes the message. A program that does not read it is free not to.
+/// Writes the message to the program's stdin. Errors are ignored: a program need not read its message.
 async fn feed(mut stdin: ChildStdin, mut message: String) {
-    // A message is a line: programs such as bc read nothing of a last line that does not end.
+    // Programs such as bc ignore a last line without a line end.
     if !message.ends_with('\n') {
         message.push('\n');
     }
@@ -148,7 +160,8 @@ async fn feed(mut stdin: ChildStdin, mut message: String) {
     let _ = stdin.shutdown().await;
 }
 
-/// Passes stdout on until its end, or until the program has ended and nothing more comes from others that hold it.
+/// Passes stdout on until its end. A child of the program may hold stdout open for longer than the program lives: then, once
+/// the program has ended, only what is still in the pipe is read.
 async fn copy(
     mut stdout: ChildStdout,
     out: &OutputSink,
@@ -162,7 +175,7 @@ async fn copy(
     tokio::pin!(over);
     let (mut decoder, mut lines) = (Decoder::default(), FrameLines::default());
     let mut buffer = vec![0; 64 * 1024];
-    // Bytes that may still be read, once the program's time is over: what it printed itself is in the pipe.
+    // Once the program has ended: how many bytes may still be read. What the program itself printed is among them.
     let mut left = None;
     loop {
         let read = match left {
@@ -203,110 +216,54 @@ async fn copy(
 }
 
 /// The end of what a program wrote to stderr.
-struct Tail {
-    bytes: std::sync::Arc<std::sync::Mutex<Vec<u8>>>,
+struct StderrTail {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    /// Cancelled when stderr has ended.
     closed: CancellationToken,
 }
 
-impl Tail {
+impl StderrTail {
+    /// Returns when stderr has ended.
     async fn closed(&self) {
         self.closed.cancelled().await;
     }
 
     fn text(&self) -> String {
-        let bytes = self.bytes.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(STDERR_BYTES)..]).trim().to_string()
     }
 }
 
-/// Keeps the tail of stderr, and passes it on to our own log by lines.
-fn collect(mut stderr: ChildStderr, turn: TurnId) -> (Tail, AbortOnDropHandle<()>) {
-    let tail = Tail { bytes: Default::default(), closed: CancellationToken::new() };
+/// Keeps the tail of stderr, and writes its lines into the worker's log.
+fn collect(mut stderr: ChildStderr, turn: TurnId) -> (StderrTail, AbortOnDropHandle<()>) {
+    let tail = StderrTail { bytes: Arc::default(), closed: CancellationToken::new() };
     let (bytes, closed) = (tail.bytes.clone(), tail.closed.clone().drop_guard());
     let task = tokio::spawn(async move {
         let _closed = closed;
         let mut buffer = vec![0; 4 * 1024];
-        let mut line = Vec::new();
+        let mut lines = Lines::new(STDERR_LINE_BYTES);
         while let Ok(read @ 1..) = stderr.read(&mut buffer).await {
             {
-                let mut bytes = bytes.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                let mut bytes = bytes.lock().unwrap_or_else(PoisonError::into_inner);
                 bytes.extend_from_slice(&buffer[..read]);
                 let excess = bytes.len().saturating_sub(STDERR_BYTES);
                 bytes.drain(..excess);
             }
-            for piece in buffer[..read].split_inclusive(|b| *b == b'\n') {
-                line.extend_from_slice(piece);
-                if piece.ends_with(b"\n") || line.len() > buffer.len() {
-                    pass_on(turn, &mut line);
-                }
+            lines.push(&buffer[..read]);
+            while let Some(line) = lines.next() {
+                log_line(turn, &line.bytes);
             }
         }
-        pass_on(turn, &mut line);
+        if let Some(line) = lines.finish() {
+            log_line(turn, &line.bytes);
+        }
     });
     (tail, AbortOnDropHandle::new(task))
 }
 
-fn pass_on(turn: TurnId, line: &mut Vec<u8>) {
+fn log_line(turn: TurnId, line: &[u8]) {
     let text = String::from_utf8_lossy(line);
     if !text.trim().is_empty() {
         tracing::info!(target: "agent", %turn, "{}", text.trim_end());
     }
-    line.clear();
-}
-
-/// What a program's end means for its turn.
-fn judge(status: Option<ExitStatus>, has_text: bool, oom: bool, stderr: &str) -> Outcome {
-    let success = status.is_some_and(|status| status.success());
-    if success && has_text {
-        return Outcome::Reply;
-    }
-    let mut failure = exit_cause(status, oom);
-    if success {
-        let exit = failure.exit;
-        failure = Failure { exit, ..Failure::detailed(Reason::AgentError, "exit code 0, but nothing on stdout") }
-            .with_message("The agent gave no answer.");
-    }
-    if !stderr.is_empty() {
-        failure.detail = Some(format!("{}\n{stderr}", failure.detail.unwrap_or_default()));
-    }
-    Outcome::Error(failure)
-}
-
-/// Why a program that should not have ended did. `oom`: the kernel killed for want of memory while it ran.
-pub(super) fn exit_cause(status: Option<ExitStatus>, oom: bool) -> Failure {
-    let Some(status) = status else { return Failure::detailed(Reason::Internal, "the exit status is unknown") };
-    let (reason, what) = match (status.code(), status.signal()) {
-        // A shell says of its program that was killed: 128 and the signal's number.
-        (Some(137), _) if oom => {
-            (Reason::OutOfMemory, "exit code 137, and the kernel killed for want of memory".into())
-        }
-        (Some(code), _) => (Reason::AgentError, format!("exit code {code}")),
-        (None, Some(9)) if oom => (Reason::OutOfMemory, "killed by the kernel for want of memory".into()),
-        (None, Some(signal)) => (Reason::WorkerExited, format!("killed by {}", signal_name(signal))),
-        (None, None) => (Reason::WorkerExited, status.to_string()),
-    };
-    let exit = status.code().map(Exit::Code).or(status.signal().map(Exit::Signal));
-    Failure { exit, ..Failure::detailed(reason, what) }
-}
-
-fn signal_name(signal: i32) -> String {
-    let name = match signal {
-        1 => "SIGHUP",
-        2 => "SIGINT",
-        3 => "SIGQUIT",
-        4 => "SIGILL",
-        6 => "SIGABRT",
-        7 => "SIGBUS",
-        8 => "SIGFPE",
-        9 => "SIGKILL",
-        11 => "SIGSEGV",
-        13 => "SIGPIPE",
-        14 => "SIGALRM",
-        15 => "SIGTERM",
-        24 => "SIGXCPU",
-        25 => "SIGXFSZ",
-        31 => "SIGSYS",
-        _ => return format!("signal {signal}"),
-    };
-    format!("{name} (signal {signal})")
 }

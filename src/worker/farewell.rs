@@ -1,4 +1,5 @@
-//! How a worker leaves: `draining` until the gateway has heard it, with the turns that it hands back; then `gone`.
+//! How a worker says that it leaves: `draining`, with the turns that it hands back, repeated until a gateway has answered; and
+//! `gone` at the very end.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -8,53 +9,57 @@ use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
 use super::client::CallError;
-use super::job::Reporter;
-use super::link::Backoff;
+use super::link::{ConnectedClient, pauses};
 use crate::turn::keys::TurnId;
 use crate::turn::reason::Reason;
 use crate::wire::{Goodbye, GoodbyePhase};
 
-/// How long a worker with nothing in hand tries to tell that it goes. Its lease tells it else.
+/// How long a worker without turns tries to say goodbye. If no gateway hears it, Lastword learns of the worker's end when its
+/// lease runs out.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 type Call = AbortOnDropHandle<Result<(), CallError>>;
 
-/// The `draining` goodbye, said once and again for each turn that arrives afterwards.
+/// The goodbye with phase `draining`: said once, and again when a turn arrives afterwards, to hand that one back.
 pub(super) struct Farewell {
-    reporter: Reporter,
+    client: ConnectedClient,
     begun: Instant,
+    /// A gateway has heard that the worker drains.
     announced: bool,
+    /// Turns to hand back of which no gateway has heard yet.
     unsaid: BTreeSet<TurnId>,
-    /// Why it goes, when it was told to by a signal.
+    /// Why the worker leaves, if a signal told it to.
     reason: Option<Reason>,
-    /// On its way, with the turns that it hands back.
+    /// The goodbye that is on its way, and the turns that it hands back.
     call: Option<(BTreeSet<TurnId>, Call)>,
 }
 
 impl Farewell {
-    pub(super) fn new(reporter: Reporter, reason: Option<Reason>) -> Self {
-        Farewell { reporter, begun: Instant::now(), announced: false, unsaid: BTreeSet::new(), reason, call: None }
+    pub(super) fn new(client: ConnectedClient, reason: Option<Reason>) -> Self {
+        Farewell { client, begun: Instant::now(), announced: false, unsaid: BTreeSet::new(), reason, call: None }
     }
 
-    /// A turn that was never given to the agent program.
+    /// Hands back a turn that was never given to the agent program.
     pub(super) fn hand_back(&mut self, turn: TurnId) {
         self.unsaid.insert(turn);
     }
 
-    /// Handed back, but the gateway has not heard it yet.
+    /// The turns to hand back of which no gateway has heard yet.
     pub(super) fn unsaid(&self) -> impl Iterator<Item = TurnId> {
         self.unsaid.iter().copied()
     }
 
+    /// Whether a gateway has heard all there is to say.
     pub(super) fn is_said(&self) -> bool {
         self.announced && self.unsaid.is_empty()
     }
 
-    /// Until when an idle worker waits for the goodbye to be heard.
+    /// Until when a worker without turns waits for a gateway to hear its goodbye.
     pub(super) fn patience(&self) -> Instant {
         self.begun + PATIENCE
     }
 
+    /// Returns when a gateway has heard a goodbye; never, if there is none to say.
     async fn say(&mut self) -> Result<(), CallError> {
         if self.call.is_none() {
             if self.is_said() {
@@ -66,7 +71,7 @@ impl Farewell {
                 hand_back: turns.iter().copied().collect(),
                 reason: self.reason,
             };
-            let task = tokio::spawn(say(self.reporter.clone(), goodbye));
+            let task = tokio::spawn(say(self.client.clone(), goodbye));
             self.call = Some((turns, AbortOnDropHandle::new(task)));
         }
         let Some((_, task)) = &mut self.call else { return Ok(()) };
@@ -79,7 +84,8 @@ impl Farewell {
     }
 }
 
-/// Ends each time a goodbye was heard; never when there is none to say. Cancel-safe.
+/// Returns each time that a gateway has heard a goodbye; never, if there is none to say. Cancel-safe: a goodbye on its way
+/// goes on.
 pub(super) async fn said(farewell: Option<&mut Farewell>) -> Result<(), CallError> {
     match farewell {
         Some(farewell) => farewell.say().await,
@@ -87,15 +93,16 @@ pub(super) async fn said(farewell: Option<&mut Farewell>) -> Result<(), CallErro
     }
 }
 
-async fn say(reporter: Reporter, goodbye: Goodbye) -> Result<(), CallError> {
-    let mut link = reporter.link.clone();
-    let mut pause = Backoff::default();
+/// Repeats a goodbye until a gateway has answered it.
+async fn say(client: ConnectedClient, goodbye: Goodbye) -> Result<(), CallError> {
+    let mut link = client.link.clone();
+    let mut pauses = pauses();
     loop {
         let Ok(gateway) = link.wait_for(|link| link.gateway.is_some()).await.map(|link| link.gateway.clone()) else {
             return Ok(());
         };
         let Some(gateway) = gateway else { continue };
-        match reporter.client.goodbye(&gateway, &goodbye).await {
+        match client.calls.goodbye(&gateway, &goodbye).await {
             Ok(()) => return Ok(()),
             Err(error) if error.is_fatal() => return Err(error),
             Err(CallError::Unavailable(why)) => tracing::warn!("goodbye was not heard: {why}"),
@@ -104,26 +111,26 @@ async fn say(reporter: Reporter, goodbye: Goodbye) -> Result<(), CallError> {
                 return Ok(());
             }
         }
-        sleep(pause.next()).await;
+        sleep(pauses.next()).await;
     }
 }
 
-/// Says that the worker ends now, for a few seconds at most, to whichever gateway hears it.
-pub(super) async fn gone(reporter: &Reporter, gateways: &[Url]) {
-    let link = reporter.link.borrow().clone();
+/// Says that the worker ends now: tries one gateway after the other until one has heard it, for [`PATIENCE`] at most.
+pub(super) async fn gone(client: &ConnectedClient, gateways: &[Url]) {
+    let link = client.link.borrow().clone();
     if link.generation == 0 {
-        return; // Never live: there is no lease of ours to end.
+        return; // The worker was never connected, so it has no lease to end.
     }
     let goodbye = Goodbye { phase: GoodbyePhase::Gone, hand_back: Vec::new(), reason: None };
     let attempts = async {
-        let mut pause = Backoff::default();
+        let mut pauses = pauses();
         for gateway in link.gateway.iter().chain(gateways.iter().cycle()) {
-            match reporter.client.goodbye(gateway, &goodbye).await {
+            match client.calls.goodbye(gateway, &goodbye).await {
                 Err(CallError::Unavailable(why)) => tracing::warn!("goodbye was not heard: {why}"),
                 Err(error) => return tracing::warn!("goodbye: {error}"),
                 Ok(()) => return,
             }
-            sleep(pause.next()).await;
+            sleep(pauses.next()).await;
         }
     };
     if timeout(PATIENCE, attempts).await.is_err() {

@@ -1,11 +1,12 @@
-//! Copies the running program to where a container without it can run it.
+//! `lastword worker install`: copies the running program into a volume, so that a container whose image lacks it can run it.
+//! The init container of a worker pod does this.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::WorkerError;
+use super::error::WorkerError;
 
 /// `lastword worker install`
 #[derive(Debug, Clone, clap::Args)]
@@ -15,6 +16,7 @@ pub struct InstallArgs {
     pub dir: PathBuf,
 }
 
+/// Copies the program to `DIR/lastword`.
 pub(super) fn run(args: &InstallArgs) -> Result<(), WorkerError> {
     let path = args.dir.join("lastword");
     copy(&args.dir, &path).map_err(|error| WorkerError::Install { path: path.clone(), error })?;
@@ -22,9 +24,9 @@ pub(super) fn run(args: &InstallArgs) -> Result<(), WorkerError> {
     Ok(())
 }
 
-/// Atomically: whoever runs `path` meanwhile runs the old one or the new one.
+/// Copies the program atomically: whoever starts `path` meanwhile starts the old file or the new one.
 fn copy(dir: &Path, path: &Path) -> io::Result<()> {
-    // Not current_exe(): its path may lead to another file by now.
+    // The file that runs, not the one that is at its path by now: it may have been replaced.
     let mut running = fs::File::open("/proc/self/exe").or_else(|_| fs::File::open(std::env::current_exe()?))?;
     let mut file = tempfile::NamedTempFile::new_in(dir)?;
     io::copy(&mut running, &mut file)?;

@@ -1,78 +1,76 @@
-//! One turn (or several, answered together) from its begin to its accepted last word.
+//! A job: one turn, or several that are answered together, from its begin until the gateway has taken its last word.
+//!
+//! Two tasks work on it. One runs the adapter, which appends to the [`OutputLog`]; the other reports what the log holds, and
+//! goes on with that over changes of gateway.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 use uuid::Uuid;
 
-use super::adapter::{Adapter, OutputSink};
-use super::client::{CallError, Client};
-use super::link::{Backoff, Link};
-use super::log::{Log, Step};
+use super::adapter::{OutputSink, TurnAdapter};
+use super::client::CallError;
+use super::link::{ConnectedClient, pauses};
+use super::output_log::{OutputLog, ReportStep};
 use super::termination;
+use crate::backoff::Backoff;
+use crate::turn::cause::program;
 use crate::turn::frame::Frame;
 use crate::turn::keys::TurnId;
-use crate::turn::reason::Reason;
-use crate::turn::terminal::{Failure, Outcome};
+use crate::turn::terminal::Outcome;
 use crate::wire::{Finish, FinishResult, Tail, TurnPush};
 
-/// How often the durable offset is asked for while the adapter waits for it.
+/// How often the durable offset is asked for while the adapter waits for room.
 const POLL: Duration = Duration::from_millis(250);
 
 /// How a job ended.
 #[derive(Debug)]
 pub(super) enum JobEnd {
-    /// The last word was understood.
+    /// The gateway decided on the last word.
     Said(FinishResult),
-    /// Nothing more is said: cancelled, or not owed.
+    /// The last word is not owed any more: the turn was cancelled, or ended otherwise.
     Unsaid,
-    /// This incarnation is dead to Lastword.
+    /// The gateway has ended this incarnation: see [`CallError::is_fatal`].
     Dead(CallError),
 }
 
-/// What a job needs of the worker.
-#[derive(Clone)]
-pub(super) struct Reporter {
-    pub client: Client,
-    pub link: watch::Receiver<Link>,
-}
-
-/// The handles by which a job is stopped.
+/// What the worker keeps of a running job: its output, and the means to stop it.
 #[derive(Clone)]
 pub(super) struct Handles {
-    pub log: Arc<Log>,
+    pub log: Arc<OutputLog>,
     /// Stops the agent program.
     pub cancel: CancellationToken,
-    /// Stops the reporting: nothing more is said of these turns.
+    /// Stops the reporting, so that nothing more is said about these turns.
     pub silence: CancellationToken,
 }
 
 impl Handles {
+    /// For a turn whose log is durable up to `acked`, in log units.
     pub(super) fn new(acked: u64) -> Self {
         Handles {
-            log: Arc::new(Log::resumed(acked)),
+            log: Arc::new(OutputLog::resumed(acked)),
             cancel: CancellationToken::new(),
             silence: CancellationToken::new(),
         }
     }
 
-    /// Stops the program and says nothing more.
+    /// Stops the agent program and the reporting.
     pub(super) fn stop(&self) {
         self.silence.cancel();
         self.cancel.cancel();
     }
 }
 
-/// Gives `turns` (never empty) to the adapter and reports. Returns when both are over.
-pub(super) async fn run<A: Adapter>(
+/// Gives `turns` (never empty) to the adapter and reports its output. Returns when both the adapter and the reporting have
+/// ended.
+pub(super) async fn run<A: TurnAdapter>(
     adapter: Arc<A>,
     turns: Vec<TurnPush>,
     handles: Handles,
-    reporter: Reporter,
+    client: ConnectedClient,
 ) -> JobEnd {
     let ids: Vec<TurnId> = turns.iter().map(|turn| turn.turn_id).collect();
     let out = OutputSink::new(handles.log.clone(), handles.cancel.clone());
@@ -80,18 +78,16 @@ pub(super) async fn run<A: Adapter>(
     let program = tokio::spawn(async move { adapter.run(turns, out, cancel).await });
     let (log, cancel) = (handles.log.clone(), handles.cancel.clone());
     let mut ending = AbortOnDropHandle::new(tokio::spawn(async move {
-        let outcome = program.await.unwrap_or_else(|error| {
-            Outcome::Error(Failure::detailed(Reason::Internal, format!("the adapter failed: {error}")))
-        });
+        let outcome = program.await.unwrap_or_else(|error| Outcome::Error(program::adapter_failed(error)));
         if let Outcome::Error(failure) = &outcome
             && !cancel.is_cancelled()
         {
-            // First: what killed the program may kill us before the word is out.
+            // Before the report: whatever killed the program may kill this process before the gateway has heard why.
             termination::note(failure);
         }
         log.close(outcome);
     }));
-    let end = report(ids, &handles, reporter).await;
+    let end = report(ids, &handles, client).await;
     handles.cancel.cancel();
     let _ = (&mut ending).await;
     if !matches!(end, JobEnd::Dead(_)) {
@@ -100,10 +96,10 @@ pub(super) async fn run<A: Adapter>(
     end
 }
 
-/// Says what the log holds until its last word is understood.
-pub(super) async fn report(turns: Vec<TurnId>, handles: &Handles, reporter: Reporter) -> JobEnd {
+/// Reports what the log holds until the gateway has decided on the last word.
+pub(super) async fn report(turns: Vec<TurnId>, handles: &Handles, client: ConnectedClient) -> JobEnd {
     let reply_id = Uuid::now_v7().to_string();
-    let mut report = Report { turns, reply_id, log: handles.log.clone(), reporter, pause: Backoff::default() };
+    let mut report = JobReporter { turns, reply_id, log: handles.log.clone(), client, pauses: pauses() };
     tokio::select! {
         biased;
         () = handles.silence.cancelled() => JobEnd::Unsaid,
@@ -111,17 +107,19 @@ pub(super) async fn report(turns: Vec<TurnId>, handles: &Handles, reporter: Repo
     }
 }
 
-struct Report {
+/// Reports one job.
+struct JobReporter {
     turns: Vec<TurnId>,
     reply_id: String,
-    log: Arc<Log>,
-    reporter: Reporter,
-    pause: Backoff,
+    log: Arc<OutputLog>,
+    client: ConnectedClient,
+    /// Between attempts, after a failure.
+    pauses: Backoff,
 }
 
-impl Report {
+impl JobReporter {
     async fn run(&mut self) -> JobEnd {
-        let mut link = self.reporter.link.clone();
+        let mut link = self.client.link.clone();
         let mut generation = 0;
         loop {
             let Ok(now) = link.wait_for(|link| link.gateway.is_some()).await.map(|now| now.clone()) else {
@@ -132,7 +130,7 @@ impl Report {
                 generation = now.generation;
                 self.log.rewind();
             }
-            // A call to a gateway that we have left is not waited for.
+            // A call to a gateway that the worker has left is abandoned.
             tokio::select! {
                 end = self.step(&gateway) => if let Some(end) = end { return end },
                 changed = link.changed() => if changed.is_err() { return JobEnd::Unsaid },
@@ -140,19 +138,19 @@ impl Report {
         }
     }
 
-    /// The next call, or the wait for a reason to make one.
+    /// Makes the next call, or waits until there is one to make. Returns the job's end if this was the last call.
     async fn step(&mut self, gateway: &Url) -> Option<JobEnd> {
         match self.log.next() {
-            Step::Wait => {
+            ReportStep::Wait => {
                 self.log.changed().await;
                 None
             }
-            Step::Poll { offset } => {
+            ReportStep::Poll { offset } => {
                 tokio::time::sleep(POLL).await;
                 self.post(gateway, offset, Vec::new()).await
             }
-            Step::Post { offset, frames } => self.post(gateway, offset, frames).await,
-            Step::Finish { outcome, end, tail } => {
+            ReportStep::Post { offset, frames } => self.post(gateway, offset, frames).await,
+            ReportStep::Finish { outcome, end, tail } => {
                 let finish = Finish {
                     turn_ids: self.turns.clone(),
                     reply_id: self.reply_id.clone(),
@@ -160,7 +158,7 @@ impl Report {
                     end,
                     tail: tail.map(|tail| Tail { offset: tail.start, frames: tail.frames }),
                 };
-                match self.reporter.client.finish(gateway, &finish).await {
+                match self.client.calls.finish(gateway, &finish).await {
                     Ok(finished) => Some(JobEnd::Said(finished.result)),
                     Err(error) => self.failed(error).await,
                 }
@@ -170,12 +168,12 @@ impl Report {
 
     async fn post(&mut self, gateway: &Url, offset: u64, frames: Vec<Frame>) -> Option<JobEnd> {
         let empty = frames.is_empty();
-        match self.reporter.client.output(gateway, self.turns[0], offset, frames).await {
+        match self.client.calls.output(gateway, self.turns[0], offset, frames).await {
             Ok(acked) => {
                 if self.log.took(acked) || empty {
-                    self.pause = Backoff::default();
+                    self.pauses.reset();
                 } else {
-                    tokio::time::sleep(self.pause.next()).await;
+                    tokio::time::sleep(self.pauses.next()).await;
                 }
                 None
             }
@@ -183,6 +181,7 @@ impl Report {
         }
     }
 
+    /// Does what a failed call asks for, and pauses. Returns the job's end if the call is not to be repeated.
     async fn failed(&mut self, error: CallError) -> Option<JobEnd> {
         let turn = self.turns[0];
         match error {
@@ -200,7 +199,7 @@ impl Report {
             }
             error => tracing::warn!(%turn, "turn {turn}: {error}"),
         }
-        tokio::time::sleep(self.pause.next()).await;
+        tokio::time::sleep(self.pauses.next()).await;
         None
     }
 }

@@ -1,53 +1,82 @@
-//! The connection to one gateway at a time: the stream of turns and the heartbeats beside it.
+//! The connection to one gateway at a time: the turns stream, and the heartbeats beside it. When it breaks, the next gateway
+//! of the list is tried.
 
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use url::Url;
 
-use super::client::{CallError, Client};
-use super::lines::Lines;
+use super::client::{CallError, ProtocolClient};
+use super::http::StreamLines;
+use crate::backoff::Backoff;
+use crate::every::supervised;
 use crate::turn::keys::TurnId;
 use crate::wire::{Connect, HeartbeatAnswer, Hello, ToWorker};
 
-/// A gateway that accepts the stream but does not say hello within this is not used.
+/// How long a gateway that has accepted the stream may take to say hello; after that, the next one is tried.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(15);
+/// The first and the longest pause between two attempts of a call, or of a connection.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// A connection that held this long was a good one: its end starts the backoff anew.
+/// After a connection that lasted at least this long, the pauses begin with the first one again.
 const GOOD_CONNECTION: Duration = Duration::from_secs(5);
 
-/// Where calls go now. Each connection is another generation: what was sent on an older one may be lost.
+/// The pauses between attempts to reach a gateway.
+pub(super) fn pauses() -> Backoff {
+    Backoff::new(FIRST_PAUSE, LONGEST_PAUSE)
+}
+
+/// Where calls go at present.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Link {
+    /// Counts the connections. What was sent on an earlier connection may be lost, unless it was acknowledged as durable.
     pub generation: u64,
+    /// `None` while there is no connection.
     pub gateway: Option<Url>,
 }
 
-/// What comes from the gateway.
+/// Makes calls to whichever gateway the worker is connected to.
+#[derive(Clone)]
+pub(super) struct ConnectedClient {
+    pub calls: ProtocolClient,
+    pub link: watch::Receiver<Link>,
+}
+
+/// What the gateway tells the worker.
 #[derive(Debug)]
-pub(super) enum Event {
+pub(super) enum FromGateway {
+    /// A line of the turns stream.
     Line(Box<ToWorker>),
+    /// The answer to a heartbeat.
     Answer(HeartbeatAnswer),
-    /// This incarnation is dead to Lastword.
+    /// The gateway has ended this incarnation: see [`CallError::is_fatal`].
     Dead(CallError),
 }
 
-/// Keeps a connection, to one after the other of the gateways.
+/// Keeps the worker connected.
 pub(super) struct Connection {
-    pub client: Client,
-    /// Never empty.
+    pub calls: ProtocolClient,
+    /// Tried one after the other, over and over. Never empty.
     pub gateways: Vec<Url>,
+    /// What each connection asks for; its `turns` are filled in from `in_hand`.
     pub terms: Connect,
+    /// The turns that the worker holds, for reconnects and heartbeats.
     pub in_hand: watch::Receiver<Vec<TurnId>>,
+    /// Told where calls go.
     pub link: watch::Sender<Link>,
-    pub events: mpsc::Sender<Event>,
+    pub events: mpsc::Sender<FromGateway>,
 }
 
 impl Connection {
-    /// Runs until the incarnation is dead, or nobody listens.
-    pub(super) async fn run(self) {
-        let mut pause = Backoff::default();
+    /// Runs in a task of its own until the gateway ends the incarnation, or nobody takes the events any more.
+    pub(super) fn spawn(self) -> JoinHandle<()> {
+        supervised("the connection to the gateway", self.run())
+    }
+
+    async fn run(self) {
+        let mut pauses = pauses();
         for gateway in self.gateways.iter().cycle() {
             let begin = Instant::now();
             let end = self.one(gateway).await;
@@ -55,7 +84,7 @@ impl Connection {
             match end {
                 Ok(why) => tracing::info!(%gateway, "turns stream ended: {why}"),
                 Err(error) if error.is_fatal() => {
-                    let _ = self.events.send(Event::Dead(error)).await;
+                    let _ = self.events.send(FromGateway::Dead(error)).await;
                     return;
                 }
                 Err(error) => tracing::warn!(%gateway, "no turns stream: {error}"),
@@ -64,16 +93,17 @@ impl Connection {
                 return;
             }
             if begin.elapsed() > GOOD_CONNECTION {
-                pause = Backoff::default();
+                pauses.reset();
             }
-            sleep(pause.next()).await;
+            sleep(pauses.next()).await;
         }
     }
 
-    /// One connection from its beginning to its end. An error before the hello is an error; later it is an end.
+    /// One connection from its beginning to its end. `Ok` says why it ended; an error means that it never came to be, or that
+    /// the gateway has ended the incarnation.
     async fn one(&self, gateway: &Url) -> Result<String, CallError> {
         let turns = self.in_hand.borrow().iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        let mut lines = self.client.turns(gateway, &Connect { turns, ..self.terms.clone() }).await?;
+        let mut lines = self.calls.turns(gateway, &Connect { turns, ..self.terms.clone() }).await?;
         let hello = match timeout(HELLO_TIMEOUT, next(&mut lines)).await {
             Ok(Ok(Some(ToWorker::Hello(hello)))) => hello,
             Ok(Ok(_)) => return Err(CallError::Unavailable("the first line was no hello".into())),
@@ -85,14 +115,14 @@ impl Connection {
             link.generation += 1;
             link.gateway = Some(gateway.clone());
         });
-        let pulse = self.pulse(gateway, &hello);
-        tokio::pin!(pulse);
+        let heartbeats = self.heartbeats(gateway, &hello);
+        tokio::pin!(heartbeats);
         loop {
             tokio::select! {
-                end = &mut pulse => return end,
+                end = &mut heartbeats => return end,
                 line = next(&mut lines) => match line {
                     Ok(Some(line)) => {
-                        if self.events.send(Event::Line(Box::new(line))).await.is_err() {
+                        if self.events.send(FromGateway::Line(Box::new(line))).await.is_err() {
                             return Ok("the worker ends".into());
                         }
                     }
@@ -103,8 +133,8 @@ impl Connection {
         }
     }
 
-    /// Heartbeats on time; ends when none was acknowledged for half a lease.
-    async fn pulse(&self, gateway: &Url, hello: &Hello) -> Result<String, CallError> {
+    /// Sends heartbeats. Returns when none was acknowledged for half a lease: the other half is left for another gateway.
+    async fn heartbeats(&self, gateway: &Url, hello: &Hello) -> Result<String, CallError> {
         let period = Duration::from_secs(u64::from(hello.heartbeat_seconds.max(1)));
         let patience = Duration::from_secs(u64::from(hello.lease_seconds.max(2))) / 2;
         let mut acknowledged = Instant::now();
@@ -114,16 +144,16 @@ impl Connection {
             let begin = Instant::now();
             let left = patience.saturating_sub(acknowledged.elapsed());
             let turns = self.in_hand.borrow().clone();
-            match self.client.heartbeat(gateway, turns, left.max(Duration::from_millis(100))).await {
+            match self.calls.heartbeat(gateway, turns, left.max(Duration::from_millis(100))).await {
                 Ok(answer) => {
                     acknowledged = begin;
                     due = begin + period;
-                    let _ = self.events.send(Event::Answer(answer)).await;
+                    let _ = self.events.send(FromGateway::Answer(answer)).await;
                 }
                 Err(error) if error.is_fatal() => return Err(error),
                 Err(error) => {
                     tracing::warn!(%gateway, "heartbeat not acknowledged: {error}");
-                    // Sooner than the next one, so that a short outage costs no gateway change.
+                    // Again sooner than the period says, so that a short outage does not end the connection.
                     due = Instant::now() + (period / 4).min(Duration::from_secs(2));
                     if acknowledged.elapsed() >= patience {
                         return Ok("no heartbeat was acknowledged for half a lease".into());
@@ -134,8 +164,8 @@ impl Connection {
     }
 }
 
-/// The next line that is understood. A line of a later version is skipped.
-async fn next(lines: &mut Lines) -> Result<Option<ToWorker>, String> {
+/// The next line of a known kind; `None` at the end of the stream. Lines that a later version may have added are skipped.
+async fn next(lines: &mut StreamLines) -> Result<Option<ToWorker>, String> {
     loop {
         let Some(line) = lines.next().await.map_err(|e| e.to_string())? else { return Ok(None) };
         if line.iter().all(u8::is_ascii_whitespace) {
@@ -145,19 +175,5 @@ async fn next(lines: &mut Lines) -> Result<Option<ToWorker>, String> {
             Ok(line) => return Ok(Some(line)),
             Err(error) => tracing::warn!("a line of the turns stream is not understood: {error}"),
         }
-    }
-}
-
-/// Pauses that double, with jitter so that the workers of a dead gateway don't come back all at once.
-#[derive(Debug, Default)]
-pub(super) struct Backoff {
-    failures: u32,
-}
-
-impl Backoff {
-    pub(super) fn next(&mut self) -> Duration {
-        let longest = LONGEST_PAUSE.min(Duration::from_millis(100) * 2u32.saturating_pow(self.failures.min(10)));
-        self.failures += 1;
-        longest.mul_f64(rand::random_range(0.5..1.0))
     }
 }

@@ -1,16 +1,17 @@
-//! Whether the kernel killed for want of memory, by the counter of our own cgroup (which a program shares).
+//! Whether the kernel killed a process for want of memory: the counter of the worker's own cgroup, to which agent programs
+//! belong as well.
 
 use std::fs;
 use std::path::PathBuf;
 
-/// How often the kernel has killed in our cgroup for want of memory; `None` where that is not told.
+/// How often the kernel has killed a process of this cgroup for want of memory. `None` where the system does not say.
 pub(super) fn kills() -> Option<u64> {
     let cgroups = fs::read_to_string("/proc/self/cgroup").ok()?;
     candidates(&cgroups).iter().find_map(|path| count(&fs::read_to_string(path).ok()?))
 }
 
-/// Files that may hold the counter, best first. Inside a container the path in /proc may be the host's, while
-/// /sys/fs/cgroup shows the container's own group as its root.
+/// The files that may hold the counter, the most exact first, for cgroups of version 1 and 2. In a container, the path in
+/// /proc/self/cgroup may be that of the host, while /sys/fs/cgroup shows the container's own cgroup as its root.
 fn candidates(cgroups: &str) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for line in cgroups.lines() {
@@ -29,6 +30,7 @@ fn candidates(cgroups: &str) -> Vec<PathBuf> {
     files
 }
 
+/// The counter in the text of such a file.
 fn count(file: &str) -> Option<u64> {
     file.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
 }

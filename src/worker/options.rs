@@ -1,20 +1,16 @@
-//! Flags that all adapters have.
+//! The flags that all adapters have.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use reqwest::header::HeaderValue;
-use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::run::Settings;
-use super::{WorkerError, client, identity};
-use crate::tls::Authorities;
 use crate::wire::env;
 
-/// How to reach Lastword, and how much to take. The credential comes from LASTWORD_CREDENTIAL alone (a flag would show in the
-/// process list), or, in a pod, for the token in LASTWORD_TOKEN_FILE.
+/// How to reach Lastword, and how much to take. There is no flag for the credential, since flags show in the list of
+/// processes: it comes from the variable LASTWORD_CREDENTIAL, or, in a pod, in exchange for the token in the file that
+/// LASTWORD_TOKEN_FILE names.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Common {
+pub struct CommonArgs {
     /// Base URLs of the gateways' worker port; one is used, the next when it fails
     #[arg(
         long,
@@ -39,40 +35,4 @@ pub struct Common {
     /// Time to finish the turns in hand after SIGTERM; then their programs are killed
     #[arg(long, env = env::DRAIN_SECONDS, value_name = "SECONDS", default_value_t = 30)]
     pub drain_seconds: u32,
-}
-
-impl Common {
-    /// Settings with the credential of the environment, or the one that the pod's token is exchanged for.
-    pub(super) async fn settings(
-        &self,
-        history: u32,
-        together: bool,
-        shutdown: &CancellationToken,
-    ) -> Result<Settings, WorkerError> {
-        for url in &self.gateway {
-            if !matches!(url.scheme(), "http" | "https") {
-                return Err(WorkerError::BadGateway(url.clone()));
-            }
-        }
-        let authorities = self.gateway_ca.as_deref().map(Authorities::read).transpose()?;
-        let http = client::http_client(&self.gateway, authorities.as_ref())?;
-        let given = std::env::var(env::CREDENTIAL).unwrap_or_default();
-        let credential = match std::env::var_os(env::TOKEN_FILE).filter(|file| !file.is_empty()) {
-            _ if !given.is_empty() => given,
-            Some(file) => identity::exchange(&http, &self.gateway, Path::new(&file), shutdown).await?,
-            None => return Err(WorkerError::NoCredential(env::CREDENTIAL)),
-        };
-        let mut authorization = HeaderValue::from_str(&format!("Bearer {credential}"))
-            .map_err(|_| WorkerError::BadCredential(env::CREDENTIAL))?;
-        authorization.set_sensitive(true);
-        Ok(Settings {
-            gateways: self.gateway.clone(),
-            http,
-            authorization,
-            capacity: self.turns_per_worker,
-            history,
-            together,
-            drain_seconds: self.drain_seconds,
-        })
-    }
 }

@@ -1,4 +1,4 @@
-//! One running agent program: a process group that ends with its turn, and with us.
+//! One running program of the agent: a process group that ends with its turn, and with the worker.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -9,26 +9,26 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use tokio::sync::watch;
 
 use crate::child::spawn::Spawner;
-use crate::wire::env;
 
-/// A program in a process group of its own.
-pub(super) struct Process {
-    /// `None` once reaped.
+/// A program in a process group of its own, which is killed when this is dropped.
+pub(super) struct AgentProcess {
+    /// `None` once it was waited for.
     child: Option<Child>,
     pid: Pid,
     exited: watch::Receiver<bool>,
 }
 
-impl Process {
-    /// Starts it.
-    pub(super) async fn start(mut command: Command) -> io::Result<Process> {
+impl AgentProcess {
+    /// Starts a program.
+    pub(super) async fn start(mut command: Command) -> io::Result<AgentProcess> {
         command.process_group(0);
         let spawn = move || Spawner::global().spawn(command, Signal::KILL);
         let child = tokio::task::spawn_blocking(spawn).await.map_err(io::Error::other)??;
         let pid = Pid::from_child(&child);
         let (tell, exited) = watch::channel(false);
-        let mut process = Process { child: Some(child), pid, exited };
-        // Looks without reaping: as long as the leader is a zombie, its number names this group and no other.
+        let mut process = AgentProcess { child: Some(child), pid, exited };
+        // Waits without reaping. As long as the group's leader is a zombie, the kernel gives its number to no other process,
+        // so that a signal to the group reaches this group and no other.
         let watcher = std::thread::Builder::new().name("wait".into()).spawn(move || {
             let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
             while let Err(rustix::io::Errno::INTR) = rustix::process::waitid(WaitId::Pid(pid), options) {}
@@ -43,12 +43,12 @@ impl Process {
         }
     }
 
-    /// The pipes and the number.
+    /// The child with its pipes, until it was waited for.
     pub(super) fn child(&mut self) -> Option<&mut Child> {
         self.child.as_mut()
     }
 
-    /// A future that ends when the program does; it borrows nothing.
+    /// A future that completes when the program has ended; it borrows nothing.
     pub(super) fn exited(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut exited = self.exited.clone();
         async move {
@@ -61,8 +61,8 @@ impl Process {
         let _ = rustix::process::kill_process(self.pid, signal);
     }
 
-    /// SIGTERM to the group, SIGKILL when the program is still there after `grace`. Whatever of the group is left when
-    /// the program has ended is killed too.
+    /// Sends SIGTERM to the group, and SIGKILL if the program has not ended after `grace`. What is left of the group when the
+    /// program has ended is killed, too. `None` if the exit status is unknown.
     pub(super) async fn stop(mut self, grace: Duration) -> Option<ExitStatus> {
         let _ = rustix::process::kill_process_group(self.pid, Signal::TERM);
         if tokio::time::timeout(grace, self.exited()).await.is_err() {
@@ -72,7 +72,7 @@ impl Process {
         self.end()
     }
 
-    /// Waits for the end by itself.
+    /// Waits until the program ends by itself, then kills what is left of the group. `None` if the exit status is unknown.
     pub(super) async fn wait(mut self) -> Option<ExitStatus> {
         self.exited().await;
         self.end()
@@ -86,25 +86,8 @@ impl Process {
     }
 }
 
-impl Drop for Process {
+impl Drop for AgentProcess {
     fn drop(&mut self) {
         self.end();
-    }
-}
-
-/// A command whose environment is ours without what is the worker's own: the credential above all.
-pub(super) fn agent_command(program: &str) -> Command {
-    let mut command = Command::new(program);
-    for name in [env::CREDENTIAL, env::TOKEN_FILE, env::GATEWAY, env::CAPACITY, env::DRAIN_SECONDS] {
-        command.env_remove(name);
-    }
-    command
-}
-
-/// Keeps programs of the same user from reading our environment, with the credential, in /proc.
-pub(super) fn hide_environment() {
-    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
-    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
-        tracing::warn!("agent programs may read the worker's environment: {error}");
     }
 }

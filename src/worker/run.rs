@@ -1,4 +1,5 @@
-//! The worker's main loop: which turns are in hand, and how the worker leaves. One task owns all of this state.
+//! The worker's main loop: which turns the worker holds, which of them run, and how it leaves. One task owns all of this
+//! state; what it waits for (lines of the gateway, jobs that end, signals, times) meets in one `select!`.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -12,61 +13,65 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
-use super::adapter::Adapter;
-use super::client::{CallError, Client};
+use super::adapter::TurnAdapter;
+use super::client::{CallError, ProtocolClient};
 use super::farewell::{self, Farewell};
-use super::job::{self, Handles, JobEnd, Reporter};
-use super::link::{Connection, Event, Link};
+use super::job::{self, Handles, JobEnd};
+use super::link::{ConnectedClient, Connection, FromGateway, Link};
 use super::termination;
+use crate::turn::cause::program;
+use crate::turn::cause::stop::{self, Stopper};
 use crate::turn::keys::{Incarnation, TurnId};
 use crate::turn::reason::Reason;
-use crate::turn::terminal::{Failure, Outcome};
+use crate::turn::terminal::Outcome;
 use crate::wire::{Connect, ToWorker, TurnPush};
 
-/// Turn ids that are remembered, so that none is run twice.
+/// How many turn ids are remembered, so that a turn that is pushed again is not run twice.
 const REMEMBERED_TURNS: usize = 10_000;
-/// With `together`: how long after a conversation's first turn its others are waited for.
+/// With `together`: how long the worker waits for the other turns of a conversation after the first one was pushed. The
+/// gateway pushes them one right after the other.
 const GATHER: Duration = Duration::from_millis(20);
-/// How long programs that were told to stop, and last words on their way, are waited for in the end.
+/// How long the worker waits, in the end, for programs that were told to stop and for last words that are on their way.
 const LAST_MOMENTS: Duration = Duration::from_secs(5);
-/// How long turns in hand may take to report that the adapter broke.
+/// How long the turns in hand have to report that the adapter broke.
 const BROKEN_SECONDS: u32 = 10;
 
 /// What a worker is started with.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Base URLs of worker ports; at least one.
+    /// Base URLs of the gateways' worker ports; at least one.
     pub gateways: Vec<Url>,
-    /// What they are called with.
+    /// The HTTP client for calls to them.
     pub http: reqwest::Client,
-    /// `Bearer …`; a secret.
+    /// The header `Bearer …` of each call; a secret.
     pub authorization: HeaderValue,
-    /// Turns at once.
+    /// How many jobs may run at once.
     pub capacity: u32,
-    /// Past turns to be pushed with each.
+    /// How many past turns of the conversation are pushed with each turn.
     pub history: u32,
-    /// One reply for all turns of a conversation that wait.
+    /// Whether one reply answers all waiting turns of a conversation.
     pub together: bool,
-    /// Time to finish what is in hand after SIGTERM.
+    /// How long the turns in hand have to finish after a SIGTERM.
     pub drain_seconds: u32,
 }
 
 /// Why a worker ended.
 #[derive(Debug)]
-pub enum Ended {
-    /// Drained, and said goodbye.
+pub enum WorkerEnd {
+    /// It has drained and said goodbye.
     Drained,
-    /// The gateway wants nothing of this incarnation any more.
+    /// The gateway has ended this incarnation: see [`CallError::is_fatal`].
     Dead(CallError),
     /// The adapter cannot run turns any more.
-    Broken(Failure),
+    Broken,
 }
 
-/// Runs turns until `shutdown`, a drain, or death.
-pub async fn serve<A: Adapter>(settings: Settings, adapter: Arc<A>, shutdown: CancellationToken) -> Ended {
+/// Runs turns until the worker has drained, after `shutdown` or an order of the gateway, or until the gateway ends this
+/// incarnation.
+pub async fn serve<A: TurnAdapter>(settings: Settings, adapter: Arc<A>, shutdown: CancellationToken) -> WorkerEnd {
     let incarnation = Incarnation::new();
     tracing::info!(%incarnation, "worker {incarnation} starts");
-    let client = Client::new(settings.http.clone(), settings.authorization.clone(), incarnation);
+    let calls = ProtocolClient::new(settings.http.clone(), settings.authorization.clone(), incarnation);
     let (link, link_seen) = watch::channel(Link::default());
     let (in_hand, in_hand_seen) = watch::channel(Vec::new());
     let (events_in, events) = mpsc::channel(64);
@@ -78,61 +83,69 @@ pub async fn serve<A: Adapter>(settings: Settings, adapter: Arc<A>, shutdown: Ca
     };
     let gateways = settings.gateways.clone();
     let connection =
-        Connection { client: client.clone(), gateways, terms, in_hand: in_hand_seen, link, events: events_in };
-    let _connection = AbortOnDropHandle::new(tokio::spawn(connection.run()));
-    let reporter = Reporter { client, link: link_seen };
-    let worker = Worker {
+        Connection { calls: calls.clone(), gateways, terms, in_hand: in_hand_seen, link, events: events_in };
+    let _connection = AbortOnDropHandle::new(connection.spawn());
+    let client = ConnectedClient { calls, link: link_seen };
+    let worker = WorkerLoop {
         settings,
         adapter,
-        reporter,
+        client,
         in_hand,
         queue: VecDeque::new(),
         jobs: HashMap::new(),
-        next_job: 0,
+        last_job: 0,
         tasks: JoinSet::new(),
-        seen: Seen::default(),
+        seen: SeenTurns::default(),
         leaving: None,
         gather: None,
     };
     worker.run(events, shutdown).await
 }
 
-struct Worker<A> {
+struct WorkerLoop<A> {
     settings: Settings,
     adapter: Arc<A>,
-    reporter: Reporter,
+    client: ConnectedClient,
+    /// Tells the connection which turns the worker holds.
     in_hand: watch::Sender<Vec<TurnId>>,
-    /// Not begun: each entry is what one job will answer.
+    /// Turns that have not begun; each entry is what one job will answer.
     queue: VecDeque<Vec<TurnPush>>,
-    jobs: HashMap<u64, Job>,
-    next_job: u64,
+    /// The jobs that run, by a number of their own.
+    jobs: HashMap<u64, RunningJob>,
+    /// The number given last.
+    last_job: u64,
     tasks: JoinSet<(u64, JobEnd)>,
-    seen: Seen,
+    seen: SeenTurns,
+    /// Set once the worker drains.
     leaving: Option<Leaving>,
-    /// When to begin what is gathered.
+    /// With `together`: when the turns gathered so far are to begin.
     gather: Option<Instant>,
 }
 
-struct Job {
+/// A job that has begun.
+struct RunningJob {
     conversation: String,
     turns: Vec<TurnId>,
-    /// Those of `turns` that the gateway wants nothing of any more.
+    /// Those of `turns` that were stopped: the worker owes no last word on them.
     stopped: HashSet<TurnId>,
     handles: Handles,
 }
 
+/// How far the drain has come.
 struct Leaving {
+    /// When the jobs are to have finished; once they were killed, when the worker ends in any case.
     deadline: Instant,
-    /// The programs were told to stop.
+    /// The programs that had not finished in time were told to stop.
     killed: bool,
     farewell: Farewell,
 }
 
-impl<A: Adapter> Worker<A> {
-    async fn run(mut self, mut events: mpsc::Receiver<Event>, shutdown: CancellationToken) -> Ended {
+impl<A: TurnAdapter> WorkerLoop<A> {
+    async fn run(mut self, mut events: mpsc::Receiver<FromGateway>, shutdown: CancellationToken) -> WorkerEnd {
         let adapter = self.adapter.clone();
         let broken = adapter.broken();
         tokio::pin!(broken);
+        // Whether `shutdown` was acted on, so that it is not seen again at each turn of the loop.
         let (mut failure, mut told) = (None, false);
         loop {
             self.begin();
@@ -143,14 +156,14 @@ impl<A: Adapter> Worker<A> {
             let wake = self.wake();
             tokio::select! {
                 event = events.recv() => match event {
-                    Some(Event::Dead(error)) => return self.die(error).await,
-                    Some(Event::Line(line)) => self.on_line(*line),
-                    Some(Event::Answer(answer)) => {
+                    Some(FromGateway::Dead(error)) => return self.die(error).await,
+                    Some(FromGateway::Line(line)) => self.on_line(*line),
+                    Some(FromGateway::Answer(answer)) => {
                         answer.stop.into_iter().for_each(|turn| self.stop(turn));
                         answer.push.into_iter().for_each(|turn| self.take(turn));
                         if let Some(seconds) = answer.drain { self.leave(seconds, None) }
                     }
-                    None => return Ended::Drained,
+                    None => return WorkerEnd::Drained,
                 },
                 Some(ended) = self.tasks.join_next() => {
                     let (id, end) = ended.expect("a job's task neither panics nor is aborted");
@@ -158,7 +171,7 @@ impl<A: Adapter> Worker<A> {
                 }
                 () = shutdown.cancelled(), if !told => {
                     told = true;
-                    self.leave(self.settings.drain_seconds, Some(Reason::NodeShutdown));
+                    self.leave(self.settings.drain_seconds, Some(stop::reason(Stopper::Signal)));
                 }
                 error = &mut broken, if failure.is_none() => {
                     tracing::error!(detail = error.detail, "the adapter is broken: {}", error.reason);
@@ -171,11 +184,14 @@ impl<A: Adapter> Worker<A> {
                 () = sleep_until(wake) => self.on_time(),
             }
         }
-        farewell::gone(&self.reporter, &self.settings.gateways).await;
-        if let Some(failure) = &failure {
-            termination::note(failure);
+        farewell::gone(&self.client, &self.settings.gateways).await;
+        match failure {
+            Some(failure) => {
+                termination::note(&failure);
+                WorkerEnd::Broken
+            }
+            None => WorkerEnd::Drained,
         }
-        failure.map_or(Ended::Drained, Ended::Broken)
     }
 
     fn on_line(&mut self, line: ToWorker) {
@@ -187,7 +203,7 @@ impl<A: Adapter> Worker<A> {
         }
     }
 
-    /// Queues a turn, unless it was pushed before.
+    /// Queues a pushed turn, unless it was pushed before.
     fn take(&mut self, turn: TurnPush) {
         let id = turn.turn_id;
         if !self.seen.add(id) {
@@ -208,7 +224,7 @@ impl<A: Adapter> Worker<A> {
         }
     }
 
-    /// Begins what is queued, as far as the capacity goes.
+    /// Begins queued turns while there is capacity; one job a conversation at a time.
     fn begin(&mut self) {
         if self.gather.is_some() {
             return;
@@ -221,18 +237,19 @@ impl<A: Adapter> Worker<A> {
             let ids: Vec<TurnId> = turns.iter().map(|turn| turn.turn_id).collect();
             tracing::info!(turn = %ids[0], together = ids.len(), "turn {} begins", ids[0]);
             let id = self.add(turns[0].conversation.clone(), ids, handles.clone());
-            let run = job::run(self.adapter.clone(), turns, handles, self.reporter.clone());
+            let run = job::run(self.adapter.clone(), turns, handles, self.client.clone());
             self.tasks.spawn(async move { (id, run.await) });
         }
     }
 
+    /// Enters a job, and returns its number.
     fn add(&mut self, conversation: String, turns: Vec<TurnId>, handles: Handles) -> u64 {
-        self.next_job += 1;
-        self.jobs.insert(self.next_job, Job { conversation, turns, stopped: HashSet::new(), handles });
-        self.next_job
+        self.last_job += 1;
+        self.jobs.insert(self.last_job, RunningJob { conversation, turns, stopped: HashSet::new(), handles });
+        self.last_job
     }
 
-    /// The gateway wants nothing of this turn any more.
+    /// Stops a turn on which the gateway expects no last word any more.
     fn stop(&mut self, turn: TurnId) {
         for group in &mut self.queue {
             group.retain(|queued| queued.turn_id != turn);
@@ -241,7 +258,7 @@ impl<A: Adapter> Worker<A> {
         let Some(job) = self.jobs.values_mut().find(|job| job.turns.contains(&turn)) else { return };
         job.stopped.insert(turn);
         let left: Vec<TurnId> = job.turns.iter().filter(|id| !job.stopped.contains(id)).copied().collect();
-        // The output is the first turn's. Without that turn there is nowhere to put it.
+        // The job goes on for its other turns, unless this is its first one: the output is posted under the first turn's id.
         if !left.is_empty() && job.turns[0] != turn {
             return;
         }
@@ -254,16 +271,16 @@ impl<A: Adapter> Worker<A> {
         }
     }
 
-    /// The last word on turns that were answered together with one that was stopped.
+    /// Reports an error as the last word on turns that were answered together with one that was stopped.
     fn say_failed(&mut self, conversation: String, turns: Vec<TurnId>) {
         let handles = Handles::new(0);
-        let message = "A message that was answered together with this one was cancelled. Send this one again.";
-        handles.log.close(Outcome::Error(Failure::new(Reason::AgentError).with_message(message)));
+        handles.log.close(Outcome::Error(program::stopped_together()));
         let id = self.add(conversation, turns.clone(), handles.clone());
-        let reporter = self.reporter.clone();
-        self.tasks.spawn(async move { (id, job::report(turns, &handles, reporter).await) });
+        let client = self.client.clone();
+        self.tasks.spawn(async move { (id, job::report(turns, &handles, client).await) });
     }
 
+    /// Removes a job that has ended. Returns an error if the gateway has ended this incarnation.
     fn ended(&mut self, id: u64, end: JobEnd) -> Option<CallError> {
         let job = self.jobs.remove(&id)?;
         let turn = job.turns[0];
@@ -275,7 +292,7 @@ impl<A: Adapter> Worker<A> {
         None
     }
 
-    /// Begins to leave, or leaves sooner.
+    /// Begins the drain; if it has begun, this may only bring its deadline forward. `reason` is set if a signal caused it.
     fn leave(&mut self, seconds: u32, reason: Option<Reason>) {
         let deadline = Instant::now() + Duration::from_secs(u64::from(seconds));
         if let Some(leaving) = &mut self.leaving {
@@ -285,30 +302,32 @@ impl<A: Adapter> Worker<A> {
             return;
         }
         tracing::info!(seconds, turns = self.jobs.len(), "draining");
-        let mut farewell = Farewell::new(self.reporter.clone(), reason);
+        let mut farewell = Farewell::new(self.client.clone(), reason);
         for turn in self.queue.drain(..).flatten() {
             farewell.hand_back(turn.turn_id);
         }
         self.leaving = Some(Leaving { deadline, killed: false, farewell });
     }
 
-    /// Everything is said, or the time is up.
+    /// Whether the worker may end: everything was said, or the time is up.
     fn may_leave(&self) -> bool {
         let Some(leaving) = &self.leaving else { return false };
         let time_is_up = leaving.killed && Instant::now() >= leaving.deadline;
         time_is_up || self.jobs.is_empty() && (leaving.farewell.is_said() || leaving.killed)
     }
 
+    /// When [`Self::on_time`] has something to do.
     fn wake(&self) -> Instant {
         let far = Instant::now() + Duration::from_secs(3600);
         let leaving = self.leaving.as_ref().map_or(far, |leaving| {
             let idle = self.jobs.is_empty();
-            // Nothing to wait for but a gateway that does not answer.
+            // Without turns, all that is left to wait for is a gateway that hears the goodbye.
             if idle { leaving.deadline.min(leaving.farewell.patience()) } else { leaving.deadline }
         });
         self.gather.map_or(leaving, |gather| gather.min(leaving))
     }
 
+    /// Begins what was gathered, and kills what has not finished in time.
     fn on_time(&mut self) {
         let now = Instant::now();
         if self.gather.is_some_and(|at| at <= now) {
@@ -327,15 +346,15 @@ impl<A: Adapter> Worker<A> {
         }
     }
 
-    /// Stops everything and says nothing more.
-    async fn die(mut self, error: CallError) -> Ended {
+    /// Stops all jobs without a further word, since the gateway has ended this incarnation.
+    async fn die(mut self, error: CallError) -> WorkerEnd {
         tracing::error!("{error}: the worker stops");
         self.jobs.values().for_each(|job| job.handles.stop());
         let _ = tokio::time::timeout(LAST_MOMENTS, async { while self.tasks.join_next().await.is_some() {} }).await;
-        Ended::Dead(error)
+        WorkerEnd::Dead(error)
     }
 
-    /// Tells the heartbeat what is in hand.
+    /// Tells the connection which turns are in hand: queued, running, or not yet handed back.
     fn publish(&self) {
         let mut turns: Vec<TurnId> = self.queue.iter().flatten().map(|turn| turn.turn_id).collect();
         for job in self.jobs.values() {
@@ -352,15 +371,15 @@ impl<A: Adapter> Worker<A> {
     }
 }
 
-/// The last turn ids that were pushed.
+/// The ids of the turns that were pushed last, [`REMEMBERED_TURNS`] at most.
 #[derive(Default)]
-struct Seen {
+struct SeenTurns {
     ids: HashSet<TurnId>,
     order: VecDeque<TurnId>,
 }
 
-impl Seen {
-    /// Whether it is new.
+impl SeenTurns {
+    /// Remembers a turn. Returns whether it is new.
     fn add(&mut self, turn: TurnId) -> bool {
         if !self.ids.insert(turn) {
             return false;

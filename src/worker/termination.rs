@@ -1,8 +1,9 @@
-//! The termination log: what Kubernetes shows of a container's end, and what the controller reads when the worker's own word
-//! did not arrive (the kernel killed it, its node went away).
+//! The container's termination log: the file that Kubernetes puts into the pod's status when the container ends. The
+//! controller takes a turn's failure from there if the worker's own report did not arrive, because the kernel killed the
+//! worker first, say.
 //!
-//! It holds the failure that is being reported right now, and is empty again once that was heard: an old failure must not
-//! explain a later death.
+//! The file holds the failure that is being reported at the moment, and is emptied once a gateway has heard the report: an old
+//! failure must not explain a later death.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -13,21 +14,22 @@ use serde_json::json;
 use crate::turn::terminal::{Exit, Failure, cut};
 use crate::wire::env;
 
-/// Kubernetes reads no more, in bytes.
+/// How much of the file Kubernetes reads, in bytes.
 const MAX_BYTES: usize = 4096;
-/// What is kept of a detail; escaped, it may grow sixfold at the worst.
+/// How much of a failure's detail is kept, in bytes. JSON may write six bytes for one, and the whole must stay within
+/// [`MAX_BYTES`].
 const MAX_DETAIL_BYTES: usize = 600;
-/// Where Kubernetes mounts it, if nobody says otherwise.
+/// Where Kubernetes mounts the file, unless the container's `terminationMessagePath` says otherwise.
 const DEFAULT: &str = "/dev/termination-log";
 
-/// Writes why this container may end now.
+/// Writes a failure into the file, as the reason if this container should end now.
 pub(super) fn note(failure: &Failure) {
     write(&words(failure));
 }
 
-/// What is written; never more than Kubernetes reads, or it would be no JSON.
+/// The file's content for a failure. It is never longer than what Kubernetes reads: cut off, it would not be JSON.
 fn words(failure: &Failure) -> String {
-    // The end of a detail tells more than its beginning: it is stderr's.
+    // The end is kept, not the beginning: it is the end of what the program wrote to stderr.
     let detail = failure.detail.as_deref().unwrap_or_default();
     let from = detail.len().saturating_sub(MAX_DETAIL_BYTES);
     let tail: String = detail.char_indices().filter(|(at, _)| *at >= from).map(|(_, c)| c).collect();
@@ -40,15 +42,15 @@ fn words(failure: &Failure) -> String {
     cut(words.to_string(), MAX_BYTES)
 }
 
-/// What was noted was heard.
+/// Empties the file: a gateway has heard of the failure.
 pub(super) fn clear() {
     write("");
 }
 
-/// Best effort: it is a hint. Where there is no such file, nobody reads it.
+/// Writes the file, where it exists. Errors are only logged, since the worker reports the same failure to a gateway.
 fn write(text: &str) {
     let path = std::env::var_os(env::TERMINATION_LOG).map_or_else(|| PathBuf::from(DEFAULT), PathBuf::from);
-    // Never created: outside of a container, it does not exist.
+    // The file is not created: outside of a container there is none, and nobody would read it.
     let Ok(mut file) = OpenOptions::new().write(true).truncate(true).open(path) else { return };
     if let Err(error) = file.write_all(text.as_bytes()) {
         tracing::debug!(%error, "the termination log was not written");
@@ -57,19 +59,16 @@ fn write(text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::process::ExitStatusExt;
-    use std::process::ExitStatus;
-
     use serde_json::Value;
 
     use super::*;
-    use crate::worker::exec::exit_cause;
+    use crate::turn::cause::process::Ended;
+    use crate::turn::cause::program;
 
     #[test]
     fn how_the_program_ended_is_told_beside_the_end_of_its_stderr() {
-        // As wait(2) tells it: a code in the second byte, a signal in the first.
-        for (status, exit) in [(3 << 8, json!({"exitCode": 3})), (11, json!({"signal": 11}))] {
-            let cause = exit_cause(Some(ExitStatus::from_raw(status)), false);
+        for (ended, exit) in [(Exit::Code(3), json!({"exitCode": 3})), (Exit::Signal(11), json!({"signal": 11}))] {
+            let cause = program::end(&Ended::Exit(ended), false);
             let stderr = "\u{1}".repeat(8 * 1024);
             let detail = cause.detail.as_ref().map(|detail| format!("{detail}\n{stderr}"));
             let failure = Failure { detail, ..cause };

@@ -1,19 +1,21 @@
-//! A program's bytes as text and as frames.
+//! What a program prints, as text or as frames of output.
 
+use crate::lines::{LinePiece, Lines};
 use crate::turn::frame::Frame;
 
-/// The longest line that is tried as a frame, in bytes; a longer one is text.
+/// The longest line that may be a frame, in bytes; a longer one is text.
 const LINE_BYTES: usize = 1024 * 1024;
 
-/// Decodes UTF-8 that arrives in arbitrary pieces: a character cut in two is held until it is whole, invalid bytes
+/// Decodes UTF-8 that arrives in arbitrary pieces. A character that is cut in two is held until it is whole; invalid bytes
 /// become U+FFFD.
 #[derive(Default)]
 pub(super) struct Decoder {
-    /// At most 3 bytes: the begin of a character.
+    /// The beginning of a character, of at most 3 bytes.
     held: Vec<u8>,
 }
 
 impl Decoder {
+    /// The text of these bytes, as far as its characters are whole.
     pub(super) fn push(&mut self, bytes: &[u8]) -> String {
         let joined;
         let mut rest = if self.held.is_empty() {
@@ -43,49 +45,55 @@ impl Decoder {
         }
     }
 
-    /// What is left at the end: a character that never became whole.
+    /// U+FFFD if a character is left that never became whole, else nothing.
     pub(super) fn finish(&mut self) -> String {
         if std::mem::take(&mut self.held).is_empty() { String::new() } else { "\u{fffd}".into() }
     }
 }
 
-/// Makes frames of stdout where each line is a frame in JSON. A line that is none is text, with its line end.
-#[derive(Default)]
+/// Makes frames of a program's stdout, where each line is a frame in JSON. A line that is none is text, with its line end.
 pub(super) struct FrameLines {
-    line: Vec<u8>,
-    /// The line's begin was passed on as text already: its rest is text too.
-    long: bool,
+    lines: Lines,
     decoder: Decoder,
 }
 
+impl Default for FrameLines {
+    fn default() -> Self {
+        FrameLines { lines: Lines::new(LINE_BYTES), decoder: Decoder::default() }
+    }
+}
+
 impl FrameLines {
+    /// The frames of the lines that these bytes complete.
     pub(super) fn push(&mut self, bytes: &[u8]) -> Vec<Frame> {
+        self.lines.push(bytes);
         let mut frames = Vec::new();
-        for piece in bytes.split_inclusive(|b| *b == b'\n') {
-            self.line.extend_from_slice(piece);
-            if piece.ends_with(b"\n") {
-                frames.push(self.take());
-                self.long = false;
-            } else if self.line.len() > LINE_BYTES {
-                self.long = true;
-                frames.push(self.take());
-            }
+        while let Some(line) = self.lines.next() {
+            let may_be_frame = line.is_whole();
+            frames.push(self.frame(line, may_be_frame));
         }
         frames
     }
 
-    /// What is left at the end: a line without an end.
+    /// The frames of what is left when the program has ended: of a last line without an end.
     pub(super) fn finish(&mut self) -> Vec<Frame> {
-        let mut frames = if self.line.is_empty() { Vec::new() } else { vec![self.take()] };
-        frames.push(Frame::text(self.decoder.finish()));
-        frames
+        let last = self.lines.finish().map(|line| {
+            let may_be_frame = line.begins;
+            self.frame(line, may_be_frame)
+        });
+        last.into_iter().chain([Frame::text(self.decoder.finish())]).collect()
     }
 
-    fn take(&mut self) -> Frame {
-        let line = std::mem::take(&mut self.line);
-        match serde_json::from_slice(&line) {
-            Ok(frame) if !self.long => frame,
-            _ => Frame::text(self.decoder.push(&line)),
+    fn frame(&mut self, line: LinePiece, may_be_frame: bool) -> Frame {
+        match serde_json::from_slice(&line.bytes) {
+            Ok(frame) if may_be_frame => frame,
+            _ => {
+                let mut text = self.decoder.push(&line.bytes);
+                if line.ends {
+                    text += &self.decoder.push(b"\n");
+                }
+                Frame::text(text)
+            }
         }
     }
 }

@@ -1,8 +1,47 @@
-//! The worker port: the server of the worker protocol (`docs/worker-protocol.md`), and of replicas that follow a turn here.
+//! The worker port: the server of the worker protocol (`docs/worker-protocol.md` describes it, [`crate::wire`] has its
+//! types), and of the other replicas that follow a turn whose worker is connected here.
+//!
+//! - [`identity`]: who calls. A pod shows its ServiceAccount token once and is given a credential; every other call shows
+//!   the credential
+//! - `stream`: `GET /worker/v1/turns`, the stream on which a worker is sent its turns, and what it means when it closes
+//! - `output`: what a worker says of a turn while the turn runs
+//! - `words`: a turn's end, the heartbeat, the goodbye
+//! - `stops`: why a worker was stopped, where only the controller knows
+//! - `peers`: what other replicas are served
+//! - `body`: checks of what callers send; `state`: what all handlers share
 
-mod endpoint;
+mod body;
 pub mod identity;
+mod output;
 mod peers;
+mod state;
 mod stops;
+mod stream;
+mod words;
 
-pub use endpoint::{SUSPICION_GRACE, WorkerPort};
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{get, post};
+
+pub use state::WorkerPort;
+pub use stream::SUSPICION_GRACE;
+
+use crate::problem::Problem;
+use crate::wire::MAX_BODY_BYTES;
+
+impl WorkerPort {
+    /// The routes of the worker port.
+    pub fn router(self) -> Router {
+        Router::new()
+            .route("/worker/v1/credential", post(identity::exchange_token))
+            .route("/worker/v1/turns", get(stream::turns))
+            .route("/worker/v1/turns/{id}/output", post(output::output))
+            .route("/worker/v1/finish", post(words::finish))
+            .route("/worker/v1/heartbeat", post(words::heartbeat))
+            .route("/worker/v1/goodbye", post(words::goodbye))
+            .route("/peer/v1/turns/{id}/frames", get(peers::frames))
+            .fallback(|| async { Problem::not_found("path; this is the worker port") })
+            .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+            .with_state(self)
+    }
+}

@@ -1,21 +1,25 @@
-//! A worker that was stopped by a signal knows not why. In Kubernetes somebody does, and records it on the lease within
-//! moments: what the worker leaves behind waits for that, no longer than the cause window.
+//! Why a worker was stopped.
+//!
+//! A worker that gets SIGTERM does not learn why. In Kubernetes the controller sees it (an eviction, a deleted pod, a node
+//! that shuts down) and records it on the lease within moments. The last words of such a worker wait for that record, no
+//! longer than the cause window, so that its turns end with the true reason.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::endpoint::WorkerPort;
+use super::WorkerPort;
 use crate::store::StoreError;
+use crate::turn::cause::stop;
 use crate::turn::keys::Incarnation;
-use crate::turn::reason::Reason;
-use crate::turn::terminal::{Failure, Outcome};
+use crate::turn::terminal::Outcome;
 
-/// Between two looks.
+/// The pause between two looks at the lease.
 const POLL: Duration = Duration::from_millis(50);
 
 impl WorkerPort {
-    /// Returns when it is recorded why this worker was stopped, when nobody will, or when the window is over.
+    /// Returns when it is recorded why this worker was stopped, when nobody is going to record it, or when the cause window
+    /// is over.
     pub(super) async fn stop_reason_known(&self, worker: Incarnation) -> Result<(), StoreError> {
         let until = Instant::now() + self.cause_window;
         while self.store.awaits_stop_reason(worker).await? && Instant::now() < until {
@@ -27,13 +31,10 @@ impl WorkerPort {
     /// A worker's last word on a turn: that its program was killed is, while the worker is being stopped, the stop's doing.
     pub(super) async fn outcome_of(&self, worker: Incarnation, outcome: Outcome) -> Result<Outcome, StoreError> {
         let Outcome::Error(failure) = outcome else { return Ok(outcome) };
-        if failure.reason != Reason::WorkerExited {
+        if !stop::may_explain(&failure) {
             return Ok(Outcome::Error(failure));
         }
         self.stop_reason_known(worker).await?;
-        Ok(Outcome::Error(match self.store.stop_reason(worker).await? {
-            Some(reason) => Failure { detail: failure.detail, ..Failure::new(reason) },
-            None => failure,
-        }))
+        Ok(Outcome::Error(stop::explained(failure, self.store.stop_reason(worker).await?)))
     }
 }

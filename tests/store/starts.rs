@@ -1,7 +1,8 @@
 //! Starts that fail (design §3, step 3): which turns they end, and which they do not.
 
-use lastword::store::{LeasePhase, NewStart};
+use lastword::store::NewStart;
 use lastword::turn::keys::{Incarnation, StartId};
+use lastword::turn::phase::LeasePhase;
 use lastword::turn::reason::Reason;
 
 use crate::support::Db;

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 enum State {
     Open,
     /// They stay, and nothing that is sent arrives.
+    #[expect(clippy::allow_attributes, reason = "what one target uses and another does not can be expected in neither")]
     #[allow(dead_code, reason = "the target `store` alone makes a network silent")]
     Silent,
     Cut,
@@ -50,6 +51,7 @@ impl Forwarder {
     }
 
     /// Swallows what is sent on all connections, and on every new one. Those that were open now never speak again.
+    #[expect(clippy::allow_attributes, reason = "what one target uses and another does not can be expected in neither")]
     #[allow(dead_code, reason = "the target `store` alone makes a network silent")]
     pub fn silence(&self) {
         self.state.send_replace(State::Silent);

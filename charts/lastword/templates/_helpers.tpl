@@ -1,21 +1,21 @@
-{{/* Prefix of all names: the release's name, unless overridden. 40 characters leave room for suffixes. */}}
+{{/* The prefix of all names: the release's name, unless overridden. It is cut at 40 characters, to leave room for suffixes. */}}
 {{- define "lastword.fullname" -}}
 {{- .Values.fullnameOverride | default .Release.Name | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* Prefix of names without a namespace: two releases of one name must not share them. */}}
+{{/* The prefix of the names of cluster-wide objects. It holds the namespace, so that two releases of one name differ. */}}
 {{- define "lastword.clustername" -}}
 {{- printf "%s-%s" .Release.Namespace (include "lastword.fullname" .) -}}
 {{- end -}}
 
-{{/* What selects pods; never changes. Arguments: root, component. */}}
+{{/* The labels that select pods. They are immutable in a Deployment, so they never change. Arguments: root, component. */}}
 {{- define "lastword.selector" -}}
 app.kubernetes.io/name: lastword
 app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 
-{{/* Labels of an object. Arguments: root, component. */}}
+{{/* All labels of an object. Arguments: root, component. */}}
 {{- define "lastword.labels" -}}
 {{ include "lastword.selector" . }}
 app.kubernetes.io/part-of: lastword
@@ -33,12 +33,12 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end -}}
 {{- end -}}
 
-{{/* Arguments: root, role (gateway or controller). */}}
+{{/* The name of a role's ServiceAccount. Arguments: root, role (gateway or controller). */}}
 {{- define "lastword.serviceAccountName" -}}
 {{- (index .root.Values .role).serviceAccount.name | default (printf "%s-%s" (include "lastword.fullname" .root) .role) -}}
 {{- end -}}
 
-{{/* An address to listen on. Arguments: root, port. */}}
+{{/* The address that a port listens on, by the IP family. Arguments: root, port. */}}
 {{- define "lastword.listen" -}}
 {{- if eq .root.Values.ipFamily "IPv6" -}}
 {{- printf "[::]:%v" .port -}}
@@ -47,7 +47,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end -}}
 {{- end -}}
 
-{{/* The name of the Service for workers, which its certificate is for. */}}
+{{/* The DNS name of the Service that workers connect to, which is the name in its certificate. */}}
 {{- define "lastword.workersHost" -}}
 {{- printf "%s-workers.%s.svc" (include "lastword.fullname" .) .Release.Namespace -}}
 {{- end -}}
@@ -56,10 +56,10 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- ternary "https" "http" .Values.gateway.workerTls.enabled -}}
 {{- end -}}
 
-{{/* Where the files of gateway.workerTls are mounted. */}}
+{{/* The directory where the files of gateway.workerTls are mounted. */}}
 {{- define "lastword.workerTlsDirectory" -}}/etc/lastword/worker-tls{{- end -}}
 
-{{/* Source of a projected volume: the authorities of gateway.workerTls. */}}
+{{/* The source of a projected volume that holds the authorities of gateway.workerTls. */}}
 {{- define "lastword.workerCa" -}}
 {{- $tls := .Values.gateway.workerTls -}}
 secret:
@@ -76,7 +76,7 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{/* Where pods run. Argument: a map with nodeSelector, tolerations, affinity. */}}
+{{/* The fields that say on which nodes pods run. Argument: a map with nodeSelector, tolerations and affinity. */}}
 {{- define "lastword.placement" -}}
 {{- with .nodeSelector }}
 nodeSelector:
@@ -92,14 +92,14 @@ affinity:
 {{- end }}
 {{- end -}}
 
-{{/* The head of a replicated role's pod. Arguments: root, role. */}}
+{{/* The first fields of a replicated role's pod spec. Arguments: root, role. */}}
 {{- define "lastword.rolePod" -}}
 {{- $values := index .root.Values .role -}}
 {{- $selector := dict "root" .root "component" .role -}}
 serviceAccountName: {{ include "lastword.serviceAccountName" . }}
-# Tokens: the controller talks to the API server, the gateway asks for TokenReviews.
+# Both roles need their token: the controller for all it does, the gateway for TokenReviews.
 automountServiceAccountToken: true
-# Service links would set LASTWORD_… variables, which are flags.
+# Service links would set variables that begin with LASTWORD_, which are read as flags.
 enableServiceLinks: false
 {{- include "lastword.pullSecrets" .root.Values.image.pullSecrets }}
 {{- with .root.Values.podSecurityContext }}
@@ -126,7 +126,7 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{/* Image and security of a container with our binary. */}}
+{{/* The image and the security context of a container that runs the binary `lastword`. */}}
 {{- define "lastword.container" -}}
 image: {{ include "lastword.image" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
@@ -136,7 +136,7 @@ securityContext:
 {{- end }}
 {{- end -}}
 
-{{/* Environment of whatever opens the database. */}}
+{{/* The environment of every container that connects to the database. */}}
 {{- define "lastword.databaseEnv" -}}
 - name: LASTWORD_DATABASE_URL
   valueFrom:
@@ -160,7 +160,7 @@ securityContext:
 {{- end }}
 {{- end -}}
 
-{{/* Environment of both roles. */}}
+{{/* The environment that both roles have in common. */}}
 {{- define "lastword.roleEnv" -}}
 {{ include "lastword.databaseEnv" . }}
 - {name: LASTWORD_POOL_GENERAL, value: {{ .Values.database.pool.general | int64 | quote }}}
@@ -176,7 +176,8 @@ securityContext:
 - {name: LASTWORD_LOG_JSON, value: {{ .Values.log.json | quote }}}
 {{- end -}}
 
-{{/* Health of both roles, on the admin port. Unready, a role waits for the database and its schema: nothing to restart for. */}}
+{{/* The probes of both roles, on the admin port. A role that is not ready waits for the database and its schema, and a restart
+would not help; so liveness does not depend on either. */}}
 {{- define "lastword.probes" -}}
 startupProbe:
   httpGet: {path: /livez, port: admin}

@@ -1,4 +1,4 @@
-//! Following a turn up to its last word, and Ctrl-C on the way: the first cancels the turn, the second leaves.
+//! Follows a turn up to its terminal. On the way, a first Ctrl-C cancels the turn and a second one leaves.
 
 use futures::StreamExt;
 use futures::future::OptionFuture;
@@ -8,35 +8,35 @@ use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior};
 
 use super::view::{TICK, View};
-use crate::cli::client::Client;
-use crate::cli::stream::{EventStream, Source, Streamed};
-use crate::cli::types::{Event, EventKind, Failure, Record, Submit, Submitted};
-use crate::cli::{CliError, ClientError};
+use crate::cli::client::ApiClient;
+use crate::cli::error::{CliError, ClientError};
+use crate::cli::stream::{EventStream, StreamSource, Streamed, events};
+use crate::cli::types::{ApiFailure, EventKind, StreamEvent, SubmitRequest, SubmitResponse, TurnRecord};
 use crate::turn::keys::TurnId;
 
-/// A stream that can be opened again where it broke off.
-pub struct Feed {
-    client: Client,
-    source: Source,
+/// A stream of events that can be opened again where it broke off.
+pub struct ResumableStream {
+    client: ApiClient,
+    source: StreamSource,
     cursor: Option<String>,
     stream: Option<EventStream>,
 }
 
-impl Feed {
-    pub fn new(client: Client, source: Source) -> Self {
-        Feed { client, source, cursor: None, stream: None }
+impl ResumableStream {
+    pub fn new(client: ApiClient, source: StreamSource) -> Self {
+        ResumableStream { client, source, cursor: None, stream: None }
     }
 
-    /// The next event; opens the stream if there is none. After an error the next call goes on from the last cursor,
-    /// or, if the server no longer takes that, from the beginning.
+    /// The next event. It opens the stream if none is open: at the last cursor after an error, or at the beginning if the
+    /// server no longer takes that cursor (410).
     pub async fn next(&mut self) -> Result<Streamed, ClientError> {
         let (client, source, cursor) = (&self.client, &self.source, &self.cursor);
-        let stream = self.stream.get_or_insert_with(|| client.events(source.clone(), cursor.clone()));
+        let stream = self.stream.get_or_insert_with(|| events(client.clone(), source.clone(), cursor.clone()));
         let item = stream.next().await.unwrap_or_else(|| {
             Err(ClientError::Invalid("the turn's stream has ended; read its record with `lastword turns show`".into()))
         });
         match &item {
-            Ok(Streamed::Event(Event { cursor: Some(cursor), .. })) => self.cursor = Some(cursor.clone()),
+            Ok(Streamed::Event(StreamEvent { cursor: Some(cursor), .. })) => self.cursor = Some(cursor.clone()),
             Ok(_) => {}
             Err(error) => {
                 self.stream = None;
@@ -51,32 +51,32 @@ impl Feed {
 
 /// How following a turn ended.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Ended {
+pub enum TurnEnd {
     Reply,
-    Error(Failure),
-    /// The person left; the turn may go on.
+    Error(ApiFailure),
+    /// The person left. The turn may go on.
     Left,
 }
 
-/// The spinner's clock.
+/// When the spinner is drawn again.
 pub fn ticker() -> Interval {
     let mut ticker = tokio::time::interval(TICK);
     ticker.set_missed_tick_behavior(MissedTickBehavior::Skip);
     ticker
 }
 
-/// Ctrl-C, as a listener that is kept: one made anew for each wait would miss what comes between two waits.
+/// A listener for Ctrl-C. It is to be kept: a new listener for each wait would miss what comes between two waits.
 pub fn interrupts() -> std::io::Result<Signal> {
     signal(SignalKind::interrupt())
 }
 
-/// Submits, showing that it takes time. `None`: the person left.
+/// Submits a message, with a spinner while it takes time. It gives `None` if the person left meanwhile.
 pub async fn submit(
-    client: &Client,
+    client: &ApiClient,
     conversation: &str,
-    message: &Submit,
+    message: &SubmitRequest,
     view: &mut View,
-) -> Result<Option<Submitted>, CliError> {
+) -> Result<Option<SubmitResponse>, CliError> {
     let (noted, mut notes) = mpsc::unbounded_channel();
     let mut on_retry = move |why: &str| {
         let _ = noted.send(format!("{why}; trying again"));
@@ -93,15 +93,20 @@ pub async fn submit(
     }
 }
 
-/// Shows everything up to the turn's `complete`.
-pub async fn follow(client: &Client, feed: &mut Feed, turn: TurnId, view: &mut View) -> Result<Ended, CliError> {
+/// Shows all events up to the turn's `complete`.
+pub async fn follow(
+    client: &ApiClient,
+    stream: &mut ResumableStream,
+    turn: TurnId,
+    view: &mut View,
+) -> Result<TurnEnd, CliError> {
     let (mut ticker, mut interrupts) = (ticker(), interrupts()?);
     let mut failure = None;
-    let mut cancelling: Option<JoinHandle<Result<Record, ClientError>>> = None;
+    let mut cancelling: Option<JoinHandle<Result<TurnRecord, ClientError>>> = None;
     let mut asked = false;
     loop {
         tokio::select! {
-            item = feed.next() => match item? {
+            item = stream.next() => match item? {
                 Streamed::Reconnecting { why } => view.note(&format!("{why}; reconnecting"))?,
                 Streamed::Event(event) => {
                     view.event(&event)?;
@@ -122,7 +127,7 @@ pub async fn follow(client: &Client, feed: &mut Feed, turn: TurnId, view: &mut V
             _ = ticker.tick() => view.tick()?,
             Some(()) = interrupts.recv() => {
                 if asked {
-                    return Ok(Ended::Left);
+                    return Ok(TurnEnd::Left);
                 }
                 asked = true;
                 view.note("cancelling (Ctrl-C again to leave)")?;
@@ -133,13 +138,19 @@ pub async fn follow(client: &Client, feed: &mut Feed, turn: TurnId, view: &mut V
     }
 }
 
-/// What a `complete` means; if its error was shown before our cursor, the record knows it.
-async fn ended(client: &Client, turn: TurnId, event: &Event, failure: Option<Failure>) -> Result<Ended, CliError> {
+/// How a turn ended whose `complete` was received. Where the error came before the cursor that the stream began at, the
+/// turn's record is asked for it.
+async fn ended(
+    client: &ApiClient,
+    turn: TurnId,
+    event: &StreamEvent,
+    failure: Option<ApiFailure>,
+) -> Result<TurnEnd, CliError> {
     let is_error = matches!(&event.kind, EventKind::Complete(complete) if complete.outcome == "error");
     Ok(match (failure, is_error) {
-        (Some(failure), _) => Ended::Error(failure),
-        (None, false) => Ended::Reply,
-        (None, true) => Ended::Error(client.turn(turn).await?.error.unwrap_or_else(|| Failure {
+        (Some(failure), _) => TurnEnd::Error(failure),
+        (None, false) => TurnEnd::Reply,
+        (None, true) => TurnEnd::Error(client.turn(turn).await?.error.unwrap_or_else(|| ApiFailure {
             reason: "Internal".into(),
             message: "the turn failed, and its record does not say why".into(),
             retryable: false,

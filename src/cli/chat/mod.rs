@@ -7,16 +7,17 @@ mod view;
 use std::io::{self, IsTerminal, Read};
 use std::process::ExitCode;
 
-use self::follow::{Ended, Feed};
+use self::follow::{ResumableStream, TurnEnd};
 use self::view::{Mode, View};
-use super::client::Client;
-use super::stream::Source;
-use super::types::Submit;
-use super::{CliError, GatewayArgs};
+use super::args::ClientArgs;
+use super::client::ApiClient;
+use super::error::CliError;
+use super::stream::StreamSource;
+use super::types::SubmitRequest;
 
 /// The longest message that a gateway takes, in bytes.
 const MAX_MESSAGE_BYTES: u64 = 1024 * 1024;
-/// The exit code of a program that Ctrl-C ended, as shells count it.
+/// The exit code that shells report for a program that Ctrl-C ended.
 const INTERRUPTED: u8 = 130;
 
 /// Talk to an agent.
@@ -26,7 +27,7 @@ const INTERRUPTED: u8 = 130;
 #[derive(Debug, Clone, clap::Args)]
 pub struct ChatArgs {
     #[command(flatten)]
-    pub gateway: GatewayArgs,
+    pub gateway: ClientArgs,
     /// The agent: `NAME`, or `NAMESPACE/NAME` within your organization.
     #[arg(long, short, env = "LASTWORD_AGENT", value_name = "NAME")]
     pub agent: Option<String>,
@@ -62,7 +63,7 @@ pub async fn run(args: ChatArgs) -> Result<ExitCode, CliError> {
         return Err(CliError::Usage("the message is empty".into()));
     }
     let conversation = args.conversation.unwrap_or_else(new_conversation);
-    one_shot(&client, &conversation, &Submit::new(agent, message), Mode::detect(args.json)).await
+    one_shot(&client, &conversation, &SubmitRequest::new(agent, message), Mode::detect(args.json)).await
 }
 
 fn from_stdin() -> Result<String, CliError> {
@@ -75,7 +76,12 @@ fn from_stdin() -> Result<String, CliError> {
     Ok(message)
 }
 
-async fn one_shot(client: &Client, conversation: &str, submit: &Submit, mode: Mode) -> Result<ExitCode, CliError> {
+async fn one_shot(
+    client: &ApiClient,
+    conversation: &str,
+    submit: &SubmitRequest,
+    mode: Mode,
+) -> Result<ExitCode, CliError> {
     let mut view = View::new(mode);
     view.begin();
     let Some(armed) = follow::submit(client, conversation, submit, &mut view).await? else {
@@ -84,18 +90,18 @@ async fn one_shot(client: &Client, conversation: &str, submit: &Submit, mode: Mo
         return Ok(ExitCode::from(INTERRUPTED));
     };
     view.expect(armed.turn_id);
-    let mut feed = Feed::new(client.clone(), Source::Turn(armed.turn_id));
-    let ended = follow::follow(client, &mut feed, armed.turn_id, &mut view).await;
+    let mut stream = ResumableStream::new(client.clone(), StreamSource::Turn(armed.turn_id));
+    let ended = follow::follow(client, &mut stream, armed.turn_id, &mut view).await;
     match ended {
-        Ok(Ended::Reply) => {
+        Ok(TurnEnd::Reply) => {
             view.end(None)?;
             Ok(ExitCode::SUCCESS)
         }
-        Ok(Ended::Error(failure)) => {
+        Ok(TurnEnd::Error(failure)) => {
             view.end(Some(&failure))?;
             Ok(ExitCode::FAILURE)
         }
-        Ok(Ended::Left) => {
+        Ok(TurnEnd::Left) => {
             view.rest()?;
             eprintln!("left; see `lastword turns show {}`", armed.turn_id);
             Ok(ExitCode::from(INTERRUPTED))
@@ -110,7 +116,7 @@ async fn one_shot(client: &Client, conversation: &str, submit: &Submit, mode: Mo
     }
 }
 
-/// A name that no other conversation has.
+/// A random name for a new conversation.
 fn new_conversation() -> String {
     let random = uuid::Uuid::new_v4().simple().to_string();
     format!("chat-{}", &random[..12])

@@ -1,8 +1,8 @@
 //! A conversation at the terminal.
 //!
-//! One session is open all the time, so that everything of the conversation is shown once, in order: what was left
-//! undelivered before, the replies to what is typed, and what other windows do meanwhile (above the prompt). The line
-//! editor blocks, so it has a thread of its own; it reads a line when asked for one.
+//! One session is open all the time, so that everything of the conversation is shown once and in order: what was not shown
+//! before, the replies to what is typed here, and, above the prompt, what other windows do meanwhile. The line editor
+//! blocks, so it runs on a thread of its own, which reads a line whenever it is asked for one.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,18 +15,19 @@ use rustyline::error::ReadlineError;
 use rustyline::{DefaultEditor, ExternalPrinter};
 use tokio::sync::mpsc;
 
-use super::follow::{self, Ended, Feed};
+use super::follow::{self, ResumableStream, TurnEnd};
 use super::view::{Mode, OF_ANOTHER, View};
 use super::{INTERRUPTED, new_conversation};
-use crate::cli::client::Client;
-use crate::cli::stream::{Source, Streamed};
+use crate::cli::client::ApiClient;
+use crate::cli::error::{CliError, ClientError, report};
+use crate::cli::stream::{StreamSource, Streamed};
 use crate::cli::text::{one_line, printable, width};
-use crate::cli::types::{Event, EventKind, Record, Submit};
-use crate::cli::{CliError, ClientError};
+use crate::cli::types::{EventKind, StreamEvent, SubmitRequest, TurnRecord};
 use crate::turn::frame::Frame;
 use crate::turn::keys::TurnId;
 
-/// Silence of a session after which what it had left is taken as shown; what comes later appears above the prompt.
+/// When a session is silent for this long, what was not shown before counts as shown. What comes later appears above the
+/// prompt.
 const LEFTOVERS: Duration = Duration::from_millis(300);
 /// How many turns `/history` shows, and how many `/cancel` looks at.
 const HISTORY: u32 = 20;
@@ -40,7 +41,7 @@ While a turn runs, Ctrl-C cancels it; a second one leaves.
 What is pasted may have several lines.";
 
 /// Runs the conversation until the person leaves.
-pub async fn run(client: Client, agent: String, conversation: Option<String>) -> Result<ExitCode, CliError> {
+pub async fn run(client: ApiClient, agent: String, conversation: Option<String>) -> Result<ExitCode, CliError> {
     let (mut editor, mut printer) = Editor::start()?;
     let conversation_is_new = conversation.is_none();
     let mut chat = Chat::new(client, agent, conversation.unwrap_or_else(new_conversation));
@@ -52,53 +53,54 @@ pub async fn run(client: Client, agent: String, conversation: Option<String>) ->
         editor.ask();
         let line = loop {
             tokio::select! {
-                line = editor.answers.recv() => break line.unwrap_or(Line::End),
-                item = chat.feed.next(), if !chat.is_lost => chat.meanwhile(item, &mut *printer)?,
+                line = editor.answers.recv() => break line.unwrap_or(Typed::End),
+                item = chat.session.next(), if !chat.is_lost => chat.meanwhile(item, &mut *printer)?,
             }
         };
         let next = match line {
-            Line::Text(text) => chat.line(text.trim()).await,
-            Line::Interrupted => {
+            Typed::Text(text) => chat.line(text.trim()).await,
+            Typed::Interrupted => {
                 println!("{}", style("Ctrl-D or /quit leaves").dim());
-                Ok(Next::Go)
+                Ok(AfterLine::Go)
             }
-            Line::End => Ok(Next::Quit(ExitCode::SUCCESS)),
-            Line::Failed(error) => return Err(CliError::Io { doing: "read from the terminal".into(), source: error }),
+            Typed::End => Ok(AfterLine::Quit(ExitCode::SUCCESS)),
+            Typed::Failed(error) => return Err(CliError::Io { doing: "read from the terminal".into(), source: error }),
         };
         match next {
-            Ok(Next::Go) => {}
-            Ok(Next::Quit(code)) => return Ok(code),
+            Ok(AfterLine::Go) => {}
+            Ok(AfterLine::Quit(code)) => return Ok(code),
             Err(CliError::Client(error)) => {
                 chat.view.rest()?;
-                crate::cli::report(&CliError::Client(error));
+                report(&CliError::Client(error));
             }
             Err(error) => return Err(error),
         }
     }
 }
 
-enum Next {
+/// What to do after a line was typed.
+enum AfterLine {
     Go,
     Quit(ExitCode),
 }
 
 struct Chat {
-    client: Client,
+    client: ApiClient,
     agent: String,
     conversation: String,
-    feed: Feed,
-    /// The session broke for good; the next thing that is typed opens it again.
+    session: ResumableStream,
+    /// The session broke for good. The next line that is typed opens it again.
     is_lost: bool,
     view: View,
-    /// Text of turns that others' windows began, until it is complete.
+    /// The text of turns that other windows began, until each turn is complete.
     background: HashMap<TurnId, String>,
 }
 
 impl Chat {
-    fn new(client: Client, agent: String, conversation: String) -> Self {
-        let feed = Feed::new(client.clone(), Source::Session(conversation.clone()));
+    fn new(client: ApiClient, agent: String, conversation: String) -> Self {
+        let session = ResumableStream::new(client.clone(), StreamSource::Session(conversation.clone()));
         let (view, background) = (View::new(Mode::Terminal), HashMap::new());
-        Chat { client, agent, conversation, feed, is_lost: false, view, background }
+        Chat { client, agent, conversation, session, is_lost: false, view, background }
     }
 
     fn greet(&self) {
@@ -106,7 +108,7 @@ impl Chat {
         println!("{} {}", style(agent).bold(), style(format!("\u{b7} conversation {conversation} \u{b7} /help")).dim());
     }
 
-    /// Another conversation with the same agent.
+    /// Goes on in another conversation with the same agent: a new one, or the one of this name.
     async fn switch(&mut self, conversation: Option<String>) -> Result<(), CliError> {
         let is_new = conversation.is_none();
         let conversation = conversation.unwrap_or_else(new_conversation);
@@ -115,7 +117,7 @@ impl Chat {
         if is_new { Ok(()) } else { self.leftovers().await }
     }
 
-    /// Shows what the conversation has undelivered, and follows what is open in it.
+    /// Shows what of the conversation was not shown before, and follows the turns that are open in it.
     async fn leftovers(&mut self) -> Result<(), CliError> {
         self.view.begin();
         let (mut ticker, mut interrupts) = (follow::ticker(), follow::interrupts()?);
@@ -124,7 +126,7 @@ impl Chat {
         loop {
             let quiet = tokio::time::sleep(LEFTOVERS);
             tokio::select! {
-                item = self.feed.next() => match item? {
+                item = self.session.next() => match item? {
                     Streamed::Reconnecting { why } => self.view.note(&format!("{why}; reconnecting"))?,
                     Streamed::Event(event) => {
                         connected = true;
@@ -152,7 +154,7 @@ impl Chat {
         Ok(self.view.rest()?)
     }
 
-    /// Repeats the question, so that a reply from before makes sense.
+    /// Prints the message that a turn answers, so that a reply from before can be understood.
     async fn asked(&mut self, turn: Option<TurnId>) -> Result<(), CliError> {
         let Some(turn) = turn else { return Ok(()) };
         if let Some(message) = self.client.turn(turn).await?.message {
@@ -176,7 +178,7 @@ impl Chat {
                 return Ok(printer(format!("{}\n", style(format!("session lost: {error}")).dim()))?);
             }
         };
-        let Event { turn_id: Some(turn), kind, .. } = event else { return Ok(()) };
+        let StreamEvent { turn_id: Some(turn), kind, .. } = event else { return Ok(()) };
         match kind {
             EventKind::Output(Frame::Text { text }) => self.background.entry(turn).or_default().push_str(&text),
             EventKind::Error(failure) => {
@@ -193,47 +195,47 @@ impl Chat {
         Ok(())
     }
 
-    /// Acts on what was typed.
-    async fn line(&mut self, line: &str) -> Result<Next, CliError> {
+    /// Acts on a line that was typed.
+    async fn line(&mut self, line: &str) -> Result<AfterLine, CliError> {
         self.is_lost = false;
         let (command, argument) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         match command {
             "" => {}
-            "/quit" | "/exit" | "/q" => return Ok(Next::Quit(ExitCode::SUCCESS)),
+            "/quit" | "/exit" | "/q" => return Ok(AfterLine::Quit(ExitCode::SUCCESS)),
             "/help" | "/?" => println!("{}", style(HELP).dim()),
             "/new" => self.switch(Some(argument.trim().to_string()).filter(|name| !name.is_empty())).await?,
             "/history" => self.history().await?,
             "/cancel" => self.cancel().await?,
-            // A message may well begin with a path; a word that is one letter off is rather a command.
+            // A message may begin with a path, which has a second slash. A word with one slash is a misspelt command.
             _ if command.starts_with('/') && !command[1..].contains('/') => {
                 println!("{}", style(format!("no command {}; /help lists them", printable(command))).dim());
             }
             _ => return self.say(line).await,
         }
-        Ok(Next::Go)
+        Ok(AfterLine::Go)
     }
 
-    async fn say(&mut self, message: &str) -> Result<Next, CliError> {
+    async fn say(&mut self, message: &str) -> Result<AfterLine, CliError> {
         for text in std::mem::take(&mut self.background).into_values() {
             println!("{}\n{}", style(OF_ANOTHER).dim(), printable(&text));
         }
         self.view.begin();
-        let submit = Submit::new(&self.agent, message);
+        let submit = SubmitRequest::new(&self.agent, message);
         let submitted = follow::submit(&self.client, &self.conversation, &submit, &mut self.view).await?;
         let Some(armed) = submitted else {
             self.view.rest()?;
-            return Ok(Next::Go);
+            return Ok(AfterLine::Go);
         };
         self.view.expect(armed.turn_id);
-        match follow::follow(&self.client, &mut self.feed, armed.turn_id, &mut self.view).await? {
-            Ended::Reply => self.view.end(None)?,
-            Ended::Error(failure) => self.view.end(Some(&failure))?,
-            Ended::Left => {
+        match follow::follow(&self.client, &mut self.session, armed.turn_id, &mut self.view).await? {
+            TurnEnd::Reply => self.view.end(None)?,
+            TurnEnd::Error(failure) => self.view.end(Some(&failure))?,
+            TurnEnd::Left => {
                 self.view.rest()?;
-                return Ok(Next::Quit(ExitCode::from(INTERRUPTED)));
+                return Ok(AfterLine::Quit(ExitCode::from(INTERRUPTED)));
             }
         }
-        Ok(Next::Go)
+        Ok(AfterLine::Go)
     }
 
     async fn history(&mut self) -> Result<(), CliError> {
@@ -260,13 +262,13 @@ impl Chat {
     }
 }
 
-/// The first line of what was asked.
+/// Prints a message in one line, as the person typed it before.
 fn question(message: &str) {
     let line = one_line(message, width(&console::Term::stdout()).saturating_sub(4));
     println!("{} {}", style("\u{203a}").cyan().dim(), style(line).dim());
 }
 
-fn show(record: &Record) {
+fn show(record: &TurnRecord) {
     question(record.message.as_deref().unwrap_or_default());
     match (&record.reply, &record.error) {
         (Some(reply), _) => println!("{}", printable(reply.text.trim_end())),
@@ -277,17 +279,18 @@ fn show(record: &Record) {
     }
 }
 
-enum Line {
+/// What came from the line editor.
+enum Typed {
     Text(String),
     Interrupted,
     End,
     Failed(io::Error),
 }
 
-/// The line editor on its thread.
+/// The line editor, which runs on a thread of its own.
 struct Editor {
     asks: std::sync::mpsc::Sender<()>,
-    answers: mpsc::UnboundedReceiver<Line>,
+    answers: mpsc::UnboundedReceiver<Typed>,
 }
 
 type Printer = Box<dyn FnMut(String) -> io::Result<()> + Send>;
@@ -309,13 +312,13 @@ impl Editor {
             let prompt = ("\u{203a} ", style("\u{203a} ").cyan().bold().to_string());
             while asked.recv().is_ok() {
                 let line = match editor.readline(&prompt) {
-                    Ok(text) => Line::Text(text),
-                    Err(ReadlineError::Interrupted) => Line::Interrupted,
-                    Err(ReadlineError::Eof) => Line::End,
-                    Err(error) => Line::Failed(io_error(error)),
+                    Ok(text) => Typed::Text(text),
+                    Err(ReadlineError::Interrupted) => Typed::Interrupted,
+                    Err(ReadlineError::Eof) => Typed::End,
+                    Err(error) => Typed::Failed(io_error(error)),
                 };
                 if let Some(file) = &history {
-                    let _ = editor.append_history(file); // a history that cannot be kept is no reason to stop
+                    let _ = editor.append_history(file); // a chat works without a history
                 }
                 if answer.send(line).is_err() {
                     break;
@@ -327,7 +330,7 @@ impl Editor {
     }
 
     fn ask(&self) {
-        let _ = self.asks.send(()); // a thread that is gone shows as a closed channel of answers
+        let _ = self.asks.send(()); // that the thread has ended shows as a closed channel of answers
     }
 }
 

@@ -1,5 +1,5 @@
-//! How a turn looks: text alone in a pipe, JSON lines for programs, and for a person text, dim lines for tools and
-//! progress, and a spinner while nothing comes.
+//! Prints a turn: in a pipe the reply's text alone, for programs JSON lines, and for a person the text with dim lines for
+//! tools and progress, and a spinner while nothing comes.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -7,17 +7,17 @@ use std::time::{Duration, Instant};
 use console::{Term, style};
 
 use crate::cli::text::{one_line, printable, width};
-use crate::cli::types::{Event, EventKind, Failure};
+use crate::cli::types::{ApiFailure, EventKind, StreamEvent};
 use crate::turn::frame::Frame;
 use crate::turn::keys::TurnId;
 
 /// How often the spinner turns.
 pub const TICK: Duration = Duration::from_millis(100);
-/// Stands above output that answers nothing of what was just typed.
+/// The line above output that is no answer to what was just typed.
 pub const OF_ANOTHER: &str = "\u{2500}\u{2500} of another turn in this conversation";
 const SPINNER: [&str; 10] = ["⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"];
 
-/// What the output is for.
+/// Whom the output is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// The reply's text, byte for byte.
@@ -42,17 +42,17 @@ impl Mode {
 /// Prints one turn after the other.
 pub struct View {
     mode: Mode,
-    /// Where the spinner is; none in a pipe, or on a terminal that cannot go back in a line.
+    /// Where the spinner is drawn; none in a pipe, or on a terminal that cannot overwrite a line.
     spinner: Option<Term>,
     spinning: bool,
-    /// Output is awaited, so a spinner may stand.
+    /// Output is awaited, so the spinner may be drawn.
     waiting: bool,
     since: Instant,
-    /// What else to say beside the spinner, such as a lost connection.
+    /// What the spinner's line says instead of "thinking…", such as that the connection was lost.
     note: Option<String>,
-    /// Stdout stands at the start of a line.
+    /// The cursor of stdout is at the start of a line.
     fresh_line: bool,
-    /// Whose output came last.
+    /// The turn whose output came last.
     turn: Option<TurnId>,
 }
 
@@ -72,20 +72,20 @@ impl View {
         }
     }
 
-    /// Something is awaited from now on.
+    /// Output is awaited from now on.
     pub fn begin(&mut self) {
         self.since = Instant::now();
         self.waiting = true;
         self.turn = None;
     }
 
-    /// Whose output follows; that of another turn gets a line which says so.
+    /// Says which turn's output follows. Output of another turn gets a line above it that says so.
     pub fn expect(&mut self, turn: TurnId) {
         self.turn = Some(turn);
     }
 
     /// Shows one event.
-    pub fn event(&mut self, event: &Event) -> io::Result<()> {
+    pub fn event(&mut self, event: &StreamEvent) -> io::Result<()> {
         self.clear()?;
         self.note = None;
         match self.mode {
@@ -103,7 +103,7 @@ impl View {
         io::stdout().flush()
     }
 
-    fn for_a_person(&mut self, event: &Event) -> io::Result<()> {
+    fn for_a_person(&mut self, event: &StreamEvent) -> io::Result<()> {
         let EventKind::Output(frame) = &event.kind else { return Ok(()) };
         if self.turn.is_some() && event.turn_id != self.turn {
             self.dim(OF_ANOTHER)?;
@@ -129,14 +129,14 @@ impl View {
         Ok(())
     }
 
-    /// One dim line of what is not the reply.
+    /// Prints a dim line of something that is no part of the reply.
     fn dim(&mut self, line: &str) -> io::Result<()> {
         self.newline()?;
         let line = one_line(line, width(&Term::stdout()).saturating_sub(1));
         writeln!(io::stdout(), "{}", style(line).dim())
     }
 
-    /// Says something beside the reply: with the spinner on a terminal, else on stderr.
+    /// Says something that is no part of the reply: in the spinner's line on a terminal, else on stderr.
     pub fn note(&mut self, note: &str) -> io::Result<()> {
         if self.note.as_deref() == Some(note) {
             return Ok(());
@@ -151,7 +151,7 @@ impl View {
         self.tick()
     }
 
-    /// Turns the spinner, if one may stand.
+    /// Draws the spinner's next frame, if it may be drawn.
     pub fn tick(&mut self) -> io::Result<()> {
         let (Some(term), true, true) = (&self.spinner, self.waiting, self.fresh_line) else { return Ok(()) };
         let elapsed = self.since.elapsed();
@@ -165,8 +165,8 @@ impl View {
         Ok(())
     }
 
-    /// Shows how the turn ended, and leaves the terminal at the start of a line.
-    pub fn end(&mut self, failure: Option<&Failure>) -> io::Result<()> {
+    /// Shows how the turn ended, and leaves the cursor at the start of a line.
+    pub fn end(&mut self, failure: Option<&ApiFailure>) -> io::Result<()> {
         self.rest()?;
         let Some(failure) = failure else { return Ok(()) };
         let mut stderr = io::stderr().lock();
@@ -178,7 +178,7 @@ impl View {
         Ok(())
     }
 
-    /// Takes the spinner away and ends the line, so that others may print.
+    /// Removes the spinner and ends the line, so that something else may be printed.
     pub fn rest(&mut self) -> io::Result<()> {
         self.clear()?;
         (self.waiting, self.note) = (false, None);
@@ -203,14 +203,14 @@ impl View {
     }
 }
 
-/// The cursor comes back even when an error ends the command.
+/// Shows the terminal's cursor again, also when an error ends the command.
 impl Drop for View {
     fn drop(&mut self) {
         let _ = self.clear();
     }
 }
 
-/// A string without its quotes, anything else as JSON.
+/// A JSON value as text: a string without its quotes, anything else as JSON.
 fn plain(value: &serde_json::Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_string)
 }

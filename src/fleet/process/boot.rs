@@ -7,9 +7,9 @@
 use uuid::Uuid;
 
 use crate::store::{Store, StoreError};
+use crate::turn::cause::process;
+use crate::turn::cause::stop::{self, Stopper};
 use crate::turn::keys::StartId;
-use crate::turn::reason::Reason;
-use crate::turn::terminal::Failure;
 
 /// The reference of a worker process, as it is kept in its lease.
 pub(super) fn reference(node: &str, boot: Uuid, start_id: StartId) -> String {
@@ -23,11 +23,6 @@ pub(super) fn is_former(runtime_ref: &str, node: &str, boot: Uuid) -> bool {
     theirs == Some(node) && former.is_some_and(|b| b != boot)
 }
 
-/// Why the workers of an earlier boot ended.
-pub(super) fn restarted() -> Failure {
-    Failure::detailed(Reason::WorkerExited, "lastword was restarted")
-}
-
 /// Fails all workers that an earlier boot of this node left in the database; gives their number. To be called before
 /// [`crate::fleet::run`], by the one process that holds the node's data directory. If the database is away it may be
 /// called again.
@@ -35,8 +30,8 @@ pub async fn fail_former_boots(store: &Store, node: &str, boot: Uuid) -> Result<
     let mut failed = 0;
     for worker in store.workers().await?.iter().filter(|w| is_former(&w.runtime_ref, node, boot)) {
         // Drained first, as if it had been told to stop: turns that only waited for it get another start.
-        store.drain_worker(worker.incarnation, Reason::WorkerExited).await?;
-        failed += u32::from(store.fail_worker(worker.incarnation, &restarted()).await?.died_now);
+        store.drain_worker(worker.incarnation, stop::reason(Stopper::Restart)).await?;
+        failed += u32::from(store.fail_worker(worker.incarnation, &process::of_a_former_run()).await?.died_now);
     }
     Ok(failed)
 }

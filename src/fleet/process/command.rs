@@ -9,7 +9,7 @@ use std::process::Command;
 use super::config::ProcessConfig;
 use crate::crd::{Adapter, AgentSpec, Container, OpenAi};
 use crate::fleet::runtime::StartRequest;
-use crate::turn::reason::Reason;
+use crate::turn::cause;
 use crate::turn::terminal::Failure;
 use crate::wire::env;
 
@@ -102,7 +102,7 @@ fn openai(
 }
 
 fn cannot(detail: impl Into<String>) -> Failure {
-    Failure::detailed(Reason::StartFailed, detail)
+    cause::start::impossible(detail)
 }
 
 fn required(program: Vec<String>, adapter: &str) -> Result<Vec<String>, Failure> {

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::turn::keys::StartId;
+use crate::turn::reason::Reason;
 use crate::wire::Credential;
 
 fn config() -> ProcessConfig {

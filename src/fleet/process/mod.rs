@@ -25,10 +25,10 @@ use super::runtime::{Death, StartRequest, WorkerRuntime};
 use crate::child::cgroup::{Cgroup, Cgroups};
 use crate::turn::decide::Look;
 use crate::turn::keys::StartId;
-use crate::turn::reason::Reason;
+use crate::turn::cause;
 use crate::turn::terminal::Failure;
 pub use boot::fail_former_boots;
-use boot::{is_former, reference, restarted};
+use boot::{is_former, reference};
 use command::{command, container};
 pub use config::{ProcessConfig, SecretLookup};
 use launch::WorkerLaunch;
@@ -59,7 +59,7 @@ impl ProcessRuntime {
     /// Makes a cgroup for a worker with a memory limit; none where the system does not permit it.
     fn cgroup(&self, request: &StartRequest) -> Result<Option<Cgroup>, Failure> {
         let Some(container) = container(&request.spec) else { return Ok(None) };
-        let cannot = |why: String| Failure::detailed(Reason::StartFailed, format!("resources.limits.memory: {why}"));
+        let cannot = |why: String| cause::start::impossible(format!("resources.limits.memory: {why}"));
         let Some(bytes) = container.memory_limit_bytes().map_err(|e| cannot(e.to_string()))? else { return Ok(None) };
         let cgroups = self.cgroups.get_or_init(|| {
             let cgroups = Cgroups::detect(&self.config.node);
@@ -90,8 +90,8 @@ impl ProcessRuntime {
         let spawned = tokio::task::spawn_blocking(move || launch.run(command, cgroup)).await;
         match spawned {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(Failure::detailed(Reason::StartFailed, format!("cannot start {program}: {error}"))),
-            Err(error) => Err(Failure::detailed(Reason::StartFailed, format!("cannot start {program}: {error}"))),
+            Ok(Err(error)) => Err(cause::program::not_started(&program, error)),
+            Err(error) => Err(cause::program::not_started(&program, error)),
         }
     }
 
@@ -116,7 +116,7 @@ impl WorkerRuntime for ProcessRuntime {
     fn look<'a>(&'a self, start_id: StartId, runtime_ref: &'a str) -> BoxFuture<'a, Look> {
         Box::pin(async move {
             if is_former(runtime_ref, &self.config.node, self.config.boot) {
-                return Look::Terminated { cause: Some(restarted()) };
+                return Look::Terminated { cause: Some(cause::process::of_a_former_run()) };
             }
             if runtime_ref != self.reference_of(start_id) {
                 return Look::Unknown;

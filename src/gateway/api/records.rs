@@ -1,27 +1,39 @@
-//! Records: what a turn was and became; history, list, cancel, erase.
+//! Records: what a turn was and what became of it. History, list, cancel, erase.
 
-use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::gateway::Gateway;
-use crate::gateway::auth::Caller;
+use crate::gateway::caller::ApiCaller;
 use crate::problem::Problem;
 use crate::store::{Conversation, ListFilter, Record};
+use crate::turn::cause;
 use crate::turn::keys::TurnId;
 use crate::turn::reason::Reason;
-use crate::turn::terminal::Failure;
 
-/// Records of one page, by default and at most.
+/// How many records a page holds where the caller does not say.
 const PAGE: u32 = 50;
+/// The most records that a page holds.
 const MAX_PAGE: u32 = 100;
 
-/// The record of a turn that the caller may see; others do not exist.
-async fn seen_turn(gateway: &Gateway, caller: &Caller, turn: &str) -> Result<Record, Problem> {
+/// The routes of records.
+pub(super) fn router() -> Router<Gateway> {
+    Router::new()
+        .route("/v1/conversations/{conversation}/turns", get(history))
+        .route("/v1/conversations/{conversation}", delete(erase))
+        .route("/v1/turns", get(list))
+        .route("/v1/turns/{turn}", get(record))
+        .route("/v1/turns/{turn}/cancel", post(cancel))
+}
+
+/// The record of a turn. A turn that the caller may not see is answered like one that does not exist.
+async fn seen_turn(gateway: &Gateway, caller: &ApiCaller, turn: &str) -> Result<Record, Problem> {
     let turn: TurnId = turn.parse().map_err(|_| Problem::not_found("turn"))?;
     let record = gateway.store.record(turn).await?;
     record.filter(|r| caller.sees(&r.organization, &r.owner)).ok_or_else(|| Problem::not_found("turn"))
@@ -49,11 +61,11 @@ pub struct RecordView {
     claimed_at: Option<OffsetDateTime>,
     #[serde(with = "time::serde::rfc3339::option")]
     ended_at: Option<OffsetDateTime>,
-    /// The incarnation that ran it.
+    /// The incarnation of the worker that claimed it.
     worker: Option<Uuid>,
     reply: Option<ReplyView>,
     error: Option<ErrorView>,
-    /// For operators: a word that came too late.
+    /// Only for operators: an answer that came too late.
     superseded: Option<String>,
 }
 
@@ -74,13 +86,13 @@ pub struct ErrorView {
     reason: Reason,
     message: String,
     retryable: bool,
-    /// For operators: exit code, stderr and the like.
+    /// Only for operators: exit code, stderr and the like.
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
 }
 
-fn shown(record: Record, caller: &Caller) -> RecordView {
-    let operator = caller.operates();
+fn shown(record: Record, caller: &ApiCaller) -> RecordView {
+    let operator = caller.is_operator();
     let phase = match (record.open, record.claimed_at, &record.failure) {
         (true, None, _) => "Armed",
         (true, Some(_), _) => "Running",
@@ -121,13 +133,13 @@ fn shown(record: Record, caller: &Caller) -> RecordView {
 
 #[utoipa::path(get, path = "/v1/turns/{turn}", params(("turn" = Uuid, Path)),
     responses((status = 200, body = RecordView), (status = "4XX", body = Problem)))]
-pub(in crate::gateway) async fn record(
+pub(super) async fn record(
     State(gateway): State<Gateway>,
-    caller: Caller,
+    caller: ApiCaller,
     Path(turn): Path<String>,
 ) -> Result<Json<RecordView>, Problem> {
     let record = seen_turn(&gateway, &caller, &turn).await?;
-    if !record.open && record.owner == caller.0.user {
+    if !record.open && record.owner == caller.principal.user {
         gateway.streams.shown.note(record.turn_id);
     }
     Ok(Json(shown(record, &caller)))
@@ -137,13 +149,13 @@ pub(in crate::gateway) async fn record(
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub struct Page {
     turns: Vec<RecordView>,
-    /// The value of `before` for the next page.
+    /// The value of `before` for the next page; null on the last one.
     next: Value,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(in crate::gateway) struct HistoryQuery {
+pub(super) struct HistoryQuery {
     limit: Option<u32>,
     before: Option<i64>,
 }
@@ -151,9 +163,9 @@ pub(in crate::gateway) struct HistoryQuery {
 #[utoipa::path(get, path = "/v1/conversations/{conversation}/turns",
     params(("conversation" = String, Path), ("limit" = Option<u32>, Query), ("before" = Option<i64>, Query)),
     responses((status = 200, body = Page), (status = "4XX", body = Problem)))]
-pub(in crate::gateway) async fn history(
+pub(super) async fn history(
     State(gateway): State<Gateway>,
-    caller: Caller,
+    caller: ApiCaller,
     Path(name): Path<String>,
     Query(query): Query<HistoryQuery>,
 ) -> Result<Json<Page>, Problem> {
@@ -164,14 +176,17 @@ pub(in crate::gateway) async fn history(
     Ok(Json(Page { turns: records.into_iter().map(|r| shown(r, &caller)).collect(), next }))
 }
 
-async fn seen_conversation(gateway: &Gateway, caller: &Caller, name: &str) -> Result<Conversation, Problem> {
-    let found = gateway.store.conversation(&caller.0.organization, name).await?;
-    found.filter(|c| caller.sees(&caller.0.organization, &c.owner)).ok_or_else(|| Problem::not_found("conversation"))
+/// The conversation of this name. One that the caller may not see is answered like one that does not exist.
+async fn seen_conversation(gateway: &Gateway, caller: &ApiCaller, name: &str) -> Result<Conversation, Problem> {
+    let found = gateway.store.conversation(&caller.principal.organization, name).await?;
+    found
+        .filter(|c| caller.sees(&caller.principal.organization, &c.owner))
+        .ok_or_else(|| Problem::not_found("conversation"))
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(in crate::gateway) struct ListQuery {
+pub(super) struct ListQuery {
     agent: Option<String>,
     conversation: Option<String>,
     user: Option<String>,
@@ -185,12 +200,12 @@ pub(in crate::gateway) struct ListQuery {
            ("phase" = Option<String>, Query, description = "Armed, Running, Succeeded or Failed"),
            ("limit" = Option<u32>, Query), ("before" = Option<Uuid>, Query)),
     responses((status = 200, body = Page), (status = "4XX", body = Problem)))]
-pub(in crate::gateway) async fn list(
+pub(super) async fn list(
     State(gateway): State<Gateway>,
-    caller: Caller,
+    caller: ApiCaller,
     Query(query): Query<ListQuery>,
 ) -> Result<Json<Page>, Problem> {
-    if !caller.operates() {
+    if !caller.is_operator() {
         return Err(Problem::new(StatusCode::FORBIDDEN, "only operators list all turns; see the conversation's turns"));
     }
     if let Some(phase) = query.phase.as_deref()
@@ -207,7 +222,7 @@ pub(in crate::gateway) async fn list(
         before: query.before,
         limit,
     };
-    let records = gateway.store.list(&caller.0.organization, &filter).await?;
+    let records = gateway.store.list(&caller.principal.organization, &filter).await?;
     let next = match records.last() {
         Some(last) if records.len() == limit as usize => last.turn_id.to_string().into(),
         _ => Value::Null,
@@ -217,14 +232,14 @@ pub(in crate::gateway) async fn list(
 
 #[utoipa::path(post, path = "/v1/turns/{turn}/cancel", params(("turn" = Uuid, Path)),
     responses((status = 200, body = RecordView), (status = "4XX", body = Problem), (status = 503, body = Problem)))]
-pub(in crate::gateway) async fn cancel(
+pub(super) async fn cancel(
     State(gateway): State<Gateway>,
-    caller: Caller,
+    caller: ApiCaller,
     Path(turn): Path<String>,
 ) -> Result<Json<RecordView>, Problem> {
     let record = seen_turn(&gateway, &caller, &turn).await?;
     if record.open {
-        gateway.store.fail_turn(record.turn_id, &Failure::new(Reason::Cancelled)).await?;
+        gateway.store.fail_turn(record.turn_id, &cause::rule::cancelled()).await?;
     }
     let record = seen_turn(&gateway, &caller, &turn).await?;
     Ok(Json(shown(record, &caller)))
@@ -239,13 +254,13 @@ pub struct ErasedView {
 
 #[utoipa::path(delete, path = "/v1/conversations/{conversation}", params(("conversation" = String, Path)),
     responses((status = 200, body = ErasedView), (status = "4XX", body = Problem), (status = 503, body = Problem)))]
-pub(in crate::gateway) async fn erase(
+pub(super) async fn erase(
     State(gateway): State<Gateway>,
-    caller: Caller,
+    caller: ApiCaller,
     Path(name): Path<String>,
 ) -> Result<Json<ErasedView>, Problem> {
     seen_conversation(&gateway, &caller, &name).await?;
-    let erased = gateway.store.erase(&caller.0.organization, &name, &caller.0.user).await?;
+    let erased = gateway.store.erase(&caller.principal.organization, &name, &caller.principal.user).await?;
     let erased = erased.ok_or_else(|| Problem::not_found("conversation"))?;
     Ok(Json(ErasedView { turns: erased.turns, cancelled: erased.cancelled }))
 }

@@ -1,30 +1,40 @@
-//! Streams: a conversation's session, and a turn's own; both by cursor.
+//! Streams of Server-Sent Events: a conversation's session and a turn's own stream. Both begin at a cursor.
 
+use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 use futures::StreamExt;
 use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::gateway::Gateway;
-use crate::gateway::auth::Caller;
+use crate::gateway::caller::ApiCaller;
 use crate::problem::Problem;
 use crate::store::Conversation;
 use crate::stream::session::{Registered, Viewer};
 use crate::turn::cursor::{Cursor, CursorError};
 use crate::turn::keys::{ConversationId, SessionId, TurnId, check_conversation};
 
-/// Where a stream begins.
+/// The routes of streams.
+pub(super) fn router() -> Router<Gateway> {
+    Router::new()
+        .route("/v1/conversations/{conversation}/events", get(session))
+        .route("/v1/turns/{turn}/events", get(turn_stream))
+}
+
+/// The query of a stream: the cursor to begin behind.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(in crate::gateway) struct After {
+pub(super) struct AfterQuery {
     after: Option<String>,
 }
 
-fn resume_at(headers: &HeaderMap, after: After) -> Result<Option<String>, Problem> {
-    // An EventSource that reconnects repeats the URL with its old `after`: the header is newer.
+/// The cursor that a client wants to go on from, by header or query.
+fn resume_at(headers: &HeaderMap, after: AfterQuery) -> Result<Option<String>, Problem> {
+    // An EventSource that reconnects sends the header, and repeats the URL with its old `after`: the header is newer.
     match headers.get("last-event-id") {
         Some(id) if id.is_empty() => Ok(after.after),
         Some(id) => {
@@ -35,6 +45,7 @@ fn resume_at(headers: &HeaderMap, after: After) -> Result<Option<String>, Proble
     }
 }
 
+/// Reads a cursor of this conversation, and refuses one whose turns are past their retention.
 fn place(text: &str, conversation: &Conversation) -> Result<Cursor, Problem> {
     let cursor = Cursor::parse(text, conversation.id).map_err(|e| Problem::bad_request(e.to_string()))?;
     if cursor.base() > conversation.last_number {
@@ -46,7 +57,8 @@ fn place(text: &str, conversation: &Conversation) -> Result<Cursor, Problem> {
     Ok(cursor)
 }
 
-/// A cursor where there is no conversation: it was removed after its turns. Whoever only comes back makes no new one.
+/// The answer to a cursor of a conversation that does not exist: it was removed after its turns were. A client that comes
+/// back with a cursor makes no new conversation.
 fn nowhere(cursor: &str) -> Problem {
     match Cursor::parse(cursor, ConversationId::new()) {
         Err(error @ CursorError::Malformed) => Problem::bad_request(error.to_string()),
@@ -63,31 +75,33 @@ fn past_retention() -> Problem {
            ("Last-Event-ID" = Option<String>, Header, description = "a cursor")),
     responses((status = 200, content_type = "text/event-stream", body = String),
               (status = "4XX", body = Problem), (status = 503, body = Problem)))]
-pub(in crate::gateway) async fn session(
+pub(super) async fn session(
     State(gateway): State<Gateway>,
-    caller: Caller,
+    caller: ApiCaller,
     Path(name): Path<String>,
     headers: HeaderMap,
-    Query(after): Query<After>,
+    Query(after): Query<AfterQuery>,
 ) -> Result<Response, Problem> {
     check_conversation(&name).map_err(|e| Problem::bad_request(e.to_string()))?;
     let after = resume_at(&headers, after)?;
     let store = &gateway.store;
-    let found = store.conversation(&caller.0.organization, &name).await?;
+    let found = store.conversation(&caller.principal.organization, &name).await?;
     let conversation = match (found, &after) {
         (Some(found), _) => found,
         (None, Some(cursor)) => return Err(nowhere(cursor)),
-        (None, None) => store.open_conversation(&caller.0.organization, &name, &caller.0.user).await?,
+        (None, None) => store.open_conversation(&caller.principal.organization, &name, &caller.principal.user).await?,
     };
-    if !caller.sees(&caller.0.organization, &conversation.owner) {
+    if !caller.sees(&caller.principal.organization, &conversation.owner) {
         return Err(Problem::not_found("conversation"));
     }
-    let owner = conversation.owner == caller.0.user;
+    let owner = conversation.owner == caller.principal.user;
     let given = after.map(|a| place(&a, &conversation)).transpose()?;
     let permit = admitted(&gateway)?;
-    // Registered, and committed, before anything is read.
+    // The session is registered, and this committed, before anything is read: what ends from now on wakes it.
     let session = SessionId::new();
-    store.register_session(session, gateway.streams.gateway, &caller.0.organization, conversation.id, owner).await?;
+    store
+        .register_session(session, gateway.streams.gateway, &caller.principal.organization, conversation.id, owner)
+        .await?;
     let session = gateway.streams.registered(session);
     let cursor = match given {
         Some(cursor) => cursor,
@@ -102,16 +116,16 @@ pub(in crate::gateway) async fn session(
            ("Last-Event-ID" = Option<String>, Header, description = "a cursor of this stream")),
     responses((status = 200, content_type = "text/event-stream", body = String),
               (status = "4XX", body = Problem), (status = 503, body = Problem)))]
-pub(in crate::gateway) async fn turn_stream(
+pub(super) async fn turn_stream(
     State(gateway): State<Gateway>,
-    caller: Caller,
+    caller: ApiCaller,
     Path(turn): Path<String>,
     headers: HeaderMap,
-    Query(after): Query<After>,
+    Query(after): Query<AfterQuery>,
 ) -> Result<Response, Problem> {
     let after = resume_at(&headers, after)?;
     let id: TurnId = turn.parse().map_err(|_| Problem::not_found("turn"))?;
-    // Only the place: a stream reads what it shows by itself.
+    // Only the turn's place is read here; the stream reads what it shows.
     let turn = gateway.store.head(id).await?.filter(|t| caller.sees(&t.organization, &t.owner));
     let turn = turn.ok_or_else(|| Problem::not_found("turn"))?;
     let cursor = match after {
@@ -126,12 +140,13 @@ pub(in crate::gateway) async fn turn_stream(
         conversation: turn.conversation,
         turn: Some((turn.turn_id, turn.message_id)),
         cursor,
-        owner: turn.owner == caller.0.user,
+        owner: turn.owner == caller.principal.user,
     };
     let permit = admitted(&gateway)?;
     Ok(stream(gateway, &caller, viewer, permit, None))
 }
 
+/// A permit for one more stream.
 fn admitted(gateway: &Gateway) -> Result<OwnedSemaphorePermit, Problem> {
     gateway.open_streams.clone().try_acquire_owned().map_err(|_| {
         Problem::new(StatusCode::TOO_MANY_REQUESTS, "this replica has as many streams as it may; try again")
@@ -140,12 +155,12 @@ fn admitted(gateway: &Gateway) -> Result<OwnedSemaphorePermit, Problem> {
 
 fn stream(
     gateway: Gateway,
-    caller: &Caller,
+    caller: &ApiCaller,
     viewer: Viewer,
     permit: OwnedSemaphorePermit,
     session: Option<Registered>,
 ) -> Response {
-    let (auth, key) = (gateway.auth.clone(), caller.1);
+    let (auth, key) = (gateway.auth.clone(), caller.key);
     let frames = gateway.streams.clone().open(viewer, session);
     let body = async_stream::stream! {
         let _permit = permit;

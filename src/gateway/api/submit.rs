@@ -1,25 +1,33 @@
-//! Submit: a message becomes a turn.
+//! Submit: takes a message, which becomes a turn.
 
-use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::MAX_BODY_BYTES;
 use crate::gateway::Gateway;
-use crate::gateway::auth::Caller;
+use crate::gateway::caller::ApiCaller;
 use crate::problem::Problem;
 use crate::store::ArmError;
 use crate::submit::{Submission, SubmitError};
+use crate::turn::cause::rule;
 use crate::turn::cursor::Cursor;
 use crate::turn::frame::{storable, storable_json};
 use crate::turn::keys::{TurnId, check_conversation, check_name};
-use crate::turn::reason::Reason;
 use crate::turn::routing::API;
+
+/// The largest body that a client may send, in bytes.
+pub(in crate::gateway) const MAX_BODY_BYTES: usize = 1024 * 1024;
+
+/// The route of a submit.
+pub(super) fn router() -> Router<Gateway> {
+    Router::new().route("/v1/conversations/{conversation}/turns", post(submit))
+}
 
 /// Body of a submit.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
@@ -31,7 +39,7 @@ pub struct Submit {
     pub message: String,
     /// Makes the call idempotent; default: a new UUID.
     pub message_id: Option<String>,
-    /// Where the terminal is shown besides; default `api`.
+    /// A platform of the agent where the terminal is shown as well; the default, `api`, is none.
     pub platform: Option<String>,
     #[serde(default)]
     pub platform_metadata: Value,
@@ -45,7 +53,7 @@ pub struct Submitted {
     pub message_id: String,
     pub conversation: String,
     pub worker_group: String,
-    /// The place just before this turn: a session opened with it shows the turn whole.
+    /// The cursor just before this turn: a session that begins with it shows the whole turn.
     pub cursor: String,
 }
 
@@ -53,15 +61,15 @@ pub struct Submitted {
     params(("conversation" = String, Path, description = "the conversation's name")),
     responses((status = 202, body = Submitted), (status = 200, body = Submitted, description = "armed before"),
               (status = "4XX", body = Problem), (status = 503, body = Problem)))]
-pub(in crate::gateway) async fn submit(
+pub(super) async fn submit(
     State(gateway): State<Gateway>,
-    caller: Result<Caller, Problem>,
+    caller: Result<ApiCaller, Problem>,
     Path(conversation): Path<String>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
     let caller = match caller {
-        // Nobody knows yet who calls; what they would have to send again is named all the same.
+        // Who calls could not be found out. The message id is named all the same: it makes a repeat safe.
         Err(problem) if problem.status() == StatusCode::SERVICE_UNAVAILABLE => {
             let body: Submit = parse(&headers, &body)?;
             return Err(problem.with_message_id(&body.message_id.unwrap_or_else(new_message_id)));
@@ -80,8 +88,8 @@ pub(in crate::gateway) async fn submit(
     }
     let submission = Submission {
         agent: agent_name(&caller, &body.agent)?,
-        organization: caller.0.organization,
-        user: caller.0.user,
+        organization: caller.principal.organization,
+        user: caller.principal.user,
         conversation,
         message_id,
         message: storable(body.message),
@@ -104,7 +112,7 @@ fn new_message_id() -> String {
 }
 
 fn parse<T: serde::de::DeserializeOwned>(headers: &HeaderMap, body: &Bytes) -> Result<T, Problem> {
-    // A browser sends JSON across origins only after asking, which is never granted.
+    // A web page of another origin may send JSON only after a preflight request, which is never granted.
     let json = headers
         .get(header::CONTENT_TYPE)
         .and_then(|v| v.to_str().ok())
@@ -121,10 +129,10 @@ fn parse<T: serde::de::DeserializeOwned>(headers: &HeaderMap, body: &Bytes) -> R
     serde_json::from_slice(body).map_err(|e| Problem::bad_request(format!("the body is malformed: {e}")))
 }
 
-fn agent_name(caller: &Caller, agent: &str) -> Result<String, Problem> {
+fn agent_name(caller: &ApiCaller, agent: &str) -> Result<String, Problem> {
     let name = match agent.split_once('/') {
-        Some((namespace, name)) if namespace == caller.0.organization => name,
-        Some(_) => return Err(Problem::not_found("agent").with_reason(Reason::AgentNotFound)),
+        Some((namespace, name)) if namespace == caller.principal.organization => name,
+        Some(_) => return Err(Problem::not_found("agent").with_reason(rule::refused(rule::Refusal::NoAgent))),
         None => agent,
     };
     check_name("agent", name).map_err(|e| Problem::bad_request(e.to_string()))?;
@@ -132,16 +140,18 @@ fn agent_name(caller: &Caller, agent: &str) -> Result<String, Problem> {
 }
 
 fn refused(error: SubmitError, message_id: &str) -> Problem {
-    let text = error.to_string();
+    let (text, reason) = (error.to_string(), error.reason());
+    let told = |problem: Problem| match reason {
+        Some(reason) => problem.with_reason(reason),
+        None => problem,
+    };
     let problem = match error {
-        SubmitError::NoAgent => Problem::not_found("agent").with_reason(Reason::AgentNotFound),
+        SubmitError::NoAgent => told(Problem::not_found("agent")),
         SubmitError::NoPlatform => Problem::bad_request(text),
-        SubmitError::QueueFull(_) | SubmitError::TooManyOpen => {
-            Problem::new(StatusCode::TOO_MANY_REQUESTS, text).with_reason(Reason::QuotaExceeded)
-        }
+        SubmitError::QueueFull(_) | SubmitError::TooManyOpen => told(Problem::new(StatusCode::TOO_MANY_REQUESTS, text)),
         SubmitError::Refused(ArmError::NotYours) => Problem::not_found("conversation"),
         SubmitError::Refused(ArmError::OtherAgent(_) | ArmError::OtherContent) => {
-            Problem::new(StatusCode::CONFLICT, text).with_reason(Reason::Conflict)
+            told(Problem::new(StatusCode::CONFLICT, text))
         }
         SubmitError::Store(error) => match Problem::from(error) {
             problem if problem.status() == StatusCode::SERVICE_UNAVAILABLE => Problem::new(

@@ -1,60 +1,67 @@
-//! Whether an Agent's workers could be created: the API server is asked by a dry run of the pod.
+//! Whether an Agent's workers could be created. The API server is asked by a server-side dry run of the pod.
 
-use kube::Error;
+use kube::{Client, Error};
 
-use super::Hands;
 use crate::crd::Agent;
-use crate::operator::call::{Trouble, bounded};
+use crate::operator::client::{ApiCallError, bounded};
+use crate::operator::condition::ConditionStatus;
+use crate::operator::config::OperatorConfig;
 use crate::operator::pods;
 
 /// What is known of an Agent's readiness.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum AgentReadiness {
+    /// The spec is valid, and the API server accepts the pod.
     Ready,
-    /// With a CamelCase reason, and what is wrong.
+    /// Something is wrong with the spec or the pod: a CamelCase reason, and a sentence.
     NotReady(&'static str, String),
-    /// Nobody could say.
+    /// The API server could not be asked: why not.
     Unknown(String),
 }
 
-impl Verdict {
+impl AgentReadiness {
     pub fn is_ready(&self) -> bool {
-        matches!(self, Verdict::Ready)
+        matches!(self, AgentReadiness::Ready)
     }
 
-    /// Status, reason and message of the condition.
-    pub fn condition(&self) -> (&'static str, &'static str, &str) {
+    /// Status, reason and message of the condition `Ready`.
+    pub fn condition(&self) -> (ConditionStatus, &'static str, &str) {
         match self {
-            Verdict::Ready => ("True", "Accepted", "the API server accepts the worker's pod"),
-            Verdict::NotReady(reason, message) => ("False", reason, message),
-            Verdict::Unknown(message) => ("Unknown", "NotAsked", message),
+            AgentReadiness::Ready => (ConditionStatus::True, "Accepted", "the API server accepts the worker's pod"),
+            AgentReadiness::NotReady(reason, message) => (ConditionStatus::False, reason, message),
+            AgentReadiness::Unknown(message) => (ConditionStatus::Unknown, "NotAsked", message),
         }
     }
 }
 
-/// Judges a spec: by itself first, then by the API server.
-pub async fn check(hands: &Hands, agent: &Agent, valid: Result<(), String>) -> Verdict {
+/// Judges a spec: first by `valid`, which is what can be told without a cluster, then by the API server.
+pub async fn check(
+    config: &OperatorConfig,
+    client: &Client,
+    agent: &Agent,
+    valid: Result<(), String>,
+) -> AgentReadiness {
     if let Err(why) = valid {
-        return Verdict::NotReady("InvalidSpec", why);
+        return AgentReadiness::NotReady("InvalidSpec", why);
     }
-    let pod = match pods::draft::draft(&hands.config, agent) {
+    let pod = match pods::draft::draft(config, agent) {
         Ok(pod) => pod,
-        Err(why) => return Verdict::NotReady("InvalidTemplate", why),
+        Err(why) => return AgentReadiness::NotReady("InvalidTemplate", why),
     };
     let namespace = agent.metadata.namespace.as_deref().unwrap_or_default();
-    judge(bounded(pods::create(&hands.client, namespace, &pod, true)).await.map(drop))
+    from_dry_run(bounded(pods::create(client, namespace, &pod, true)).await.map(drop))
 }
 
-/// What the answer to a dry run means.
-fn judge(answer: Result<(), Trouble>) -> Verdict {
+/// What the API server's answer to a dry run means.
+fn from_dry_run(answer: Result<(), ApiCallError>) -> AgentReadiness {
     match answer {
-        Ok(()) => Verdict::Ready,
-        // A namesake is there, and was accepted.
-        Err(Trouble::Api(Error::Api(status))) if status.is_already_exists() => Verdict::Ready,
-        Err(Trouble::Api(Error::Api(status))) if (400..500).contains(&status.code) && status.code != 429 => {
-            Verdict::NotReady("PodRejected", status.message)
+        Ok(()) => AgentReadiness::Ready,
+        // Admission comes before the check of the name, so a pod whose name is taken was accepted.
+        Err(ApiCallError::Api(Error::Api(status))) if status.is_already_exists() => AgentReadiness::Ready,
+        Err(ApiCallError::Api(Error::Api(status))) if (400..500).contains(&status.code) && status.code != 429 => {
+            AgentReadiness::NotReady("PodRejected", status.message)
         }
-        Err(error) => Verdict::Unknown(error.to_string()),
+        Err(error) => AgentReadiness::Unknown(error.to_string()),
     }
 }
 
@@ -63,23 +70,23 @@ mod tests {
     use kube::core::Status;
 
     use super::*;
-    use crate::operator::call::CALL;
+    use crate::operator::client::CALL_TIMEOUT;
 
-    fn answered(code: u16, reason: &str) -> Verdict {
+    fn answered(code: u16, reason: &str) -> AgentReadiness {
         let status = Status { code, reason: reason.into(), message: "no".into(), ..Status::default() };
-        judge(Err(Trouble::Api(Error::Api(Box::new(status)))))
+        from_dry_run(Err(ApiCallError::Api(Error::Api(Box::new(status)))))
     }
 
     #[test]
     fn only_a_refusal_is_one() {
-        assert_eq!(judge(Ok(())), Verdict::Ready);
-        assert_eq!(answered(409, "AlreadyExists"), Verdict::Ready);
+        assert_eq!(from_dry_run(Ok(())), AgentReadiness::Ready);
+        assert_eq!(answered(409, "AlreadyExists"), AgentReadiness::Ready);
         for (code, reason) in [(403, "Forbidden"), (422, "Invalid"), (400, "BadRequest"), (404, "NotFound")] {
-            assert_eq!(answered(code, reason), Verdict::NotReady("PodRejected", "no".into()));
+            assert_eq!(answered(code, reason), AgentReadiness::NotReady("PodRejected", "no".into()));
         }
         for (code, reason) in [(429, "TooManyRequests"), (500, "InternalError"), (503, "ServiceUnavailable")] {
-            assert!(matches!(answered(code, reason), Verdict::Unknown(_)));
+            assert!(matches!(answered(code, reason), AgentReadiness::Unknown(_)));
         }
-        assert!(matches!(judge(Err(Trouble::Late(CALL))), Verdict::Unknown(_)));
+        assert!(matches!(from_dry_run(Err(ApiCallError::Timeout(CALL_TIMEOUT))), AgentReadiness::Unknown(_)));
     }
 }

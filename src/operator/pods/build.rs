@@ -1,59 +1,52 @@
-//! The pod of a worker, built from its Agent's template. Pure: JSON in, JSON out, so that what we don't know is kept.
+//! Builds the pod of a worker from its Agent's template. The code is pure. It works on JSON, so that fields which this program
+//! does not know are kept.
 //!
 //! | adapter | the adapter runs in | what is added |
 //! |---|---|---|
-//! | `Exec` | container `agent`, as its first process | binary (by an init container), environment, token |
+//! | `Exec` | container `agent`, as its first process | the binary (by an init container), environment, token |
 //! | `OpenAI` | container `lastword` of our own image | that container; `agent` is the optional model server |
 //! | `Custom` | container `agent` as it is | environment, token |
 //!
-//! What the template says wins over every default; a `null` in its security context leaves the field unset (OpenShift
-//! chooses uids itself).
+//! What the template says wins over every default. A `null` in its security context leaves the field unset, for platforms
+//! such as OpenShift that choose user ids themselves.
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use super::names::{ADAPTER_CONTAINER, AGENT, GATEWAY_CA, INSTALL_CONTAINER, MANAGED_BY, MANAGER, START, WORKER_GROUP};
 use super::secure;
 use crate::crd::{AGENT_CONTAINER, Adapter, AgentSpec, OpenAi, PodTemplate};
 use crate::fleet::StartRequest;
-use crate::operator::{AUDIENCE, Injector, OperatorConfig};
+use crate::operator::config::{Injector, OperatorConfig};
+use crate::operator::review::AUDIENCE;
+use crate::turn::cause;
 use crate::turn::keys::hex;
-use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 use crate::wire::env;
 
-/// Label of everything that we make, and what a watch selects.
-pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
-pub const OURSELVES: &str = "lastword";
-/// Label: the Agent's name.
-pub const AGENT: &str = "lastword.dev/agent";
-/// Annotation: the worker group (not always a valid label).
-pub const WORKER_GROUP: &str = "lastword.dev/worker-group";
-/// Annotation: the start that the pod is for.
-pub const START: &str = "lastword.dev/start";
-/// Annotation: the authorities to trust at the gateways (PEM); the pod sees it as a file beside its token.
-const GATEWAY_CA: &str = "lastword.dev/gateway-ca";
-
-/// The container that runs our adapter beside a model server.
-pub const ADAPTER_CONTAINER: &str = "lastword";
-/// The init container that brings the binary.
-const INSTALL_CONTAINER: &str = "lastword-install";
 const BINARY_VOLUME: &str = "lastword-bin";
 const BINARY_DIRECTORY: &str = "/lastword-bin";
 const TOKEN_VOLUME: &str = "lastword-token";
 const TOKEN_DIRECTORY: &str = "/var/run/secrets/lastword.dev";
 const TOKEN_FILE: &str = "/var/run/secrets/lastword.dev/token";
 const GATEWAY_CA_FILE: &str = "/var/run/secrets/lastword.dev/ca.crt";
-/// The least that Kubernetes gives.
+/// The lifetime of a worker's token, in seconds: the shortest that Kubernetes allows. The token is shown to a gateway once,
+/// and the kubelet renews it.
 const TOKEN_SECONDS: u32 = 600;
-/// A worker whose turns may take an hour is not waited for that long when its node is drained.
+/// The longest grace of a pod whose template names none, in seconds: a node that is drained does not wait an hour for a turn
+/// that may take one.
 const LONGEST_DEFAULT_GRACE: u32 = 600;
-/// The program is stopped this long before the grace ends, so that its turn's last word is heard.
+/// The agent program is stopped this many seconds before the pod's grace ends, so that the adapter has time to report its
+/// turn's terminal.
 const LAST_WORD_SECONDS: u32 = 5;
+/// Variables of the adapter for model servers.
 const API_KEY: &str = "LASTWORD_OPENAI_API_KEY";
 const SYSTEM_PROMPT: &str = "LASTWORD_OPENAI_SYSTEM_PROMPT";
+/// The longest DNS label.
 const MAX_LABEL: usize = 63;
 
-/// The name of a start's pod, a DNS label: the Agent's name (cut), a hash of the worker group, the attempt.
+/// The name of a start's pod, which is a DNS label: the Agent's name (cut where it is too long), a hash of the worker group,
+/// and the number of the attempt.
 pub fn name(start: &StartRequest) -> String {
     let hash = hex(&Sha256::digest(start.worker_group.as_bytes()));
     let end = format!("-{}-{}", &hash[..10], start.attempt);
@@ -61,7 +54,8 @@ pub fn name(start: &StartRequest) -> String {
     format!("{}{end}", agent.trim_end_matches('-'))
 }
 
-/// Seconds between SIGTERM and SIGKILL: the template's, or as long as a turn may take, within bounds.
+/// The pod's grace, in seconds between SIGTERM and SIGKILL: the template's, or else as long as a turn may take, but 600 s at
+/// the most.
 pub fn grace_seconds(spec: &AgentSpec) -> u32 {
     let given = spec.template.as_ref().and_then(|t| t.spec.rest.get("terminationGracePeriodSeconds")?.as_u64());
     match given {
@@ -70,15 +64,16 @@ pub fn grace_seconds(spec: &AgentSpec) -> u32 {
     }
 }
 
-/// How long a program may work on after SIGTERM, in whole seconds: until 5 s before the grace ends, or half of it.
+/// How long the agent program may work on after SIGTERM, in whole seconds: until 5 s before the grace ends, or for half of
+/// the grace if that is later.
 fn drain_seconds(grace: u32) -> u32 {
     grace - LAST_WORD_SECONDS.min(grace.div_ceil(2))
 }
 
-/// Builds a start's pod: `metadata` and `spec`.
+/// Builds a start's pod, as the JSON that is sent to the API server.
 ///
 /// # Errors
-/// `StartFailed`, with what is wrong with the template, for operators.
+/// A failure with reason `StartFailed` whose detail says what is wrong with the template, for operators.
 pub fn pod(config: &OperatorConfig, start: &StartRequest) -> Result<Value, Failure> {
     let template = start.spec.template.clone().unwrap_or_default();
     let mut spec = object(serde_json::to_value(&template.spec).map_err(|e| cannot(e.to_string()))?);
@@ -118,7 +113,7 @@ fn metadata(config: &OperatorConfig, template: &PodTemplate, start: &StartReques
     let uid = start.agent_uid.as_deref().ok_or_else(|| cannot("the Agent's UID is not known"))?;
     let given = template.metadata.clone().unwrap_or_default();
     let (mut labels, mut annotations) = (given.labels, given.annotations);
-    labels.insert(MANAGED_BY.into(), OURSELVES.into());
+    labels.insert(MANAGED_BY.into(), MANAGER.into());
     labels.insert(AGENT.into(), start.agent.clone());
     annotations.insert(WORKER_GROUP.into(), start.worker_group.clone());
     annotations.insert(START.into(), start.start_id.to_string());
@@ -142,6 +137,7 @@ fn metadata(config: &OperatorConfig, template: &PodTemplate, start: &StartReques
     }))
 }
 
+/// A pod while it is built.
 struct Building<'a> {
     config: &'a OperatorConfig,
     start: &'a StartRequest,
@@ -150,7 +146,7 @@ struct Building<'a> {
 }
 
 impl Building<'_> {
-    /// Names that the template may not use.
+    /// Refuses templates that use names which are reserved for what is added here.
     fn reserve(&self, containers: &[Value]) -> Result<(), Failure> {
         let taken = containers.iter().chain(&self.init).map(named).find(|name| match *name {
             INSTALL_CONTAINER => true,
@@ -160,7 +156,7 @@ impl Building<'_> {
         if let Some(name) = taken {
             return Err(cannot(format!("the container name {name} is reserved")));
         }
-        // Nor may a container mount them: the token is for the adapter alone.
+        // A mount of our volumes is refused, too: the token is for the adapter alone.
         let mounts =
             containers.iter().chain(&self.init).flat_map(|c| c["volumeMounts"].as_array().into_iter().flatten());
         match self.volumes.iter().chain(mounts).map(named).find(|name| name.starts_with("lastword-")) {
@@ -177,7 +173,7 @@ impl Building<'_> {
         let mut command = vec![json!(binary), json!("worker"), json!("exec"), json!("--")];
         command.extend(program.iter().cloned());
         agent.insert("command".into(), command.into());
-        // Before SIGKILL takes us too.
+        // The adapter kills the program early enough to report its end before the kubelet kills the adapter.
         let kill = (grace - drain_seconds(grace)) / 2;
         let more = json!([{"name": env::KILL_SECONDS, "value": kill.min(2).to_string()}]);
         self.connect(agent, grace, more)?;
@@ -196,7 +192,7 @@ impl Building<'_> {
     }
 
     fn openai(&mut self, openai: &OpenAi, grace: u32) -> Result<Value, Failure> {
-        // With "=", so that no value is taken for a flag.
+        // The form with "=" keeps a value that begins with "-" from being parsed as a flag.
         let base_url = format!("--base-url={}", literal(&openai.base_url));
         let model = format!("--model={}", literal(&openai.model));
         let wait = format!("--wait-ready={}", self.start.spec.timing.start_seconds());
@@ -218,7 +214,7 @@ impl Building<'_> {
         Ok(container.into())
     }
 
-    /// A container of our own image.
+    /// A container that runs Lastword's own image.
     fn injected(&self, name: &str, command: &[&str]) -> Value {
         let Injector { image, pull_policy, .. } = &self.config.injector;
         let mut container = json!({"name": name, "image": &**image, "command": command});
@@ -228,8 +224,9 @@ impl Building<'_> {
         container
     }
 
-    /// What makes a container an adapter: where the gateways are, the terms, the token. In front of the template's own
-    /// variables, which may refer to them, and in place of their namesakes.
+    /// Adds what a container needs to be an adapter: variables that say where the gateways are and on which terms it works,
+    /// and the token. The variables come before the template's own, which may refer to them, and replace the template's
+    /// variables of the same names.
     fn connect(&self, container: &mut Map<String, Value>, grace: u32, more: Value) -> Result<(), Failure> {
         let mut own = vec![
             json!({"name": env::GATEWAY, "value": literal(&self.config.worker_gateways.join(","))}),
@@ -259,18 +256,19 @@ impl Building<'_> {
             let annotation = json!({"fieldPath": format!("metadata.annotations['{GATEWAY_CA}']")});
             sources.push(json!({"downwardAPI": {"items": [{"path": "ca.crt", "fieldRef": annotation}]}}));
         }
-        // Readable for whatever uid the container has; no other container mounts it.
+        // Every user may read the files, since the container's user is not known here. No other container mounts them.
         let projected = json!({"defaultMode": 0o444, "sources": sources});
         self.volumes.push(json!({"name": TOKEN_VOLUME, "projected": projected}));
     }
 }
 
-/// Small, and with limits, so that namespaces with a quota admit it.
+/// The resources of containers that run Lastword's own image. They have limits, because a namespace with a quota refuses
+/// containers without.
 fn resources(memory: &str) -> Value {
     json!({"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"cpu": "1", "memory": memory}})
 }
 
-/// Read-only, at a path that is ours.
+/// Mounts a volume read-only at `path`, which the template may not use.
 fn mount(container: &mut Map<String, Value>, volume: &str, path: &str) -> Result<(), Failure> {
     let mut mounts = list(container, "volumeMounts")?;
     let at = |m: &Value| m["mountPath"].as_str().map(|p| p.trim_end_matches('/').to_owned());
@@ -282,7 +280,7 @@ fn mount(container: &mut Map<String, Value>, volume: &str, path: &str) -> Result
     Ok(())
 }
 
-/// Pull Secrets of our image, where our image is used.
+/// Adds the pull Secrets of Lastword's image, if a container runs it.
 fn pull_secrets<'a>(
     spec: &mut Map<String, Value>,
     injector: &Injector,
@@ -301,7 +299,7 @@ fn pull_secrets<'a>(
     Ok(())
 }
 
-/// Kubernetes replaces `$(NAME)` in commands and values, and makes one `$` of two.
+/// Quotes text for a command or a variable's value, where Kubernetes replaces `$(NAME)` and makes one `$` of `$$`.
 fn literal(text: &str) -> String {
     text.replace('$', "$$")
 }
@@ -322,7 +320,7 @@ pub(super) fn named(value: &Value) -> &str {
     value["name"].as_str().unwrap_or_default()
 }
 
-/// Takes a list out of an object; none is an empty one.
+/// Takes the list under `key` out of an object. An absent list is an empty one.
 pub(super) fn list(object: &mut Map<String, Value>, key: &str) -> Result<Vec<Value>, Failure> {
     match object.remove(key) {
         None | Some(Value::Null) => Ok(Vec::new()),
@@ -339,7 +337,7 @@ fn object(value: Value) -> Map<String, Value> {
 }
 
 fn cannot(detail: impl Into<String>) -> Failure {
-    Failure::detailed(Reason::StartFailed, detail)
+    cause::start::impossible(detail)
 }
 
 #[cfg(test)]

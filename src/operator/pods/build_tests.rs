@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::turn::keys::StartId;
+use crate::turn::reason::Reason;
 use crate::wire::Credential;
 
 fn config() -> OperatorConfig {
@@ -96,7 +97,7 @@ fn an_exec_pod() {
     let agent = find(&spec["containers"], "agent");
     assert_eq!(agent["command"], json!(["/lastword-bin/lastword", "worker", "exec", "--", "sh", "-c"]));
     assert_eq!(agent["args"], json!(["cat"]));
-    assert_eq!(env(agent, "LASTWORD_GATEWAY"), "http://workers:8081");
+    assert_eq!(env(agent, "LASTWORD_WORKER_GATEWAY"), "http://workers:8081");
     assert_eq!(env(agent, "LASTWORD_TOKEN_FILE"), "/var/run/secrets/lastword.dev/token");
     assert_eq!(env(agent, "LASTWORD_TURNS_PER_WORKER"), "1");
     assert_eq!(env(agent, "LASTWORD_DRAIN_SECONDS"), "595");
@@ -203,7 +204,7 @@ fn graces() {
 #[test]
 fn the_templates_own_metadata_and_variables() {
     let mut spec = exec(
-        json!({"env": [{"name": "A", "value": "$(LASTWORD_GATEWAY)"}, {"name": "LASTWORD_GATEWAY", "value": "http://evil"},
+        json!({"env": [{"name": "A", "value": "$(LASTWORD_WORKER_GATEWAY)"}, {"name": "LASTWORD_WORKER_GATEWAY", "value": "http://evil"},
                        {"name": "LASTWORD_CREDENTIAL", "value": "x"}],
                "terminationMessagePath": "/tmp/end"}),
         json!({}),
@@ -214,8 +215,8 @@ fn the_templates_own_metadata_and_variables() {
     assert_eq!(pod["metadata"]["annotations"]["note"], "y");
     let agent = find(&pod["spec"]["containers"], "agent");
     let names: Vec<&str> = agent["env"].as_array().expect("env").iter().map(named).collect();
-    assert_eq!(names.iter().filter(|n| **n == "LASTWORD_GATEWAY").count(), 1);
-    assert_eq!(env(agent, "LASTWORD_GATEWAY"), "http://workers:8081");
+    assert_eq!(names.iter().filter(|n| **n == "LASTWORD_WORKER_GATEWAY").count(), 1);
+    assert_eq!(env(agent, "LASTWORD_WORKER_GATEWAY"), "http://workers:8081");
     assert!(!names.contains(&"LASTWORD_CREDENTIAL"));
     assert_eq!(names.last(), Some(&"A"), "ours stand in front");
     assert_eq!(env(agent, "LASTWORD_TERMINATION_LOG"), "/tmp/end");
@@ -313,14 +314,17 @@ async fn authorities_of_the_gateways_are_a_file_in_the_pod() {
     let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls/first-ca.crt");
     let mut config = config();
     config.worker_ca = Some(crate::tls::authorities(&file).expect("authorities"));
-    let theirs = json!({"env": [{"name": "LASTWORD_GATEWAY_CA", "value": "/theirs"}]});
+    let theirs = json!({"env": [{"name": "LASTWORD_WORKER_GATEWAY_CA", "value": "/theirs"}]});
     let pod = pod(&config, &start(exec(theirs, json!({})))).expect("a pod");
     let pem = std::fs::read_to_string(&file).expect("there");
     assert_eq!(pod["metadata"]["annotations"]["lastword.dev/gateway-ca"], pem);
     let agent = find(&pod["spec"]["containers"], "agent");
     let given: Vec<_> =
-        agent["env"].as_array().expect("a list").iter().filter(|v| v["name"] == "LASTWORD_GATEWAY_CA").collect();
-    assert_eq!(given, [&json!({"name": "LASTWORD_GATEWAY_CA", "value": "/var/run/secrets/lastword.dev/ca.crt"})]);
+        agent["env"].as_array().expect("a list").iter().filter(|v| v["name"] == "LASTWORD_WORKER_GATEWAY_CA").collect();
+    assert_eq!(
+        given,
+        [&json!({"name": "LASTWORD_WORKER_GATEWAY_CA", "value": "/var/run/secrets/lastword.dev/ca.crt"})]
+    );
     let sources = &find(&pod["spec"]["volumes"], "lastword-token")["projected"]["sources"];
     assert_eq!(sources[0]["serviceAccountToken"]["path"], "token");
     let item = json!({"path": "ca.crt", "fieldRef": {"fieldPath": "metadata.annotations['lastword.dev/gateway-ca']"}});

@@ -1,47 +1,50 @@
-//! What a pod's status says of the worker in it. Pure: from a pod, and what its latest Events tell, to a [`Verdict`].
+//! What a pod's status says of the worker in it. Pure: from a pod, and what its latest Events tell, to a [`PodVerdict`]. Here it
+//! is read what has happened; [`cause`] says which reason that is.
 //!
 //! What counts is the container that is the adapter: `agent`, or `lastword` beside a model server. The pod's phase alone
 //! proves nothing: an extra container may run on after the adapter died, or fail while it works.
 //!
 //! | the adapter's container | verdict |
 //! |---|---|
-//! | terminated | dead: OOM kill, else the pod's disruption, else what the adapter wrote, else its exit code |
+//! | terminated | dead |
 //! | never ran, and the pod is over | dead: refused by its node, evicted, an init container failed |
 //! | waits for what may heal | waiting, with the reason for the day when the start deadline passes |
 //! | waits for what cannot heal | dead |
 //! | runs | running, whatever else fails; but beside a model server that ended dead, and while that one waits, waiting |
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, Pod, PodCondition};
-use serde::Deserialize;
-use serde_json::Value;
 
-use super::build::ADAPTER_CONTAINER;
+use super::names::ADAPTER_CONTAINER;
 use crate::crd::AGENT_CONTAINER;
+use crate::turn::cause::pod::Place;
+use crate::turn::cause::start::Obstacle;
+use crate::turn::cause::stop::Stopper;
+use crate::turn::cause::{self, container};
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 
-/// What a pod says of its worker.
+/// What a pod's status says of its worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
-    /// On its way; nothing is wrong so far.
+pub enum PodVerdict {
+    /// The worker is starting, and nothing is wrong so far.
     Starting,
-    /// On its way, and held up by what may heal: the reason, if the start deadline passes.
+    /// The worker is starting and is held up by what may still heal. This is why it failed if the start deadline passes.
     Waiting(Failure),
     /// The adapter's container runs.
     Running,
-    /// The adapter's container has terminated, or will never run: proof.
+    /// The adapter's container has terminated or will never run. This is proof of death.
     Dead(Failure),
 }
 
-/// Somebody or something stops the pod.
+/// The pod is being stopped by somebody other than its worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stop {
+pub struct PodStop {
     pub reason: Reason,
-    /// Seconds that its containers have from SIGTERM on; `None`: the pod's own grace.
+    /// How many seconds its containers have from SIGTERM on. `None`: the pod's own grace.
     pub within_seconds: Option<u32>,
 }
 
-/// A Warning about a pod.
+/// A Kubernetes Event about a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodEvent {
     pub reason: String,
@@ -52,34 +55,34 @@ pub struct PodEvent {
 pub const AFTER_DELETION_SECONDS: u32 = 2;
 
 /// Reads a pod.
-pub fn classify(pod: &Pod, events: &[PodEvent]) -> Verdict {
+pub fn classify(pod: &Pod, events: &[PodEvent]) -> PodVerdict {
     let main = adapter_status(pod);
     let model = model_server(pod);
     if let Some(ended) = model.and_then(terminated).or_else(|| main.and_then(terminated)) {
         // A model server that ended takes its adapter's turns along, and is the cause of its adapter's end.
         let status = if model.and_then(terminated).is_some() { model } else { main };
-        return Verdict::Dead(death(pod, status.map_or(AGENT_CONTAINER, |s| &s.name), ended));
+        return PodVerdict::Dead(death(pod, status.map_or(AGENT_CONTAINER, |s| &s.name), ended));
     }
     if main.is_some_and(runs) {
         return match model.and_then(|s| waits(s)).and_then(|w| held_up(pod, AGENT_CONTAINER, w)) {
-            Some(Held::MayHeal(cause) | Held::ForGood(cause)) => Verdict::Waiting(cause),
-            None => Verdict::Running,
+            Some(Obstacle::MayHeal(cause) | Obstacle::ForGood(cause)) => PodVerdict::Waiting(cause),
+            None => PodVerdict::Running,
         };
     }
     if let Some(cause) = failed_init(pod) {
-        return Verdict::Dead(cause);
+        return PodVerdict::Dead(cause);
     }
     if is_over(pod) {
-        return Verdict::Dead(never_ran(pod));
+        return PodVerdict::Dead(never_ran(pod));
     }
     if let Some(cause) = unscheduled(pod) {
-        return Verdict::Waiting(cause);
+        return PodVerdict::Waiting(cause);
     }
     let waiting = init_statuses(pod).iter().chain(main).find_map(|s| held_up(pod, &s.name, waits(s)?));
     match waiting {
-        Some(Held::ForGood(cause)) => Verdict::Dead(cause),
-        Some(Held::MayHeal(cause)) => Verdict::Waiting(cause),
-        None => latest(events).find_map(|e| told(pod, e)).map_or(Verdict::Starting, Verdict::Waiting),
+        Some(Obstacle::ForGood(cause)) => PodVerdict::Dead(cause),
+        Some(Obstacle::MayHeal(cause)) => PodVerdict::Waiting(cause),
+        None => latest(events).find_map(|e| told(pod, e)).map_or(PodVerdict::Starting, PodVerdict::Waiting),
     }
 }
 
@@ -89,16 +92,16 @@ fn latest(events: &[PodEvent]) -> impl Iterator<Item = &PodEvent> {
 }
 
 /// Whether the pod is being stopped by another hand than its worker's, and why. `gone`: its object was deleted.
-pub fn stop(pod: &Pod, gone: bool) -> Option<Stop> {
+pub fn stop(pod: &Pod, gone: bool) -> Option<PodStop> {
     let disrupted = disruption(pod);
     let deleted = gone || pod.metadata.deletion_timestamp.is_some();
     if deleted {
         let grace = pod.metadata.deletion_grace_period_seconds.and_then(|s| u32::try_from(s).ok());
         let within = if gone { Some(AFTER_DELETION_SECONDS) } else { grace.map(|g| g.max(AFTER_DELETION_SECONDS)) };
-        return Some(Stop { reason: disrupted.unwrap_or(Reason::Deleted), within_seconds: within });
+        return Some(PodStop { reason: cause::stop::reason(Stopper::PodDeletion(disrupted)), within_seconds: within });
     }
     // The others say so right before they delete, and may take it back.
-    disrupted.filter(|_| by_kubelet(pod)).map(|reason| Stop { reason, within_seconds: None })
+    disrupted.filter(|_| by_kubelet(pod)).map(|reason| PodStop { reason, within_seconds: None })
 }
 
 /// Whether no container of the pod runs, nor will.
@@ -150,91 +153,35 @@ fn runs(status: &ContainerStatus) -> bool {
     status.state.as_ref().is_some_and(|s| s.running.is_some())
 }
 
-/// What the adapter writes to its termination log.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct LastWords {
-    reason: Reason,
-    #[serde(default)]
-    detail: String,
-    /// How the agent program ended; what is no number says nothing.
-    #[serde(default)]
-    exit_code: Value,
-    #[serde(default)]
-    signal: Value,
-}
-
-impl LastWords {
-    /// How the program ended, where the detail does not say so (of a long one only the end is kept), and the detail.
-    fn text(&self) -> String {
-        let code = self.exit_code.as_i64().map(|code| format!("exit code {code}"));
-        let signal = self.signal.as_i64().map(|signal| format!("signal {signal}"));
-        match code.or(signal).filter(|exit| !says(&self.detail, exit)) {
-            Some(exit) => with(format!("the program ended with {exit}"), Some(&self.detail)),
-            None => self.detail.clone(),
-        }
-    }
-}
-
-/// Whether a text holds these words, not as the beginning of longer ones: `exit code 1` is not in `exit code 13`.
-fn says(text: &str, words: &str) -> bool {
-    text.match_indices(words).any(|(at, _)| !text[at + words.len()..].starts_with(|c: char| c.is_ascii_digit()))
-}
-
 /// Why a container that ran has ended.
 fn death(pod: &Pod, container: &str, ended: &ContainerStateTerminated) -> Failure {
-    let how = ended.reason.as_deref().unwrap_or_default();
-    let words = ended.message.as_deref().and_then(|m| serde_json::from_str::<LastWords>(m.trim()).ok());
-    let reason = match how {
-        "OOMKilled" => Reason::OutOfMemory,
-        "StartError" | "ContainerCannotRun" => Reason::StartFailed,
-        _ => match (stop(pod, false).or(evicted(pod)), &words) {
-            (Some(stop), _) => stop.reason,
-            (None, Some(words)) => words.reason,
-            (None, None) => Reason::WorkerExited,
-        },
-    };
-    let mut what = format!("container {container}: {}", exit(ended));
-    match &words {
-        Some(words) => what = with(what, Some(&words.text())),
-        None => what = with(what, ended.message.as_deref()),
-    }
-    detailed(pod, reason, what)
+    container::end(place(pod), in_words(container, ended), stopped(pod))
 }
 
-fn exit(ended: &ContainerStateTerminated) -> String {
-    let signal =
-        ended.signal.filter(|s| *s != 0).or((129..=159).contains(&ended.exit_code).then_some(ended.exit_code - 128));
-    let mut text = format!("exit code {}", ended.exit_code);
-    if let Some(signal) = signal {
-        text = format!("{text} (signal {signal})");
-    }
-    match ended.reason.as_deref() {
-        None | Some("" | "Error" | "Completed") => text,
-        Some(reason) => format!("{text}, {reason}"),
+/// A container's end as [`cause`] takes it.
+fn in_words<'a>(container: &'a str, ended: &'a ContainerStateTerminated) -> container::Ended<'a> {
+    container::Ended {
+        container,
+        exit_code: ended.exit_code,
+        signal: ended.signal,
+        reason: ended.reason.as_deref(),
+        message: ended.message.as_deref(),
     }
 }
 
 /// A pod that is over though its adapter never ran.
 fn never_ran(pod: &Pod) -> Failure {
-    let reason = pod.status.as_ref().and_then(|s| s.reason.as_deref()).unwrap_or_default();
-    let stopped = stop(pod, false).or(evicted(pod));
     let message = pod.status.as_ref().and_then(|s| s.message.as_deref());
-    let what = if reason.is_empty() { "the pod ended before the worker ran".to_owned() } else { reason.to_owned() };
-    detailed(pod, stopped.map_or(Reason::StartFailed, |s| s.reason), with(what, message))
+    cause::pod::never_ran(place(pod), status_reason(pod).unwrap_or_default(), message, stopped(pod))
 }
 
-/// The kubelet's own endings of a pod, by its status.
-fn evicted(pod: &Pod) -> Option<Stop> {
-    let status = pod.status.as_ref()?;
-    let reason = match status.reason.as_deref()? {
-        "Evicted" => Reason::Evicted,
-        "Terminated" | "NodeShutdown" | "Shutdown" => Reason::NodeShutdown,
-        "Preempting" | "Preempted" => Reason::Preempted,
-        "NodeLost" => Reason::NodeLost,
-        _ => return None,
-    };
-    Some(Stop { reason, within_seconds: None })
+/// The reason for which the pod is or was stopped, if it was.
+fn stopped(pod: &Pod) -> Option<Reason> {
+    stop(pod, false).map(|stop| stop.reason).or_else(|| status_reason(pod).and_then(cause::pod::ended_by_kubelet))
+}
+
+fn status_reason(pod: &Pod) -> Option<&str> {
+    pod.status.as_ref()?.reason.as_deref()
 }
 
 fn condition<'a>(pod: &'a Pod, kind: &str, status: &str) -> Option<&'a PodCondition> {
@@ -244,23 +191,7 @@ fn condition<'a>(pod: &'a Pod, kind: &str, status: &str) -> Option<&'a PodCondit
 /// Why the pod is disrupted, by its condition.
 fn disruption(pod: &Pod) -> Option<Reason> {
     let condition = condition(pod, "DisruptionTarget", "True")?;
-    Some(match condition.reason.as_deref()? {
-        "EvictionByEvictionAPI" => Reason::Evicted,
-        "PreemptionByScheduler" | "PreemptionByKubeScheduler" => Reason::Preempted,
-        "DeletionByTaintManager" | "DeletionByPodGC" => Reason::NodeLost,
-        // Out of a resource, a critical pod's need, or the node's shutdown: the status tells which.
-        "TerminationByKubelet" => match evicted(pod) {
-            Some(stop) => stop.reason,
-            None if condition.message.as_deref().is_some_and(|m| m.to_lowercase().contains("shutdown")) => {
-                Reason::NodeShutdown
-            }
-            None if condition.message.as_deref().is_some_and(|m| m.to_lowercase().contains("preempt")) => {
-                Reason::Preempted
-            }
-            None => Reason::Evicted,
-        },
-        _ => return None,
-    })
+    cause::pod::disrupted(condition.reason.as_deref()?, condition.message.as_deref(), status_reason(pod))
 }
 
 fn by_kubelet(pod: &Pod) -> bool {
@@ -272,12 +203,7 @@ fn failed_init(pod: &Pod) -> Option<Failure> {
     let failed = |s: &&ContainerStatus| terminated(s).is_some_and(|t| t.exit_code != 0) && !is_sidecar(pod, &s.name);
     let status = init_statuses(pod).iter().find(failed)?;
     let ended = terminated(status)?;
-    let reason = match ended.reason.as_deref() {
-        Some("OOMKilled") => Reason::OutOfMemory,
-        _ => stop(pod, false).or(evicted(pod)).map_or(Reason::StartFailed, |s| s.reason),
-    };
-    let what = format!("init container {}: {}", status.name, exit(ended));
-    Some(detailed(pod, reason, with(what, ended.message.as_deref())))
+    Some(container::init_end(place(pod), in_words(&status.name, ended), stopped(pod)))
 }
 
 /// An init container that is restarted for as long as the pod lives.
@@ -288,70 +214,24 @@ fn is_sidecar(pod: &Pod, name: &str) -> bool {
 
 fn unscheduled(pod: &Pod) -> Option<Failure> {
     let condition = condition(pod, "PodScheduled", "False")?;
-    Some(detailed(pod, Reason::Unschedulable, with("not scheduled".into(), condition.message.as_deref())))
+    Some(cause::pod::not_scheduled(place(pod), condition.message.as_deref()))
 }
 
 /// What holds a container up.
-enum Held {
-    MayHeal(Failure),
-    ForGood(Failure),
-}
-
-fn held_up(pod: &Pod, container: &str, waiting: &ContainerStateWaiting) -> Option<Held> {
-    let reason = waiting.reason.as_deref()?;
-    let cause =
-        |kind| detailed(pod, kind, with(format!("container {container}: {reason}"), waiting.message.as_deref()));
-    Some(match reason {
-        "InvalidImageName" | "ErrImageNeverPull" => Held::ForGood(cause(Reason::ImagePull)),
-        "RunContainerError" => Held::ForGood(cause(Reason::StartFailed)),
-        "ErrImagePull"
-        | "ImagePullBackOff"
-        | "ImageInspectError"
-        | "RegistryUnavailable"
-        | "SignatureValidationFailed" => Held::MayHeal(cause(Reason::ImagePull)),
-        "CreateContainerConfigError"
-        | "CreateContainerError"
-        | "CrashLoopBackOff"
-        | "PreStartHookError"
-        | "PostStartHookError"
-        | "PreCreateHookError" => Held::MayHeal(cause(Reason::StartFailed)),
-        _ => return None,
-    })
+fn held_up(pod: &Pod, container: &str, waiting: &ContainerStateWaiting) -> Option<Obstacle> {
+    cause::pod::waiting(place(pod), container, waiting.reason.as_deref()?, waiting.message.as_deref())
 }
 
 /// What an Event tells of a pod that is only said to be on its way.
 fn told(pod: &Pod, event: &PodEvent) -> Option<Failure> {
-    let reason = match event.reason.as_str() {
-        "FailedMount"
-        | "FailedAttachVolume"
-        | "FailedMapVolume"
-        | "FailedCreatePodSandBox"
-        | "FailedPodSandBoxStatus"
-        | "NetworkNotReady"
-        | "FailedKillPod" => Reason::StartFailed,
-        "FailedScheduling" => Reason::Unschedulable,
-        // It may only be large, or its registry slow: told at the start deadline, like all that may heal.
-        "Pulling" | "ErrImageNeverPull" | "InspectFailed" => Reason::ImagePull,
-        // The kubelet's Events are seconds ahead of its statuses.
-        "Failed" | "BackOff" if event.message.to_lowercase().contains("image") => Reason::ImagePull,
-        _ => return None,
-    };
-    Some(detailed(pod, reason, with(event.reason.clone(), Some(&event.message))))
+    cause::pod::told(place(pod), &event.reason, &event.message)
 }
 
-fn with(what: String, message: Option<&str>) -> String {
-    match message.map(str::trim) {
-        None | Some("") => what,
-        Some(message) => format!("{what}: {message}"),
+fn place(pod: &Pod) -> Place<'_> {
+    Place {
+        pod: pod.metadata.name.as_deref().unwrap_or_default(),
+        node: pod.spec.as_ref().and_then(|s| s.node_name.as_deref()),
     }
-}
-
-/// A failure whose detail also says where.
-fn detailed(pod: &Pod, reason: Reason, what: String) -> Failure {
-    let name = pod.metadata.name.as_deref().unwrap_or_default();
-    let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref());
-    let place = node.map(|n| format!(" on node {n}")).unwrap_or_default();
-    Failure::detailed(reason, format!("pod {name}{place}: {what}"))
 }
 
 #[cfg(test)]

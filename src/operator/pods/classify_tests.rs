@@ -38,8 +38,8 @@ fn disrupted(reason: &str) -> Value {
 /// `Dead(Reason)`, `Waiting(Reason)`, `Running` or `Starting`.
 fn said(pod: &Pod, events: &[PodEvent]) -> String {
     match classify(pod, events) {
-        Verdict::Dead(cause) => format!("Dead({})", cause.reason),
-        Verdict::Waiting(cause) => format!("Waiting({})", cause.reason),
+        PodVerdict::Dead(cause) => format!("Dead({})", cause.reason),
+        PodVerdict::Waiting(cause) => format!("Waiting({})", cause.reason),
         other => format!("{other:?}"),
     }
 }
@@ -89,7 +89,7 @@ fn the_adapters_own_words_say_more_than_an_exit_code() {
     };
     let words = r#"{"reason":"OutOfMemory","detail":"killed by the kernel"}"#;
     let pod = with_state(ended(137, "Error"), message(words));
-    let Verdict::Dead(cause) = classify(&pod, &[]) else { panic!("dead") };
+    let PodVerdict::Dead(cause) = classify(&pod, &[]) else { panic!("dead") };
     assert_eq!(cause.reason, Reason::OutOfMemory);
     let detail = cause.detail.expect("a detail");
     assert_eq!(detail, "pod bot-1 on node node-1: container agent: exit code 137 (signal 9): killed by the kernel");
@@ -98,33 +98,6 @@ fn the_adapters_own_words_say_more_than_an_exit_code() {
     assert_eq!(said(&with_state(ended(137, "OOMKilled"), agent_error), &[]), "Dead(OutOfMemory)");
     for unread in ["Traceback", r#"{"reason":"Nonsense"}"#, "{}"] {
         assert_eq!(said(&with_state(ended(1, "Error"), message(unread)), &[]), "Dead(WorkerExited)", "{unread}");
-    }
-}
-
-/// The program's own end, though the adapter died before it could tell, and its detail is stderr's end alone.
-#[test]
-fn the_adapters_words_tell_how_its_program_ended() {
-    let adapter = "pod bot-1 on node node-1: container agent: exit code 137 (signal 9)";
-    for (words, detail) in [
-        (r#"{"reason":"AgentError","detail":"exit code 3","exitCode":3}"#, "exit code 3"),
-        (r#"{"reason":"AgentError","detail":"trace","exitCode":3}"#, "the program ended with exit code 3: trace"),
-        (r#"{"reason":"AgentError","exitCode":1}"#, "the program ended with exit code 1"),
-        (
-            r#"{"reason":"AgentError","detail":"exit code 13","exitCode":1}"#,
-            "the program ended with exit code 1: exit code 13",
-        ),
-        (
-            r#"{"reason":"WorkerExited","detail":"killed by SIGSEGV (signal 11)","signal":11}"#,
-            "killed by SIGSEGV (signal 11)",
-        ),
-        (r#"{"reason":"WorkerExited","detail":"trace","signal":11}"#, "the program ended with signal 11: trace"),
-        (r#"{"reason":"AgentError","detail":"trace","exitCode":"three","signal":null}"#, "trace"),
-    ] {
-        let pod = with_state(ended(137, "Error"), |p| {
-            p["status"]["containerStatuses"][0]["state"]["terminated"]["message"] = json!(words);
-        });
-        let Verdict::Dead(cause) = classify(&pod, &[]) else { panic!("dead") };
-        assert_eq!(cause.detail.as_deref(), Some(format!("{adapter}: {detail}").as_str()), "{words}");
     }
 }
 
@@ -203,7 +176,7 @@ fn stops() {
             p["status"]["conditions"] = json!([self::disrupted(reason)]);
         }
     };
-    let stopped = |reason, within_seconds| Some(Stop { reason, within_seconds });
+    let stopped = |reason, within_seconds| Some(PodStop { reason, within_seconds });
     for (pod, gone, expected) in [
         (with_state(running(), none), false, None),
         (with_state(running(), deleted), false, stopped(Reason::Deleted, Some(30))),

@@ -1,4 +1,5 @@
-//! The pod that an Agent's next worker would have, for a dry run: what makes the Agent `Ready`.
+//! A draft of the pod that an Agent's next worker would run in. The API server's dry run of it decides whether the Agent is
+//! `Ready`.
 
 use std::sync::Arc;
 
@@ -8,14 +9,14 @@ use serde_json::Value;
 use super::build;
 use crate::crd::Agent;
 use crate::fleet::StartRequest;
-use crate::operator::OperatorConfig;
+use crate::operator::config::OperatorConfig;
 use crate::turn::keys::{Grouping, StartId, worker_group};
 use crate::wire::Credential;
 
-/// Builds it under a name that no start has.
+/// Builds the draft. Attempts count from 1, so the name, of attempt 0, is that of no worker.
 ///
 /// # Errors
-/// What is wrong with the template, for its author.
+/// A text that says what is wrong with the template, for the Agent's author.
 pub fn draft(config: &OperatorConfig, agent: &Agent) -> Result<Value, String> {
     let start_id = StartId::new();
     let name = agent.metadata.name.clone().unwrap_or_default();
@@ -34,7 +35,7 @@ pub fn draft(config: &OperatorConfig, agent: &Agent) -> Result<Value, String> {
     };
     start.runtime_ref = format!("{namespace}/{}", build::name(&start));
     let pod = build::pod(config, &start).map_err(|failure| failure.detail.unwrap_or(failure.message))?;
-    // Asked as it would be made; what cannot be a pod at all is told by ourselves.
+    // What the API server could not even parse is said here, in words that name the template.
     serde_json::from_value::<Pod>(pod.clone()).map_err(|error| format!("the template is no pod: {error}"))?;
     Ok(pod)
 }

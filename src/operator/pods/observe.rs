@@ -1,4 +1,4 @@
-//! What pods tell, told on: deaths to the fleet, stops and causes to the leases.
+//! Reports what worker pods say: deaths to the fleet; stops, and causes that a worker does not start, to its lease row.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,78 +8,73 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use tokio_util::sync::CancellationToken;
 
-use super::classify::{self, Verdict, adapter_ended, classify, is_over};
-use super::{CALL, Pods, Seen, reference};
+use super::cache::{CachedPod, POD_CALL_TIMEOUT, Pods};
+use super::classify::{self, PodVerdict, classify};
+use super::names::reference;
+use crate::every::Outage;
 use crate::fleet::Death;
-use crate::operator::call::bounded_by;
+use crate::operator::client::{ApiCallError, bounded_by};
 use crate::store::StoreError;
 use crate::turn::keys::StartId;
 
-/// Before the database is asked again after it did not answer.
+/// The pause before reports are tried again that the database or the API server was away for.
 const RETRY: Duration = Duration::from_millis(500);
-/// Pods that are told on at a time.
+/// Pods that are reported at a time.
 const CONCURRENCY: usize = 8;
-/// For this long an ended pod may still be unknown to its lease: whoever made it was interrupted.
-const UNRECORDED: Duration = Duration::from_secs(60);
+
+/// Why a pod could not be reported now.
+#[derive(Debug, thiserror::Error)]
+enum ReportError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Api(#[from] ApiCallError),
+}
 
 impl Pods {
-    /// Tells on what is new, until `shutdown`. What the database does not take is told again.
+    /// Reports each change of a pod, until `shutdown`. A report that fails is repeated.
     pub async fn observe(self: Arc<Self>, shutdown: CancellationToken) {
-        let mut away = false;
+        let mut outage = Outage::new("the report of worker pods' changes");
         loop {
             tokio::select! {
-                () = self.news.notified() => {}
+                () = self.changed.notified() => {}
                 () = shutdown.cancelled() => return,
             }
-            while let Err(error) = self.tell_all().await {
-                if !std::mem::replace(&mut away, true) {
-                    tracing::warn!("news of pods waits: {error}");
-                }
+            while let Err(error) = self.report_all().await {
+                outage.goes_on(&error);
                 tokio::select! {
                     () = tokio::time::sleep(RETRY) => {}
                     () = shutdown.cancelled() => return,
                 }
             }
-            if std::mem::take(&mut away) {
-                tracing::info!("news of pods is told again");
-            }
+            outage.is_over();
         }
     }
 
-    /// Ended pods are looked at again for a while: a lease may come to know its pod late.
-    pub(super) fn look_again(&self) {
-        let mut state = self.state();
-        let ended = |s: &Seen| (adapter_ended(&s.pod) || is_over(&s.pod)) && s.since.elapsed() < UNRECORDED;
-        let uids: Vec<String> = state.pods.iter().filter(|(_, s)| ended(s)).map(|(uid, _)| uid.clone()).collect();
-        state.todo.extend(uids);
-        drop(state);
-        self.news.notify_one();
-    }
-
-    async fn tell_all(&self) -> Result<(), StoreError> {
-        let news: Vec<(String, Seen)> = {
-            let mut state = self.state();
-            let uids: Vec<String> = state.todo.drain().collect();
-            uids.into_iter().filter_map(|uid| Some((uid.clone(), state.pods.get(&uid)?.clone()))).collect()
+    async fn report_all(&self) -> Result<(), ReportError> {
+        let changed: Vec<(String, CachedPod)> = {
+            let mut contents = self.contents();
+            let uids: Vec<String> = contents.to_report.drain().collect();
+            uids.into_iter().filter_map(|uid| Some((uid.clone(), contents.pods.get(&uid)?.clone()))).collect()
         };
-        let tell = |(uid, seen): (String, Seen)| async move {
-            let told = self.tell(&seen).await;
-            (uid, seen, told)
+        let report = |(uid, cached): (String, CachedPod)| async move {
+            let reported = self.report(&cached).await;
+            (uid, cached, reported)
         };
-        let told: Vec<_> = futures::stream::iter(news).map(tell).buffer_unordered(CONCURRENCY).collect().await;
+        let reports: Vec<_> = futures::stream::iter(changed).map(report).buffer_unordered(CONCURRENCY).collect().await;
         let mut failed = None;
-        let mut state = self.state();
-        for (uid, seen, told) in told {
-            match told {
+        let mut contents = self.contents();
+        for (uid, cached, reported) in reports {
+            match reported {
                 Err(error) => {
-                    state.todo.insert(uid);
+                    contents.to_report.insert(uid);
                     failed = Some(error);
                 }
-                Ok(_) if seen.gone => drop(state.pods.remove(&uid)),
-                Ok(noted) => {
-                    if let Some(now) = state.pods.get_mut(&uid) {
-                        now.noted = noted;
-                        now.told = Arc::ptr_eq(&now.pod, &seen.pod);
+                Ok(_) if cached.gone => drop(contents.pods.remove(&uid)),
+                Ok(cause_noted) => {
+                    if let Some(now) = contents.pods.get_mut(&uid) {
+                        now.cause_noted = cause_noted;
+                        now.reported = Arc::ptr_eq(&now.pod, &cached.pod);
                     }
                 }
             }
@@ -87,47 +82,53 @@ impl Pods {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Tells what one pod says; answers whether the lease now holds a cause that it does not start.
-    async fn tell(&self, seen: &Seen) -> Result<bool, StoreError> {
-        let Seen { pod, gone, .. } = seen;
-        if *gone && !self.is_gone(pod).await? {
-            return Ok(seen.noted);
+    /// Reports what one pod says. Answers whether its lease row holds a cause that it does not start.
+    async fn report(&self, cached: &CachedPod) -> Result<bool, ReportError> {
+        let CachedPod { pod, gone, cause_noted, .. } = cached;
+        let (gone, cause_noted) = (*gone, *cause_noted);
+        if gone && !self.is_gone(pod).await? {
+            return Ok(cause_noted);
         }
-        let verdict = classify(pod, &seen.events);
-        let silent = match verdict {
-            Verdict::Starting => true,
-            Verdict::Running => !seen.noted,
-            Verdict::Waiting(_) | Verdict::Dead(_) => false,
+        let verdict = classify(pod, &cached.events);
+        let says_nothing_new = match verdict {
+            PodVerdict::Starting => true,
+            PodVerdict::Running => !cause_noted,
+            PodVerdict::Waiting(_) | PodVerdict::Dead(_) => false,
         };
-        if silent && classify::stop(pod, *gone).is_none() {
-            return Ok(seen.noted);
+        if says_nothing_new && classify::stop(pod, gone).is_none() {
+            return Ok(cause_noted);
         }
         let uid = pod.uid().unwrap_or_default();
         let Some(start) = self.store.start_of_pod(&reference(pod), &uid).await? else { return Ok(false) };
-        // First, so that the death finds the reason.
-        self.record_stop(start, pod, *gone).await?;
+        // The stop is recorded before the death is reported, since the death's reason may be taken from it.
+        self.record_stop(start, pod, gone).await?;
         match verdict {
-            Verdict::Starting => Ok(seen.noted),
-            Verdict::Running if seen.noted => self.store.note_start_cause(start, None).await.map(|()| false),
-            Verdict::Running => Ok(false),
-            Verdict::Waiting(cause) => self.store.note_start_cause(start, Some(&cause)).await.map(|()| true),
-            Verdict::Dead(cause) => {
-                self.dead(Death { start_id: start, cause: Some(cause) });
+            PodVerdict::Starting => Ok(cause_noted),
+            PodVerdict::Running if cause_noted => {
+                self.store.note_start_cause(start, None).await?;
+                Ok(false)
+            }
+            PodVerdict::Running => Ok(false),
+            PodVerdict::Waiting(cause) => {
+                self.store.note_start_cause(start, Some(&cause)).await?;
+                Ok(true)
+            }
+            PodVerdict::Dead(cause) => {
+                self.report_death(Death { start_id: start, cause: Some(cause) });
                 Ok(false)
             }
         }
     }
 
-    /// Whether the pod's object is really gone: a watch by label says the same of one whose label was taken away.
-    async fn is_gone(&self, pod: &Pod) -> Result<bool, StoreError> {
+    /// Whether the pod's object does not exist. A watch by label says "deleted" also of a pod whose label was taken away, so
+    /// the pod is read.
+    async fn is_gone(&self, pod: &Pod) -> Result<bool, ApiCallError> {
         let api = self.api(&pod.namespace().unwrap_or_default());
-        match bounded_by(CALL, api.get_opt(&pod.name_any())).await {
-            Ok(found) => Ok(found.is_none_or(|found| found.uid() != pod.uid())),
-            Err(error) => Err(StoreError::Unavailable(error.to_string().into())),
-        }
+        let found = bounded_by(POD_CALL_TIMEOUT, api.get_opt(&pod.name_any())).await?;
+        Ok(found.is_none_or(|found| found.uid() != pod.uid()))
     }
 
-    /// Records on the lease that the pod is being stopped, if it is.
+    /// Records on the lease row that the pod is being stopped, if it is.
     pub(super) async fn record_stop(&self, start: StartId, pod: &Pod, gone: bool) -> Result<(), StoreError> {
         let Some(stop) = classify::stop(pod, gone) else { return Ok(()) };
         if self.store.record_stop(start, stop.reason, stop.within_seconds).await? {

@@ -1,7 +1,7 @@
-//! The fleet's runtime `kubernetes`: a worker is a pod.
+//! The fleet's runtime `kubernetes`, in which a worker is a pod.
 //!
-//! A start's pod has a name of its own (the attempt's number is in it), so it can be made again: whoever finds it made
-//! already adopts it if it is that start's, and its Agent's.
+//! Each start's pod has a name of its own, since the number of the attempt is part of it. So a start can be repeated: a pod
+//! of that name which exists already is adopted if its annotation names the same start and the same Agent controls it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,75 +9,53 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use kube::core::Status;
 use tokio::sync::mpsc;
 
-use super::classify::{Verdict, classify, is_over};
-use super::{CALL, Pods, build, create, is_ours, start_of};
+use super::build;
+use super::cache::{POD_CALL_TIMEOUT, Pods};
+use super::classify::{PodVerdict, classify, is_over};
+use super::create::create;
+use super::names::{is_ours, start_of};
 use crate::fleet::{Death, StartRequest, WorkerRuntime};
-use crate::operator::call::{Trouble, bounded_by};
+use crate::operator::client::{ApiCallError, bounded_by};
 use crate::store::StoreError;
+use crate::turn::cause::start::{self, Obstacle};
 use crate::turn::decide::Look;
 use crate::turn::keys::StartId;
-use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 
-/// How often a stop is tried; the worker hears of its drain from its gateway too.
+/// How often the deletion of a pod is tried. If all tries fail, the worker still ends: its gateway tells it of the drain.
 const STOP_ATTEMPTS: u32 = 10;
-const STOP_AGAIN: Duration = Duration::from_secs(1);
-/// The grace of a pod whose lease is dead, in seconds.
-const KILL_GRACE: u32 = 1;
+/// The pause between two of these tries.
+const STOP_RETRY: Duration = Duration::from_secs(1);
+/// The grace of a pod whose lease row is dead, in seconds.
+const KILL_GRACE_SECONDS: u32 = 1;
 
-/// Workers as pods.
+/// The runtime that runs workers as pods.
 pub struct PodRuntime(pub Arc<Pods>);
 
-/// What a refused creation means for the start.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
-    /// Trying again may help, until the start deadline.
-    MayHeal(Failure),
-    /// The same pod is refused again.
-    ForGood(Failure),
-}
-
-/// Reads the API server's refusal of a pod. Kubernetes tells its reasons apart by words alone.
-pub fn refusal(status: &Status) -> Refusal {
-    let detail = format!("the pod was refused (status {}): {}", status.code, status.message);
-    let says = |words: &str| status.message.contains(words);
-    let failure = |reason| Failure::detailed(reason, detail.clone());
-    match status.code {
-        403 if says("exceeded quota") || says("status unknown for quota") => {
-            Refusal::MayHeal(failure(Reason::QuotaExceeded))
-        }
-        // Our own rights, or a namespace whose ServiceAccount is not made yet.
-        403 if says("cannot create resource") || says("error looking up service account") => {
-            Refusal::MayHeal(failure(Reason::StartFailed))
-        }
-        // Our own token, or a proxy on the way: nothing that is wrong with the pod.
-        401 | 407 | 408 => Refusal::MayHeal(failure(Reason::StartFailed)),
-        400..=428 if status.code != 409 => Refusal::ForGood(failure(Reason::StartFailed)),
-        _ => Refusal::MayHeal(failure(Reason::StartFailed)),
-    }
-}
-
 impl Pods {
-    async fn make(&self, start: &StartRequest) -> Result<(), Failure> {
+    /// Creates a start's pod, or adopts it if it exists.
+    ///
+    /// # Errors
+    /// The failure of a start that would be refused again. A refusal that may heal is noted on the lease row instead.
+    async fn create_pod(&self, start: &StartRequest) -> Result<(), Failure> {
         let pod = build::pod(&self.config, start)?;
-        let made = bounded_by(CALL, create(&self.client, &start.organization, &pod, false)).await;
-        let refused = match made {
+        let created = bounded_by(POD_CALL_TIMEOUT, create(&self.client, &start.organization, &pod, false)).await;
+        let refused = match created {
             Ok(pod) => {
-                self.made(start, pod).await;
+                self.record(start, pod).await;
                 return Ok(());
             }
-            Err(Trouble::Api(kube::Error::Api(status))) if status.is_already_exists() => {
+            Err(ApiCallError::Api(kube::Error::Api(status))) if status.is_already_exists() => {
                 return self.adopt(start).await;
             }
-            Err(Trouble::Api(kube::Error::Api(status))) => refusal(&status),
-            Err(error) => away(error.to_string()),
+            Err(ApiCallError::Api(kube::Error::Api(status))) => start::refused(status.code, &status.message),
+            Err(error) => start::unanswered(error),
         };
         match refused {
-            Refusal::ForGood(failure) => Err(failure),
-            Refusal::MayHeal(failure) => {
+            Obstacle::ForGood(failure) => Err(failure),
+            Obstacle::MayHeal(failure) => {
                 let (start_id, detail) = (start.start_id, failure.detail.as_deref());
                 tracing::info!(start = %start_id, detail, "no pod for start {start_id} yet");
                 self.logged(start_id, self.store.note_start_cause(start_id, Some(&failure)).await);
@@ -86,43 +64,45 @@ impl Pods {
         }
     }
 
-    /// A pod of the start's name exists: it is the start's own, made by whoever was interrupted, or a stranger.
+    /// Handles a pod that exists under the start's name: the start's own, created by a replica that was interrupted, or
+    /// another one.
     async fn adopt(&self, start: &StartRequest) -> Result<(), Failure> {
         let name = name_in(&start.runtime_ref);
-        let found = bounded_by(CALL, self.api(&start.organization).get_opt(name)).await;
-        // Gone, or nobody answers: the fleet asks for the start again.
+        let found = bounded_by(POD_CALL_TIMEOUT, self.api(&start.organization).get_opt(name)).await;
+        // If the pod is gone meanwhile, or the API server does not answer, the fleet asks for the start again.
         let Ok(Some(pod)) = found else { return Ok(()) };
         let uid = start.agent_uid.as_deref();
         let controlled = pod.owner_references().iter().any(|o| o.controller == Some(true) && Some(&*o.uid) == uid);
         if controlled && start_of(&pod) == Some(start.start_id) {
-            self.made(start, pod).await;
+            self.record(start, pod).await;
             return Ok(());
         }
-        let detail = format!("a pod {name} that is not of this start exists already");
-        Err(Failure::detailed(Reason::StartFailed, detail))
+        Err(start::name_taken(name))
     }
 
-    /// Records the pod of a start, and looks at it: it may have ended before anybody knew whose it is.
-    async fn made(&self, start: &StartRequest, pod: Pod) {
+    /// Records the pod's UID on the start's lease row, then has the pod reported: it may have ended before its lease row
+    /// named it.
+    async fn record(&self, start: &StartRequest, pod: Pod) {
         let Some(uid) = pod.uid() else { return };
         let grace = build::grace_seconds(&start.spec);
         match self.store.record_pod(start.start_id, &uid, grace).await {
             Ok(true) => self.recorded(pod),
             Ok(false) => {
                 tracing::info!(start = %start.start_id, "start {} ended while its pod was made", start.start_id);
-                self.delete(&start.organization, &pod.name_any(), &uid, Some(KILL_GRACE)).await;
+                self.delete(&start.organization, &pod.name_any(), &uid, Some(KILL_GRACE_SECONDS)).await;
             }
             Err(error) => self.logged(start.start_id, Err(error)),
         }
     }
 
-    /// The fleet asks for the start again.
+    /// Logs a write that failed. The fleet asks for the start again, so nothing is lost.
     fn logged(&self, start: StartId, done: Result<(), StoreError>) {
         if let Err(error) = done {
             tracing::warn!(%error, %start, "the database does not know yet how start {start} goes");
         }
     }
 
+    /// Reads a start's pod now.
     async fn look_at(&self, start: StartId, runtime_ref: &str) -> Look {
         let Some((namespace, name)) = runtime_ref.split_once('/') else { return Look::Absent };
         let recorded = match self.store.pod_of(start).await {
@@ -131,7 +111,7 @@ impl Pods {
             Err(_) => return Look::Unknown,
         };
         let Some(uid) = recorded else { return Look::Unknown };
-        let pod = match bounded_by(CALL, self.api(namespace).get_opt(name)).await {
+        let pod = match bounded_by(POD_CALL_TIMEOUT, self.api(namespace).get_opt(name)).await {
             Ok(Some(pod)) => pod,
             Ok(None) => return Look::Absent,
             Err(_) => return Look::Unknown,
@@ -143,33 +123,33 @@ impl Pods {
         if self.record_stop(start, &pod, false).await.is_err() {
             return Look::Unknown;
         }
-        self.saw(pod, None, false);
+        self.apply(pod, None, false);
         match verdict {
-            Verdict::Dead(cause) => Look::Terminated { cause: Some(cause) },
-            Verdict::Starting | Verdict::Waiting(_) | Verdict::Running => Look::Running,
+            PodVerdict::Dead(cause) => Look::Terminated { cause: Some(cause) },
+            PodVerdict::Starting | PodVerdict::Waiting(_) | PodVerdict::Running => Look::Running,
         }
     }
 
-    /// Deletes a start's pod within its own grace.
+    /// Deletes a start's pod, with the pod's own grace.
     async fn stop_pod(&self, start: StartId, runtime_ref: &str) {
         let Some((namespace, name)) = runtime_ref.split_once('/') else { return };
         for attempt in 0..STOP_ATTEMPTS {
             if attempt > 0 {
-                tokio::time::sleep(STOP_AGAIN).await;
+                tokio::time::sleep(STOP_RETRY).await;
             }
             let uid = match self.store.pod_of(start).await {
                 Ok(Some(recorded)) => recorded.uid,
-                // It has left meanwhile.
+                // The lease row is gone or dead: the worker has left meanwhile.
                 Ok(None) => return,
                 Err(_) => continue,
             };
             let uid = match uid {
                 Some(uid) => uid,
-                None => match bounded_by(CALL, self.api(namespace).get_opt(name)).await {
+                None => match bounded_by(POD_CALL_TIMEOUT, self.api(namespace).get_opt(name)).await {
                     Ok(Some(pod)) if start_of(&pod) == Some(start) => pod.uid().unwrap_or_default(),
                     Ok(_) => {
-                        let cause = Failure::detailed(Reason::StartFailed, "it was stopped before its pod was made");
-                        return self.dead(Death { start_id: start, cause: Some(cause) });
+                        let cause = start::stopped_before_made();
+                        return self.report_death(Death { start_id: start, cause: Some(cause) });
                     }
                     Err(_) => continue,
                 },
@@ -180,17 +160,19 @@ impl Pods {
         }
     }
 
+    /// Deletes the pods that say they are of this start. Its lease row is dead, so it names no pod any more.
     async fn kill_pod(&self, start: StartId) {
-        let pods: Vec<Arc<Pod>> = self.state().pods.values().map(|s| s.pod.clone()).collect();
+        let pods: Vec<Arc<Pod>> = self.contents().pods.values().map(|s| s.pod.clone()).collect();
         for pod in pods.iter().filter(|p| start_of(p) == Some(start) && is_ours(p)) {
             let (namespace, uid) = (pod.namespace().unwrap_or_default(), pod.uid().unwrap_or_default());
-            self.delete(&namespace, &pod.name_any(), &uid, Some(KILL_GRACE)).await;
+            self.delete(&namespace, &pod.name_any(), &uid, Some(KILL_GRACE_SECONDS)).await;
         }
     }
 
+    /// The starts of pods that run, by their annotations.
     fn running_starts(&self) -> Vec<StartId> {
-        let state = self.state();
-        let live = state.pods.values().filter(|s| !s.gone && s.pod.metadata.deletion_timestamp.is_none());
+        let contents = self.contents();
+        let live = contents.pods.values().filter(|s| !s.gone && s.pod.metadata.deletion_timestamp.is_none());
         live.filter(|s| !is_over(&s.pod) && is_ours(&s.pod)).filter_map(|s| start_of(&s.pod)).collect()
     }
 }
@@ -209,7 +191,7 @@ impl WorkerRuntime for PodRuntime {
     }
 
     fn start<'a>(&'a self, start: &'a StartRequest) -> BoxFuture<'a, Result<(), Failure>> {
-        Box::pin(self.0.make(start))
+        Box::pin(self.0.create_pod(start))
     }
 
     fn look<'a>(&'a self, start_id: StartId, runtime_ref: &'a str) -> BoxFuture<'a, Look> {
@@ -234,64 +216,13 @@ impl WorkerRuntime for PodRuntime {
 
     fn deaths(&self) -> mpsc::UnboundedReceiver<Death> {
         let (deaths, heard) = mpsc::unbounded_channel();
-        self.0.state().deaths = Some(deaths);
-        // What was told to nobody is told again.
-        self.0.look_again();
+        self.0.contents().deaths = Some(deaths);
+        // Deaths that were found while nobody received them are sent again.
+        self.0.report_ended_again();
         heard
     }
 }
 
-fn away(why: String) -> Refusal {
-    Refusal::MayHeal(Failure::detailed(Reason::StartFailed, format!("the API server cannot be asked for a pod: {why}")))
-}
-
 fn name_in(runtime_ref: &str) -> &str {
     runtime_ref.rsplit('/').next().unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn refusals() {
-        use Reason::*;
-        for (code, message, heals, reason) in [
-            (
-                403,
-                "pods \"a\" is forbidden: exceeded quota: q, requested: pods=1, used: pods=1, limited: pods=1",
-                true,
-                QuotaExceeded,
-            ),
-            (
-                403,
-                "pods \"a\" is forbidden: violates PodSecurity \"restricted:latest\": privileged",
-                false,
-                StartFailed,
-            ),
-            (403, "pods \"a\" is forbidden: error looking up service account ns/default: not found", true, StartFailed),
-            (403, "pods is forbidden: User \"x\" cannot create resource \"pods\" in API group \"\"", true, StartFailed),
-            (403, "pods \"a\" is forbidden: failed quota: q: must specify limits.cpu for: agent", false, StartFailed),
-            (400, "admission webhook \"w.example\" denied the request: no", false, StartFailed),
-            (422, "Pod \"a\" is invalid: spec.containers[0].image: Required value", false, StartFailed),
-            (404, "namespaces \"gone\" not found", false, StartFailed),
-            (
-                409,
-                "Operation cannot be fulfilled on resourcequotas \"q\": the object has been modified",
-                true,
-                StartFailed,
-            ),
-            (429, "too many requests", true, StartFailed),
-            (500, "Internal error occurred: failed calling webhook \"w.example\"", true, StartFailed),
-        ] {
-            let status = Status { code, message: message.into(), ..Status::default() };
-            let (healing, failure) = match refusal(&status) {
-                Refusal::MayHeal(failure) => (true, failure),
-                Refusal::ForGood(failure) => (false, failure),
-            };
-            assert_eq!((healing, failure.reason), (heals, reason), "{message}");
-            assert!(failure.detail.is_some_and(|d| d.contains(message)));
-            assert!(!failure.message.contains(message), "clients are told no internals");
-        }
-    }
 }

@@ -1,13 +1,13 @@
-//! Defaults of a worker's pod that hold where its template says nothing: they pass the Pod Security Standard `restricted`.
-//! A `null` in the template means: leave it unset.
+//! Security defaults of a worker's pod, for what its template leaves open. A pod with these defaults passes the Pod Security
+//! Standard `restricted`. A `null` in the template keeps a field unset.
 
 use serde_json::{Map, Value, json};
 
-/// The user and group of worker pods, where the template names none: nobody's, by convention of distroless images.
+/// The user and group of worker pods whose template names none. By convention of distroless images this id is nobody's.
 const UID: u32 = 65532;
 const TMP: &str = "/tmp";
 
-/// The pod's own defaults.
+/// Sets the defaults of the pod's own fields.
 pub(super) fn pod(spec: &mut Map<String, Value>) {
     within(spec, "securityContext", |context| {
         default(context, "runAsNonRoot", json!(true));
@@ -20,8 +20,8 @@ pub(super) fn pod(spec: &mut Map<String, Value>) {
     default(spec, "enableServiceLinks", json!(false));
 }
 
-/// Each container's defaults, and a /tmp of its own for one that cannot write to its image; `group` tells the names of
-/// their volumes apart.
+/// Sets each container's defaults. A container that cannot write to its root filesystem gets an `emptyDir` at `/tmp`;
+/// `group` tells the volumes of init containers and of other containers apart by name.
 pub(super) fn containers(containers: &mut [Value], volumes: &mut Vec<Value>, group: &str) {
     for (index, container) in containers.iter_mut().enumerate() {
         let Some(container) = container.as_object_mut() else { continue };
@@ -44,7 +44,7 @@ pub(super) fn containers(containers: &mut [Value], volumes: &mut Vec<Value>, gro
     }
 }
 
-/// Changes a member that is an object; it is made where there is none.
+/// Changes the object under `key`. An empty one is made if there is none.
 fn within<T>(object: &mut Map<String, Value>, key: &str, change: impl FnOnce(&mut Map<String, Value>) -> T) -> T {
     let mut child = match object.remove(key) {
         Some(Value::Object(child)) => child,
@@ -55,7 +55,7 @@ fn within<T>(object: &mut Map<String, Value>, key: &str, change: impl FnOnce(&mu
     done
 }
 
-/// Sets what is unset; takes an explicit null out.
+/// Sets `key` if it is absent. Removes it if it is null, which stands for "unset" in a template.
 fn default(object: &mut Map<String, Value>, key: &str, value: Value) {
     match object.get(key) {
         None => drop(object.insert(key.into(), value)),

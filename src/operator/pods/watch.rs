@@ -1,6 +1,6 @@
-//! The watch on worker pods; every replica has one.
+//! The watch on worker pods, which every replica has.
 //!
-//! It only adds news. That a pod is missing from a list says nothing: the list may be old, and so may be what we knew.
+//! The watch only brings changes in. Nothing is concluded from a pod that a list lacks, since the list may be old.
 
 use std::collections::HashSet;
 use std::pin::pin;
@@ -13,19 +13,21 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, ResourceExt};
 use tokio_util::sync::CancellationToken;
 
-use super::{Pods, build};
-use crate::operator::watch::Pause;
+use super::cache::Pods;
+use super::names;
+use crate::every::Outage;
+use crate::operator::watch::WatchBackoff;
 
-/// Everywhere: the scope of a watch on all namespaces.
-const EVERYWHERE: &str = "";
-/// Pods of one answer to a list.
+/// The scope of a watch on all namespaces; that of a watch on one namespace is the namespace's name.
+const ALL_NAMESPACES: &str = "";
+/// Pods of one page of a list.
 const PAGE: u32 = 500;
 
 impl Pods {
-    /// Watches until `shutdown`, through whatever the API server does meanwhile.
+    /// Watches until `shutdown`, whatever the API server does meanwhile.
     pub async fn watch(self: Arc<Self>, shutdown: CancellationToken) {
         let namespaces = &self.config.namespaces;
-        let scopes = if namespaces.is_empty() { vec![EVERYWHERE.to_owned()] } else { namespaces.clone() };
+        let scopes = if namespaces.is_empty() { vec![ALL_NAMESPACES.to_owned()] } else { namespaces.clone() };
         let watches = scopes.iter().map(|scope| self.watch_scope(scope));
         tokio::select! {
             _ = futures::future::join_all(watches) => {}
@@ -34,25 +36,20 @@ impl Pods {
     }
 
     async fn watch_scope(&self, scope: &str) {
-        let api: Api<Pod> = if scope == EVERYWHERE { Api::all(self.client.clone()) } else { self.api(scope) };
+        let api: Api<Pod> = if scope == ALL_NAMESPACES { Api::all(self.client.clone()) } else { self.api(scope) };
         let config =
-            watcher::Config::default().labels(&format!("{}={}", build::MANAGED_BY, build::OURSELVES)).page_size(PAGE);
-        let mut events = pin!(watcher(api, config).backoff(Pause::default()));
+            watcher::Config::default().labels(&format!("{}={}", names::MANAGED_BY, names::MANAGER)).page_size(PAGE);
+        let mut events = pin!(watcher(api, config).backoff(WatchBackoff::default()));
         let mut listed = HashSet::new();
-        let mut away = false;
+        let mut outage = Outage::new("the watch on worker pods");
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
-                    if std::mem::take(&mut away) {
-                        tracing::info!("the watch on pods goes on");
-                    }
+                    outage.is_over();
                     self.take(event, scope, &mut listed);
                 }
-                Err(error) => {
-                    if !std::mem::replace(&mut away, true) {
-                        tracing::warn!(%error, "the watch on pods broke; it is begun again");
-                    }
-                }
+                // kube's watcher begins again by itself.
+                Err(error) => outage.goes_on(&error),
             }
         }
     }
@@ -62,19 +59,20 @@ impl Pods {
             Event::Init => listed.clear(),
             Event::InitApply(pod) => {
                 listed.extend(pod.uid());
-                self.saw(pod, Some(scope), false);
+                self.apply(pod, Some(scope), false);
             }
             Event::InitDone => self.forget_unlisted(scope, listed),
-            Event::Apply(pod) => self.saw(pod, Some(scope), false),
-            Event::Delete(pod) => self.saw(pod, Some(scope), true),
+            Event::Apply(pod) => self.apply(pod, Some(scope), false),
+            Event::Delete(pod) => self.apply(pod, Some(scope), true),
         }
     }
 
-    /// Pods that a list does not hold are no longer known here; nothing is concluded from it.
+    /// Drops pods of this scope that a complete list does not show, so that the cache does not grow. No death is reported for
+    /// them. A pod whose change was not reported yet stays until it was.
     fn forget_unlisted(&self, scope: &str, listed: &HashSet<String>) {
-        let mut state = self.state();
-        let todo = std::mem::take(&mut state.todo);
-        state.pods.retain(|uid, s| s.scope != scope || listed.contains(uid) || todo.contains(uid));
-        state.todo = todo;
+        let mut contents = self.contents();
+        let to_report = std::mem::take(&mut contents.to_report);
+        contents.pods.retain(|uid, s| s.scope != scope || listed.contains(uid) || to_report.contains(uid));
+        contents.to_report = to_report;
     }
 }

@@ -1,51 +1,52 @@
-//! Objects that vanished while nobody watched: their turns are told from a fresh, complete list.
+//! Finds AgentTurns that were deleted while nobody watched. The ties that the store holds are compared with a fresh, complete
+//! list of the objects.
 //!
-//! A list that began after an object's turn was armed shows the object, or it is gone: it was there before it was armed,
-//! and lists are quorum reads.
+//! The comparison is sound: an object existed before its turn was armed, and a list is a quorum read. So a list that began
+//! after the turn was armed shows the object, or the object is deleted.
 
 use std::collections::HashSet;
 
 use kube::api::{DynamicObject, ListParams};
 use kube::{Api, Client};
 
-use super::act::Hands;
+use super::reconcile::TurnContext;
 use crate::crd::AgentTurn;
-use crate::operator::call::{Trouble, bounded};
+use crate::operator::client::{ApiCallError, bounded};
 use crate::operator::watch;
 use crate::store::StoreError;
 
-/// Objects of a page, of the API and of the store.
+/// Objects of one page, of the API server's list and of the store's.
 const PAGE: u32 = 1000;
 
-/// Objects (namespace, UID) that turns were armed for and that are gone. Of a namespace that cannot be listed to the end
-/// nothing is missing.
+/// The objects (namespace, UID) that the store ties to turns and that no longer exist. A namespace that could not be listed to
+/// the end has none.
 ///
 /// # Errors
-/// If the store was not there to the end.
-pub async fn missing(hands: &Hands, namespaces: &[String]) -> Result<Vec<(String, String)>, StoreError> {
-    let began = hands.store.now().await?;
-    let mut rows = hands.store.objects(None, began, PAGE).await?;
+/// If the database did not answer.
+pub async fn missing(context: &TurnContext, namespaces: &[String]) -> Result<Vec<(String, String)>, StoreError> {
+    let began = context.store.now().await?;
+    let mut rows = context.store.objects(None, began, PAGE).await?;
     if rows.is_empty() {
         return Ok(Vec::new());
     }
-    let lists = list(&hands.client, namespaces).await;
+    let lists = list(&context.client, namespaces).await;
     let mut missing = Vec::new();
     loop {
         let Some(last) = rows.last().map(|row| row.turn_id) else { return Ok(missing) };
         let gone = rows.into_iter().filter(|row| lists.lacks(&row.organization, &row.object.uid));
         missing.extend(gone.map(|row| (row.organization, row.object.uid)));
-        rows = hands.store.objects(Some(last), began, PAGE).await?;
+        rows = context.store.objects(Some(last), began, PAGE).await?;
     }
 }
 
-/// What complete lists showed.
+/// What the API server listed.
 #[derive(Debug, Default)]
 struct Lists {
     /// Namespaces that were listed to the end.
     listed: HashSet<String>,
-    /// Whether all were, in one list.
+    /// Whether all namespaces were listed to the end, by one list.
     all: bool,
-    /// UIDs.
+    /// The UIDs that were shown.
     there: HashSet<String>,
 }
 
@@ -71,8 +72,8 @@ async fn list(client: &Client, namespaces: &[String]) -> Lists {
     lists
 }
 
-/// The UIDs of a complete list; every page belongs to the same version of it.
-async fn uids(api: &Api<DynamicObject>, there: &mut HashSet<String>) -> Result<(), Trouble> {
+/// Adds the UIDs of a complete list. Its pages are of one version, so no object falls between two of them.
+async fn uids(api: &Api<DynamicObject>, there: &mut HashSet<String>) -> Result<(), ApiCallError> {
     let mut params = ListParams::default().limit(PAGE);
     loop {
         let page = bounded(api.list_metadata(&params)).await?;
@@ -92,7 +93,7 @@ mod tests {
 
     use super::*;
 
-    /// One namespace that cannot be listed hides nothing that is missing elsewhere, and nothing of it is missing.
+    /// A namespace that cannot be listed has no missing objects, and hides none of those of others.
     #[tokio::test]
     async fn a_namespace_that_cannot_be_listed_is_left_out() {
         let _ = rustls::crypto::ring::default_provider().install_default();

@@ -1,47 +1,49 @@
-//! AgentTurns: armed, followed, cancelled, removed; their statuses are level-based from the store.
+//! The controller of AgentTurns: it arms their turns, shows on their status what became of them, cancels and deletes.
 //!
 //! ```text
-//!  watch ───────▶ table (pure) ──▶ steps: arm · cancel · write · delete   one at a time an object, 64 at a time in all
-//!  deliveries ──▶   ▲  what came of them ─┘
-//!  polls, audit ────┘
+//!  watch ──────────────────▶ work queue (pure) ──▶ operations: arm · cancel · patch the status · delete
+//!  deliveries, polls, audit ─▶    ▲                       │  one at a time for an object, 64 at a time in all
+//!                                 └── what they came to ──┘
 //! ```
 //!
-//! - [`object`]: what is kept of one; [`status`]: the status that a turn's standing amounts to; [`entry`], [`table`]: who needs what;
-//!   [`act`]: a step; [`drive`]: the loop; [`audit`]: what vanished unseen.
-//! - The tie between object and turn is written by the arm's own transaction (`store/object.rs`). The delivery row of the
-//!   platform `kubernetes` is the trigger of the terminal status; the patch is fenced by the object's version, and both rows
-//!   go once it is written.
-//! - Only the leader writes. A new one takes a fresh list and goes by the ties; arming again finds the same turn, since the
-//!   message id is the object's UID. Two leaders at once cost work, nothing else.
+//! - [`controller`] is the loop. [`work_queue`] holds the AgentTurns that need something, and [`tracked`] decides what one of
+//!   them needs next. [`reconcile`] carries an operation out.
+//! - [`object`] is what is kept in memory of an AgentTurn; [`status`] computes the status that the state of its turn amounts
+//!   to; [`audit`] finds objects that were deleted while nobody watched.
+//! - Statuses are level-based: each is computed as a whole from the database's state of the turn, so one that was missed or
+//!   overtaken needs no repair.
+//! - The tie between an object and its turn is written by the transaction that arms the turn (`store/object.rs`). The
+//!   turn's delivery row for the platform `kubernetes` triggers the terminal status. The status patch is fenced by the
+//!   object's `resourceVersion`; when it is written, the delivery row and the tie are removed.
+//! - Only the leader runs this. A new leader takes a fresh list and goes by the ties. It may arm an object again: the
+//!   message id is the object's UID unless the object names one, so arming finds the same turn.
 
-mod act;
 mod audit;
-mod drive;
-mod entry;
+mod controller;
 mod object;
+mod reconcile;
 mod status;
-mod table;
+mod tracked;
+mod work_queue;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
-use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 
-pub use drive::Wakes;
-pub use status::stamp;
-
+use self::controller::WakeUps;
+use self::reconcile::TurnContext;
 use crate::agents::Agents;
+use crate::every::{Again, Every};
 use crate::guard::Services;
 use crate::leadership::Leadership;
-use crate::store::{Heard, Notice, Store};
+use crate::store::{Heard, Notice, Store, StoreError};
 use crate::submit::Submitter;
 use crate::turn::keys::GatewayId;
-use act::Hands;
 
-/// Agents are read again this often, whatever was heard.
-const REFRESH: Duration = Duration::from_secs(5);
+/// Agents are read from the database again this often, whatever notices came.
+const REFRESH_PERIOD: Duration = Duration::from_secs(5);
 
 /// Serves AgentTurns until `shutdown`, whenever this replica leads.
 pub async fn run(
@@ -53,41 +55,46 @@ pub async fn run(
     shutdown: CancellationToken,
 ) {
     let submitter = Submitter { store: store.clone(), agents: Agents::default(), gateway: GatewayId::new(), services };
-    let hands = Hands { store: store.clone(), submitter, client };
-    let wakes = Wakes::default();
+    let context = TurnContext { store: store.clone(), submitter, client };
+    let wake_ups = WakeUps::default();
     tokio::select! {
-        () = leadership.while_leading(|| drive::run(hands.clone(), namespaces.clone(), wakes.clone())) => {}
-        () = hear(&store, &hands.submitter.agents, &wakes) => {}
+        () = leadership.while_leading(|| controller::run(context.clone(), namespaces.clone(), wake_ups.clone())) => {}
+        () = follow(store, context.submitter.agents.clone(), wake_ups.clone(), shutdown.clone()) => {}
         () = shutdown.cancelled() => {}
     }
 }
 
-/// Turns notices of this process and of others into wake-ups; keeps the Agents fresh.
-async fn hear(store: &Store, agents: &Agents, wakes: &Wakes) {
-    let changed = async || {
-        // Without the database nothing is armed either.
-        if agents.refresh(store).await.is_ok() {
-            wakes.agents.notify_one();
-        }
-    };
-    let heard = async {
+/// Wakes the controller when notices tell of ended turns or changed Agents, and keeps the Agents that turns are submitted to
+/// up to date.
+async fn follow(store: Store, agents: Agents, wake_ups: WakeUps, shutdown: CancellationToken) {
+    let hear = async {
         let mut hearing = store.hear();
         loop {
             let heard = hearing.next().await;
             if matches!(heard, Heard::Notice(Notice::Agents) | Heard::Missed) {
-                changed().await;
+                // The periodic refresh tries again, and says that the database is away.
+                let _ = refresh(&store, &agents, &wake_ups).await;
             }
             if matches!(heard, Heard::Notice(Notice::Conversation(_)) | Heard::Missed) {
-                wakes.terminals.notify_one();
+                wake_ups.terminals.notify_one();
             }
         }
     };
-    let refresh = async {
-        let mut every = interval(REFRESH);
-        loop {
-            every.tick().await;
-            changed().await;
-        }
+    tokio::join!(hear, refresh_periodically(store.clone(), agents.clone(), wake_ups.clone(), shutdown));
+}
+
+/// What a pass needs is owned, so that the future is `Send`, which the compiler cannot prove of a pass that borrows.
+async fn refresh_periodically(store: Store, agents: Agents, wake_ups: WakeUps, shutdown: CancellationToken) {
+    let pass = async move |_| {
+        refresh(&store, &agents, &wake_ups).await?;
+        Ok::<_, StoreError>(Again::Later)
     };
-    tokio::join!(heard, refresh);
+    Every::new("reading Agents for AgentTurns", REFRESH_PERIOD).at_once().run(&shutdown, pass).await;
+}
+
+/// Reads Agents again. AgentTurns that wait for one are looked at afterwards.
+async fn refresh(store: &Store, agents: &Agents, wake_ups: &WakeUps) -> Result<(), StoreError> {
+    agents.refresh(store).await?;
+    wake_ups.agents.notify_one();
+    Ok(())
 }

@@ -1,4 +1,5 @@
-//! What is kept of an AgentTurn in memory: little, once it is armed.
+//! What the controller keeps of an AgentTurn in memory. Once the turn is armed that is little: the input, its largest part, is
+//! dropped.
 
 use std::sync::Arc;
 
@@ -9,42 +10,46 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::crd::{AgentTurnSpec, Phase};
+use crate::operator::condition::{SUCCEEDED, TERMINAL};
 use crate::turn::keys::TurnId;
 
 /// An AgentTurn as the API server last showed it.
 #[derive(Debug, Clone)]
-pub struct Object {
+pub struct TurnObject {
     pub namespace: Arc<str>,
     pub name: Arc<str>,
     pub uid: Arc<str>,
-    /// Absent in one that is known from the store alone: it is read before it is written.
+    /// The `resourceVersion`. `None` in an object that is known from the store alone; it is read before it is patched.
     pub version: Option<String>,
     pub generation: i64,
     pub created: Timestamp,
-    /// What to arm, or why it cannot be read; dropped when it is armed.
+    /// The spec to arm, or why it cannot be read. `None` once the turn is armed.
     pub spec: Option<Result<Arc<AgentTurnSpec>, String>>,
     pub cancel: bool,
     pub ttl_seconds: Option<u32>,
-    /// As its status says.
+    /// The status: its phase,
     pub phase: Option<Phase>,
+    /// the generation that it speaks of,
     pub observed_generation: i64,
+    /// the turn's id once it is armed,
     pub turn_id: Option<TurnId>,
+    /// and when the turn ended.
     pub completed: Option<Timestamp>,
 }
 
-impl Object {
-    /// Reads one from the API; `None` if it lacks what every object has.
-    pub fn read(object: DynamicObject) -> Option<Object> {
+impl TurnObject {
+    /// Reads an object of the API server's. `None` if it lacks a namespace, a name or a UID, which every object has.
+    pub fn read(object: DynamicObject) -> Option<TurnObject> {
         let DynamicObject { metadata, mut data, .. } = object;
         let spec = serde_json::from_value::<AgentTurnSpec>(data["spec"].take());
         let mut status = data["status"].take();
         let phase = phase(&mut status);
         let turn_id = field::<String>(&mut status, "turnId").and_then(|id| id.parse().ok());
-        let rank = rank(phase);
-        let unarmed = rank < 2 || (turn_id.is_none() && rank < ENDED);
+        let progress = Progress::of(phase);
+        let unarmed = progress < Progress::Armed || (turn_id.is_none() && progress < Progress::Ended);
         let (cancel, ttl_seconds) =
             spec.as_ref().map_or((false, None), |spec| (spec.cancel, spec.ttl_seconds_after_finished));
-        Some(Object {
+        Some(TurnObject {
             namespace: metadata.namespace?.into(),
             name: metadata.name?.into(),
             uid: metadata.uid?.into(),
@@ -61,9 +66,9 @@ impl Object {
         })
     }
 
-    /// One that only the store knows.
-    pub fn unseen(namespace: &str, name: &str, uid: &str, turn_id: TurnId) -> Object {
-        Object {
+    /// An object that the store names and no watch has shown.
+    pub fn known_to_store(namespace: &str, name: &str, uid: &str, turn_id: TurnId) -> TurnObject {
+        TurnObject {
             namespace: namespace.into(),
             name: name.into(),
             uid: uid.into(),
@@ -80,53 +85,66 @@ impl Object {
         }
     }
 
-    /// How far its status is.
-    pub fn rank(&self) -> u8 {
-        rank(self.phase)
+    /// How far the turn has come by the object's status.
+    pub fn progress(&self) -> Progress {
+        Progress::of(self.phase)
     }
 
-    /// Whether its status is its last one.
-    pub fn ended(&self) -> bool {
-        self.rank() == ENDED
+    /// Whether the object's status shows that the turn has ended. Such a status changes no more.
+    pub fn has_ended(&self) -> bool {
+        self.progress() == Progress::Ended
     }
 
-    /// Whether `other` was read before this one. Versions that are no numbers cannot be compared.
-    pub fn is_newer_than(&self, other: &Object) -> bool {
-        let number = |object: &Object| object.version.as_ref().and_then(|v| v.parse::<u64>().ok());
+    /// Whether this object was read after `other`. False where the versions are no numbers, since then they cannot be
+    /// compared.
+    pub fn is_newer_than(&self, other: &TurnObject) -> bool {
+        let number = |object: &TurnObject| object.version.as_ref().and_then(|v| v.parse::<u64>().ok());
         matches!((number(self), number(other)), (Some(mine), Some(others)) if mine > others)
     }
 }
 
-/// A field of a status. Each is read by itself: a newer version's reason must not hide that a turn has ended.
+/// A field of a status. Each field is read by itself, so that a value which a newer version wrote, such as a reason that is
+/// unknown here, does not hide the other fields.
 fn field<T: DeserializeOwned>(status: &mut Value, name: &str) -> Option<T> {
     serde_json::from_value(status.get_mut(name)?.take()).ok()
 }
 
-/// The phase of a status; the condition `Terminal` says that it is final even if the phase is one that we do not know.
+/// The phase of a status. A phase that is unknown here still counts as an end if the condition `Terminal` says so.
 fn phase(status: &mut Value) -> Option<Phase> {
     let known = field(status, "phase");
-    if rank(known) == ENDED {
+    if Progress::of(known) == Progress::Ended {
         return known;
     }
     let conditions: Vec<Value> = field(status, "conditions").unwrap_or_default();
     let is_true = |kind: &str| conditions.iter().any(|c| c["type"] == kind && c["status"] == "True");
-    match (is_true("Terminal"), is_true("Succeeded")) {
+    match (is_true(TERMINAL), is_true(SUCCEEDED)) {
         (true, true) => Some(Phase::Succeeded),
         (true, false) => Some(Phase::Failed),
         (false, _) => known,
     }
 }
 
-/// The rank of a status that is final.
-pub const ENDED: u8 = 4;
+/// How far a turn has come. A status goes forward only: one that is behind what an object shows is never written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Progress {
+    /// There is no status yet.
+    New,
+    Pending,
+    Armed,
+    Running,
+    /// The turn has ended, by a reply or by an error.
+    Ended,
+}
 
-/// Statuses only go forward.
-pub fn rank(phase: Option<Phase>) -> u8 {
-    match phase {
-        None => 0,
-        Some(Phase::Pending) => 1,
-        Some(Phase::Armed) => 2,
-        Some(Phase::Running) => 3,
-        Some(Phase::Succeeded | Phase::Failed) => ENDED,
+impl Progress {
+    /// The progress that a status of this phase shows.
+    pub fn of(phase: Option<Phase>) -> Self {
+        match phase {
+            None => Progress::New,
+            Some(Phase::Pending) => Progress::Pending,
+            Some(Phase::Armed) => Progress::Armed,
+            Some(Phase::Running) => Progress::Running,
+            Some(Phase::Succeeded | Phase::Failed) => Progress::Ended,
+        }
     }
 }

@@ -1,33 +1,37 @@
-//! PURE: the status of an AgentTurn from where its turn stands. No time in it is "now".
+//! The status of an AgentTurn, computed from the state of its turn. Pure: every time in a status is one of the database's, so
+//! the same state is the same status, whoever computes it and when.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use time::OffsetDateTime;
 
-use super::object::{Object, rank};
+use super::object::{Progress, TurnObject};
 use crate::crd::{AgentTurnStatus, Phase, TurnError};
+use crate::operator::clock::timestamp;
+use crate::operator::condition::{ARMED, ConditionStatus, DISPATCHED, SUCCEEDED, TERMINAL};
 use crate::store::{ObjectState, Standing};
+use crate::turn::cause::rule;
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 
-/// What a status is to say.
+/// What the status of an AgentTurn should say.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Word {
-    /// It waits to be armed.
+pub enum DesiredStatus {
+    /// The turn is not armed yet, and why.
     Pending { reason: Reason, message: String },
-    /// It was refused: never armed.
+    /// The turn was refused at this time and will never be armed.
     Refused { failure: Failure, at: OffsetDateTime },
-    /// What the store says of its turn; `at` for what has no time of its own.
-    Turn { state: ObjectState, at: OffsetDateTime },
+    /// The turn is in this state. It was read at `at`, which stands in for the time of an end that has none (an erased turn).
+    OfTurn { state: ObjectState, at: OffsetDateTime },
 }
 
-impl Word {
-    /// The phase that it amounts to.
+impl DesiredStatus {
+    /// The phase of this status.
     pub fn phase(&self) -> Phase {
         match self {
-            Word::Pending { .. } => Phase::Pending,
-            Word::Refused { .. } => Phase::Failed,
-            Word::Turn { state, .. } => match state.standing {
+            DesiredStatus::Pending { .. } => Phase::Pending,
+            DesiredStatus::Refused { .. } => Phase::Failed,
+            DesiredStatus::OfTurn { state, .. } => match state.standing {
                 Standing::Waiting => Phase::Armed,
                 Standing::Running => Phase::Running,
                 Standing::Replied { .. } => Phase::Succeeded,
@@ -36,47 +40,45 @@ impl Word {
         }
     }
 
-    /// How far the status is with it.
-    pub fn rank(&self) -> u8 {
-        rank(Some(self.phase()))
+    /// How far the turn has come in this status.
+    pub fn progress(&self) -> Progress {
+        Progress::of(Some(self.phase()))
     }
 
-    /// The whole status of this object.
-    pub fn status(&self, object: &Object) -> AgentTurnStatus {
+    /// The whole status, for this object.
+    pub fn status(&self, object: &TurnObject) -> AgentTurnStatus {
         match self {
-            Word::Pending { reason, message } => {
+            DesiredStatus::Pending { reason, message } => {
                 let created = object.created;
                 let not_yet = ("Pending", "");
                 let conditions = [
-                    condition("Armed", "False", (reason.as_str(), message), created),
-                    condition("Dispatched", "False", not_yet, created),
-                    condition("Succeeded", "Unknown", not_yet, created),
-                    condition("Terminal", "False", not_yet, created),
+                    condition(ARMED, ConditionStatus::False, (reason.as_str(), message), created),
+                    condition(DISPATCHED, ConditionStatus::False, not_yet, created),
+                    condition(SUCCEEDED, ConditionStatus::Unknown, not_yet, created),
+                    condition(TERMINAL, ConditionStatus::False, not_yet, created),
                 ];
                 status(object, Phase::Pending, conditions)
             }
-            Word::Refused { failure, at } => refused(object, failure, stamp(*at)),
-            Word::Turn { state, at } => of_turn(object, state, stamp(*at)),
+            DesiredStatus::Refused { failure, at } => refused(object, failure, timestamp(*at)),
+            DesiredStatus::OfTurn { state, at } => of_turn(object, state, timestamp(*at)),
         }
     }
 }
 
-/// When a turn ended, and whose word that was.
+/// When a turn ended, and by which failure if not by a reply; `None` while it is open.
 fn ending(standing: &Standing, at: Timestamp) -> Option<(Timestamp, Option<Failure>)> {
-    let erased = "its conversation was erased";
-    let lost = "the database does not know this turn: it may have been restored or replaced";
     match standing {
         Standing::Waiting | Standing::Running => None,
-        Standing::Replied { at, .. } => Some((stamp(*at), None)),
-        Standing::Failed { failure, at } => Some((stamp(*at), Some(failure.clone()))),
-        Standing::Erased => Some((at, Some(Failure::new(Reason::Cancelled).with_message(erased)))),
-        Standing::Unknown => Some((at, Some(Failure::new(Reason::Internal).with_message(lost)))),
+        Standing::Replied { at, .. } => Some((timestamp(*at), None)),
+        Standing::Failed { failure, at } => Some((timestamp(*at), Some(failure.clone()))),
+        Standing::Erased => Some((at, Some(rule::erased()))),
+        Standing::Unknown => Some((at, Some(rule::forgotten()))),
     }
 }
 
-fn of_turn(object: &Object, state: &ObjectState, at: Timestamp) -> AgentTurnStatus {
-    let armed = state.armed_at.map_or(object.created, stamp);
-    let claimed = state.claimed_at.map(stamp);
+fn of_turn(object: &TurnObject, state: &ObjectState, at: Timestamp) -> AgentTurnStatus {
+    let armed = state.armed_at.map_or(object.created, timestamp);
+    let claimed = state.claimed_at.map(timestamp);
     let ended = ending(&state.standing, at);
     let why = match &ended {
         Some((_, Some(failure))) => (failure.reason.as_str(), failure.message.as_str()),
@@ -86,18 +88,19 @@ fn of_turn(object: &Object, state: &ObjectState, at: Timestamp) -> AgentTurnStat
     };
     let since = ended.as_ref().map_or(claimed.unwrap_or(armed), |ended| ended.0);
     let (succeeded, terminal) = match &ended {
-        None => ("Unknown", "False"),
-        Some((_, None)) => ("True", "True"),
-        Some((_, Some(_))) => ("False", "True"),
+        None => (ConditionStatus::Unknown, ConditionStatus::False),
+        Some((_, None)) => (ConditionStatus::True, ConditionStatus::True),
+        Some((_, Some(_))) => (ConditionStatus::False, ConditionStatus::True),
     };
+    let unclaimed = if ended.is_some() { why } else { ("Waiting", "") };
     let conditions = [
-        condition("Armed", "True", ("Armed", ""), armed),
+        condition(ARMED, ConditionStatus::True, ("Armed", ""), armed),
         match claimed {
-            Some(claimed) => condition("Dispatched", "True", ("Claimed", ""), claimed),
-            None => condition("Dispatched", "False", if ended.is_some() { why } else { ("Waiting", "") }, armed),
+            Some(claimed) => condition(DISPATCHED, ConditionStatus::True, ("Claimed", ""), claimed),
+            None => condition(DISPATCHED, ConditionStatus::False, unclaimed, armed),
         },
-        condition("Succeeded", succeeded, why, since),
-        condition("Terminal", terminal, why, since),
+        condition(SUCCEEDED, succeeded, why, since),
+        condition(TERMINAL, terminal, why, since),
     ];
     let phase = match &ended {
         None if claimed.is_some() => Phase::Running,
@@ -115,20 +118,20 @@ fn of_turn(object: &Object, state: &ObjectState, at: Timestamp) -> AgentTurnStat
         reply_truncated,
         error: ended.as_ref().and_then(|(_, failure)| failure.as_ref()).map(error),
         worker_pod: state.worker.as_deref().map(|pod| pod.rsplit('/').next().unwrap_or(pod).to_owned()),
-        armed_time: state.armed_at.map(|at| Time(stamp(at))),
+        armed_time: state.armed_at.map(|at| Time(timestamp(at))),
         dispatched_time: claimed.map(Time),
         completion_time: ended.map(|ended| Time(ended.0)),
         ..status(object, phase, conditions)
     }
 }
 
-fn refused(object: &Object, failure: &Failure, at: Timestamp) -> AgentTurnStatus {
+fn refused(object: &TurnObject, failure: &Failure, at: Timestamp) -> AgentTurnStatus {
     let why = (failure.reason.as_str(), failure.message.as_str());
     let conditions = [
-        condition("Armed", "False", why, at),
-        condition("Dispatched", "False", why, at),
-        condition("Succeeded", "False", why, at),
-        condition("Terminal", "True", why, at),
+        condition(ARMED, ConditionStatus::False, why, at),
+        condition(DISPATCHED, ConditionStatus::False, why, at),
+        condition(SUCCEEDED, ConditionStatus::False, why, at),
+        condition(TERMINAL, ConditionStatus::True, why, at),
     ];
     AgentTurnStatus {
         error: Some(error(failure)),
@@ -137,7 +140,7 @@ fn refused(object: &Object, failure: &Failure, at: Timestamp) -> AgentTurnStatus
     }
 }
 
-fn status(object: &Object, phase: Phase, conditions: [Condition; 4]) -> AgentTurnStatus {
+fn status(object: &TurnObject, phase: Phase, conditions: [Condition; 4]) -> AgentTurnStatus {
     AgentTurnStatus {
         phase: Some(phase),
         observed_generation: Some(object.generation),
@@ -150,21 +153,9 @@ fn error(failure: &Failure) -> TurnError {
     TurnError { reason: failure.reason, message: failure.message.clone(), retryable: failure.retryable() }
 }
 
-fn condition(type_: &str, status: &str, (reason, message): (&str, &str), since: Timestamp) -> Condition {
-    Condition {
-        type_: type_.into(),
-        status: status.into(),
-        reason: reason.into(),
-        message: message.into(),
-        last_transition_time: Time(since),
-        observed_generation: None,
-    }
-}
-
-/// A time of the database as Kubernetes writes it.
-pub fn stamp(at: OffsetDateTime) -> Timestamp {
-    // Out of range only beyond the year 9999.
-    Timestamp::new(at.unix_timestamp(), at.nanosecond() as i32).unwrap_or(Timestamp::UNIX_EPOCH)
+/// A condition that names no generation, since it follows from the turn and not from a newer spec.
+fn condition(type_: &str, status: ConditionStatus, why: (&str, &str), since: Timestamp) -> Condition {
+    crate::operator::condition::condition(type_, status, why, since, None)
 }
 
 #[cfg(test)]

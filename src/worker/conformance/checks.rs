@@ -1,17 +1,20 @@
-//! What is checked, in order. An error says what was expected.
+//! The checks, in the order in which they are made.
 
 use std::time::Duration;
 
-use super::gateway::{FinishFault, State, TurnLog};
-use super::{Bench, ConformanceArgs, Report};
+use super::bench::{Bench, ConformanceArgs};
+use super::report::CheckReport;
+use super::state::{FinishFault, GatewayState, RecordedTurn};
 use crate::turn::keys::TurnId;
 use crate::turn::terminal::Outcome;
 use crate::wire::GoodbyePhase;
-use crate::worker::WorkerError;
+use crate::worker::error::WorkerError;
 
-type Check = Result<(), String>;
+/// The error says what was expected.
+type CheckResult = Result<(), String>;
 
-pub(super) async fn all(args: &ConformanceArgs, report: &mut Report) -> Result<(), WorkerError> {
+/// Makes all checks.
+pub(super) async fn all(args: &ConformanceArgs, report: &mut CheckReport) -> Result<(), WorkerError> {
     let bench = Bench::start(args, |_| {}).await?;
     if report.tell("connects with its credential and an incarnation", connects(&bench).await) {
         on_one_worker(args, report, bench).await;
@@ -27,7 +30,8 @@ pub(super) async fn all(args: &ConformanceArgs, report: &mut Report) -> Result<(
     Ok(())
 }
 
-async fn on_one_worker(args: &ConformanceArgs, report: &mut Report, bench: Bench) {
+/// The checks that one worker process passes through, one after the other.
+async fn on_one_worker(args: &ConformanceArgs, report: &mut CheckReport, bench: Bench) {
     report.tell("heartbeats on time", heartbeats(&bench).await);
     report.tell("runs a turn, with all output in order", runs(&bench, &args.message).await);
     report.tell("runs a turn once, however often it is pushed", runs_once(&bench, &args.message).await);
@@ -52,7 +56,7 @@ async fn on_one_worker(args: &ConformanceArgs, report: &mut Report, bench: Bench
     report.tell(slow[2], drains(bench, &args.slow_message, &args.message).await);
 }
 
-async fn connects(bench: &Bench) -> Check {
+async fn connects(bench: &Bench) -> CheckResult {
     let what = "GET /worker/v1/turns with the credential and a UUID in lastword-incarnation";
     bench.expect(what, |state| (!state.connects.is_empty()).then_some(())).await.map_err(|expected| {
         let problems = bench.gateway.with(|state| state.problems.clone());
@@ -60,8 +64,9 @@ async fn connects(bench: &Bench) -> Check {
     })
 }
 
-async fn heartbeats(bench: &Bench) -> Check {
-    let times = |state: &State| (state.heartbeats.len() >= 3).then(|| state.heartbeats.iter().map(|h| h.0).collect());
+async fn heartbeats(bench: &Bench) -> CheckResult {
+    let times =
+        |state: &GatewayState| (state.heartbeats.len() >= 3).then(|| state.heartbeats.iter().map(|h| h.0).collect());
     let times: Vec<_> = bench.expect("three heartbeats, one a second", times).await?;
     match times.windows(2).map(|pair| pair[1] - pair[0]).max() {
         Some(gap) if gap > Duration::from_millis(2500) => {
@@ -71,8 +76,8 @@ async fn heartbeats(bench: &Bench) -> Check {
     }
 }
 
-/// No call so far was wrong.
-fn fine(bench: &Bench) -> Check {
+/// Fails if a call so far broke the protocol.
+fn fine(bench: &Bench) -> CheckResult {
     bench.gateway.with(|state| match state.problems.drain(..).next() {
         Some(problem) => Err(format!("seen: {problem}")),
         None if state.incarnations.len() > 1 => Err("expected one incarnation per process".into()),
@@ -80,9 +85,9 @@ fn fine(bench: &Bench) -> Check {
     })
 }
 
-/// Waits until a turn is finished by a reply; looks at it.
-async fn replied<T>(bench: &Bench, turn: TurnId, look: impl Fn(&TurnLog) -> T) -> Result<T, String> {
-    let closed = |state: &State| {
+/// Waits until a turn has ended with a reply; returns what `look` makes of it.
+async fn replied<T>(bench: &Bench, turn: TurnId, look: impl Fn(&RecordedTurn) -> T) -> Result<T, String> {
+    let closed = |state: &GatewayState| {
         let log = state.turns.get(&turn)?;
         (log.closed && !log.finishes.is_empty()).then(|| (log.finishes[0].outcome.clone(), look(log)))
     };
@@ -92,7 +97,7 @@ async fn replied<T>(bench: &Bench, turn: TurnId, look: impl Fn(&TurnLog) -> T) -
     }
 }
 
-async fn runs(bench: &Bench, message: &str) -> Check {
+async fn runs(bench: &Bench, message: &str) -> CheckResult {
     let turn = bench.gateway.push(message);
     let (text, gaps) = replied(bench, turn, |log| (log.text(), log.gaps)).await?;
     if text.is_empty() {
@@ -106,12 +111,12 @@ async fn runs(bench: &Bench, message: &str) -> Check {
     fine(bench)
 }
 
-async fn runs_once(bench: &Bench, message: &str) -> Check {
+async fn runs_once(bench: &Bench, message: &str) -> CheckResult {
     let turn = bench.gateway.push(message);
     bench.gateway.push_again(turn);
     let before = replied(bench, turn, |log| (log.posts, log.text(), log.finishes[0].end)).await?;
     bench.gateway.push_again(turn);
-    // Whatever the worker does about the repeat, it does before or beside this one.
+    // The worker has seen the repeat before it sees this next turn.
     let next = bench.gateway.push(message);
     replied(bench, next, |_| ()).await?;
     let after = replied(bench, turn, |log| (log.posts, log.text(), log.finishes[0].end)).await?;
@@ -121,13 +126,13 @@ async fn runs_once(bench: &Bench, message: &str) -> Check {
     fine(bench)
 }
 
-async fn repeats(bench: &Bench, message: &str, fault: FinishFault) -> Check {
+async fn repeats(bench: &Bench, message: &str, fault: FinishFault) -> CheckResult {
     bench.gateway.with(|state| {
         state.finish_faults.push(fault);
         state.hold = fault == FinishFault::Forgotten;
     });
     let turn = bench.gateway.push(message);
-    let twice = |state: &State| {
+    let twice = |state: &GatewayState| {
         let log = state.turns.get(&turn)?;
         (log.closed && log.finishes.len() > 1).then(|| (log.finishes.clone(), log.span.end()))
     };
@@ -143,20 +148,20 @@ async fn repeats(bench: &Bench, message: &str, fault: FinishFault) -> Check {
     fine(bench)
 }
 
-/// Waits until a turn is in hand.
-async fn in_hand(bench: &Bench, turn: TurnId) -> Check {
-    let named = |state: &State| state.heartbeats.last().filter(|(_, turns)| turns.contains(&turn)).map(|_| ());
+/// Waits until a heartbeat names the turn.
+async fn in_hand(bench: &Bench, turn: TurnId) -> CheckResult {
+    let named = |state: &GatewayState| state.heartbeats.last().filter(|(_, turns)| turns.contains(&turn)).map(|_| ());
     bench.expect("a heartbeat that names the turn in hand; does the slow message last seconds?", named).await
 }
 
-async fn reconnects(bench: &Bench, slow: &str) -> Check {
+async fn reconnects(bench: &Bench, slow: &str) -> CheckResult {
     bench.gateway.with(|state| state.hold = true);
     let turn = bench.gateway.push(slow);
     in_hand(bench, turn).await?;
     let connects = bench.gateway.with(|state| state.connects.len());
     bench.gateway.break_stream();
     bench.gateway.with(|state| state.hold = false);
-    let again = |state: &State| state.connects.get(connects).map(|connect| connect.turns.clone());
+    let again = |state: &GatewayState| state.connects.get(connects).map(|connect| connect.turns.clone());
     let named = bench.expect("a new connection", again).await?;
     if !named.contains(&turn.to_string()) {
         return Err(format!("expected the turn in hand in the query's `turns`, got {named:?}"));
@@ -168,17 +173,18 @@ async fn reconnects(bench: &Bench, slow: &str) -> Check {
     fine(bench)
 }
 
-async fn cancels(bench: &Bench, slow: &str, message: &str) -> Check {
+async fn cancels(bench: &Bench, slow: &str, message: &str) -> CheckResult {
     let turn = bench.gateway.push(slow);
     in_hand(bench, turn).await?;
     bench.gateway.cancel(turn);
     let beats = bench.gateway.with(|state| state.heartbeats.len());
-    let quiet = |state: &State| {
+    let quiet = |state: &GatewayState| {
         let after = state.heartbeats.get(beats + 1..)?;
         after.iter().any(|(_, turns)| !turns.contains(&turn)).then_some(())
     };
     bench.expect("heartbeats that do not name the cancelled turn", quiet).await?;
-    // The worker is free again, and longer busy than the cancelled turn would have been.
+    // The worker is free again. This turn lasts longer than what was left of the cancelled one, so a finish of that would have
+    // come by the time both replies are there.
     let next = bench.gateway.push(slow);
     replied(bench, next, |_| ()).await?;
     let next = bench.gateway.push(message);
@@ -190,17 +196,17 @@ async fn cancels(bench: &Bench, slow: &str, message: &str) -> Check {
 }
 
 /// Waits for a goodbye of this phase.
-async fn goodbye(bench: &Bench, what: &str, phase: GoodbyePhase) -> Check {
-    let said = |state: &State| state.goodbyes.iter().find(|goodbye| goodbye.phase == phase).map(|_| ());
+async fn goodbye(bench: &Bench, what: &str, phase: GoodbyePhase) -> CheckResult {
+    let said = |state: &GatewayState| state.goodbyes.iter().find(|goodbye| goodbye.phase == phase).map(|_| ());
     bench.expect(what, said).await
 }
 
-async fn drains(bench: Bench, slow: &str, message: &str) -> Check {
+async fn drains(bench: Bench, slow: &str, message: &str) -> CheckResult {
     let turn = bench.gateway.push(slow);
     in_hand(&bench, turn).await?;
     let late = bench.gateway.drain_and_push(20, message);
     goodbye(&bench, "goodbye {phase: draining}", GoodbyePhase::Draining).await?;
-    let back = |state: &State| state.turns.get(&late).filter(|log| log.handed_back).map(|_| ());
+    let back = |state: &GatewayState| state.turns.get(&late).filter(|log| log.handed_back).map(|_| ());
     bench.expect("a goodbye whose handBack names the turn that came with the drain", back).await?;
     replied(&bench, turn, |_| ()).await?;
     goodbye(&bench, "goodbye {phase: gone} after the last turn", GoodbyePhase::Gone).await?;
@@ -208,24 +214,24 @@ async fn drains(bench: Bench, slow: &str, message: &str) -> Check {
     exits_zero(bench).await
 }
 
-async fn exits_zero(bench: Bench) -> Check {
+async fn exits_zero(bench: Bench) -> CheckResult {
     match bench.exit().await? {
         Some(0) => Ok(()),
         code => Err(format!("expected exit code 0, got {code:?}")),
     }
 }
 
-async fn retries(bench: &Bench) -> Check {
-    let connected = |state: &State| (state.refused_streams > 0 && !state.connects.is_empty()).then_some(());
+async fn retries(bench: &Bench) -> CheckResult {
+    let connected = |state: &GatewayState| (state.refused_streams > 0 && !state.connects.is_empty()).then_some(());
     bench.expect("another GET /worker/v1/turns after a 503", connected).await
 }
 
-async fn exits_when_gone(bench: Bench) -> Check {
+async fn exits_when_gone(bench: Bench) -> CheckResult {
     bench.gateway.with(|state| state.gone = true);
     bench.exit().await.map(drop)
 }
 
-async fn leaves_on_sigterm(bench: Bench) -> Check {
+async fn leaves_on_sigterm(bench: Bench) -> CheckResult {
     connects(&bench).await?;
     bench.expect("a heartbeat", |state| state.heartbeats.first().map(|_| ())).await?;
     bench.sigterm();

@@ -1,11 +1,11 @@
-//! The fake gateway's calls. What a worker must not do becomes a `problem`.
+//! The fake gateway's side of the worker protocol. What a worker must not do is noted as a problem.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::body::Body;
-use axum::extract::{Extension, Path, Query, Request, State as Axum};
+use axum::extract::{Extension, Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -21,7 +21,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::gateway::{FinishFault, Shared, State, TurnLog};
+use super::state::{FinishFault, GatewayState, RecordedTurn, SharedState};
 use crate::turn::frame::Span;
 use crate::turn::keys::TurnId;
 use crate::wire::{
@@ -29,10 +29,10 @@ use crate::wire::{
     Missing, Output, ToWorker,
 };
 
-type Gate = Axum<Arc<Shared>>;
+type FakeState = State<Arc<SharedState>>;
 
-/// Accepts connections, each of which a fault can break.
-pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+/// Serves the worker protocol. Each connection has a token that breaks it.
+pub(super) async fn serve(listener: TcpListener, shared: Arc<SharedState>) {
     let router = Router::new()
         .route("/worker/v1/turns", get(turns))
         .route("/worker/v1/turns/{id}/output", post(output))
@@ -54,7 +54,8 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn check_caller(Axum(shared): Gate, headers: HeaderMap, request: Request, next: Next) -> Response {
+/// Checks the headers that each call must have, and notes calls that are refused as malformed.
+async fn check_caller(State(shared): FakeState, headers: HeaderMap, request: Request, next: Next) -> Response {
     let shown = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let incarnation = headers.get(INCARNATION).and_then(|v| v.to_str().ok()).unwrap_or_default().to_string();
     {
@@ -91,7 +92,11 @@ async fn check_caller(Axum(shared): Gate, headers: HeaderMap, request: Request, 
     answer
 }
 
-async fn turns(Axum(shared): Gate, Extension(broken): Extension<CancellationToken>, query: Query<Connect>) -> Response {
+async fn turns(
+    State(shared): FakeState,
+    Extension(broken): Extension<CancellationToken>,
+    query: Query<Connect>,
+) -> Response {
     let mut state = shared.state();
     if state.unavailable_streams > 0 {
         state.unavailable_streams -= 1;
@@ -103,23 +108,23 @@ async fn turns(Axum(shared): Gate, Extension(broken): Extension<CancellationToke
     state.stream = Some((sender, broken));
     state.connects.push(query.0);
     let hello = ToWorker::Hello(state.hello.clone());
-    state.line(&hello);
+    state.send(&hello);
     for turn in state.owed(&named) {
-        state.line(&ToWorker::Turn(Box::new(turn)));
+        state.send(&ToWorker::Turn(Box::new(turn)));
     }
     let body = Body::from_stream(UnboundedReceiverStream::new(receiver).map(Ok::<_, Infallible>));
     ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
 }
 
 #[derive(Deserialize)]
-struct At {
+struct PostOffset {
     offset: u64,
 }
 
 async fn output(
-    Axum(shared): Gate,
+    State(shared): FakeState,
     Path(turn): Path<TurnId>,
-    Query(At { offset }): Query<At>,
+    Query(PostOffset { offset }): Query<PostOffset>,
     Json(body): Json<Output>,
 ) -> Response {
     if shared.state().stall {
@@ -144,8 +149,9 @@ async fn output(
     answer
 }
 
-/// Puts a piece where it belongs. Repeated output must be what it was.
-fn append(log: &mut TurnLog, offset: u64, piece: Span, problems: &mut Vec<String>) -> Option<Missing> {
+/// Appends a piece of output to a turn's log; `Some` if something between the log's end and the piece is missing. Of a repeated
+/// piece only what is new is appended, and the rest must be what it was.
+fn append(log: &mut RecordedTurn, offset: u64, piece: Span, problems: &mut Vec<String>) -> Option<Missing> {
     let end = log.span.end();
     if offset > end {
         log.gaps += 1;
@@ -163,7 +169,7 @@ fn append(log: &mut TurnLog, offset: u64, piece: Span, problems: &mut Vec<String
 }
 
 async fn finish(
-    Axum(shared): Gate,
+    State(shared): FakeState,
     Extension(broken): Extension<CancellationToken>,
     Json(finish): Json<Finish>,
 ) -> Response {
@@ -176,8 +182,8 @@ async fn finish(
     answer
 }
 
-/// The answer, and whether it gets lost on its way.
-fn finished(shared: &Shared, finish: Finish) -> (Response, bool) {
+/// The answer to a `finish` call, and whether it is to get lost.
+fn finished(shared: &SharedState, finish: Finish) -> (Response, bool) {
     let mut state = shared.state();
     let fault = (!state.finish_faults.is_empty()).then(|| state.finish_faults.remove(0));
     let Some(first) = finish.turn_ids.first().copied() else {
@@ -208,7 +214,8 @@ fn finished(shared: &Shared, finish: Finish) -> (Response, bool) {
     (answer, fault == Some(FinishFault::NoAnswer))
 }
 
-fn take(log: &mut TurnLog, finish: &Finish, problems: &mut Vec<String>) -> Response {
+/// Takes a worker's last word on a turn.
+fn take(log: &mut RecordedTurn, finish: &Finish, problems: &mut Vec<String>) -> Response {
     let others = log.finishes.iter().any(|other| other.reply_id != finish.reply_id);
     if others && !log.cancelled {
         problems.push("a turn that was finished twice, by different replyIds".into());
@@ -232,7 +239,8 @@ fn take(log: &mut TurnLog, finish: &Finish, problems: &mut Vec<String>) -> Respo
     Json(Finished { result: FinishResult::Accepted }).into_response()
 }
 
-fn close(state: &mut State, finish: &Finish) {
+/// Closes the turns that a last word ended.
+fn close(state: &mut GatewayState, finish: &Finish) {
     for turn in &finish.turn_ids {
         match state.turns.get_mut(turn) {
             Some(log) => log.closed = true,
@@ -241,17 +249,17 @@ fn close(state: &mut State, finish: &Finish) {
     }
 }
 
-async fn heartbeat(Axum(shared): Gate, Json(heartbeat): Json<Heartbeat>) -> Json<HeartbeatAnswer> {
+async fn heartbeat(State(shared): FakeState, Json(heartbeat): Json<Heartbeat>) -> Json<HeartbeatAnswer> {
     let mut state = shared.state();
     let push = state.owed(&heartbeat.turns);
-    // Not the finished ones: a worker that has no answer yet is to repeat its word.
+    // Finished turns are not among them: a worker that got no answer to its last word is to repeat it.
     let stopped = |turn: &TurnId| state.turns.get(turn).is_none_or(|log| log.cancelled || log.handed_back);
     let stop = heartbeat.turns.iter().filter(|turn| stopped(turn)).copied().collect();
     state.heartbeats.push((Instant::now(), heartbeat.turns));
     Json(HeartbeatAnswer { push, stop, drain: None })
 }
 
-async fn goodbye(Axum(shared): Gate, Json(goodbye): Json<Goodbye>) -> StatusCode {
+async fn goodbye(State(shared): FakeState, Json(goodbye): Json<Goodbye>) -> StatusCode {
     let mut state = shared.state();
     for turn in &goodbye.hand_back {
         if let Some(log) = state.turns.get_mut(turn) {

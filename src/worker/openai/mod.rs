@@ -1,4 +1,4 @@
-//! A streamed chat completion for each turn, from any OpenAI-compatible server.
+//! The adapter `openai`: it asks an OpenAI-compatible server for a streamed chat completion for each turn.
 
 mod server;
 mod stream;
@@ -13,30 +13,33 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use self::server::ModelServer;
-use self::stream::{Completion, Piece};
-use super::adapter::{Adapter, OutputSink};
-use super::client::{body_of, causes};
-use super::lines::Lines;
-use super::options::Common;
-use super::{EXIT_BROKEN, WorkerError, process, termination, work};
-use crate::turn::reason::Reason;
+use self::stream::{Completion, CompletionEvent};
+use super::adapter::{OutputSink, TurnAdapter};
+use super::environment::hide_environment;
+use super::error::{EXIT_BROKEN, WorkerError};
+use super::http::{StreamLines, body_of, causes};
+use super::options::CommonArgs;
+use super::start::{self, Wants};
+use super::termination;
+use crate::turn::cause;
 use crate::turn::terminal::{Failure, Outcome};
 use crate::wire::{MAX_HISTORY, TurnPush};
 
 /// The longest line of a model's stream, in bytes.
 const LINE_BYTES: usize = 1024 * 1024;
-/// What is read of an error's body, in bytes.
+/// The longest body of an error that is read, in bytes.
 const ERROR_BYTES: usize = 64 * 1024;
-/// What is kept of it for operators, in bytes from its end.
+/// How much of the end of such a body is kept for operators, in bytes.
 const ERROR_TAIL_BYTES: usize = 4 * 1024;
-/// A connection to a model server that dies breaks before its exit is seen: how long the exit is waited for.
+/// How long the model server's exit is waited for after a completion failed: the connection breaks before the exit is seen, and
+/// the exit tells more.
 const EXIT_SEEN: Duration = Duration::from_millis(500);
 
 /// `lastword worker openai`
 #[derive(Debug, Clone, clap::Args)]
 pub struct OpenAiArgs {
     #[command(flatten)]
-    pub common: Common,
+    pub common: CommonArgs,
     /// The API's base, e.g. http://127.0.0.1:8000/v1
     #[arg(long, env = "LASTWORD_OPENAI_BASE_URL", value_name = "URL")]
     pub base_url: Url,
@@ -80,22 +83,24 @@ pub struct OpenAiArgs {
 
 /// Starts the model server if there is one, waits until it is ready, and serves turns.
 pub(super) async fn run(args: OpenAiArgs, shutdown: CancellationToken) -> Result<ExitCode, WorkerError> {
-    process::hide_environment();
+    hide_environment();
     let server = match args.model_server {
         true => Some(ModelServer::start(&args.server, &args.base_url).await?),
         false => None,
     };
-    let adapter = OpenAi::new(&args, server.as_ref().map(ModelServer::ended))?;
+    let adapter = OpenAiAdapter::new(&args, server.as_ref().map(ModelServer::ended))?;
     let ready = tokio::select! {
         ready = adapter.ready() => Some(ready),
         () = shutdown.cancelled() => None,
     };
     let code = match ready {
         None => Ok(ExitCode::SUCCESS),
-        Some(Ok(())) => work(args.common.clone(), args.history, false, adapter, shutdown).await,
+        Some(Ok(())) => {
+            start::serve(&args.common, Wants { history: args.history, ..Wants::default() }, adapter, shutdown).await
+        }
         Some(Err(error)) => {
             tracing::error!("{error}");
-            termination::note(&Failure::detailed(Reason::StartFailed, error.to_string()));
+            termination::note(&cause::start::impossible(error.to_string()));
             Ok(EXIT_BROKEN.into())
         }
     };
@@ -105,27 +110,28 @@ pub(super) async fn run(args: OpenAiArgs, shutdown: CancellationToken) -> Result
     code
 }
 
-/// Asks the server.
-struct OpenAi {
+/// Asks the server for completions.
+struct OpenAiAdapter {
     http: reqwest::Client,
     args: OpenAiArgs,
+    /// The header `Bearer …` with the API key, if there is one; a secret.
     authorization: Option<HeaderValue>,
-    /// How the model server ended, if it did.
+    /// Where the worker started the model server: why that ended, if it did.
     ended: Option<watch::Receiver<Option<Failure>>>,
 }
 
-impl OpenAi {
+impl OpenAiAdapter {
     fn new(args: &OpenAiArgs, ended: Option<watch::Receiver<Option<Failure>>>) -> Result<Self, WorkerError> {
         let mut builder = reqwest::Client::builder().connect_timeout(Duration::from_secs(args.connect_timeout));
         if args.base_url.scheme() == "http" {
-            // The image may have no certificates at all; see the same in client.rs.
+            // Without TLS, the system's authorities need not be read; an image may lack them.
             builder = builder.tls_certs_only([]);
         }
         let authorization = match &args.api_key_env {
             None => None,
             Some(name) => Some(bearer(name)?),
         };
-        Ok(OpenAi { http: builder.build()?, args: args.clone(), authorization, ended })
+        Ok(OpenAiAdapter { http: builder.build()?, args: args.clone(), authorization, ended })
     }
 
     fn request(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
@@ -138,8 +144,8 @@ impl OpenAi {
         }
     }
 
-    /// Waits until the server lists its models. An answer that is no server error will do: not every server has models
-    /// to list.
+    /// Waits until the server answers `GET models`. Any answer but a server error (5xx) will do, since not every server lists
+    /// models.
     async fn ready(&self) -> Result<(), WorkerError> {
         if self.args.wait_ready == 0 {
             return Ok(());
@@ -168,6 +174,7 @@ impl OpenAi {
         WorkerError::NotReady { url: self.args.base_url.clone(), seconds: self.args.wait_ready, why }
     }
 
+    /// The body of the request: system prompt, history, and the turn's message.
     fn body(&self, turn: &TurnPush) -> Value {
         let mut messages = Vec::new();
         if let Some(prompt) = &self.args.system_prompt {
@@ -181,7 +188,7 @@ impl OpenAi {
         json!({"model": self.args.model, "messages": messages, "stream": true})
     }
 
-    /// One completion, from its request to its last chunk.
+    /// Asks for one completion and passes it on, from the request to the last chunk.
     async fn complete(&self, turn: &TurnPush, out: &OutputSink) -> Result<(), Failure> {
         let idle = Duration::from_secs(self.args.idle_timeout);
         let mut request = self.request(reqwest::Method::POST, "chat/completions").json(&self.body(turn));
@@ -199,7 +206,7 @@ impl OpenAi {
             let tail = String::from_utf8_lossy(&body[body.len().saturating_sub(ERROR_TAIL_BYTES)..]).into_owned();
             return Err(failed(format!("the model server answered {status}: {}", tail.trim())));
         }
-        let mut lines = Lines::new(response, LINE_BYTES);
+        let mut lines = StreamLines::new(response, LINE_BYTES);
         let mut completion = Completion::default();
         loop {
             let line = match tokio::time::timeout(idle, lines.next()).await {
@@ -211,19 +218,20 @@ impl OpenAi {
                 Ok(Err(error)) => return Err(failed(format!("the model's stream: {error}"))),
             };
             match completion.line(&line) {
-                Ok(Piece::Frames(frames)) => {
+                Ok(CompletionEvent::Frames(frames)) => {
                     for frame in frames {
                         out.send(frame).await.map_err(|stopped| failed(stopped.to_string()))?;
                     }
                 }
-                Ok(Piece::Done) => return flush(completion, out).await,
+                Ok(CompletionEvent::Done) => return flush(completion, out).await,
                 Err(why) => return Err(failed(why)),
             }
         }
     }
 }
 
-/// Passes on the tool calls that the stream's end completed; a completion of nothing is a failure.
+/// Passes on the tool calls that are complete now that the stream has ended. A completion without text and tool calls is a
+/// failure.
 async fn flush(mut completion: Completion, out: &OutputSink) -> Result<(), Failure> {
     for frame in completion.tool_calls() {
         out.send(frame).await.map_err(|stopped| failed(stopped.to_string()))?;
@@ -235,14 +243,14 @@ async fn flush(mut completion: Completion, out: &OutputSink) -> Result<(), Failu
     }
 }
 
-impl Adapter for OpenAi {
+impl TurnAdapter for OpenAiAdapter {
     async fn run(&self, turns: Vec<TurnPush>, out: OutputSink, cancel: CancellationToken) -> Outcome {
         let limit = Duration::from_secs(self.args.request_timeout);
         let completion = tokio::time::timeout(limit, self.complete(&turns[0], &out));
         let result = tokio::select! {
             result = completion => result,
             failure = self.broken() => return Outcome::Error(failure),
-            () = cancel.cancelled() => return Outcome::Error(Failure::new(Reason::Cancelled)),
+            () = cancel.cancelled() => return Outcome::Error(cause::rule::cancelled()),
         };
         match result {
             Ok(Ok(())) => Outcome::Reply,
@@ -266,13 +274,14 @@ impl Adapter for OpenAi {
 }
 
 fn failed(detail: String) -> Failure {
-    Failure::detailed(Reason::AgentError, detail)
+    cause::program::no_answer(detail)
 }
 
 fn silent(idle: Duration) -> Failure {
     failed(format!("the model server said nothing for {} s", idle.as_secs()))
 }
 
+/// The header with the API key that the environment variable `name` holds.
 fn bearer(name: &str) -> Result<HeaderValue, WorkerError> {
     let key = std::env::var(name).unwrap_or_default();
     if key.is_empty() {

@@ -1,4 +1,4 @@
-//! The model server as a program that the worker starts and watches, where there is no container for it.
+//! A model server that the worker itself starts and watches: on one machine, where no container of a pod runs it.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -7,25 +7,27 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use crate::turn::reason::Reason;
+use crate::turn::cause;
+use crate::turn::cause::process::Ended;
 use crate::turn::terminal::Failure;
-use crate::worker::WorkerError;
-use crate::worker::exec::exit_cause;
+use crate::worker::environment::agent_command;
+use crate::worker::error::WorkerError;
 use crate::worker::oom;
-use crate::worker::process::{Process, agent_command};
+use crate::worker::process::AgentProcess;
 
-/// After SIGTERM, a server that is still there is killed after this time.
+/// How long the server has between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// A running model server; it ends with this value.
+/// A running model server. [`ModelServer::stop`] ends it; it ends with the worker at the latest.
 pub(super) struct ModelServer {
     stop: CancellationToken,
+    /// See [`ModelServer::ended`].
     ended: watch::Receiver<Option<Failure>>,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl ModelServer {
-    /// Starts it. It finds the port of `base_url` in PORT; what it prints goes where our own goes.
+    /// Starts the server. The variable PORT tells it the port of `base_url`; it prints to where the worker prints.
     pub(super) async fn start(program: &[String], base_url: &Url) -> Result<Self, WorkerError> {
         let name = program.first().cloned().unwrap_or_default();
         let mut command = agent_command(&name);
@@ -34,21 +36,17 @@ impl ModelServer {
             command.env("PORT", port.to_string());
         }
         let kills = oom::kills();
-        let process = Process::start(command).await.map_err(|error| WorkerError::Start { program: name, error })?;
+        let process =
+            AgentProcess::start(command).await.map_err(|error| WorkerError::Start { program: name, error })?;
         let stop = CancellationToken::new();
         let (tell, ended) = watch::channel(None);
         let stopped = stop.clone();
         let task = tokio::spawn(async move {
             tokio::select! {
                 () = process.exited() => {
-                    let mut failure = exit_cause(process.wait().await, oom::kills() > kills);
-                    if failure.reason == Reason::AgentError {
-                        // A server that exits, with whatever code, has left its turns alone.
-                        failure = Failure { reason: Reason::WorkerExited, ..failure }
-                            .with_message(Reason::WorkerExited.client_message());
-                    }
-                    let _ = tell.send(Some(failure));
-                    // Keeps the channel: whoever asks later learns it too.
+                    let ended = process.wait().await.map_or(Ended::Unknown(None), Ended::from);
+                    let _ = tell.send(Some(cause::program::server_end(&ended, oom::kills() > kills)));
+                    // The task lives on with the channel, so that those who ask later learn of it too.
                     stopped.cancelled().await;
                 }
                 () = stopped.cancelled() => drop(process.stop(GRACE).await),
@@ -57,11 +55,12 @@ impl ModelServer {
         Ok(ModelServer { stop, ended, task })
     }
 
-    /// Becomes the failure of the turns in hand when the server ends by itself.
+    /// Set when the server ends by itself, to the failure of the turns in hand.
     pub(super) fn ended(&self) -> watch::Receiver<Option<Failure>> {
         self.ended.clone()
     }
 
+    /// Stops the server, by force after [`GRACE`].
     pub(super) async fn stop(self) {
         self.stop.cancel();
         let _ = self.task.await;

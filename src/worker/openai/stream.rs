@@ -1,4 +1,4 @@
-//! Reads a streamed chat completion, line by line. Pure.
+//! Reads a streamed chat completion (Server-Sent Events) line by line. Pure.
 
 use std::collections::BTreeMap;
 
@@ -6,23 +6,25 @@ use serde_json::Value;
 
 use crate::turn::frame::Frame;
 
-/// The most tool calls of one completion, and the longest arguments of one, in bytes.
+/// The most tool calls of one completion, and the longest arguments of one call, in bytes.
 const MAX_TOOL_CALLS: usize = 128;
 const MAX_ARGUMENT_BYTES: usize = 256 * 1024;
 
-/// What a line meant.
+/// What a line of the stream means.
 #[derive(Debug, PartialEq)]
-pub(super) enum Piece {
+pub(super) enum CompletionEvent {
+    /// This output; often none.
     Frames(Vec<Frame>),
-    /// `[DONE]`
+    /// `[DONE]`: the stream is complete.
     Done,
 }
 
-/// A completion as far as it was streamed.
+/// What is known of a completion so far.
 #[derive(Debug, Default)]
 pub(super) struct Completion {
     finish_reason: Option<String>,
     done: bool,
+    /// Tool calls whose pieces are still arriving, by their index in the completion.
     calls: BTreeMap<u64, ToolCall>,
     has_output: bool,
 }
@@ -35,20 +37,21 @@ struct ToolCall {
 }
 
 impl Completion {
-    /// Takes one line of the stream. An error is the turn's.
-    pub(super) fn line(&mut self, line: &[u8]) -> Result<Piece, String> {
+    /// Takes one line of the stream. An error ends the turn; its text is for operators.
+    pub(super) fn line(&mut self, line: &[u8]) -> Result<CompletionEvent, String> {
         let line = String::from_utf8_lossy(line);
-        // Comments, event names and empty lines say nothing. A chunk is one line in every server that we know.
+        // Comments, event names and empty lines carry no data. SSE allows data of several lines, but the known servers send each
+        // chunk as one line.
         let Some(data) = line.strip_prefix("data:").map(str::trim) else { return self.other(line.trim()) };
         if data == "[DONE]" {
             self.done = true;
-            return Ok(Piece::Done);
+            return Ok(CompletionEvent::Done);
         }
         let chunk: Value = serde_json::from_str(data).map_err(|e| format!("a chunk that is no JSON ({e}): {data}"))?;
         if let Some(error) = chunk.get("error").filter(|error| !error.is_null()) {
             return Err(format!("an error in the model's stream: {error}"));
         }
-        let Some(choice) = chunk["choices"].get(0) else { return Ok(Piece::Frames(Vec::new())) };
+        let Some(choice) = chunk["choices"].get(0) else { return Ok(CompletionEvent::Frames(Vec::new())) };
         let mut frames = Vec::new();
         if let Some(text) = choice["delta"]["content"].as_str().filter(|text| !text.is_empty()) {
             self.has_output = true;
@@ -61,17 +64,18 @@ impl Completion {
             self.finish_reason = Some(reason.to_string());
             frames.extend(self.tool_calls());
         }
-        Ok(Piece::Frames(frames))
+        Ok(CompletionEvent::Frames(frames))
     }
 
-    /// A server that answers 200 and then an error as plain JSON is not unheard of.
-    fn other(&self, line: &str) -> Result<Piece, String> {
+    /// A line without data. Some servers answer 200 and then send an error as plain JSON; that is an error here, too.
+    fn other(&self, line: &str) -> Result<CompletionEvent, String> {
         if line.starts_with('{') {
             return Err(format!("no event stream: {line}"));
         }
-        Ok(Piece::Frames(Vec::new()))
+        Ok(CompletionEvent::Frames(Vec::new()))
     }
 
+    /// Takes a piece of a tool call.
     fn call(&mut self, delta: &Value) -> Result<(), String> {
         let index = delta["index"].as_u64().unwrap_or(self.calls.len() as u64);
         let call = self.calls.entry(index).or_default();
@@ -90,7 +94,7 @@ impl Completion {
         Ok(())
     }
 
-    /// The tool calls that are complete now: all, once the model has finished.
+    /// Takes out the tool calls, as frames. They are complete once the model has finished.
     pub(super) fn tool_calls(&mut self) -> Vec<Frame> {
         let calls = std::mem::take(&mut self.calls);
         self.has_output |= !calls.is_empty();
@@ -106,7 +110,7 @@ impl Completion {
         calls.into_iter().map(frame).collect()
     }
 
-    /// Whether the model said that it is finished, so that the stream may end.
+    /// Whether the model said that it has finished. Only then is the end of the stream the end of the completion.
     pub(super) fn is_finished(&self) -> bool {
         self.done || self.finish_reason.is_some()
     }
@@ -116,6 +120,7 @@ impl Completion {
         !self.has_output
     }
 
+    /// The model's `finish_reason`, for operators.
     pub(super) fn why_finished(&self) -> &str {
         self.finish_reason.as_deref().unwrap_or("no finish_reason")
     }
@@ -126,22 +131,22 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn line(completion: &mut Completion, chunk: Value) -> Result<Piece, String> {
+    fn line(completion: &mut Completion, chunk: Value) -> Result<CompletionEvent, String> {
         completion.line(format!("data: {chunk}\r").as_bytes())
     }
 
     #[test]
     fn text_then_the_end() {
         let mut completion = Completion::default();
-        assert_eq!(completion.line(b": ping"), Ok(Piece::Frames(vec![])));
-        assert_eq!(completion.line(b""), Ok(Piece::Frames(vec![])));
+        assert_eq!(completion.line(b": ping"), Ok(CompletionEvent::Frames(vec![])));
+        assert_eq!(completion.line(b""), Ok(CompletionEvent::Frames(vec![])));
         let got = line(&mut completion, json!({"choices": [{"delta": {"role": "assistant", "content": "hi"}}]}));
-        assert_eq!(got, Ok(Piece::Frames(vec![Frame::text("hi")])));
+        assert_eq!(got, Ok(CompletionEvent::Frames(vec![Frame::text("hi")])));
         assert!(!completion.is_finished());
         line(&mut completion, json!({"choices": [{"delta": {}, "finish_reason": "stop"}]})).expect("understood");
         line(&mut completion, json!({"choices": [], "usage": {"total_tokens": 3}})).expect("understood");
         assert!(completion.is_finished() && !completion.is_empty());
-        assert_eq!(completion.line(b"data: [DONE]"), Ok(Piece::Done));
+        assert_eq!(completion.line(b"data: [DONE]"), Ok(CompletionEvent::Done));
     }
 
     #[test]
@@ -149,13 +154,16 @@ mod tests {
         let mut completion = Completion::default();
         let delta = |calls: Value| json!({"choices": [{"delta": {"tool_calls": calls}}]});
         let begin = delta(json!([{"index": 0, "id": "c1", "function": {"name": "add", "arguments": "{\"a\""}}]));
-        assert_eq!(line(&mut completion, begin), Ok(Piece::Frames(vec![])));
+        assert_eq!(line(&mut completion, begin), Ok(CompletionEvent::Frames(vec![])));
         line(&mut completion, delta(json!([{"index": 0, "function": {"arguments": ":1}"}}]))).expect("understood");
         line(&mut completion, delta(json!([{"index": 1, "id": "c2", "function": {"name": "f", "arguments": "x"}}])))
             .expect("understood");
         let end = line(&mut completion, json!({"choices": [{"delta": {}, "finish_reason": "tool_calls"}]}));
         let call = |id: &str, name: &str, arguments| Frame::ToolCall { id: id.into(), name: name.into(), arguments };
-        assert_eq!(end, Ok(Piece::Frames(vec![call("c1", "add", json!({"a": 1})), call("c2", "f", json!("x"))])));
+        assert_eq!(
+            end,
+            Ok(CompletionEvent::Frames(vec![call("c1", "add", json!({"a": 1})), call("c2", "f", json!("x"))]))
+        );
         assert!(!completion.is_empty());
     }
 

@@ -11,7 +11,7 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, ResourceExt};
 use lastword::crd::AgentTurn;
-use lastword::operator::watch::Pause;
+use lastword::operator::watch::WatchBackoff;
 
 /// When the API server first said so of a pod.
 #[derive(Debug, Clone, Copy, Default)]
@@ -55,11 +55,11 @@ impl News {
         let pods = watcher::watcher(Api::<Pod>::namespaced(kube.clone(), namespace), watcher::Config::default());
         let turns = watcher::watcher(Api::<AgentTurn>::namespaced(kube.clone(), namespace), watcher::Config::default());
         let (of_pods, of_turns) = (noted.clone(), noted.clone());
-        let pods = tokio::spawn(pods.backoff(Pause::default()).for_each(move |event| {
+        let pods = tokio::spawn(pods.backoff(WatchBackoff::default()).for_each(move |event| {
             of_pods.lock().unwrap().pod(event);
             std::future::ready(())
         }));
-        let turns = tokio::spawn(turns.backoff(Pause::default()).for_each(move |event| {
+        let turns = tokio::spawn(turns.backoff(WatchBackoff::default()).for_each(move |event| {
             of_turns.lock().unwrap().turn(event);
             std::future::ready(())
         }));

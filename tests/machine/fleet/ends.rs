@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use lastword::fleet::{FleetConfig, WorkerRuntime, fail_former_boots};
 use lastword::local::postgres::{Shutdown, Version};
-use lastword::store::{LeasePhase, NewStart};
+use lastword::store::NewStart;
 use lastword::turn::keys::StartId;
+use lastword::turn::phase::LeasePhase;
 use lastword::turn::reason::Reason;
 use lastword::turn::terminal::Failure;
 use rustix::process::Signal;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use lastword::fleet::WorkerRuntime;
-use lastword::store::LeasePhase;
+use lastword::turn::phase::LeasePhase;
 use lastword::turn::reason::Reason;
 use serde_json::json;
 

@@ -77,12 +77,12 @@ fn echo(gateway: &Gateway, credential: &Credential, authority: Option<&str>) -> 
     command
         .args(["worker", "echo"])
         .env_remove("LASTWORD_LOG")
-        .env("LASTWORD_GATEWAY", &gateway.workers)
+        .env("LASTWORD_WORKER_GATEWAY", &gateway.workers)
         .env("LASTWORD_CREDENTIAL", credential.reveal())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
     if let Some(authority) = authority {
-        command.env("LASTWORD_GATEWAY_CA", file(authority));
+        command.env("LASTWORD_WORKER_GATEWAY_CA", file(authority));
     }
     command.spawn().expect("it starts")
 }
@@ -104,7 +104,7 @@ async fn a_worker_that_knows_no_authority_says_what_to_do(db: Db) {
         let mut lines = BufReader::new(worker.stderr.take().expect("piped")).lines();
         let line = within("a word on stderr", lines.next_line()).await.expect("text").expect("a line");
         let advice = "invalid peer certificate: UnknownIssuer; \
-                      name the authority of its certificate with --gateway-ca FILE (LASTWORD_GATEWAY_CA)";
+                      name the authority of its certificate with --gateway-ca FILE (LASTWORD_WORKER_GATEWAY_CA)";
         assert!(line.contains(&gateway.workers) && line.contains(advice), "{line}");
     }
     assert_eq!(db.count("lease WHERE phase = 'starting'").await, 1, "nobody came");

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use futures::future::BoxFuture;
 use lastword::turn::reason::Reason;
 use lastword::turn::terminal::Failure;
-use lastword::wire::{Credential, Session};
+use lastword::wire::{Credential, IssuedCredential};
 use lastword::worker_port::identity::{PodIdentity, ReviewError, Reviewer};
 use reqwest::StatusCode;
 use serde_json::json;
@@ -54,13 +54,13 @@ async fn reviewing(db: &Db) -> (Gateway, Arc<FakeReviewer>) {
 
 async fn ask(gateway: &Gateway, token: &str) -> (StatusCode, Option<Credential>) {
     let http = reqwest::Client::builder().no_proxy().build().expect("a client");
-    let request = http.post(format!("{}/worker/v1/session", gateway.workers)).bearer_auth(token);
+    let request = http.post(format!("{}/worker/v1/credential", gateway.workers)).bearer_auth(token);
     let response = within("a session", request.send()).await.expect("an answer");
     let status = response.status();
     let credential = match status.is_success() {
         true => {
             assert_eq!(response.headers()["cache-control"], "no-store");
-            let session: Session = response.json().await.expect("as documented");
+            let session: IssuedCredential = response.json().await.expect("as documented");
             Some(Credential::parse(&session.credential).expect("a credential"))
         }
         false => {
@@ -140,7 +140,7 @@ async fn in_a_pod(db: Db, command: &[&str]) {
 fn launch(command: &[&str], gateway: &Gateway, token: &Path) -> Child {
     Command::new(command[0])
         .args(&command[1..])
-        .env("LASTWORD_GATEWAY", &gateway.workers)
+        .env("LASTWORD_WORKER_GATEWAY", &gateway.workers)
         .env("LASTWORD_TOKEN_FILE", token)
         .env_remove("LASTWORD_CREDENTIAL")
         .kill_on_drop(true)

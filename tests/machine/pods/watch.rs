@@ -143,7 +143,7 @@ async fn news_waits_for_the_database_that_knows_the_pod(db: Db) {
     scene.deaths = PodRuntime(pods.clone()).deaths();
     tokio::spawn(Arc::clone(&pods).watch(scene.shutdown.clone()));
     tokio::spawn(Arc::clone(&pods).observe(scene.shutdown.clone()));
-    tokio::spawn(pods.clone().tidy(leadership.clone(), scene.shutdown.clone()));
+    tokio::spawn(pods.clone().clean_up(leadership.clone(), scene.shutdown.clone()));
     eventually("a watch", async || scene.server.watched()).await;
     assert!(tokio::time::timeout(Duration::from_millis(100), scene.deaths.recv()).await.is_err());
     assert!(db.store.record_pod(scene.worker.credential.start, UID, 30).await.expect("answers"));

@@ -67,8 +67,8 @@ async fn the_message_may_be_an_argument() {
 async fn the_program_knows_its_turn_but_no_secret() {
     let (frames, _) = sh("env | grep -e ^LASTWORD_ -e ^TRACEPARENT=", "m").await;
     let env = text(&frames);
-    for name in ["CONVERSATION=conformance", "TURN_ID=", "USER=somebody", "MESSAGE_ID=message-"] {
-        assert!(env.contains(&format!("LASTWORD_{name}")), "{env}");
+    for name in ["CONVERSATION=conformance", "ID=", "USER=somebody", "MESSAGE_ID=message-"] {
+        assert!(env.contains(&format!("LASTWORD_TURN_{name}")), "{env}");
     }
     assert!(env.contains("TRACEPARENT=00-4bf"), "{env}");
     assert!(!env.contains("LASTWORD_CREDENTIAL") && !env.contains(SECRET), "{env}");

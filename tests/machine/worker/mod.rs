@@ -6,7 +6,7 @@ use std::process::{Output, Stdio};
 use lastword::turn::frame::Frame;
 use lastword::turn::keys::TurnId;
 use lastword::turn::terminal::{Failure, Outcome};
-use lastword::worker::conformance::gateway::{Gateway, State, TurnLog};
+use lastword::worker::conformance::{FakeGateway, GatewayState, RecordedTurn};
 use tokio::process::{Child, Command};
 
 use crate::support::LASTWORD;
@@ -20,7 +20,7 @@ const SECRET: &str = "lww_a-secret";
 
 /// A worker and its gateway.
 struct Bench {
-    gateway: Gateway,
+    gateway: FakeGateway,
     worker: Child,
 }
 
@@ -29,16 +29,16 @@ impl Bench {
         Bench::with(args, |_| {}).await
     }
 
-    async fn with(args: &[&str], prepare: impl FnOnce(&mut State)) -> Bench {
+    async fn with(args: &[&str], prepare: impl FnOnce(&mut GatewayState)) -> Bench {
         Bench::launch(&[&[LASTWORD, "worker"], args].concat(), prepare).await
     }
 
-    async fn launch(command: &[&str], prepare: impl FnOnce(&mut State)) -> Bench {
-        let gateway = Gateway::start(SECRET.into(), 8).await.unwrap();
+    async fn launch(command: &[&str], prepare: impl FnOnce(&mut GatewayState)) -> Bench {
+        let gateway = FakeGateway::start(SECRET.into(), 8).await.unwrap();
         gateway.with(prepare);
         let worker = Command::new(command[0])
             .args(&command[1..])
-            .env("LASTWORD_GATEWAY", gateway.url().as_str())
+            .env("LASTWORD_WORKER_GATEWAY", gateway.url().as_str())
             .env("LASTWORD_CREDENTIAL", SECRET)
             .env("LASTWORD_LOG", "warn")
             .kill_on_drop(true)
@@ -62,7 +62,7 @@ impl Bench {
         .await
     }
 
-    async fn see<T>(&self, turn: TurnId, look: impl Fn(&TurnLog) -> Option<T>) -> T {
+    async fn see<T>(&self, turn: TurnId, look: impl Fn(&RecordedTurn) -> Option<T>) -> T {
         let seen = self.gateway.wait(BOUND, |state| look(state.turns.get(&turn)?)).await;
         let problems = self.gateway.with(|state| state.problems.clone());
         assert_eq!(problems, Vec::<String>::new());

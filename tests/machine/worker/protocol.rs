@@ -42,14 +42,14 @@ async fn a_refused_credential_and_a_dead_lease_have_their_exit_codes() {
     let mut bench = Bench::with(&["echo"], |state| state.gone = true).await;
     assert_eq!(bench.exit_code().await, Some(3));
     let mut worker = Command::new(LASTWORD);
-    worker.args(["worker", "echo"]).env("LASTWORD_GATEWAY", bench.gateway.url().as_str());
+    worker.args(["worker", "echo"]).env("LASTWORD_WORKER_GATEWAY", bench.gateway.url().as_str());
     let status = worker.env("LASTWORD_CREDENTIAL", "another").kill_on_drop(true).status().await.unwrap();
     assert_eq!(status.code(), Some(4));
 }
 
 #[tokio::test]
 async fn a_worker_goes_to_the_next_gateway() {
-    let gateway = Gateway::start(SECRET.into(), 8).await.unwrap();
+    let gateway = FakeGateway::start(SECRET.into(), 8).await.unwrap();
     let gateways = format!("http://{},{}", free_address(), gateway.url());
     let mut worker = Command::new(LASTWORD);
     worker.args(["worker", "echo", "--gateway", &gateways]).env("LASTWORD_CREDENTIAL", SECRET);
@@ -78,7 +78,7 @@ async fn a_worker_that_takes_turns_together_says_one_word_for_all() {
 async fn what_a_drain_does_not_finish_is_left_to_the_server() {
     let mut bench = Bench::start(&["exec", "--drain-seconds", "1", "--", "sleep", "100"]).await;
     let turn = bench.gateway.push("m");
-    let named = |state: &State| state.heartbeats.last().filter(|(_, turns)| turns.contains(&turn)).map(|_| ());
+    let named = |state: &GatewayState| state.heartbeats.last().filter(|(_, turns)| turns.contains(&turn)).map(|_| ());
     bench.gateway.wait(BOUND, named).await.expect("in hand");
     signal(bench.worker.id().unwrap(), rustix::process::Signal::TERM);
     assert_eq!(bench.exit_code().await, Some(0));

@@ -1,0 +1,105 @@
+//! Wake-ups for whoever waits for changes of a conversation.
+//!
+//! A wake-up carries no content, only the count of changes of its kind: whoever is woken reads what is new. So nothing
+//! queues up for a slow client, and any number of changes costs it one wake-up.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+
+use crate::turn::keys::ConversationId;
+
+/// How many changes of each kind there were since the first subscription.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ChangeCounts {
+    /// A turn was armed, or ended: what is new stands in the store.
+    pub store: u64,
+    /// Frames came in: what is new stands in the live logs.
+    pub live: u64,
+}
+
+/// The conversations that somebody in this process has subscribed to. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Subscriptions {
+    by_conversation: Arc<Mutex<HashMap<ConversationId, watch::Sender<ChangeCounts>>>>,
+}
+
+/// One subscriber's place to wait for changes of a conversation.
+pub struct Subscription {
+    conversation: ConversationId,
+    changes: watch::Receiver<ChangeCounts>,
+    subscriptions: Subscriptions,
+}
+
+impl Subscriptions {
+    fn with<T>(&self, f: impl FnOnce(&mut HashMap<ConversationId, watch::Sender<ChangeCounts>>) -> T) -> T {
+        // The map stays sound whatever a panicking holder did: every change is one call.
+        f(&mut self.by_conversation.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Starts to wait for changes of a conversation.
+    pub fn subscribe(&self, conversation: ConversationId) -> Subscription {
+        let changes = self.with(|by_conversation| {
+            by_conversation.entry(conversation).or_insert_with(|| watch::channel(ChangeCounts::default()).0).subscribe()
+        });
+        Subscription { conversation, changes, subscriptions: self.clone() }
+    }
+
+    /// A turn of the conversation was armed or ended.
+    pub fn store_changed(&self, conversation: ConversationId) {
+        self.with(|by_conversation| {
+            if let Some(changes) = by_conversation.get(&conversation) {
+                changes.send_modify(|n| n.store += 1);
+            }
+        });
+    }
+
+    /// Frames of a turn of the conversation came in.
+    pub fn frames_came(&self, conversation: ConversationId) {
+        self.with(|by_conversation| {
+            if let Some(changes) = by_conversation.get(&conversation) {
+                changes.send_modify(|n| n.live += 1);
+            }
+        });
+    }
+
+    /// Notices may have been missed: every subscriber reads the store.
+    pub fn everything_changed(&self) {
+        self.with(|by_conversation| by_conversation.values().for_each(|changes| changes.send_modify(|n| n.store += 1)));
+    }
+
+    /// Whether a conversation has a subscriber.
+    pub fn is_wanted(&self, conversation: ConversationId) -> bool {
+        self.with(|by_conversation| by_conversation.contains_key(&conversation))
+    }
+
+    /// The conversations that have a subscriber.
+    pub fn conversations(&self) -> Vec<ConversationId> {
+        self.with(|by_conversation| by_conversation.keys().copied().collect())
+    }
+}
+
+impl Subscription {
+    /// Waits for a change after those that the last call returned; returns the counts. Cancel-safe.
+    pub async fn changed(&mut self) -> ChangeCounts {
+        // It fails only without a sender, which stays in the map for as long as this receiver lives.
+        let _ = self.changes.changed().await;
+        *self.changes.borrow_and_update()
+    }
+
+    /// The counts so far; [`changed`](Self::changed) waits for later changes.
+    pub fn seen(&mut self) -> ChangeCounts {
+        *self.changes.borrow_and_update()
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.subscriptions.with(|by_conversation| {
+            if by_conversation.get(&self.conversation).is_some_and(|changes| changes.receiver_count() <= 1) {
+                by_conversation.remove(&self.conversation);
+            }
+        });
+    }
+}

@@ -1,0 +1,43 @@
+//! `/openapi.json`: the API's description, generated from the handlers, so that it cannot fall behind them.
+
+use axum::routing::get;
+use axum::{Json, Router};
+use utoipa::OpenApi;
+
+use super::{records, streams, submit};
+use crate::gateway::Gateway;
+use crate::problem::Problem;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Lastword", description = "Every agent turn gets exactly one last word."),
+    paths(
+        submit::submit,
+        streams::session,
+        streams::turn_stream,
+        records::record,
+        records::history,
+        records::list,
+        records::cancel,
+        records::erase
+    ),
+    components(schemas(
+        submit::Submit,
+        submit::Submitted,
+        records::RecordView,
+        records::Page,
+        records::ErasedView,
+        Problem
+    ))
+)]
+struct Document;
+
+/// The route of the description.
+pub(super) fn router() -> Router<Gateway> {
+    Router::new().route("/openapi.json", get(document))
+}
+
+/// Serves the description.
+async fn document() -> Json<utoipa::openapi::OpenApi> {
+    Json(Document::openapi())
+}

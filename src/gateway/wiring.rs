@@ -1,0 +1,133 @@
+//! Makes a gateway of its parts and runs it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::auth::{Auth, AuthMode};
+use super::config::{GatewayConfig, WorkerTls};
+use super::notices::NoticeRouter;
+use super::{Gateway, router, serve};
+use crate::agents::Agents;
+use crate::dispatch::subscriptions::Subscriptions;
+use crate::dispatch::follow::{self, Follower};
+use crate::dispatch::live::LiveLogs;
+use crate::dispatch::workers::Workers;
+use crate::egress::{Outbound, Reach};
+use crate::every::watched;
+use crate::guard::Services;
+use crate::heartbeat::Heartbeats;
+use crate::store::{Replica, Store};
+use crate::stream::delivery::{self, ShownTerminals};
+use crate::stream::session::Streams;
+use crate::submit::Submitter;
+use crate::tls::never_renewed;
+use crate::worker_port::WorkerPort;
+
+/// The open ports that a gateway is given.
+pub struct Listeners {
+    pub clients: TcpListener,
+    pub workers: TcpListener,
+}
+
+/// Why a gateway did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    #[error("--auth none serves loopback only, and {0} is not; use --auth keys")]
+    NotLoopback(SocketAddr),
+    #[error("cannot serve: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("cannot make an HTTP client: {0}")]
+    Http(#[from] reqwest::Error),
+}
+
+/// Serves until `shutdown`. Then it accepts no more connections, aborts the client streams whose turns lack their terminal,
+/// gives requests the configured grace to finish, and returns when its background loops have ended.
+pub async fn run(
+    config: GatewayConfig,
+    store: Store,
+    listeners: Listeners,
+    shutdown: CancellationToken,
+) -> Result<(), GatewayError> {
+    let address = listeners.clients.local_addr()?;
+    if config.auth == AuthMode::None && !address.ip().is_loopback() {
+        return Err(GatewayError::NotLoopback(address));
+    }
+    let background = shutdown.child_token();
+    let replica = Replica::new(config.advertise.clone());
+    let subscriptions = Subscriptions::default();
+    let live = LiveLogs::new(subscriptions.clone());
+    let (port_tls, peers) = match config.worker_tls.clone() {
+        Some(WorkerTls { port, peers }) => (Some(port), peers),
+        None => (None, never_renewed(follow::client(crate::tls::http())?)),
+    };
+    let streams = Streams {
+        follower: Follower::new(replica.id, store.clone(), live.clone(), subscriptions.clone(), peers),
+        gateway: replica.id,
+        store: store.clone(),
+        live: live.clone(),
+        subscriptions: subscriptions.clone(),
+        shown: ShownTerminals::start(store.clone()),
+        shutdown: shutdown.clone(),
+    };
+    let workers = Workers::new(store.clone(), live.clone());
+    let gateway = gateway(&config, store.clone(), streams, workers.clone()).await?;
+    let heartbeats = Heartbeats::start(store.clone(), replica.clone(), background.clone());
+    let port = WorkerPort::new(replica, store, live.clone(), workers.clone(), heartbeats)
+        .for_pods(config.reviewer.clone(), config.cause_window);
+
+    let tasks = TaskTracker::new();
+    spawn_loops(&tasks, &gateway, live, subscriptions, &background);
+    let clients = serve::serve(listeners.clients, router::router(gateway), &config, None, shutdown.clone());
+    let worker_side = serve::serve(listeners.workers, port.router(), &config, port_tls, shutdown.clone());
+    let closing = async {
+        shutdown.cancelled().await;
+        workers.close_all();
+    };
+    let (clients, worker_side, ()) = tokio::join!(clients, worker_side, closing);
+    tasks.close();
+    tasks.wait().await;
+    clients.and(worker_side).map_err(GatewayError::Io)
+}
+
+/// What the client port's handlers work with.
+async fn gateway(
+    config: &GatewayConfig,
+    store: Store,
+    streams: Streams,
+    workers: Workers,
+) -> Result<Gateway, GatewayError> {
+    let agents = Agents::default();
+    if let Err(error) = agents.refresh(&store).await {
+        tracing::warn!(%error, "the agents are not known yet; they are read when the database is back");
+    }
+    let outbound = Outbound::new(config.egress.clone(), Reach::Cluster)?;
+    let services = Services { outbound, secrets: config.secrets.clone() };
+    let submitter = Submitter { store: store.clone(), agents: agents.clone(), gateway: streams.gateway, services };
+    Ok(Gateway {
+        auth: Auth::new(config.auth, store.clone()),
+        open_streams: Arc::new(Semaphore::new(config.max_streams)),
+        store,
+        agents,
+        submitter,
+        streams,
+        workers,
+    })
+}
+
+/// Starts the background loops. They end with `shutdown`; one that panics ends the process.
+fn spawn_loops(tasks: &TaskTracker, gateway: &Gateway, live: LiveLogs, subscriptions: Subscriptions, shutdown: &CancellationToken) {
+    let Gateway { store, submitter, workers, streams, .. } = gateway;
+    tasks.spawn(watched("the look after workers", workers.clone().tidy(shutdown.clone())));
+    tasks.spawn(watched("the writing of output", live.flush(store.clone(), shutdown.clone())));
+    tasks.spawn(watched("delivery", delivery::run(store.clone(), streams.gateway, subscriptions.clone(), shutdown.clone())));
+    tasks
+        .spawn(watched("the polling of conversations", delivery::poll(store.clone(), subscriptions.clone(), shutdown.clone())));
+    tasks.spawn(watched("the guarding of waiting turns", submitter.clone().reguard(shutdown.clone())));
+    let notices = NoticeRouter { gateway: gateway.clone(), subscriptions };
+    tasks.spawn(watched("hearing notices", notices.run(shutdown.clone())));
+}

@@ -1,0 +1,65 @@
+//! What one rail is given, what it answers, and what can be wrong with it.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::egress::Outbound;
+use crate::secrets::Secrets;
+
+/// What rails need to call services: a client, and the Secrets that may hold their URLs. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Services {
+    /// With [`Reach::Cluster`](crate::egress::Reach::Cluster).
+    pub outbound: Outbound,
+    pub secrets: Arc<dyn Secrets>,
+}
+
+/// A turn's message and where it comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// The tenant.
+    pub organization: &'a str,
+    /// The conversation's name.
+    pub conversation: &'a str,
+    /// Who sent the message.
+    pub user: &'a str,
+    /// The agent's name.
+    pub agent: &'a str,
+    /// The platform on which its reply is shown.
+    pub platform: &'a str,
+    /// The id that the client gave to the message.
+    pub message_id: &'a str,
+    /// The turn's id; a webhook's idempotency key.
+    pub turn_id: &'a str,
+    /// The text to check.
+    pub message: &'a str,
+    /// What the client said about its platform; the CEL variable `metadata`.
+    pub platform_metadata: &'a Value,
+}
+
+/// What one rail says of a message.
+pub(super) enum RailAnswer {
+    Allow,
+    /// With the webhook's own message for the client.
+    Reject(Option<String>),
+    /// The rail could not decide; with the cause, for operators.
+    Broken(String),
+}
+
+/// What is wrong with a rail.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RailProblem {
+    /// Neither or both of the two kinds.
+    #[error("set exactly one of cel and webhook")]
+    Kind,
+    /// The CEL expression does not compile, or is refused for its names or size.
+    #[error("cel: {0}")]
+    Cel(String),
+    /// Not an http(s) URL.
+    #[error("webhook.url: must be an http or https URL")]
+    Url,
+    /// Neither or both sources of the URL.
+    #[error("webhook: set exactly one of url and urlSecretRef")]
+    UrlSource,
+}

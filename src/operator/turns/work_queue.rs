@@ -1,0 +1,289 @@
+//! The AgentTurns that may still need something, and the order in which they get it: a work queue as Kubernetes controllers
+//! have one, with timers. Pure: no IO, and the time is an argument.
+//!
+//! AgentTurns are keyed by UID. There is one operation at a time for an object; what is learned meanwhile is merged, and a
+//! status that was overtaken is never written.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::time::Instant;
+
+use time::OffsetDateTime;
+
+use super::object::{Progress, TurnObject};
+use super::status::DesiredStatus;
+use super::tracked::{TrackedTurn, TurnOperation, TurnReconciled, Uid, is_done};
+use crate::operator::clock::Now;
+use crate::store::{ObjectState, Standing};
+use crate::turn::keys::TurnId;
+
+/// A terminal that the API server refused this often in a row is postponed: something has to be corrected first.
+const MAX_REFUSALS: u32 = 3;
+/// A terminal whose patch failed this often in a row, for whatever reason, is postponed if others need its room. That is after
+/// about 6 s.
+const MAX_FAILURES: u32 = 6;
+
+/// The work queue of AgentTurns.
+#[derive(Debug, Default)]
+pub struct WorkQueue {
+    turns: HashMap<Uid, TrackedTurn>,
+    /// AgentTurns for which there is something to do now, in order.
+    queue: VecDeque<Uid>,
+    /// AgentTurns to look at later, by time.
+    timers: BTreeSet<(Instant, Uid)>,
+    /// How many statuses owe a terminal.
+    owed: usize,
+    /// For each watch, the number of its latest list.
+    lists: HashMap<usize, u64>,
+    /// Objects (namespace, UID) that were deleted. Their turns are to be cancelled, and their ties removed.
+    pub deleted: Vec<(String, String)>,
+    /// Turns whose terminals their objects show. Their deliveries are to be removed.
+    pub shown: Vec<TurnId>,
+    /// Turns whose terminals cannot be shown now. Their deliveries are to be put off.
+    pub postponed: Vec<TurnId>,
+}
+
+/// A turn whose state the store is to be asked for, and its object.
+pub type TurnOfObject = (TurnId, Uid);
+
+impl WorkQueue {
+    /// A list of this watch begins.
+    pub fn list_begins(&mut self, scope: usize) {
+        *self.lists.entry(scope).or_default() += 1;
+    }
+
+    /// The list of this watch is complete: objects of the watch that it did not show are deleted.
+    pub fn list_ends(&mut self, scope: usize) {
+        let list = self.lists.get(&scope).copied().unwrap_or(0);
+        let unseen = |tracked: &&TrackedTurn| tracked.scope == Some(scope) && tracked.list < list;
+        let missing: Vec<Uid> = self.turns.values().filter(unseen).map(|e| e.object.uid.clone()).collect();
+        missing.into_iter().for_each(|uid| self.object_is_gone(&uid));
+    }
+
+    /// Takes in an object as the watch shows it.
+    pub fn apply(&mut self, scope: usize, object: TurnObject, now: Now) {
+        let uid = object.uid.clone();
+        let list = self.lists.get(&scope).copied().unwrap_or(0);
+        if let Some(tracked) = self.turns.get_mut(&uid) {
+            (tracked.scope, tracked.list) = (Some(scope), list);
+            tracked.seen_ended |= object.has_ended();
+            // The watch may lag behind the answers to our own writes.
+            if !tracked.object.is_newer_than(&object) {
+                tracked.update(object);
+            }
+        } else if !is_done(&object) {
+            let tracked = TrackedTurn { scope: Some(scope), list, ..TrackedTurn::new(object, now) };
+            self.turns.insert(uid.clone(), tracked);
+        }
+        self.look_at(&uid, now);
+    }
+
+    /// The watch says that an object was deleted.
+    pub fn object_deleted(&mut self, object: &TurnObject) {
+        if self.turns.contains_key(&object.uid) {
+            self.object_is_gone(&object.uid);
+        } else if !object.has_ended() {
+            self.deleted.push((object.namespace.to_string(), object.uid.to_string()));
+        }
+    }
+
+    /// Takes in turns that have ended and whose deliveries were claimed: their objects are to show it. `at` is the database's
+    /// time of the reading.
+    pub fn deliveries_due(&mut self, states: Vec<ObjectState>, at: OffsetDateTime, now: Now) {
+        for state in states {
+            let Some((namespace, object)) = state.object.clone() else {
+                // The turn has no object any more, so there is nothing to show.
+                self.shown.push(state.turn_id);
+                continue;
+            };
+            let unseen = || {
+                TrackedTurn::new(TurnObject::known_to_store(&namespace, &object.name, &object.uid, state.turn_id), now)
+            };
+            let uid: Uid = object.uid.as_str().into();
+            let tracked = self.turns.entry(uid.clone()).or_insert_with(unseen);
+            tracked.belongs_to(state.turn_id);
+            tracked.owe(Some(state.turn_id), &mut self.owed);
+            tracked.desire(DesiredStatus::OfTurn { state, at });
+            self.look_at(&uid, now);
+        }
+    }
+
+    /// Takes in the states of turns that were asked for. `at` is the database's time of the reading.
+    pub fn states_read(&mut self, states: Vec<(Uid, ObjectState)>, at: OffsetDateTime, now: Now) {
+        for (uid, state) in states {
+            let Some(tracked) = self.turns.get_mut(&uid) else { continue };
+            tracked.checked = true;
+            if !matches!(state.standing, Standing::Waiting | Standing::Running) {
+                tracked.owe(Some(state.turn_id), &mut self.owed);
+            }
+            tracked.desire(DesiredStatus::OfTurn { state, at });
+            self.look_at(&uid, now);
+        }
+    }
+
+    /// Agents changed: AgentTurns that wait for one are looked at again.
+    pub fn agents_changed(&mut self, now: Now) {
+        let waits = |e: &&mut TrackedTurn| e.object.spec.is_some() && !e.busy && e.not_before.is_some();
+        let waiting: Vec<Uid> = self
+            .turns
+            .values_mut()
+            .filter(waits)
+            .map(|tracked| {
+                tracked.not_before = None;
+                tracked.object.uid.clone()
+            })
+            .collect();
+        waiting.iter().for_each(|uid| self.look_at(uid, now));
+    }
+
+    /// The turns whose state the store is to be asked for: those that were never asked for, and those that are armed and not
+    /// known to run.
+    pub fn to_ask_for(&self) -> (Vec<TurnOfObject>, Vec<TurnOfObject>) {
+        let (mut unchecked, mut armed) = (Vec::new(), Vec::new());
+        for tracked in self.turns.values().filter(|e| e.owes.is_none() && !e.gone && !e.object.has_ended()) {
+            let Some(turn) = tracked.object.turn_id else { continue };
+            if !tracked.checked {
+                unchecked.push((turn, tracked.object.uid.clone()));
+            } else if tracked.desired.is_none() && tracked.object.progress() < Progress::Running {
+                armed.push((turn, tracked.object.uid.clone()));
+            }
+        }
+        (unchecked, armed)
+    }
+
+    /// Has the store asked for the state of every turn once more.
+    pub fn recheck_all(&mut self) {
+        self.turns.values_mut().for_each(|tracked| tracked.checked = false);
+    }
+
+    /// How many statuses owe a terminal.
+    pub fn owed(&self) -> usize {
+        self.owed
+    }
+
+    /// Postpones terminals whose patch failed often, since others need their room.
+    pub fn make_room(&mut self) {
+        let stuck =
+            |tracked: &&TrackedTurn| tracked.owes.is_some() && !tracked.busy && tracked.failures >= MAX_FAILURES;
+        let stuck: Vec<Uid> = self.turns.values().filter(stuck).map(|e| e.object.uid.clone()).collect();
+        stuck.iter().for_each(|uid| self.postpone(uid));
+    }
+
+    /// Lets go of a terminal that cannot be shown now, and of its text. Its delivery comes again later.
+    fn postpone(&mut self, uid: &Uid) {
+        let Some(tracked) = self.turns.get_mut(uid) else { return };
+        let Some(turn) = tracked.owe(None, &mut self.owed) else { return };
+        tracked.desired = None;
+        self.postponed.push(turn);
+        if tracked.scope.is_none() {
+            self.forget(uid);
+        }
+    }
+
+    fn forget(&mut self, uid: &Uid) {
+        let Some(mut tracked) = self.turns.remove(uid) else { return };
+        tracked.owe(None, &mut self.owed);
+        if let Some(timer) = tracked.timer {
+            self.timers.remove(&(timer, uid.clone()));
+        }
+    }
+
+    /// Takes the next operation that may be done now. Its object is busy until [`WorkQueue::reconciled`].
+    pub fn pop(&mut self, now: Now) -> Option<(TurnObject, TurnOperation)> {
+        while let Some(uid) = self.queue.pop_front() {
+            let Some(tracked) = self.turns.get_mut(&uid) else { continue };
+            tracked.queued = false;
+            if tracked.busy {
+                continue;
+            }
+            if let Some(operation) = tracked.next(now) {
+                tracked.busy = true;
+                return Some((tracked.object.clone(), operation));
+            }
+        }
+        None
+    }
+
+    /// When the first timer runs out.
+    pub fn next_timer(&self) -> Option<Instant> {
+        self.timers.first().map(|timer| timer.0)
+    }
+
+    /// Looks at the AgentTurns whose timers have run out.
+    pub fn run_timers(&mut self, now: Now) {
+        while self.timers.first().is_some_and(|timer| timer.0 <= now.instant) {
+            let Some((_, uid)) = self.timers.pop_first() else { return };
+            if let Some(tracked) = self.turns.get_mut(&uid) {
+                tracked.timer = None;
+            }
+            self.look_at(&uid, now);
+        }
+    }
+
+    /// Takes in what an operation came to.
+    pub fn reconciled(&mut self, uid: &Uid, result: TurnReconciled, now: Now) {
+        let Some(tracked) = self.turns.get_mut(uid) else { return };
+        tracked.busy = false;
+        if tracked.gone || matches!(result, TurnReconciled::Deleted) {
+            return self.object_is_gone(uid);
+        }
+        tracked.not_before = None;
+        match result {
+            TurnReconciled::Requeue(why) => tracked.back_off(&why, now),
+            TurnReconciled::PatchRefused(why) => {
+                tracked.back_off(&why, now);
+                if tracked.failures >= MAX_REFUSALS {
+                    self.postpone(uid);
+                }
+            }
+            TurnReconciled::AgentNotReady => {
+                tracked.await_agent("its Agent exists, but cannot be used yet: see its status", now)
+            }
+            TurnReconciled::AgentMissing(at) => tracked.miss_agent(at, now),
+            result => tracked.reconciled(result),
+        }
+        self.look_at(uid, now);
+    }
+
+    /// An object was deleted: its turn is to be cancelled. An operation that is under way for it ends first.
+    fn object_is_gone(&mut self, uid: &Uid) {
+        let Some(tracked) = self.turns.get_mut(uid) else { return };
+        if tracked.busy {
+            tracked.gone = true;
+            return;
+        }
+        if !tracked.object.has_ended() || tracked.owes.is_some() {
+            self.deleted.push((tracked.object.namespace.to_string(), uid.to_string()));
+        }
+        self.forget(uid);
+    }
+
+    /// Looks at an AgentTurn: queues it if there is something to do for it, else sets its timer, or forgets it if it needs
+    /// nothing more.
+    fn look_at(&mut self, uid: &Uid, now: Now) {
+        let Some(tracked) = self.turns.get_mut(uid) else { return };
+        if tracked.busy {
+            return;
+        }
+        if tracked.object.has_ended()
+            && let Some(turn) = tracked.owe(None, &mut self.owed)
+        {
+            self.shown.push(turn);
+        }
+        if is_done(&tracked.object) && (tracked.seen_ended || tracked.scope.is_none()) {
+            self.forget(uid);
+        } else if tracked.next(now).is_some() {
+            if !std::mem::replace(&mut tracked.queued, true) {
+                self.queue.push_back(uid.clone());
+            }
+        } else if let Some(at) = tracked.requeue_at(now) {
+            if let Some(before) = tracked.timer.replace(at) {
+                self.timers.remove(&(before, uid.clone()));
+            }
+            self.timers.insert((at, uid.clone()));
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "work_queue_tests.rs"]
+mod tests;

@@ -1,0 +1,116 @@
+//! A container that ended, in the words of its kubelet and of the adapter in it.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::pod::{Place, with};
+use crate::turn::reason::Reason;
+use crate::turn::terminal::Failure;
+
+/// What a kubelet says of a container that ended.
+#[derive(Debug, Clone, Copy)]
+pub struct Ended<'a> {
+    /// The container's name.
+    pub container: &'a str,
+    pub exit_code: i32,
+    pub signal: Option<i32>,
+    /// The kubelet's word, such as `OOMKilled` or `Error`.
+    pub reason: Option<&'a str>,
+    /// What the container left in its termination log, or the kubelet's sentence.
+    pub message: Option<&'a str>,
+}
+
+/// The words of a kubelet that decide a container's end alone, whoever else stops the pod.
+enum Word {
+    OutOfMemory,
+    NeverStarted,
+    Other,
+}
+
+impl Ended<'_> {
+    fn word(&self) -> Word {
+        match self.reason {
+            Some("OOMKilled") => Word::OutOfMemory,
+            Some("StartError" | "ContainerCannotRun") => Word::NeverStarted,
+            _ => Word::Other,
+        }
+    }
+
+    /// `exit code 137 (signal 9), OOMKilled`.
+    fn how(&self) -> String {
+        let told = self.signal.filter(|s| *s != 0);
+        let signal = told.or((129..=159).contains(&self.exit_code).then_some(self.exit_code - 128));
+        let mut text = format!("exit code {}", self.exit_code);
+        if let Some(signal) = signal {
+            text = format!("{text} (signal {signal})");
+        }
+        match self.reason {
+            None | Some("" | "Error" | "Completed") => text,
+            Some(reason) => format!("{text}, {reason}"),
+        }
+    }
+}
+
+/// Why the container that is the adapter, or its model server, ended. `stopped`: the reason for which the pod is being
+/// stopped, if it is.
+pub fn end(place: Place, ended: Ended, stopped: Option<Reason>) -> Failure {
+    let words = ended.message.and_then(LastWords::read);
+    let reason = match ended.word() {
+        Word::OutOfMemory => Reason::OutOfMemory,
+        Word::NeverStarted => Reason::StartFailed,
+        Word::Other => stopped.or(words.as_ref().map(|w| w.reason)).unwrap_or(Reason::WorkerExited),
+    };
+    let what = format!("container {}: {}", ended.container, ended.how());
+    place.failure(
+        reason,
+        match &words {
+            Some(words) => with(what, Some(&words.text())),
+            None => with(what, ended.message),
+        },
+    )
+}
+
+/// Why an init container failed, so that the pod's containers never run.
+pub fn init_end(place: Place, ended: Ended, stopped: Option<Reason>) -> Failure {
+    let reason = match ended.word() {
+        Word::OutOfMemory => Reason::OutOfMemory,
+        Word::NeverStarted | Word::Other => stopped.unwrap_or(Reason::StartFailed),
+    };
+    let what = format!("init container {}: {}", ended.container, ended.how());
+    place.failure(reason, with(what, ended.message))
+}
+
+/// What an adapter writes to its termination log: the failure that it was about to report.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct LastWords {
+    reason: Reason,
+    #[serde(default)]
+    detail: String,
+    /// How the agent program ended; what is no number says nothing.
+    #[serde(default)]
+    exit_code: Value,
+    #[serde(default)]
+    signal: Value,
+}
+
+impl LastWords {
+    fn read(message: &str) -> Option<Self> {
+        serde_json::from_str(message.trim()).ok()
+    }
+
+    /// How the program ended, where the detail does not say so (of a long one only the end is kept), and the detail.
+    fn text(&self) -> String {
+        let code = self.exit_code.as_i64().map(|code| format!("exit code {code}"));
+        let signal = self.signal.as_i64().map(|signal| format!("signal {signal}"));
+        match code.or(signal).filter(|exit| !says(&self.detail, exit)) {
+            Some(exit) => with(format!("the program ended with {exit}"), Some(&self.detail)),
+            None => self.detail.clone(),
+        }
+    }
+}
+
+/// Whether a text holds these words, not as the beginning of longer ones: `exit code 1` is not in `exit code 13`.
+fn says(text: &str, words: &str) -> bool {
+    text.match_indices(words).any(|(at, _)| !text[at + words.len()..].starts_with(|c: char| c.is_ascii_digit()))
+}

@@ -1,0 +1,111 @@
+//! What the words mean that Kubernetes uses of a pod: why it is stopped, why it ended, what holds it up.
+
+use super::start::Obstacle;
+use crate::turn::reason::Reason;
+use crate::turn::terminal::Failure;
+
+/// Where a worker is, or was to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    pub pod: &'a str,
+    pub node: Option<&'a str>,
+}
+
+impl Place<'_> {
+    /// A failure whose detail also says where.
+    pub(super) fn failure(self, reason: Reason, what: String) -> Failure {
+        let node = self.node.map(|n| format!(" on node {n}")).unwrap_or_default();
+        Failure::detailed(reason, format!("pod {}{node}: {what}", self.pod))
+    }
+}
+
+/// The kubelet's own endings of a pod, by `status.reason`; `None`: it has not ended this pod.
+pub fn ended_by_kubelet(status_reason: &str) -> Option<Reason> {
+    Some(match status_reason {
+        "Evicted" => Reason::Evicted,
+        "Terminated" | "NodeShutdown" | "Shutdown" => Reason::NodeShutdown,
+        "Preempting" | "Preempted" => Reason::Preempted,
+        "NodeLost" => Reason::NodeLost,
+        _ => return None,
+    })
+}
+
+/// Why a pod is disrupted, by its condition `DisruptionTarget` and, where the kubelet ends it, by `status.reason`; `None`:
+/// by something that we do not know.
+pub fn disrupted(reason: &str, message: Option<&str>, status_reason: Option<&str>) -> Option<Reason> {
+    let says = |word: &str| message.is_some_and(|m| m.to_lowercase().contains(word));
+    Some(match reason {
+        "EvictionByEvictionAPI" => Reason::Evicted,
+        "PreemptionByScheduler" | "PreemptionByKubeScheduler" => Reason::Preempted,
+        "DeletionByTaintManager" | "DeletionByPodGC" => Reason::NodeLost,
+        // Out of a resource, a critical pod's need, or the node's shutdown: the status tells which.
+        "TerminationByKubelet" => match status_reason.and_then(ended_by_kubelet) {
+            Some(reason) => reason,
+            None if says("shutdown") => Reason::NodeShutdown,
+            None if says("preempt") => Reason::Preempted,
+            None => Reason::Evicted,
+        },
+        _ => return None,
+    })
+}
+
+/// A pod that is over though its adapter never ran, by its status' reason and message. `stopped`: the reason for which it
+/// was stopped, if it was.
+pub fn never_ran(place: Place, reason: &str, message: Option<&str>, stopped: Option<Reason>) -> Failure {
+    let what = if reason.is_empty() { "the pod ended before the worker ran".to_owned() } else { reason.to_owned() };
+    place.failure(stopped.unwrap_or(Reason::StartFailed), with(what, message))
+}
+
+/// A pod for which the scheduler has found no node so far.
+pub fn not_scheduled(place: Place, message: Option<&str>) -> Failure {
+    place.failure(Reason::Unschedulable, with("not scheduled".into(), message))
+}
+
+/// What a waiting container's reason means: whether it may heal, and the cause if it does not; `None`: it is on its way.
+pub fn waiting(place: Place, container: &str, reason: &str, message: Option<&str>) -> Option<Obstacle> {
+    let cause = |kind| place.failure(kind, with(format!("container {container}: {reason}"), message));
+    Some(match reason {
+        "InvalidImageName" | "ErrImageNeverPull" => Obstacle::ForGood(cause(Reason::ImagePull)),
+        "RunContainerError" => Obstacle::ForGood(cause(Reason::StartFailed)),
+        "ErrImagePull"
+        | "ImagePullBackOff"
+        | "ImageInspectError"
+        | "RegistryUnavailable"
+        | "SignatureValidationFailed" => Obstacle::MayHeal(cause(Reason::ImagePull)),
+        "CreateContainerConfigError"
+        | "CreateContainerError"
+        | "CrashLoopBackOff"
+        | "PreStartHookError"
+        | "PostStartHookError"
+        | "PreCreateHookError" => Obstacle::MayHeal(cause(Reason::StartFailed)),
+        _ => return None,
+    })
+}
+
+/// What an Event tells of a pod that is only said to be on its way. All that Events tell may heal.
+pub fn told(place: Place, event: &str, message: &str) -> Option<Failure> {
+    let reason = match event {
+        "FailedMount"
+        | "FailedAttachVolume"
+        | "FailedMapVolume"
+        | "FailedCreatePodSandBox"
+        | "FailedPodSandBoxStatus"
+        | "NetworkNotReady"
+        | "FailedKillPod" => Reason::StartFailed,
+        "FailedScheduling" => Reason::Unschedulable,
+        // The image may only be large, or its registry slow: told at the start deadline, like all that may heal.
+        "Pulling" | "ErrImageNeverPull" | "InspectFailed" => Reason::ImagePull,
+        // The kubelet's Events are seconds ahead of its statuses.
+        "Failed" | "BackOff" if message.to_lowercase().contains("image") => Reason::ImagePull,
+        _ => return None,
+    };
+    Some(place.failure(reason, with(event.to_owned(), Some(message))))
+}
+
+/// What was said, and the sentence that came along, if any.
+pub(super) fn with(what: String, message: Option<&str>) -> String {
+    match message.map(str::trim) {
+        None | Some("") => what,
+        Some(message) => format!("{what}: {message}"),
+    }
+}

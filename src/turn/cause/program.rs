@@ -1,0 +1,113 @@
+//! The agent program, or the model server that an adapter runs: why its end is no reply.
+
+use std::fmt::Display;
+
+use super::process::Ended;
+use super::signal;
+use crate::turn::reason::Reason;
+use crate::turn::terminal::{Exit, Failure, Outcome};
+
+/// The exit code with which a shell says that its program was killed by SIGKILL: 128 and the signal's number.
+const SHELL_SAYS_KILLED: i32 = 128 + signal::KILL;
+
+/// What a program's end means for the turn that it worked on. `said`: it printed text that can be a reply.
+/// `out_of_memory`: the kernel killed for want of memory while it ran. `stderr`: the end of what it wrote there.
+pub fn answer(ended: &Ended, said: bool, out_of_memory: bool, stderr: &str) -> Outcome {
+    let success = *ended == Ended::Exit(Exit::Code(0));
+    if success && said {
+        return Outcome::Reply;
+    }
+    let mut failure = end(ended, out_of_memory);
+    if success {
+        let exit = failure.exit;
+        failure = Failure { exit, ..Failure::detailed(Reason::AgentError, "exit code 0, but nothing on stdout") }
+            .with_message("The agent gave no answer.");
+    }
+    if !stderr.is_empty() {
+        failure.detail = Some(format!("{}\n{stderr}", failure.detail.unwrap_or_default()));
+    }
+    Outcome::Error(failure)
+}
+
+/// Why a program that should not have ended did.
+pub fn end(ended: &Ended, out_of_memory: bool) -> Failure {
+    let (reason, what) = match ended {
+        Ended::Exit(Exit::Code(SHELL_SAYS_KILLED)) if out_of_memory => {
+            (Reason::OutOfMemory, "exit code 137, and the kernel killed for want of memory".into())
+        }
+        Ended::Exit(Exit::Code(code)) => (Reason::AgentError, format!("exit code {code}")),
+        Ended::Exit(Exit::Signal(signal::KILL)) if out_of_memory => {
+            (Reason::OutOfMemory, "killed by the kernel for want of memory".into())
+        }
+        Ended::Exit(Exit::Signal(signal)) => (Reason::WorkerExited, format!("killed by {}", named(*signal))),
+        Ended::Otherwise(how) => (Reason::WorkerExited, how.clone()),
+        Ended::Unknown(_) => (Reason::Internal, ended.to_string()),
+    };
+    let exit = if let Ended::Exit(exit) = ended { Some(*exit) } else { None };
+    Failure { exit, ..Failure::detailed(reason, what) }
+}
+
+/// Why a model server ended. It serves many turns, so whatever its exit code, it has left those in hand alone: that is
+/// the worker's end, not the agent's error.
+pub fn server_end(ended: &Ended, out_of_memory: bool) -> Failure {
+    let failure = end(ended, out_of_memory);
+    if failure.reason != Reason::AgentError {
+        return failure;
+    }
+    Failure { reason: Reason::WorkerExited, ..failure }.with_message(Reason::WorkerExited.client_message())
+}
+
+/// A program that could not be started.
+pub fn not_started(program: &str, error: impl Display) -> Failure {
+    Failure::detailed(Reason::StartFailed, format!("cannot start {program}: {error}"))
+}
+
+/// A model, or its server, gave no whole answer; `why` says what came instead.
+pub fn no_answer(why: impl Into<String>) -> Failure {
+    Failure::detailed(Reason::AgentError, why)
+}
+
+/// The output is longer than a turn's log may be.
+pub fn too_long() -> Failure {
+    Failure::new(Reason::AgentError).with_message("the agent's output is too long")
+}
+
+/// Nobody took the output; `why` is the gateways' answer.
+pub fn output_refused(why: impl Into<String>) -> Failure {
+    Failure::detailed(Reason::Internal, why)
+}
+
+/// The adapter itself failed while it ran the turn.
+pub fn adapter_failed(error: impl Display) -> Failure {
+    Failure::detailed(Reason::Internal, format!("the adapter failed: {error}"))
+}
+
+/// The turn was to be answered together with one that was stopped.
+pub fn stopped_together() -> Failure {
+    let message = "A message that was answered together with this one was cancelled. Send this one again.";
+    Failure::new(Reason::AgentError).with_message(message)
+}
+
+/// The echo adapter was sent nothing but space.
+pub fn nothing_to_echo() -> Failure {
+    Failure::new(Reason::AgentError).with_message("There is nothing to echo.")
+}
+
+/// A worker's word on a turn whose log ends at `log_end`. A reply without any output is none: nobody is shown an empty
+/// "done".
+pub fn reply(outcome: Outcome, log_end: u64) -> Outcome {
+    match outcome {
+        Outcome::Reply if log_end == 0 => {
+            Outcome::Error(Failure::detailed(Reason::AgentError, "the worker sent a reply without any output"))
+        }
+        outcome => outcome,
+    }
+}
+
+/// `SIGSEGV (signal 11)`.
+fn named(signal: i32) -> String {
+    match signal::name(signal) {
+        Some(name) => format!("{name} (signal {signal})"),
+        None => format!("signal {signal}"),
+    }
+}

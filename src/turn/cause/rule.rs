@@ -1,0 +1,84 @@
+//! Turns that a person, a limit or a rule of Lastword ends, and submissions that it refuses.
+
+use std::fmt::Display;
+
+use crate::turn::reason::Reason;
+use crate::turn::terminal::Failure;
+
+/// The user, an operator, or the deletion of the conversation cancelled the turn.
+pub fn cancelled() -> Failure {
+    Failure::new(Reason::Cancelled)
+}
+
+/// The turn's AgentTurn was deleted.
+pub fn object_deleted() -> Failure {
+    Failure::detailed(Reason::Cancelled, "its AgentTurn was deleted")
+}
+
+/// The turn of an AgentTurn was erased along with its conversation.
+pub fn erased() -> Failure {
+    cancelled().with_message("its conversation was erased")
+}
+
+/// An AgentTurn says that it is armed, and the database has no such turn.
+pub fn forgotten() -> Failure {
+    let message = "the database does not know this turn: it may have been restored or replaced";
+    Failure::new(Reason::Internal).with_message(message)
+}
+
+/// The turn's hard deadline has passed.
+pub fn too_late() -> Failure {
+    Failure::new(Reason::DeadlineExceeded)
+}
+
+/// A guardrail rejected the message: `message` for the person, `detail` for operators.
+pub fn rejected(message: impl Into<String>, detail: impl Into<String>) -> Failure {
+    Failure::detailed(Reason::GuardrailRejected, detail).with_message(message)
+}
+
+/// The turn is beyond its Agent's queue, which became shorter after it was armed.
+pub fn shed() -> Failure {
+    Failure::new(Reason::QuotaExceeded)
+}
+
+/// The turn's Agent is gone.
+pub fn agent_gone() -> Failure {
+    Failure::new(Reason::AgentNotFound)
+}
+
+/// The turn's routing cannot be read, so nobody could be shown the outcome (`was`); that goes to operators.
+pub fn unreadable(why: impl Display, was: impl Display) -> Failure {
+    Failure::detailed(Reason::Internal, format!("{why}; the outcome was {was}"))
+}
+
+/// The database refused the content of the worker's word, which was a `was`.
+pub fn unstorable(was: &str) -> Failure {
+    Failure::detailed(Reason::Internal, format!("the database refused the content of the {was}"))
+}
+
+/// An AgentTurn whose spec no turn can be made of; `why` is for whoever wrote it.
+pub fn unusable(why: impl Into<String>) -> Failure {
+    Failure::new(refused(Refusal::Unusable)).with_message(why)
+}
+
+/// Why a submission arms no turn, for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    NoAgent,
+    /// The Agent's queue, or the conversation, has no place.
+    Full,
+    /// The message id, or the conversation, is already taken by something else.
+    Taken,
+    /// What was submitted cannot be read, routed or stored.
+    Unusable,
+}
+
+/// The reason that a refusal is told with.
+pub fn refused(refusal: Refusal) -> Reason {
+    match refusal {
+        Refusal::NoAgent => Reason::AgentNotFound,
+        Refusal::Full => Reason::QuotaExceeded,
+        Refusal::Taken => Reason::Conflict,
+        Refusal::Unusable => Reason::Internal,
+    }
+}

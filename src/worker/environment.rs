@@ -1,0 +1,23 @@
+//! What agent programs get of the worker's environment: all but what is the worker's own.
+
+use std::process::Command;
+
+use crate::wire::env;
+
+/// A command that inherits the worker's environment without the variables that are meant for the worker: above all, without
+/// its credential.
+pub(super) fn agent_command(program: &str) -> Command {
+    let mut command = Command::new(program);
+    for name in [env::CREDENTIAL, env::TOKEN_FILE, env::GATEWAY, env::CAPACITY, env::DRAIN_SECONDS] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Keeps programs of the same user from reading the worker's environment, with its credential, under /proc.
+pub(super) fn hide_environment() {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!("agent programs may read the worker's environment: {error}");
+    }
+}

@@ -1,0 +1,80 @@
+//! `POST /worker/v1/credential`: a pod shows its ServiceAccount token and gets a credential that any replica accepts.
+//!
+//! The review of the token names the pod and its UID. Both are compared with what the controller recorded in the lease
+//! when it made the pod, never with a label, which others could set.
+//!
+//! Once the pod's worker has connected with its credential, a further request is refused: it comes from the agent program,
+//! which can read the token too. (A worker of the adapter `Custom` may ask again, since its process may start anew within
+//! its container.)
+
+use std::sync::{Mutex, PoisonError};
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use super::token::ReviewError;
+use crate::problem::Problem;
+use crate::store::PodSession;
+use crate::wire::{Credential, IssuedCredential};
+use crate::worker_port::WorkerPort;
+
+/// Exchanges the bearer token of a pod for a credential.
+pub(in crate::worker_port) async fn exchange_token(
+    State(port): State<WorkerPort>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let token = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()?.strip_prefix("Bearer "));
+    let token = token.ok_or_else(|| {
+        Problem::new(StatusCode::UNAUTHORIZED, "show the token of the pod's ServiceAccount as a bearer token")
+    })?;
+    let Some(reviews) = &port.reviews else {
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "this gateway reviews no tokens (--token-review)"));
+    };
+    let pod = reviews.review(token).await.map_err(|error| match error {
+        ReviewError::Refused => Problem::new(StatusCode::UNAUTHORIZED, error.to_string()),
+        ReviewError::NotAPod => Problem::new(StatusCode::FORBIDDEN, error.to_string()),
+        ReviewError::Unavailable(why) => {
+            tracing::warn!(%why, "a worker's token was not reviewed");
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the token cannot be reviewed now; try again")
+        }
+    })?;
+    let reference = format!("{}/{}", pod.namespace, pod.name);
+    // A credential names its start, and only the store finds out which start the pod belongs to.
+    let fresh = Mutex::new(None);
+    let hash = |start| {
+        let credential = Credential::new(start);
+        let hash = credential.hash();
+        *fresh.lock().unwrap_or_else(PoisonError::into_inner) = Some(credential);
+        hash
+    };
+    let granted = port.store.session_of_pod(&reference, &pod.uid, hash).await?;
+    let credential = fresh.into_inner().unwrap_or_else(PoisonError::into_inner);
+    match (granted, credential) {
+        (PodSession::Granted(start), Some(credential)) => {
+            tracing::info!(pod = reference, %start, "pod {reference} has shown who it is");
+            let mut answer = Json(IssuedCredential { credential: credential.reveal() }).into_response();
+            answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            Ok(answer)
+        }
+        (PodSession::NotRecorded, _) => {
+            let problem = Problem::new(StatusCode::TOO_EARLY, "this pod is not recorded yet; ask again");
+            let mut answer = problem.into_response();
+            answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            Ok(answer)
+        }
+        (PodSession::Dead, _) => Err(Problem::new(StatusCode::GONE, "this pod's lease is dead; stop")),
+        (PodSession::Begun, _) => {
+            tracing::warn!(
+                pod = reference,
+                "pod {reference} asked for another credential: not by its adapter, which has one"
+            );
+            Err(Problem::new(StatusCode::GONE, "this pod has used its credential, and is given no other"))
+        }
+        (PodSession::Unknown | PodSession::Granted(_), _) => {
+            tracing::warn!(pod = reference, "pod {reference} is no worker of ours");
+            Err(Problem::new(StatusCode::FORBIDDEN, "this pod is no worker"))
+        }
+    }
+}

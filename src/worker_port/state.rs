@@ -1,0 +1,85 @@
+//! What all handlers of the worker port share.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::identity::{Reviewer, TokenReviews};
+use crate::dispatch::live::LiveLogs;
+use crate::dispatch::workers::Workers;
+use crate::heartbeat::Heartbeats;
+use crate::store::{Connected, Replica, Store};
+use crate::turn::keys::Incarnation;
+use crate::wire::Credential;
+
+/// The state of the worker port. Cheap to clone.
+#[derive(Clone)]
+pub struct WorkerPort {
+    pub replica: Replica,
+    pub store: Store,
+    pub live: LiveLogs,
+    pub workers: Workers,
+    pub heartbeats: Heartbeats,
+    /// Reviews the ServiceAccount tokens of pods; absent where workers are no pods.
+    pub(super) reviews: Option<TokenReviews>,
+    /// How long a worker's last words wait for somebody to record why the worker was stopped; see `stops`.
+    pub(super) cause_window: Duration,
+    pub(super) verified: VerifiedCredentials,
+}
+
+impl WorkerPort {
+    /// For workers that this machine starts: a credential is all that they show.
+    pub fn new(replica: Replica, store: Store, live: LiveLogs, workers: Workers, heartbeats: Heartbeats) -> Self {
+        let (reviews, cause_window) = (None, Duration::ZERO);
+        let verified = VerifiedCredentials::default();
+        WorkerPort { replica, store, live, workers, heartbeats, reviews, cause_window, verified }
+    }
+
+    /// The same for workers that are pods, too.
+    pub fn for_pods(self, reviewer: Option<Arc<dyn Reviewer>>, cause_window: Duration) -> Self {
+        WorkerPort { reviews: reviewer.map(TokenReviews::new), cause_window, ..self }
+    }
+}
+
+/// A credential that the database accepted is accepted for this long without asking it again, since a turn's output comes in
+/// many calls.
+const VERIFIED_FOR: Duration = Duration::from_secs(5);
+/// Beyond this many entries the outdated ones are removed.
+const TIDY_ABOVE: usize = 10_000;
+
+/// Credentials that the database accepted within the last [`VERIFIED_FOR`].
+#[derive(Clone, Default)]
+pub(super) struct VerifiedCredentials {
+    by_incarnation: Arc<Mutex<HashMap<Incarnation, VerifiedCredential>>>,
+}
+
+struct VerifiedCredential {
+    /// Hashes are compared, not secrets: comparing two secrets takes the longer the more of their beginning is equal, and
+    /// so tells a caller how much of a guess is right.
+    hash: Vec<u8>,
+    terms: Connected,
+    at: Instant,
+}
+
+impl VerifiedCredentials {
+    /// The terms of this worker's lease, if it showed this very credential a moment ago.
+    pub fn get(&self, credential: &Credential, incarnation: Incarnation) -> Option<Connected> {
+        let verified = self.by_incarnation.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = verified.get(&incarnation)?;
+        (known.hash == credential.hash() && known.at.elapsed() < VERIFIED_FOR).then(|| known.terms.clone())
+    }
+
+    /// The database has just accepted this credential.
+    pub fn insert(&self, credential: &Credential, incarnation: Incarnation, terms: Connected) {
+        let mut verified = self.by_incarnation.lock().unwrap_or_else(PoisonError::into_inner);
+        if verified.len() > TIDY_ABOVE {
+            verified.retain(|_, known| known.at.elapsed() < VERIFIED_FOR);
+        }
+        verified.insert(incarnation, VerifiedCredential { hash: credential.hash(), terms, at: Instant::now() });
+    }
+
+    /// The worker's lease is dead: its next call is checked in the database.
+    pub fn remove(&self, incarnation: Incarnation) {
+        self.by_incarnation.lock().unwrap_or_else(PoisonError::into_inner).remove(&incarnation);
+    }
+}

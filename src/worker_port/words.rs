@@ -1,0 +1,146 @@
+//! What a worker says of its turns and of itself: the end of turns, the heartbeat, the goodbye.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::StatusCode;
+
+use super::WorkerPort;
+use super::body::{check_finish, parse, storable};
+use super::identity::{AuthenticatedWorker, gone};
+use super::output::not_held;
+use crate::problem::Problem;
+use crate::store::{FinishError, WorkerWord};
+use crate::turn::frame::Span;
+use crate::turn::keys::{Incarnation, TurnId};
+use crate::turn::reason::Reason;
+use crate::turn::terminal::{Failure, Outcome};
+use crate::wire::{Finish, FinishResult, Finished, Goodbye, GoodbyePhase, Heartbeat, HeartbeatAnswer};
+
+/// `POST /worker/v1/finish`: the worker's word on how turns ended. The store elects it, or another word came first.
+pub(super) async fn finish(
+    State(port): State<WorkerPort>,
+    caller: AuthenticatedWorker,
+    body: Bytes,
+) -> Result<Json<Finished>, Problem> {
+    let finish: Finish = parse(&body)?;
+    check_finish(&finish)?;
+    // The output is the first turn's; the others share it.
+    let lead = finish.turn_ids[0];
+    let own = |t: TurnId| port.live.is_open(t, caller.incarnation);
+    let mut tail = port.live.tail(lead).filter(|_| own(lead)).unwrap_or_default();
+    if let Some(last) = finish.tail {
+        let last = Span::new(last.offset, storable(last.frames)?);
+        tail = join_pieces(tail, last);
+    }
+    let word = WorkerWord {
+        incarnation: caller.incarnation,
+        turn_ids: finish.turn_ids.clone(),
+        reply_id: finish.reply_id,
+        outcome: port.outcome_of(caller.incarnation, wordless(finish.outcome, finish.end)).await?,
+        end: finish.end,
+        tail,
+    };
+    let result = match port.store.finish(word).await? {
+        Ok(true) => FinishResult::Accepted,
+        Ok(false) => FinishResult::Superseded,
+        Err(FinishError::Missing { acked }) => {
+            return Err(Problem::new(StatusCode::CONFLICT, "output below `end` is missing here").with_acked(acked));
+        }
+        Err(FinishError::Foreign) => {
+            return Err(not_held(&port, &caller, &finish.turn_ids).await?);
+        }
+        Err(error @ FinishError::SeveralConversations) => return Err(Problem::bad_request(error.to_string())),
+    };
+    finish.turn_ids.iter().filter(|&&t| own(t)).for_each(|&t| port.live.close(t));
+    match port.workers.get(caller.incarnation) {
+        Some(worker) => worker.let_go(&finish.turn_ids),
+        // Another replica holds the worker's stream, and does not know yet that there is room.
+        None => port.store.worker_changed(caller.incarnation),
+    }
+    Ok(Json(Finished { result }))
+}
+
+/// An empty reply is none: nobody is shown an empty "done".
+fn wordless(outcome: Outcome, end: u64) -> Outcome {
+    match outcome {
+        Outcome::Reply if end == 0 => {
+            Outcome::Error(Failure::detailed(Reason::AgentError, "the worker sent a reply without any output"))
+        }
+        outcome => outcome,
+    }
+}
+
+/// One piece out of two pieces of a log. `known` is what this replica has of it and not yet durable, `last` what came with
+/// the finish. Where they leave a gap, `last` alone is tried: the store may have the gap's content from another replica.
+fn join_pieces(known: Span, last: Span) -> Span {
+    if known.is_empty() || last.start <= known.start || last.start > known.end() {
+        return last;
+    }
+    let end = known.end();
+    let mut joined = known;
+    last.from(end).frames.into_iter().for_each(|f| joined.push(f));
+    joined
+}
+
+/// `POST /worker/v1/heartbeat`: the worker lives, and names its turns in hand. 410 when its lease is dead.
+pub(super) async fn heartbeat(
+    State(port): State<WorkerPort>,
+    caller: AuthenticatedWorker,
+    body: Bytes,
+) -> Result<Json<HeartbeatAnswer>, Problem> {
+    let beat: Heartbeat = parse(&body)?;
+    let answer = port.heartbeats.beat(caller.incarnation, !beat.turns.is_empty()).await?;
+    match answer {
+        Some(answer) => Ok(Json(port.workers.compare(caller.incarnation, &beat.turns, answer, 0).await?)),
+        None => {
+            port.verified.remove(caller.incarnation);
+            Err(gone())
+        }
+    }
+}
+
+/// `POST /worker/v1/goodbye`: the worker drains, or ends now.
+pub(super) async fn goodbye(
+    State(port): State<WorkerPort>,
+    caller: AuthenticatedWorker,
+    body: Bytes,
+) -> Result<StatusCode, Problem> {
+    let goodbye: Goodbye = parse(&body)?;
+    let worker = port.workers.get(caller.incarnation);
+    if let Some(worker) = &worker {
+        worker.stop_claiming();
+    }
+    if let Some(reason) = goodbye.reason {
+        port.store.note_stop(caller.incarnation, reason).await?;
+    }
+    match goodbye.phase {
+        GoodbyePhase::Draining => {
+            port.store.worker_draining(caller.incarnation, &goodbye.hand_back).await?;
+            if let Some(worker) = &worker {
+                worker.let_go(&goodbye.hand_back);
+            }
+        }
+        GoodbyePhase::Gone => {
+            // A task of its own: it goes on when the worker closes the connection without waiting for the answer.
+            let ending = tokio::spawn(end_worker(port.clone(), caller.incarnation, goodbye.hand_back.clone()));
+            ending.await.map_err(|_| Problem::unavailable())??;
+            port.verified.remove(caller.incarnation);
+            if let Some(worker) = &worker {
+                worker.says_goodbye();
+            }
+        }
+    }
+    let own = goodbye.hand_back.iter().filter(|&&t| port.live.is_open(t, caller.incarnation));
+    own.for_each(|&t| port.live.close(t));
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Ends the lease of a worker that has said that it ends now. What it still holds fails, with the reason of the stop if
+/// somebody records one in time.
+async fn end_worker(port: WorkerPort, worker: Incarnation, hand_back: Vec<TurnId>) -> Result<(), Problem> {
+    port.store.worker_draining(worker, &hand_back).await?;
+    port.stop_reason_known(worker).await?;
+    port.store.worker_gone(worker, &hand_back).await?;
+    Ok(())
+}
