@@ -342,6 +342,8 @@ impl Writes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::turn::reason::Reason;
+    use crate::turn::terminal::Failure;
 
     #[test]
     fn the_end_of_a_log() {
