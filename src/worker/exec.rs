@@ -2,7 +2,6 @@
 
 use std::io;
 use std::process::{ExitCode, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,18 +18,13 @@ use super::output_log::Stopped;
 use super::process::AgentProcess;
 use super::start::{self, Wants};
 use super::text::{Decoder, FrameLines};
-use crate::lines::Lines;
+use crate::child::output::copy_stderr;
 use crate::turn::cause;
 use crate::turn::cause::process::Ended;
 use crate::turn::frame::{Frame, storable};
-use crate::turn::keys::TurnId;
 use crate::turn::terminal::Outcome;
 use crate::wire::TurnPush;
 
-/// How much of the end of stderr is kept for operators, in bytes.
-const STDERR_BYTES: usize = 8 * 1024;
-/// The longest line of stderr that is logged as one, in bytes.
-const STDERR_LINE_BYTES: usize = 4 * 1024;
 /// How long the ends of stdout and stderr are waited for after the program has ended: a child of the program may still hold
 /// them open.
 const AFTER_EXIT: Duration = Duration::from_millis(500);
@@ -90,7 +84,9 @@ impl TurnAdapter for ExecAdapter {
         };
         let Program { process, stdin, stdout, stderr } = program;
         let _stdin = stdin.map(|stdin| AbortOnDropHandle::new(tokio::spawn(feed(stdin, turn.message.clone()))));
-        let (tail, _stderr) = collect(stderr, turn.turn_id);
+        let id = turn.turn_id;
+        let (tail, copying) = copy_stderr(stderr, move |line| tracing::info!(target: "agent", turn = %id, "{line}"));
+        let _stderr = AbortOnDropHandle::new(tokio::spawn(copying));
         let copied = tokio::select! {
             copied = copy(stdout, &out, self.args.output, process.exited()) => copied,
             () = cancel.cancelled() => Err(Stopped),
@@ -213,57 +209,4 @@ async fn copy(
         out.send(frame).await?;
     }
     Ok(())
-}
-
-/// The end of what a program wrote to stderr.
-struct StderrTail {
-    bytes: Arc<Mutex<Vec<u8>>>,
-    /// Cancelled when stderr has ended.
-    closed: CancellationToken,
-}
-
-impl StderrTail {
-    /// Returns when stderr has ended.
-    async fn closed(&self) {
-        self.closed.cancelled().await;
-    }
-
-    fn text(&self) -> String {
-        let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(STDERR_BYTES)..]).trim().to_string()
-    }
-}
-
-/// Keeps the tail of stderr, and writes its lines into the worker's log.
-fn collect(mut stderr: ChildStderr, turn: TurnId) -> (StderrTail, AbortOnDropHandle<()>) {
-    let tail = StderrTail { bytes: Arc::default(), closed: CancellationToken::new() };
-    let (bytes, closed) = (tail.bytes.clone(), tail.closed.clone().drop_guard());
-    let task = tokio::spawn(async move {
-        let _closed = closed;
-        let mut buffer = vec![0; 4 * 1024];
-        let mut lines = Lines::new(STDERR_LINE_BYTES);
-        while let Ok(read @ 1..) = stderr.read(&mut buffer).await {
-            {
-                let mut bytes = bytes.lock().unwrap_or_else(PoisonError::into_inner);
-                bytes.extend_from_slice(&buffer[..read]);
-                let excess = bytes.len().saturating_sub(STDERR_BYTES);
-                bytes.drain(..excess);
-            }
-            lines.push(&buffer[..read]);
-            while let Some(line) = lines.next() {
-                log_line(turn, &line.bytes);
-            }
-        }
-        if let Some(line) = lines.finish() {
-            log_line(turn, &line.bytes);
-        }
-    });
-    (tail, AbortOnDropHandle::new(task))
-}
-
-fn log_line(turn: TurnId, line: &[u8]) {
-    let text = String::from_utf8_lossy(line);
-    if !text.trim().is_empty() {
-        tracing::info!(target: "agent", %turn, "{}", text.trim_end());
-    }
 }
