@@ -10,10 +10,10 @@ use super::plan::{Action, AgentKey, DrainCause, PlannedAgent};
 use super::runtime::{Death, StartRequest, WorkerRuntime};
 use crate::crd::AgentSpec;
 use crate::store::{Lease, NewStart, Store, StoreError};
-use crate::turn::decide::Look;
-use crate::turn::keys::{Incarnation, StartId};
 use crate::turn::cause;
 use crate::turn::cause::stop::{self, Stopper};
+use crate::turn::decide::Look;
+use crate::turn::keys::{Incarnation, StartId};
 use crate::turn::reason::Reason;
 use crate::wire::Credential;
 

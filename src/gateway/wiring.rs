@@ -13,9 +13,9 @@ use super::config::{GatewayConfig, WorkerTls};
 use super::notices::NoticeRouter;
 use super::{Gateway, router, serve};
 use crate::agents::Agents;
-use crate::dispatch::subscriptions::Subscriptions;
 use crate::dispatch::follow::{self, Follower};
 use crate::dispatch::live::LiveLogs;
+use crate::dispatch::subscriptions::Subscriptions;
 use crate::dispatch::workers::Workers;
 use crate::egress::{Outbound, Reach};
 use crate::every::watched;
@@ -120,13 +120,24 @@ async fn gateway(
 }
 
 /// Starts the background loops. They end with `shutdown`; one that panics ends the process.
-fn spawn_loops(tasks: &TaskTracker, gateway: &Gateway, live: LiveLogs, subscriptions: Subscriptions, shutdown: &CancellationToken) {
+fn spawn_loops(
+    tasks: &TaskTracker,
+    gateway: &Gateway,
+    live: LiveLogs,
+    subscriptions: Subscriptions,
+    shutdown: &CancellationToken,
+) {
     let Gateway { store, submitter, workers, streams, .. } = gateway;
     tasks.spawn(watched("the look after workers", workers.clone().tidy(shutdown.clone())));
     tasks.spawn(watched("the writing of output", live.flush(store.clone(), shutdown.clone())));
-    tasks.spawn(watched("delivery", delivery::run(store.clone(), streams.gateway, subscriptions.clone(), shutdown.clone())));
-    tasks
-        .spawn(watched("the polling of conversations", delivery::poll(store.clone(), subscriptions.clone(), shutdown.clone())));
+    tasks.spawn(watched(
+        "delivery",
+        delivery::run(store.clone(), streams.gateway, subscriptions.clone(), shutdown.clone()),
+    ));
+    tasks.spawn(watched(
+        "the polling of conversations",
+        delivery::poll(store.clone(), subscriptions.clone(), shutdown.clone()),
+    ));
     tasks.spawn(watched("the guarding of waiting turns", submitter.clone().reguard(shutdown.clone())));
     let notices = NoticeRouter { gateway: gateway.clone(), subscriptions };
     tasks.spawn(watched("hearing notices", notices.run(shutdown.clone())));

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::process::{ExitCode, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,7 +18,7 @@ use super::output_log::Stopped;
 use super::process::AgentProcess;
 use super::start::{self, Wants};
 use super::text::{Decoder, FrameLines};
-use crate::lines::Lines;
+use crate::child::output::{StderrTail, copy_stderr};
 use crate::turn::cause;
 use crate::turn::cause::process::Ended;
 use crate::turn::frame::{Frame, storable};
@@ -27,10 +26,6 @@ use crate::turn::keys::TurnId;
 use crate::turn::terminal::Outcome;
 use crate::wire::TurnPush;
 
-/// How much of the end of stderr is kept for operators, in bytes.
-const STDERR_BYTES: usize = 8 * 1024;
-/// The longest line of stderr that is logged as one, in bytes.
-const STDERR_LINE_BYTES: usize = 4 * 1024;
 /// How long the ends of stdout and stderr are waited for after the program has ended: a child of the program may still hold
 /// them open.
 const AFTER_EXIT: Duration = Duration::from_millis(500);
@@ -142,10 +137,9 @@ impl ExecAdapter {
         }
         let mut process = AgentProcess::start(command).await?;
         let missing = || io::Error::other("a pipe is missing");
-        let child = process.child().ok_or_else(missing)?;
-        let stdin = child.stdin.take().map(ChildStdin::from_std).transpose()?;
-        let stdout = ChildStdout::from_std(child.stdout.take().ok_or_else(missing)?)?;
-        let stderr = ChildStderr::from_std(child.stderr.take().ok_or_else(missing)?)?;
+        let stdin = process.stdin.take().map(ChildStdin::from_std).transpose()?;
+        let stdout = ChildStdout::from_std(process.stdout.take().ok_or_else(missing)?)?;
+        let stderr = ChildStderr::from_std(process.stderr.take().ok_or_else(missing)?)?;
         Ok(Program { process, stdin, stdout, stderr })
     }
 }
@@ -215,50 +209,10 @@ async fn copy(
     Ok(())
 }
 
-/// The end of what a program wrote to stderr.
-struct StderrTail {
-    bytes: Arc<Mutex<Vec<u8>>>,
-    /// Cancelled when stderr has ended.
-    closed: CancellationToken,
-}
-
-impl StderrTail {
-    /// Returns when stderr has ended.
-    async fn closed(&self) {
-        self.closed.cancelled().await;
-    }
-
-    fn text(&self) -> String {
-        let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(STDERR_BYTES)..]).trim().to_string()
-    }
-}
-
 /// Keeps the tail of stderr, and writes its lines into the worker's log.
-fn collect(mut stderr: ChildStderr, turn: TurnId) -> (StderrTail, AbortOnDropHandle<()>) {
-    let tail = StderrTail { bytes: Arc::default(), closed: CancellationToken::new() };
-    let (bytes, closed) = (tail.bytes.clone(), tail.closed.clone().drop_guard());
-    let task = tokio::spawn(async move {
-        let _closed = closed;
-        let mut buffer = vec![0; 4 * 1024];
-        let mut lines = Lines::new(STDERR_LINE_BYTES);
-        while let Ok(read @ 1..) = stderr.read(&mut buffer).await {
-            {
-                let mut bytes = bytes.lock().unwrap_or_else(PoisonError::into_inner);
-                bytes.extend_from_slice(&buffer[..read]);
-                let excess = bytes.len().saturating_sub(STDERR_BYTES);
-                bytes.drain(..excess);
-            }
-            lines.push(&buffer[..read]);
-            while let Some(line) = lines.next() {
-                log_line(turn, &line.bytes);
-            }
-        }
-        if let Some(line) = lines.finish() {
-            log_line(turn, &line.bytes);
-        }
-    });
-    (tail, AbortOnDropHandle::new(task))
+fn collect(stderr: ChildStderr, turn: TurnId) -> (StderrTail, AbortOnDropHandle<()>) {
+    let (tail, copying) = copy_stderr(stderr, move |line| log_line(turn, &line.bytes));
+    (tail, AbortOnDropHandle::new(tokio::spawn(copying)))
 }
 
 fn log_line(turn: TurnId, line: &[u8]) {

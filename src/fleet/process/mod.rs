@@ -23,9 +23,9 @@ use tokio::sync::mpsc;
 
 use super::runtime::{Death, StartRequest, WorkerRuntime};
 use crate::child::cgroup::{Cgroup, Cgroups};
+use crate::turn::cause;
 use crate::turn::decide::Look;
 use crate::turn::keys::StartId;
-use crate::turn::cause;
 use crate::turn::terminal::Failure;
 pub use boot::fail_former_boots;
 use boot::{is_former, reference};
