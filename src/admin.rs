@@ -81,10 +81,10 @@ fn ready(readiness: &Readiness) -> Response {
 
 /// Metrics as OpenMetrics text. They are read from the database at each scrape, so all replicas give the same figures.
 async fn metrics(store: &Store) -> Response {
-    match store.figures().await {
-        Ok(figures) => (
+    match store.metrics().await {
+        Ok(metrics) => (
             [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
-            figures.openmetrics(),
+            metrics.openmetrics(),
         )
             .into_response(),
         Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the database is unavailable\n").into_response(),

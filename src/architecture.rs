@@ -178,10 +178,9 @@ impl House {
         for (module, paths) in &self.outside {
             let within = |place: &&str| module == place || module.starts_with(&format!("{place}::"));
             for path in paths {
-                let begins = |name: &&&str| path == **name || path.starts_with(&format!("{name}::"));
-                let reserved =
-                    RESERVED.iter().filter(|(name, rooms)| begins(&name) && !rooms.iter().any(|r| within(&r)));
-                let impure = PURE.1.iter().filter(|name| begins(name) && PURE.0.iter().any(|r| within(&r)));
+                let begins = |name: &str| path == name || path.starts_with(&format!("{name}::"));
+                let reserved = RESERVED.iter().filter(|(name, rooms)| begins(name) && !rooms.iter().any(|r| within(r)));
+                let impure = PURE.1.iter().filter(|name| begins(name) && PURE.0.iter().any(|r| within(r)));
                 for name in reserved.map(|(name, _)| name).chain(impure) {
                     found.push(format!("{} uses {path}: {name} is not for this room", self.file(module)));
                 }

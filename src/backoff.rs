@@ -27,6 +27,7 @@ impl Backoff {
     }
 
     /// The pause after one more failure.
+    #[expect(clippy::should_implement_trait, reason = "a back-off is no iterator: a success begins it anew")]
     pub fn next(&mut self) -> Duration {
         self.failures = self.failures.saturating_add(1);
         doubled(self.first, self.longest, self.failures).mul_f64(rand::random_range(0.5..=1.0))

@@ -70,7 +70,7 @@ async fn write_beats(
     // Of several heartbeats of one worker the last one counts.
     let beats: HashMap<Incarnation, Beat> = batch.iter().map(|w| (w.beat.incarnation, w.beat.clone())).collect();
     let beats: Vec<Beat> = beats.into_values().collect();
-    let result = store.heartbeat(gateway, GATEWAY_EXPIRES_SECONDS, &beats).await;
+    let result = store.heartbeat_of_gateway(gateway, GATEWAY_EXPIRES_SECONDS, &beats).await;
     for WaitingBeat { beat, answer } in batch {
         let one = match &result {
             Ok(answers) => Ok(answers.get(&beat.incarnation).cloned()),

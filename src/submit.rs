@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::agents::{Agents, ServedAgent};
 use crate::every::{Again, Every, Outage};
 use crate::guard::{self, GuardVerdict};
-use crate::store::{Arm, ArmError, Armed, GuardedTurn, ObjectRef, Store, StoreError};
+use crate::store::{AgentTurnRef, Arm, ArmError, Armed, GuardedTurn, Store, StoreError};
 use crate::turn::cause::rule::{self, Refusal};
 use crate::turn::cursor::MAX_OPEN_TURNS;
 use crate::turn::keys::{GatewayId, TurnId, content_hash, worker_group};
@@ -43,7 +43,7 @@ pub struct Submission {
     /// The hard deadline in seconds from arming; `None`: the Agent's.
     pub deadline_seconds: Option<u32>,
     /// The AgentTurn that submits it; only such a turn may name the platform `kubernetes`.
-    pub object: Option<ObjectRef>,
+    pub object: Option<AgentTurnRef>,
 }
 
 impl Submission {
@@ -69,10 +69,19 @@ pub enum SubmitError {
     #[error("the conversation has {MAX_OPEN_TURNS} open turns; wait for some to end")]
     TooManyOpen,
     #[error(transparent)]
-    Refused(#[from] ArmError),
+    Refused(ArmError),
     /// It is not known whether the turn was armed: submitting it again with the same message id finds out.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl From<ArmError> for SubmitError {
+    fn from(error: ArmError) -> Self {
+        match error {
+            ArmError::Store(error) => SubmitError::Store(error),
+            refused => SubmitError::Refused(refused),
+        }
+    }
 }
 
 impl SubmitError {
@@ -112,7 +121,7 @@ impl Submitter {
         let worker_group = worker_group(&submission.agent, agent.grouping(), &submission.conversation);
         let arm = arm(&submission, &agent, worker_group.clone(), self.gateway);
         let guarded = arm.guard.is_some().then(|| guarded(&arm));
-        let armed = self.store.arm(arm).await??;
+        let armed = self.store.arm(arm).await?;
         if let (Some(turn), true) = (guarded, armed.fresh) {
             tokio::spawn(self.clone().guard(turn, agent));
         }
@@ -123,11 +132,11 @@ impl Submitter {
     async fn check_room(&self, submission: &Submission, agent: &ServedAgent) -> Result<(), SubmitError> {
         let Submission { organization, conversation, .. } = submission;
         let max = agent.spec.limits.max_queued_turns();
-        let before = self.store.backlog(organization, &submission.agent, conversation, max).await?;
+        let before = self.store.backlog_before_turn(organization, &submission.agent, conversation, max).await?;
         if before.queued < max && before.open < MAX_OPEN_TURNS as u64 {
             return Ok(());
         }
-        if self.store.knows(organization, conversation, &submission.message_id).await? {
+        if self.store.knows_message(organization, conversation, &submission.message_id).await? {
             return Ok(());
         }
         Err(if before.queued >= max { SubmitError::QueueFull(max) } else { SubmitError::TooManyOpen })
@@ -159,11 +168,11 @@ impl Submitter {
 
     async fn try_verdict(&self, turn: &GuardedTurn, verdict: &GuardVerdict) -> Result<(), StoreError> {
         match verdict {
-            GuardVerdict::Allow => self.store.pass_guard(turn.turn_id, self.gateway).await.map(drop),
+            GuardVerdict::Allow => self.store.pass_guarded_turn(turn.turn_id, self.gateway).await.map(drop),
             GuardVerdict::Reject { message, detail } => {
                 let failure = rule::rejected(message.clone(), detail.clone());
                 // It changes nothing if another replica has let the turn pass.
-                self.store.reject_guarded(turn.turn_id, self.gateway, &failure).await.map(drop)
+                self.store.reject_guarded_turn(turn.turn_id, self.gateway, &failure).await.map(drop)
             }
         }
     }
@@ -172,7 +181,7 @@ impl Submitter {
     async fn keep_hold(&self, turn: TurnId) {
         loop {
             tokio::time::sleep(Duration::from_secs(u64::from(HOLD_SECONDS) / 3)).await;
-            if let Ok(false) = self.store.keep_guarding(turn, self.gateway, HOLD_SECONDS).await {
+            if let Ok(false) = self.store.keep_guarding_turn(turn, self.gateway, HOLD_SECONDS).await {
                 return;
             }
         }
@@ -187,7 +196,7 @@ impl Submitter {
     }
 
     async fn guard_abandoned(&self) -> Result<Again, StoreError> {
-        for turn in self.store.take_unguarded(self.gateway, HOLD_SECONDS).await? {
+        for turn in self.store.take_unguarded_turns(self.gateway, HOLD_SECONDS).await? {
             self.guard_again(turn).await;
         }
         Ok(Again::Later)

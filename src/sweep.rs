@@ -40,12 +40,12 @@ async fn pass(store: &Store) -> Result<Again, StoreError> {
 }
 
 async fn prune(store: &Store, retention: &Retention) {
-    match store.prune(retention).await {
+    match store.prune_past_retention(retention).await {
         Ok(0) => {}
         Ok(turns) => tracing::info!(turns, "the retention removed {turns} turns"),
         Err(error) => tracing::warn!(%error, "the retention did not run; it runs again with a later pass"),
     }
-    if let Err(error) = store.forget_gateways().await {
+    if let Err(error) = store.forget_lost_gateways().await {
         tracing::warn!(%error, "rows of gateways that are gone were not removed; a later pass removes them");
     }
 }

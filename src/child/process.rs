@@ -9,7 +9,7 @@
 //! reap at once; or the owner reaps later, when it has read what the group's other processes still print.
 
 use std::io;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
@@ -19,6 +19,8 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_pro
 use tokio::sync::watch;
 
 use super::spawn::{Spawner, UserNamespace};
+use crate::turn::cause::process::ProcessEnd;
+use crate::turn::terminal::Exit;
 
 /// The stack of a waiting thread, in bytes: there is one for each child, and it does little.
 const STACK: usize = 256 * 1024;
@@ -201,10 +203,21 @@ fn wait_for_exit(pid: Pid) {
     while let Err(rustix::io::Errno::INTR) = waitid(WaitId::Pid(pid), options) {}
 }
 
+/// An exit status in the words that reasons are picked by.
+impl From<ExitStatus> for ProcessEnd {
+    fn from(status: ExitStatus) -> Self {
+        match (status.code(), status.signal()) {
+            (Some(code), _) => ProcessEnd::Exit(Exit::Code(code)),
+            (None, Some(signal)) => ProcessEnd::Exit(Exit::Signal(signal)),
+            (None, None) => ProcessEnd::Otherwise(status.to_string()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::io::{BufRead, BufReader};
+    use std::io::Read;
     use std::process::Stdio;
 
     use super::*;
@@ -231,18 +244,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_child_that_ignores_sigterm_is_killed_after_its_grace() {
-        let mut command = shell("trap '' TERM; echo ready; sleep 60 & wait");
+        let mut command = shell("trap '' TERM; echo; sleep 60 & wait");
         command.stdout(Stdio::piped());
         let mut spawned = ChildProcess::spawn(command, Signal::KILL).expect("starts");
+        // From its first output on, the shell ignores the signal.
+        spawned.stdout.take().expect("a pipe").read_exact(&mut [0]).expect("a line");
         let process = spawned.process().clone();
-        let mut ready = String::new();
-        BufReader::new(spawned.stdout.take().expect("a pipe")).read_line(&mut ready).expect("a line");
         let (tell, told) = tokio::sync::oneshot::channel();
         spawned.when_exited(move |process| drop(tell.send(process.reap())));
         process.signal(Signal::TERM).expect("sent");
         assert!(process.kill_after(Duration::from_millis(100)).await.expect("sent"));
         let status = told.await.expect("reaped").expect("a status");
-        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+        assert_eq!(status.signal(), Some(9));
         assert!(!process.kill_after(Duration::ZERO).await.expect("nothing is sent"));
     }
 

@@ -16,7 +16,7 @@ use super::error::CliError;
 use super::print::{PrintFormat, columns, print_json};
 use super::text::{age, between, one_line};
 use crate::store::Pool;
-use crate::store::keys::{self, KeyInfo, NewKey, Role};
+use crate::store::keys::{self, KeyInfo, KeyRole, NewKey};
 
 /// Make, list and revoke API keys.
 #[derive(Debug, Clone, clap::Args)]
@@ -61,7 +61,7 @@ pub struct CreateArgs {
     pub user: Option<String>,
     /// `user`: its own conversations; `operator`: all of the organization.
     #[arg(long, env = "LASTWORD_ROLE", value_name = "ROLE", default_value = "user")]
-    pub role: Role,
+    pub role: KeyRole,
     /// How long it is valid, such as 90d, 12h, 30m or 45s [default: until it is revoked].
     #[arg(long, env = "LASTWORD_EXPIRES_IN", value_name = "TIME", value_parser = duration)]
     pub expires_in: Option<Duration>,

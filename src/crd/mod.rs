@@ -20,6 +20,7 @@ mod template;
 #[expect(clippy::duplicated_attributes, reason = "printer columns share type_")]
 mod turn;
 
+pub use crate::turn::phase::Phase;
 pub use agent::{Adapter, Agent, AgentSpec, AgentStatus, LastFailure, Limits, OpenAi, Scope, Timing};
 pub use check::{FieldError, InvalidAgent, check_spec};
 pub use definitions::{crd_files, crds, print_crds};
@@ -27,7 +28,7 @@ pub use guardrails::{
     Destination, FailurePolicy, Guardrail, Guardrails, Platform, SecretKeyRef, SignedDestination, Webhook,
 };
 pub use template::{Container, EnvVar, NotAQuantity, PodMetadata, PodSpec, PodTemplate, RestartPolicy, quantity_bytes};
-pub use turn::{AgentRef, AgentTurn, AgentTurnSpec, AgentTurnStatus, Phase, TurnError};
+pub use turn::{AgentRef, AgentTurn, AgentTurnSpec, AgentTurnStatus, TurnError};
 
 /// The API group of both resources.
 pub const GROUP: &str = "lastword.dev";

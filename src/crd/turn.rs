@@ -5,6 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::turn::phase::Phase;
 use crate::turn::reason::Reason;
 
 /// One message to an agent. Only cancel and ttlSecondsAfterFinished may be changed later.
@@ -148,21 +149,6 @@ pub struct AgentTurnStatus {
     /// When the turn ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completion_time: Option<Time>,
-}
-
-/// How far a turn has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-pub enum Phase {
-    /// The turn is not armed yet.
-    Pending,
-    /// The turn is armed and waits for a worker. It will end with a reply or an error.
-    Armed,
-    /// A worker has claimed the turn.
-    Running,
-    /// The turn ended with a reply.
-    Succeeded,
-    /// The turn ended with an error.
-    Failed,
 }
 
 /// Why a turn has no reply.

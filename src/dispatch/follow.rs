@@ -98,7 +98,7 @@ impl Follower {
         worker: Incarnation,
         offset: u64,
     ) -> Result<(), String> {
-        let replica = self.store.replica_of(worker).await.map_err(|e| e.to_string())?;
+        let replica = self.store.replica_of_worker(worker).await.map_err(|e| e.to_string())?;
         let replica = replica.filter(|r| r.id != self.gateway).ok_or("no other replica holds its worker")?;
         let http = self.http.borrow().clone();
         let response = http

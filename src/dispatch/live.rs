@@ -190,7 +190,7 @@ impl LiveLogs {
             logs.iter_mut().filter_map(due).collect()
         });
         let turns: Vec<TurnId> = due.iter().map(|a| a.turn_id).collect();
-        let answers = futures::future::join_all(due.into_iter().map(|append| store.append(append))).await;
+        let answers = futures::future::join_all(due.into_iter().map(|append| store.append_output(append))).await;
         match answers.iter().find_map(|answer| answer.as_ref().err()) {
             Some(error) => outage.goes_on(error),
             None if !answers.is_empty() => outage.is_over(),
@@ -198,12 +198,12 @@ impl LiveLogs {
         }
         for (turn, answer) in turns.into_iter().zip(answers) {
             match answer {
-                Ok(Ok(durable)) => self.made_durable(turn, durable),
+                Ok(durable) => self.made_durable(turn, durable),
                 // The turn ended elsewhere; the worker learns it with its next word.
-                Ok(Err(AppendError::NotHeld)) => self.close(turn),
+                Err(AppendError::NotHeld) => self.close(turn),
                 // Only possible when another replica wrote less than this one was told; the worker sends it again.
-                Ok(Err(AppendError::Gap(durable))) => self.rewind(turn, durable),
-                Err(error) => {
+                Err(AppendError::Gap(durable)) => self.rewind(turn, durable),
+                Err(AppendError::Store(error)) => {
                     tracing::debug!(%turn, %error, "output of turn {turn} was not flushed; trying again");
                     self.with(|logs| {
                         if let Some(log) = logs.get_mut(&turn) {

@@ -233,10 +233,12 @@ impl Workers {
             Vec::new()
         } else {
             // A turn without its history is better than none.
-            self.store.exchanges(turn.conversation_id, turn.number, history).await.unwrap_or_else(|error| {
-                tracing::warn!(turn = %turn.turn_id, %error, "turn {} is pushed without history", turn.turn_id);
-                Vec::new()
-            })
+            self.store.conversation_exchanges(turn.conversation_id, turn.number, history).await.unwrap_or_else(
+                |error| {
+                    tracing::warn!(turn = %turn.turn_id, %error, "turn {} is pushed without history", turn.turn_id);
+                    Vec::new()
+                },
+            )
         };
         TurnPush {
             turn_id: turn.turn_id,
@@ -274,7 +276,7 @@ impl Workers {
             self.store.fail_lost_turn(turn, incarnation, &failure).await?;
         }
         if !lacking.is_empty() {
-            for turn in self.store.held(&lacking, incarnation).await? {
+            for turn in self.store.turns_held_by(&lacking, incarnation).await? {
                 self.live.open(turn.turn_id, turn.conversation_id, incarnation, turn.log_end);
                 push.push(self.push_of(turn, worker.as_ref().map_or(history, |w| w.history)).await);
             }

@@ -84,7 +84,7 @@ impl ActionRunner {
                 Ok(None)
             }
             Action::Shed { agent, max_queued } => {
-                let shed = || self.store.shed(&agent.organization, &agent.name, max_queued);
+                let shed = || self.store.shed_queue_of_agent(&agent.organization, &agent.name, max_queued);
                 let turns = in_batches(shed).await?;
                 if turns > 0 {
                     let AgentKey { organization, name } = &agent;
@@ -101,7 +101,7 @@ impl ActionRunner {
         let start_id = StartId::new();
         let mut request = request(agent, spec, worker_group, start_id);
         if self.runtime.numbered() {
-            request.attempt = self.store.next_attempt().await?;
+            request.attempt = self.store.next_start_number().await?;
         }
         request.runtime_ref = self.runtime.reference(&request);
         let row = new_start(&request, &*self.runtime);
@@ -183,7 +183,7 @@ impl ActionRunner {
     /// Ends the waiting turns of Agents that were removed.
     pub async fn orphan(&self) -> Result<(), StoreError> {
         for (organization, agent) in self.store.removed_agents().await? {
-            let turns = in_batches(|| self.store.orphan(&organization, &agent)).await?;
+            let turns = in_batches(|| self.store.end_turns_of_removed_agent(&organization, &agent)).await?;
             if turns > 0 {
                 tracing::info!(organization, agent, turns, "ended the waiting turns of a removed Agent");
             }
@@ -196,7 +196,7 @@ impl ActionRunner {
     pub async fn leave(&self, within: Duration) {
         let leave = async {
             let running: HashSet<StartId> = self.runtime.running().await.into_iter().collect();
-            let workers = self.store.workers().await?;
+            let workers = self.store.living_workers().await?;
             let reason = stop::reason(Stopper::ShutDown);
             let held = workers.iter().filter(|w| running.contains(&w.start_id) && !w.stopping);
             let drains = held

@@ -94,9 +94,9 @@ impl Passes {
     async fn pass(&mut self, polled: bool) -> Result<Again, StoreError> {
         // Read in this order: a worker's lease is older than its process, and its Agent is older than its lease.
         let running = self.runtime.running().await;
-        let workers = self.store.workers().await?;
+        let workers = self.store.living_workers().await?;
         self.runner.withdraw(&workers).await?;
-        let demand = self.store.demand().await?;
+        let demand = self.store.demand_of_worker_groups().await?;
         let pauses = Pauses::after(&self.store.futile_starts().await?);
         let agents = self.agents(&pauses).await?;
         let alive: HashSet<StartId> = workers.iter().map(|w| w.start_id).collect();

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::caller::ApiCaller;
 use crate::problem::Problem;
 use crate::store::Store;
-use crate::store::keys::{self, Principal, Role};
+use crate::store::keys::{self, KeyRole, Principal};
 
 /// How long a key's principal is remembered without asking the database again. A revoked key is refused within a second.
 const REMEMBERED_FOR: Duration = Duration::from_millis(500);
@@ -129,7 +129,7 @@ fn local(parts: &Parts) -> Result<Principal, Problem> {
     if !matches!(name, "localhost" | "127.0.0.1" | "[::1]" | "") {
         return Err(Problem::new(StatusCode::FORBIDDEN, "without --auth keys only loopback names are served"));
     }
-    Ok(Principal { organization: "default".into(), user: "local".into(), role: Role::Operator })
+    Ok(Principal { organization: "default".into(), user: "local".into(), role: KeyRole::Operator })
 }
 
 fn unauthorized(detail: &str) -> Problem {

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::Gateway;
 use crate::problem::Problem;
-use crate::store::keys::{Principal, Role};
+use crate::store::keys::{KeyRole, Principal};
 
 /// Who calls, and by which key.
 pub struct ApiCaller {
@@ -23,7 +23,7 @@ impl ApiCaller {
 
     /// Whether the caller may see everything of the organization.
     pub fn is_operator(&self) -> bool {
-        self.principal.role == Role::Operator
+        self.principal.role == KeyRole::Operator
     }
 }
 

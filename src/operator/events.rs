@@ -22,7 +22,7 @@ use super::clock::timestamp;
 use crate::crd::{Agent, LastFailure};
 use crate::every::{Again, Every};
 use crate::leadership::Leadership;
-use crate::store::{Failed, Store, StoreError};
+use crate::store::{RecentFailure, Store, StoreError};
 use crate::turn::keys::TurnId;
 use crate::turn::reason::Reason;
 use crate::turn::terminal::cut;
@@ -52,7 +52,7 @@ impl LastFailures {
     }
 
     /// Notes a failed turn. One whose Agent is deleted is left out.
-    pub fn note(&self, failed: &Failed) {
+    pub fn note(&self, failed: &RecentFailure) {
         let Some(uid) = &failed.agent_uid else { return };
         let failure = LastFailure {
             reason: failed.reason,
@@ -165,7 +165,7 @@ impl FailureCursor {
     }
 
     /// Takes an answer of the database that was asked at `now`, and leaves in it what was not read before.
-    fn only_new(&mut self, mut failed: Vec<Failed>, now: OffsetDateTime) -> Vec<Failed> {
+    fn only_new(&mut self, mut failed: Vec<RecentFailure>, now: OffsetDateTime) -> Vec<RecentFailure> {
         // An answer that is full may lack failures behind its last one, so the next pass reads from there.
         let full = failed.last().filter(|_| failed.len() >= MAX_OF_A_PASS as usize);
         let end = full.map_or(now, |last| last.at + READ_BACK);
@@ -177,8 +177,8 @@ impl FailureCursor {
 
 impl FailureReader {
     /// The turns and the starts that failed since the last reading.
-    async fn read(&mut self, store: &Store) -> Result<(Vec<Failed>, Vec<Failed>), StoreError> {
-        let now = store.now().await?;
+    async fn read(&mut self, store: &Store) -> Result<(Vec<RecentFailure>, Vec<RecentFailure>), StoreError> {
+        let now = store.database_time().await?;
         let turns = self.turns.only_new(store.failed_turns(self.turns.since(now), MAX_OF_A_PASS).await?, now);
         let starts = self.starts.only_new(store.failed_starts(self.starts.since(now), MAX_OF_A_PASS).await?, now);
         Ok((turns, starts))
@@ -211,7 +211,7 @@ struct EventAggregator {
 }
 
 impl EventAggregator {
-    fn add(&mut self, action: &'static str, failed: &Failed) {
+    fn add(&mut self, action: &'static str, failed: &RecentFailure) {
         let key = |kind, namespace: &str, name: &str, uid: &str| EventKey {
             kind,
             namespace: namespace.into(),
@@ -282,7 +282,7 @@ mod tests {
         let mut aggregator = EventAggregator::default();
         let pod = ("team/bot-1".to_owned(), "p".to_owned());
         let fail = |aggregator: &mut EventAggregator, detail: &str| {
-            let failed = Failed {
+            let failed = RecentFailure {
                 id: Uuid::now_v7(),
                 organization: "team".into(),
                 agent: "bot".into(),

@@ -64,7 +64,7 @@ impl Poster {
 
     async fn write(&self, post: &DuePost, next: &NextAttempt) -> Result<(), StoreError> {
         match next {
-            NextAttempt::Remove => self.store.delivered(&post.platform, &[post.turn_id]).await,
+            NextAttempt::Remove => self.store.remove_deliveries(&post.platform, &[post.turn_id]).await,
             NextAttempt::Later { seconds, problem } => self.store.put_off_post(post, *seconds, problem).await,
             NextAttempt::GiveUp { problem } => self.store.give_up_post(post, problem).await,
         }
@@ -72,7 +72,7 @@ impl Poster {
 
     async fn attempt(&self, post: &DuePost) -> Result<PostOutcome, StoreError> {
         // The turn was erased, or removed by the retention: there is nothing to post any more.
-        let Some(record) = self.store.record(post.turn_id).await? else { return Ok(PostOutcome::Done) };
+        let Some(record) = self.store.turn_record(post.turn_id).await? else { return Ok(PostOutcome::Done) };
         let Some(spec) = self.store.agent_spec(&post.organization, &record.agent).await? else {
             // It is tried again for a while, since many people replace an object by deleting it and making it again.
             return Ok(PostOutcome::Refused { problem: format!("there is no Agent {} any more", record.agent) });
@@ -98,7 +98,7 @@ impl Poster {
     async fn is_shown_elsewhere(&self, record: &Record, post: &DuePost) -> Result<bool, StoreError> {
         match record.reply.as_ref().map(|r| r.holder).filter(|h| *h != record.turn_id) {
             None => Ok(false),
-            Some(holder) => Ok(self.store.platform_of(holder).await?.as_deref() == Some(&post.platform)),
+            Some(holder) => Ok(self.store.platform_of_turn(holder).await?.as_deref() == Some(&post.platform)),
         }
     }
 

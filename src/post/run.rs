@@ -11,7 +11,7 @@ use super::attempt::Poster;
 use crate::egress::Outbound;
 use crate::every::Outage;
 use crate::secrets::Secrets;
-use crate::store::{Place, Store};
+use crate::store::{PostPlace, Store};
 use crate::turn::keys::GatewayId;
 
 /// The pause between two looks for due rows.
@@ -37,7 +37,7 @@ pub async fn run(store: Store, secrets: Arc<dyn Secrets>, outbound: Outbound, sh
     let by = GatewayId::new();
     let poster = Poster { store, secrets, outbound };
     let mut posts = JoinSet::new();
-    let mut busy: HashMap<Place, usize> = HashMap::new();
+    let mut busy: HashMap<PostPlace, usize> = HashMap::new();
     let mut outage = Outage::new("posting to webhooks and Slack");
     loop {
         let room = MAX_ROWS.min(MAX_AT_ONCE.saturating_sub(posts.len()));
@@ -72,19 +72,19 @@ pub async fn run(store: Store, secrets: Arc<dyn Secrets>, outbound: Outbound, sh
 }
 
 /// The platforms and the organizations that have enough posts under way.
-fn full(busy: &HashMap<Place, usize>) -> Vec<Place> {
+fn full(busy: &HashMap<PostPlace, usize>) -> Vec<PostPlace> {
     let mut organizations: HashMap<&str, usize> = HashMap::new();
     for (place, posts) in busy {
         *organizations.entry(&place.organization).or_default() += posts;
     }
     let organizations = organizations.into_iter().filter(|(_, posts)| *posts >= MAX_PER_ORGANIZATION);
-    let organizations = organizations.map(|(name, _)| Place { organization: name.to_owned(), platform: None });
+    let organizations = organizations.map(|(name, _)| PostPlace { organization: name.to_owned(), platform: None });
     let places = busy.iter().filter(|(_, posts)| **posts >= MAX_PER_PLACE).map(|(place, _)| place.clone());
     places.chain(organizations).collect()
 }
 
 /// Counts a post as ended.
-fn forget(busy: &mut HashMap<Place, usize>, ended: Result<Place, JoinError>) {
+fn forget(busy: &mut HashMap<PostPlace, usize>, ended: Result<PostPlace, JoinError>) {
     match ended {
         Ok(place) => {
             if let Some(count) = busy.get_mut(&place) {
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn one_organization_leaves_room_for_the_others() {
-        let place = |organization: &str, platform: Option<&str>| Place {
+        let place = |organization: &str, platform: Option<&str>| PostPlace {
             organization: organization.into(),
             platform: platform.map(Into::into),
         };

@@ -13,7 +13,7 @@ pub(super) async fn run(args: &DatabaseArgs, keys: KeysArgs) -> Result<ExitCode,
     let store = Store::open(opened.options, args.pools());
     store.migrate().await?;
     let code = cli::keys::run(keys, store.pool()).await.unwrap_or_else(|error| cli::report(&error));
-    store.keys_changed().await;
+    store.notify_keys_changed().await;
     store.close().await;
     if let Some(embedded) = opened.embedded {
         embedded.stop().await;

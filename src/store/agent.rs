@@ -1,4 +1,5 @@
-//! The projection of Agents, so that gateways need neither YAML nor the Kubernetes API.
+//! Agents as the store holds them. Controllers copy them here from YAML or from the Kubernetes API, so that gateways need
+//! neither.
 
 use serde_json::Value;
 use sqlx::Row;
@@ -19,27 +20,27 @@ pub struct StoredAgent {
     pub uid: Option<String>,
 }
 
-/// What an Agent has at the moment.
+/// How many workers and turns an Agent has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentCounts {
     pub namespace: String,
     pub name: String,
-    /// Live or starting.
+    /// Workers that are live or starting.
     pub workers: u32,
     /// Turns that wait; counted up to 1,000,000.
     pub queued: u32,
-    /// Turns in a worker's hand.
+    /// Turns that a worker holds.
     pub running: u32,
 }
 
 impl Store {
-    /// Writes an Agent; true when its spec is new.
+    /// Writes an Agent that is no object, on one machine; true when its spec is new.
     pub async fn put_agent(&self, namespace: &str, name: &str, spec: &Value) -> Result<bool, StoreError> {
         self.put(namespace, name, spec, None).await
     }
 
-    /// Writes an Agent that is an object with this UID and `metadata.generation`; true when it is new. An older reading
-    /// of the same object changes nothing.
+    /// Writes an Agent that is an object with this UID and `metadata.generation`; true when its spec or the object is new. An
+    /// older reading of the same object changes nothing.
     pub async fn put_agent_object(
         &self,
         namespace: &str,
@@ -85,12 +86,12 @@ impl Store {
         Ok(changed)
     }
 
-    /// Removes an Agent; its waiting turns end when the fleet sees that it is gone.
+    /// Removes an Agent; false when there is none. Its waiting turns end when the fleet sees that it is gone.
     pub async fn remove_agent(&self, namespace: &str, name: &str) -> Result<bool, StoreError> {
         self.remove(namespace, name, None).await
     }
 
-    /// Removes the Agent that was this object; one made again under the same name stays.
+    /// Removes the Agent that is the object with this UID. Another object under the same name stays.
     pub async fn remove_agent_object(&self, namespace: &str, name: &str, uid: &str) -> Result<bool, StoreError> {
         self.remove(namespace, name, Some(uid)).await
     }
@@ -112,8 +113,9 @@ impl Store {
         Ok(removed)
     }
 
-    /// Removes the objects that a complete list of their namespaces (`None`: of all) did not show. `listed` are its UIDs,
-    /// `began` is when it began, by the database's clock: what was written later may be newer than the list.
+    /// Removes the Agents whose objects a complete list of these namespaces (`None`: of all) did not show. `listed` are the
+    /// UIDs of the list. `began` is when the list began, by the database's clock: an Agent that was written later may be newer
+    /// than the list. Answers how many were removed.
     pub async fn remove_unlisted_agents(
         &self,
         namespaces: Option<&[String]>,
@@ -136,7 +138,7 @@ impl Store {
         Ok(done.rows_affected())
     }
 
-    /// Workers and turns of every Agent, in one look.
+    /// How many workers and turns each Agent has.
     pub async fn agent_counts(&self) -> Result<Vec<AgentCounts>, StoreError> {
         let rows = sqlx::query(
             "WITH running AS (SELECT organization, agent, count(*) AS n FROM marker WHERE incarnation IS NOT NULL GROUP BY 1, 2),
@@ -166,7 +168,7 @@ impl Store {
             .collect()
     }
 
-    /// All Agents.
+    /// All Agents, by namespace and name.
     pub async fn agents(&self) -> Result<Vec<StoredAgent>, StoreError> {
         let rows = sqlx::query(
             "SELECT namespace, name, spec, generation, uid FROM agent
@@ -196,7 +198,8 @@ impl Store {
             .await?)
     }
 
-    /// Agents that were removed and still have waiting turns, those that were removed first in front: these are to end.
+    /// Agents (namespace, name) that were removed and still have waiting turns, which are to end; at most 1,000, those that
+    /// were removed first in front.
     pub async fn removed_agents(&self) -> Result<Vec<(String, String)>, StoreError> {
         Ok(sqlx::query_as(
             "SELECT namespace, name FROM agent a

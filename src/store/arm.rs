@@ -1,11 +1,11 @@
-//! Arm: the turn and its marker, in one transaction. Nothing is dispatched before it committed.
+//! Arm: insert a turn and its marker in one transaction. Nothing is dispatched before it has committed.
 
 use serde_json::Value;
 use sqlx::{PgConnection, Row};
 use time::OffsetDateTime;
 
-use super::batch::Verb as BatchVerb;
-use super::{Notice, ObjectRef, Store, StoreError};
+use super::batch::BatchedVerb;
+use super::{AgentTurnRef, Notice, Store, StoreError};
 use crate::turn::keys::{ConversationId, GatewayId, TurnId};
 
 /// A turn to arm.
@@ -20,20 +20,22 @@ pub struct Arm {
     pub user: String,
     /// [`crate::turn::routing::Routing`] as JSON.
     pub routing: Value,
+    /// The message.
     pub input: String,
+    /// See [`crate::turn::keys::content_hash`]: whether a repeated message id means the same turn.
     pub content_hash: Vec<u8>,
     pub traceparent: Option<String>,
-    /// The hard deadline, from arm.
+    /// The hard deadline, in seconds from arm.
     pub turn_seconds: u32,
-    /// The Agent's lease: what verdicts of silence wait for after an outage.
+    /// The Agent's lease in seconds: how long the verdict on a deadline waits after an outage.
     pub lease_seconds: u32,
-    /// Who guards the turn, and for how long, before it may be claimed.
+    /// The gateway that checks the turn before it may be claimed, and for how many seconds others leave that to it.
     pub guard: Option<(GatewayId, u32)>,
-    /// The AgentTurn that it is armed for: the tie is written by the same transaction.
-    pub object: Option<ObjectRef>,
+    /// The AgentTurn that the turn is armed for. The same transaction ties the two.
+    pub object: Option<AgentTurnRef>,
 }
 
-/// What arming came to.
+/// An armed turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Armed {
     pub turn_id: TurnId,
@@ -46,19 +48,23 @@ pub struct Armed {
     pub fresh: bool,
 }
 
-/// Why no turn was armed, though the database answered.
+/// Why no turn was armed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ArmError {
     /// The conversation is somebody else's; to the caller it does not exist.
     #[error("no such conversation")]
     NotYours,
+    /// A conversation belongs to the Agent of its first turn: this one.
     #[error("the conversation belongs to the agent {0:?}; start another conversation")]
     OtherAgent(String),
     #[error("this messageId was used before, with other content")]
     OtherContent,
+    /// Not known to be armed: arm again with the same message id.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
-/// What a new turn would have before it.
+/// The turns that a new one would have before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backlog {
     /// Turns that wait for the Agent, counted up to one more than was asked for.
@@ -68,8 +74,8 @@ pub struct Backlog {
 }
 
 impl Store {
-    /// What is there before a turn is armed: `queued` is counted up to `limit` + 1.
-    pub async fn backlog(
+    /// What a new turn would have before it; `queued` is counted up to `limit` + 1.
+    pub async fn backlog_before_turn(
         &self,
         organization: &str,
         agent: &str,
@@ -91,34 +97,33 @@ impl Store {
         Ok(Backlog { queued: queued as u32, open: open as u64 })
     }
 
-    /// Arms a turn; armed means: exactly one terminal will follow.
-    pub async fn arm(&self, arm: Arm) -> Result<Result<Armed, ArmError>, StoreError> {
+    /// Arms a turn; armed means: exactly one terminal will follow. The same message id with the same content is answered
+    /// with the turn that it armed before.
+    pub async fn arm(&self, arm: Arm) -> Result<Armed, ArmError> {
         let worker_group = (arm.organization.clone(), arm.worker_group.clone());
         let claimable = arm.guard.is_none();
-        let answer = self.arm.call(arm).await?;
-        if let Ok(armed) = &answer
-            && armed.fresh
-        {
+        let armed = self.arm.call(arm).await??;
+        if armed.fresh {
             self.notices.send(Notice::Conversation(armed.conversation_id));
             if claimable {
                 self.notices.send(Notice::WorkerGroup(worker_group.0, worker_group.1));
             }
         }
-        Ok(answer)
+        Ok(armed)
     }
 }
 
 #[derive(Clone)]
-pub(super) struct Verb;
+pub(super) struct ArmVerb;
 
 /// A conversation as the batch found or made it, locked until the commit.
-struct Place {
+struct LockedConversation {
     id: ConversationId,
     owner: String,
     agent: Option<String>,
 }
 
-impl BatchVerb for Verb {
+impl BatchedVerb for ArmVerb {
     type Item = Arm;
     type Answer = Result<Armed, ArmError>;
 
@@ -127,14 +132,14 @@ impl BatchVerb for Verb {
     }
 
     async fn run(&self, tx: &mut PgConnection, items: &[Arm]) -> Result<Vec<Self::Answer>, StoreError> {
-        let places = open_conversations(tx, items).await?;
+        let conversations = open_conversations(tx, items).await?;
         let mut allowed: Vec<usize> = Vec::with_capacity(items.len());
         let mut answers: Vec<Option<Self::Answer>> = Vec::with_capacity(items.len());
-        for (i, (arm, place)) in items.iter().zip(&places).enumerate() {
-            answers.push(if place.owner != arm.user {
+        for (i, (arm, conversation)) in items.iter().zip(&conversations).enumerate() {
+            answers.push(if conversation.owner != arm.user {
                 Some(Err(ArmError::NotYours))
             } else {
-                match &place.agent {
+                match &conversation.agent {
                     Some(agent) if *agent != arm.agent => Some(Err(ArmError::OtherAgent(agent.clone()))),
                     _ => {
                         allowed.push(i);
@@ -143,14 +148,14 @@ impl BatchVerb for Verb {
                 }
             });
         }
-        insert(tx, items, &places, &allowed).await?;
-        // A second statement sees both what this batch inserted and what was there: one truth for fresh and repeat.
+        insert(tx, items, &conversations, &allowed).await?;
+        // Another statement reads what stands under the message ids now, whether this batch inserted it or an earlier arm.
         let found = find(tx, items, &allowed).await?;
         for (&i, found) in allowed.iter().zip(found) {
             answers[i] = Some(if found.content_hash == items[i].content_hash {
                 Ok(Armed {
                     turn_id: found.turn_id,
-                    conversation_id: places[i].id,
+                    conversation_id: conversations[i].id,
                     number: found.number,
                     armed_at: found.armed_at,
                     fresh: found.turn_id == items[i].turn_id,
@@ -163,9 +168,9 @@ impl BatchVerb for Verb {
     }
 }
 
-/// Finds or makes each item's conversation and locks it, in key order. The lock orders the numbers of concurrent arms as
-/// their commits, so that "arm order" means the same to everybody.
-async fn open_conversations(tx: &mut PgConnection, items: &[Arm]) -> Result<Vec<Place>, StoreError> {
+/// Finds or makes each item's conversation and locks it, in key order. Under the lock turns get their numbers, so that of
+/// two arms in one conversation the one that commits first has the lower number: everybody sees the same order.
+async fn open_conversations(tx: &mut PgConnection, items: &[Arm]) -> Result<Vec<LockedConversation>, StoreError> {
     let ids: Vec<uuid::Uuid> = items.iter().map(|_| ConversationId::new().0).collect();
     let organizations: Vec<&str> = items.iter().map(|a| a.organization.as_str()).collect();
     let names: Vec<&str> = items.iter().map(|a| a.conversation.as_str()).collect();
@@ -196,40 +201,47 @@ async fn open_conversations(tx: &mut PgConnection, items: &[Arm]) -> Result<Vec<
     let mut by_key = std::collections::HashMap::with_capacity(rows.len());
     for row in &rows {
         let key: (String, String) = (row.try_get("organization")?, row.try_get("name")?);
-        let place: (uuid::Uuid, String, Option<String>) =
+        let found: (uuid::Uuid, String, Option<String>) =
             (row.try_get("id")?, row.try_get("owner")?, row.try_get("agent")?);
-        by_key.insert(key, place);
+        by_key.insert(key, found);
     }
-    // The first item of a batch decides the agent of a conversation that has none.
-    let mut places = Vec::with_capacity(items.len());
+    // A conversation without an agent gets that of the batch's first item.
+    let mut conversations = Vec::with_capacity(items.len());
     for arm in items {
         let Some((id, owner, agent)) = by_key.get_mut(&(arm.organization.clone(), arm.conversation.clone())) else {
             return Err(StoreError::Raced("a conversation was erased meanwhile".into()));
         };
-        places.push(Place { id: ConversationId(*id), owner: owner.clone(), agent: agent.clone() });
+        conversations.push(LockedConversation { id: ConversationId(*id), owner: owner.clone(), agent: agent.clone() });
         if *owner == arm.user {
             agent.get_or_insert_with(|| arm.agent.clone());
         }
     }
-    Ok(places)
+    Ok(conversations)
 }
 
-/// Numbers the allowed items behind their conversations' last turns, and inserts turns and markers.
-async fn insert(tx: &mut PgConnection, items: &[Arm], places: &[Place], allowed: &[usize]) -> Result<(), StoreError> {
+/// Numbers the allowed items behind the last turns of their conversations, and inserts turns and markers.
+async fn insert(
+    tx: &mut PgConnection,
+    items: &[Arm],
+    conversations: &[LockedConversation],
+    allowed: &[usize],
+) -> Result<(), StoreError> {
     if allowed.is_empty() {
         return Ok(());
     }
     let pick = |f: fn(&Arm) -> String| -> Vec<String> { allowed.iter().map(|&i| f(&items[i])).collect() };
     let ids: Vec<uuid::Uuid> = allowed.iter().map(|&i| items[i].turn_id.0).collect();
-    let conversations: Vec<uuid::Uuid> = allowed.iter().map(|&i| places[i].id.0).collect();
+    let conversation_ids: Vec<uuid::Uuid> = allowed.iter().map(|&i| conversations[i].id.0).collect();
     let guards: Vec<Option<uuid::Uuid>> = allowed.iter().map(|&i| items[i].guard.map(|g| g.0.0)).collect();
     let guard_seconds: Vec<Option<i32>> = allowed.iter().map(|&i| items[i].guard.map(|g| g.1 as i32)).collect();
     let routings: Vec<Value> = allowed.iter().map(|&i| items[i].routing.clone()).collect();
     let hashes: Vec<&[u8]> = allowed.iter().map(|&i| items[i].content_hash.as_slice()).collect();
     let traces: Vec<Option<&str>> = allowed.iter().map(|&i| items[i].traceparent.as_deref()).collect();
     let turn_seconds: Vec<i32> = allowed.iter().map(|&i| items[i].turn_seconds as i32).collect();
-    let objects: Vec<Option<&str>> = allowed.iter().map(|&i| Some(items[i].object.as_ref()?.name.as_str())).collect();
-    let uids: Vec<Option<&str>> = allowed.iter().map(|&i| Some(items[i].object.as_ref()?.uid.as_str())).collect();
+    let object_names: Vec<Option<&str>> =
+        allowed.iter().map(|&i| Some(items[i].object.as_ref()?.name.as_str())).collect();
+    let object_uids: Vec<Option<&str>> =
+        allowed.iter().map(|&i| Some(items[i].object.as_ref()?.uid.as_str())).collect();
     let lease_seconds: Vec<i32> = allowed.iter().map(|&i| items[i].lease_seconds as i32).collect();
     sqlx::query(
         r#"WITH item AS (
@@ -257,8 +269,8 @@ async fn insert(tx: &mut PgConnection, items: &[Arm], places: &[Place], allowed:
                     i.guard, i.armed_at + make_interval(secs => i.guard_seconds), i.lease_seconds,
                     i.armed_at, i.armed_at + make_interval(secs => i.turn_seconds)
              FROM item i JOIN turns USING (id)
-           ), objects AS (
-             INSERT INTO object (turn_id, organization, name, uid, armed_at)
+           ), ties AS (
+             INSERT INTO agent_turn (turn_id, organization, name, uid, armed_at)
              SELECT i.id, i.organization, i.object_name, i.object_uid, i.armed_at
              FROM item i JOIN turns USING (id) WHERE i.object_uid IS NOT NULL
            )
@@ -268,7 +280,7 @@ async fn insert(tx: &mut PgConnection, items: &[Arm], places: &[Place], allowed:
            WHERE c.id = new.conversation_id"#,
     )
     .bind(&ids)
-    .bind(&conversations)
+    .bind(&conversation_ids)
     .bind(pick(|a| a.organization.clone()))
     .bind(pick(|a| a.conversation.clone()))
     .bind(pick(|a| a.message_id.clone()))
@@ -283,14 +295,15 @@ async fn insert(tx: &mut PgConnection, items: &[Arm], places: &[Place], allowed:
     .bind(&lease_seconds)
     .bind(&guards)
     .bind(&guard_seconds)
-    .bind(&objects)
-    .bind(&uids)
+    .bind(&object_names)
+    .bind(&object_uids)
     .execute(tx)
     .await?;
     Ok(())
 }
 
-struct Found {
+/// The turn that a message id stands for.
+struct FoundTurn {
     turn_id: TurnId,
     number: i64,
     armed_at: OffsetDateTime,
@@ -298,7 +311,7 @@ struct Found {
 }
 
 /// Reads what stands under each allowed item's messageId now.
-async fn find(tx: &mut PgConnection, items: &[Arm], allowed: &[usize]) -> Result<Vec<Found>, StoreError> {
+async fn find(tx: &mut PgConnection, items: &[Arm], allowed: &[usize]) -> Result<Vec<FoundTurn>, StoreError> {
     if allowed.is_empty() {
         return Ok(Vec::new());
     }
@@ -319,7 +332,7 @@ async fn find(tx: &mut PgConnection, items: &[Arm], allowed: &[usize]) -> Result
     }
     rows.iter()
         .map(|row| {
-            Ok(Found {
+            Ok(FoundTurn {
                 turn_id: TurnId(row.try_get("id")?),
                 number: row.try_get("number")?,
                 armed_at: row.try_get("armed_at")?,

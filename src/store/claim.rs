@@ -1,11 +1,11 @@
-//! Claim: a worker takes turns, in arm order within a conversation. It commits before anything is pushed.
+//! Claim: a worker takes turns, in arm order within a conversation. The claim commits before anything is pushed to it.
 
 use std::collections::HashMap;
 
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
-use super::batch::Verb as BatchVerb;
+use super::batch::BatchedVerb;
 use super::pool::bounded;
 use super::{Store, StoreError, elect};
 use crate::turn::keys::{ConversationId, Incarnation, TurnId};
@@ -14,7 +14,7 @@ use crate::turn::routing::Routing;
 /// The most turns of one conversation that are claimed together.
 const MAX_TOGETHER: i64 = 32;
 
-/// A worker with room.
+/// A worker that has room.
 #[derive(Debug, Clone)]
 pub struct ClaimFor {
     pub incarnation: Incarnation,
@@ -44,20 +44,20 @@ pub struct Claimed {
 }
 
 impl Store {
-    /// Claims for one worker; an empty answer also when its lease is not live.
+    /// Claims turns for one worker. The answer is empty also when the worker's lease is not live.
     pub async fn claim(&self, claim: ClaimFor) -> Result<Vec<Claimed>, StoreError> {
         self.claim.call(claim).await
     }
 
-    /// The turns that these incarnations hold now, by incarnation.
-    pub async fn held(&self, turns: &[TurnId], by: Incarnation) -> Result<Vec<Claimed>, StoreError> {
+    /// Those of these turns that this worker holds now.
+    pub async fn turns_held_by(&self, turns: &[TurnId], worker: Incarnation) -> Result<Vec<Claimed>, StoreError> {
         let ids: Vec<Uuid> = turns.iter().map(|t| t.0).collect();
         bounded(async {
             let mut connection = self.general.acquire().await?;
             let held: Vec<Uuid> =
                 sqlx::query_scalar("SELECT turn_id FROM marker WHERE turn_id = ANY($1) AND incarnation = $2")
                     .bind(&ids)
-                    .bind(by.0)
+                    .bind(worker.0)
                     .fetch_all(&mut *connection)
                     .await?;
             read(&mut connection, &held).await
@@ -67,9 +67,9 @@ impl Store {
 }
 
 #[derive(Clone)]
-pub(super) struct Verb;
+pub(super) struct ClaimVerb;
 
-impl BatchVerb for Verb {
+impl BatchedVerb for ClaimVerb {
     type Item = ClaimFor;
     type Answer = Vec<Claimed>;
 
@@ -79,8 +79,9 @@ impl BatchVerb for Verb {
 
     async fn run(&self, tx: &mut PgConnection, items: &[ClaimFor]) -> Result<Vec<Vec<Claimed>>, StoreError> {
         let incarnations: Vec<Uuid> = items.iter().map(|c| c.incarnation.0).collect();
-        // Whoever ends or drains a lease locks it FOR UPDATE first: it waits for this claim, or this claim sees it.
-        let live: HashMap<Uuid, (String, String, bool)> = sqlx::query(
+        // Whoever ends or drains a lease locks it FOR UPDATE first: either that waits for this claim, or this claim sees
+        // the lease as it left it.
+        let live: LiveWorkers = sqlx::query(
             "SELECT incarnation, organization, worker_group, NOT claimed OR idle_since IS NOT NULL AS changes FROM lease
              WHERE incarnation = ANY($1) AND phase = 'live' ORDER BY incarnation FOR KEY SHARE",
         )
@@ -88,7 +89,10 @@ impl BatchVerb for Verb {
         .fetch_all(&mut *tx)
         .await?
         .iter()
-        .map(|r| Ok((r.try_get(0)?, (r.try_get(1)?, r.try_get(2)?, r.try_get(3)?))))
+        .map(|r| {
+            let group = (r.try_get(1)?, r.try_get(2)?);
+            Ok((r.try_get(0)?, LiveWorker { group, changes: r.try_get(3)? }))
+        })
         .collect::<Result<_, sqlx::Error>>()?;
 
         let heads = lock_heads(tx, items, &live).await?;
@@ -109,8 +113,8 @@ impl BatchVerb for Verb {
     }
 }
 
-/// A turn that can be claimed: the first of its conversation that has no terminal.
-struct Head {
+/// The head of a conversation: its first turn without a terminal, which is the one that can be claimed.
+struct ConversationHead {
     turn_id: Uuid,
     conversation_id: Uuid,
 }
@@ -122,32 +126,40 @@ struct Taken {
     conversation_id: Uuid,
 }
 
-/// Live workers by incarnation: organization, worker group, and whether a claim changes their lease (the first one, and the
-/// one that ends an idle time).
-type Live = HashMap<Uuid, (String, String, bool)>;
-type Place = (String, String);
+/// A live worker of this batch, its lease locked.
+struct LiveWorker {
+    group: GroupKey,
+    /// Whether a claim changes the lease: a worker's first one does, and one that ends an idle time.
+    changes: bool,
+}
 
-/// Locks as many claimable turns a worker group as its workers in this batch have room for. Rows that another transaction
-/// has locked are passed over; every condition stands inside the locking SELECT, so it holds for the locked version.
+/// Live workers by incarnation.
+type LiveWorkers = HashMap<Uuid, LiveWorker>;
+/// A worker group's organization and name.
+type GroupKey = (String, String);
+
+/// Locks for each worker group as many claimable turns as its workers in this batch have room for. Rows that another
+/// transaction has locked are passed over. Every condition stands in the locking SELECT itself, so that it holds for the
+/// version of the row that was locked.
 async fn lock_heads(
     tx: &mut PgConnection,
     items: &[ClaimFor],
-    live: &Live,
-) -> Result<HashMap<Place, Vec<Head>>, StoreError> {
-    let mut room: HashMap<Place, i64> = HashMap::new();
+    live: &LiveWorkers,
+) -> Result<HashMap<GroupKey, Vec<ConversationHead>>, StoreError> {
+    let mut room: HashMap<GroupKey, i64> = HashMap::new();
     for item in items {
-        if let Some((organization, worker_group, _)) = live.get(&item.incarnation.0) {
-            *room.entry((organization.clone(), worker_group.clone())).or_default() += i64::from(item.room);
+        if let Some(worker) = live.get(&item.incarnation.0) {
+            *room.entry(worker.group.clone()).or_default() += i64::from(item.room);
         }
     }
-    let mut places: Vec<(Place, i64)> = room.into_iter().filter(|(_, n)| *n > 0).collect();
-    if places.is_empty() {
+    let mut groups: Vec<(GroupKey, i64)> = room.into_iter().filter(|(_, n)| *n > 0).collect();
+    if groups.is_empty() {
         return Ok(HashMap::new());
     }
-    places.sort();
-    let organizations: Vec<&str> = places.iter().map(|p| p.0.0.as_str()).collect();
-    let worker_groups: Vec<&str> = places.iter().map(|p| p.0.1.as_str()).collect();
-    let rooms: Vec<i64> = places.iter().map(|p| p.1).collect();
+    groups.sort();
+    let organizations: Vec<&str> = groups.iter().map(|p| p.0.0.as_str()).collect();
+    let worker_groups: Vec<&str> = groups.iter().map(|p| p.0.1.as_str()).collect();
+    let rooms: Vec<i64> = groups.iter().map(|p| p.1).collect();
     let rows = sqlx::query(
         "SELECT d.organization, d.worker_group, m.turn_id, m.conversation_id
          FROM unnest($1::text[], $2::text[], $3::bigint[]) AS d(organization, worker_group, room)
@@ -164,26 +176,28 @@ async fn lock_heads(
     .bind(&rooms)
     .fetch_all(tx)
     .await?;
-    let mut heads: HashMap<Place, Vec<Head>> = HashMap::new();
+    let mut heads: HashMap<GroupKey, Vec<ConversationHead>> = HashMap::new();
     for row in rows.iter().rev() {
-        let place = (row.try_get(0)?, row.try_get(1)?);
-        heads.entry(place).or_default().push(Head { turn_id: row.try_get(2)?, conversation_id: row.try_get(3)? });
+        let group = (row.try_get(0)?, row.try_get(1)?);
+        heads
+            .entry(group)
+            .or_default()
+            .push(ConversationHead { turn_id: row.try_get(2)?, conversation_id: row.try_get(3)? });
     }
     Ok(heads)
 }
 
-/// Deals the heads out, one a worker in turn, so that the workers of a worker group fill evenly.
-fn assign(items: &[ClaimFor], live: &Live, mut heads: HashMap<Place, Vec<Head>>) -> Vec<Taken> {
+/// Deals the heads out to the workers, one to each in turn, so that the workers of a group fill evenly.
+fn assign(items: &[ClaimFor], live: &LiveWorkers, mut heads: HashMap<GroupKey, Vec<ConversationHead>>) -> Vec<Taken> {
     let mut taken = Vec::new();
     let mut room: Vec<u32> = items.iter().map(|i| i.room).collect();
     let mut dealt = true;
     while dealt {
         dealt = false;
         for (i, item) in items.iter().enumerate() {
-            let Some((organization, worker_group, _)) = live.get(&item.incarnation.0) else { continue };
-            let place = (organization.clone(), worker_group.clone());
+            let Some(worker) = live.get(&item.incarnation.0) else { continue };
             if room[i] > 0
-                && let Some(head) = heads.get_mut(&place).and_then(Vec::pop)
+                && let Some(head) = heads.get_mut(&worker.group).and_then(Vec::pop)
             {
                 room[i] -= 1;
                 dealt = true;
@@ -194,7 +208,7 @@ fn assign(items: &[ClaimFor], live: &Live, mut heads: HashMap<Place, Vec<Head>>)
     taken
 }
 
-/// For workers that take a conversation's waiting turns together: the turns right behind their heads.
+/// Adds the turns that wait right behind the heads, for workers that take a conversation's waiting turns together.
 async fn add_followers(tx: &mut PgConnection, items: &[ClaimFor], taken: &mut Vec<Taken>) -> Result<(), StoreError> {
     let together: HashMap<Uuid, usize> =
         taken.iter().filter(|t| items[t.item].together).map(|t| (t.conversation_id, t.item)).collect();
@@ -224,23 +238,28 @@ async fn add_followers(tx: &mut PgConnection, items: &[ClaimFor], taken: &mut Ve
     Ok(())
 }
 
-/// Writes the claims.
-async fn mark(tx: &mut PgConnection, items: &[ClaimFor], taken: &[Taken], live: &Live) -> Result<(), StoreError> {
+/// Writes the claims to the markers, and to those leases that they change.
+async fn mark(
+    tx: &mut PgConnection,
+    items: &[ClaimFor],
+    taken: &[Taken],
+    live: &LiveWorkers,
+) -> Result<(), StoreError> {
     if taken.is_empty() {
         return Ok(());
     }
     let ids: Vec<Uuid> = taken.iter().map(|t| t.turn_id).collect();
-    let holders: Vec<Uuid> = taken.iter().map(|t| items[t.item].incarnation.0).collect();
+    let workers: Vec<Uuid> = taken.iter().map(|t| items[t.item].incarnation.0).collect();
     sqlx::query(
         "UPDATE marker m SET phase = 'claimed', incarnation = c.incarnation, claimed_at = clock_timestamp(), guard = NULL
          FROM unnest($1::uuid[], $2::uuid[]) AS c(turn_id, incarnation) WHERE m.turn_id = c.turn_id",
     )
     .bind(&ids)
-    .bind(&holders)
+    .bind(&workers)
     .execute(&mut *tx)
     .await?;
-    // Only leases that the claim changes, in key order as heartbeats take them.
-    let changed: Vec<Uuid> = holders.into_iter().filter(|h| live.get(h).is_some_and(|l| l.2)).collect();
+    // In key order, as heartbeats lock them.
+    let changed: Vec<Uuid> = workers.into_iter().filter(|w| live.get(w).is_some_and(|worker| worker.changes)).collect();
     if !changed.is_empty() {
         sqlx::query(
             "WITH mine AS MATERIALIZED (SELECT incarnation FROM lease WHERE incarnation = ANY($1)
@@ -254,6 +273,7 @@ async fn mark(tx: &mut PgConnection, items: &[ClaimFor], taken: &[Taken], live: 
     Ok(())
 }
 
+/// Reads what a worker needs to run these turns.
 async fn read(tx: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Claimed>, StoreError> {
     if ids.is_empty() {
         return Ok(Vec::new());
@@ -279,7 +299,7 @@ async fn read(tx: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Claimed>, Store
                 agent: r.try_get("agent")?,
                 worker_group: r.try_get("worker_group")?,
                 user: r.try_get("user")?,
-                // Unreadable routing does not keep a turn from being run; its ending deals with it.
+                // A routing that cannot be read does not keep a turn from being run; the election deals with it at the end.
                 routing: elect::routing(r).unwrap_or_default(),
                 input: r.try_get("input")?,
                 traceparent: r.try_get("traceparent")?,

@@ -1,25 +1,28 @@
-//! Deliveries: a row says "shown to nobody yet" on its platform. Renderers take due rows and remove what they showed.
+//! Deliver: a `delivery` row says that a terminal was not shown yet on its platform. Renderers take the rows that are due and
+//! remove those that they have shown.
 
 use sqlx::Row;
 use uuid::Uuid;
 
+use super::phase::DeliveryState;
 use super::{Notice, Store, StoreError};
 use crate::turn::keys::{ConversationId, GatewayId, TurnId};
 
-/// Looks by a replica without a session, before a row is parked whatever the registry says: sessions poll anyway.
-const MAX_LOOKS: i32 = 20;
+/// An `api` row that was taken this often is parked, even if the registry names a session for it: sessions poll anyway.
+const MAX_ATTEMPTS: i32 = 20;
 
-/// A row that this renderer has taken for the length of its claim.
+/// A delivery that a renderer has taken, for the length of its claim.
 #[derive(Debug, Clone)]
 pub struct DueDelivery {
     pub turn_id: TurnId,
     pub conversation_id: ConversationId,
     pub organization: String,
+    /// How often it was taken, this time included.
     pub attempts: u32,
 }
 
 impl Store {
-    /// Takes due rows of a platform for `seconds`, which must exceed the renderer's own timeout.
+    /// Takes rows of a platform that are due, at most `limit`, for `seconds`, which must exceed the renderer's own timeout.
     pub async fn take_deliveries(
         &self,
         platform: &str,
@@ -55,8 +58,8 @@ impl Store {
             .collect()
     }
 
-    /// Removes what was shown; parked rows too.
-    pub async fn delivered(&self, platform: &str, turns: &[TurnId]) -> Result<(), StoreError> {
+    /// Removes the deliveries of these turns on a platform, which were shown; parked ones too.
+    pub async fn remove_deliveries(&self, platform: &str, turns: &[TurnId]) -> Result<(), StoreError> {
         if turns.is_empty() {
             return Ok(());
         }
@@ -73,29 +76,31 @@ impl Store {
         Ok(())
     }
 
-    /// Puts back `api` rows for which this replica holds no session: to the replicas that the registry names, which are
-    /// woken; or, where it names none, aside for the retention. A session that registers meanwhile reads past its
-    /// cursor, whatever the row's state.
-    pub async fn put_back(&self, rows: &[DueDelivery]) -> Result<(), StoreError> {
+    /// Puts back `api` rows for which this replica holds no session. Where the registry names a session on another replica the
+    /// row is ready again after 2 s, and that replica is woken; where it names none, the row is parked. A session that
+    /// registers later reads the terminal by its cursor, whatever the row's state.
+    pub async fn put_back_deliveries(&self, rows: &[DueDelivery]) -> Result<(), StoreError> {
         if rows.is_empty() {
             return Ok(());
         }
         let ids: Vec<Uuid> = rows.iter().map(|r| r.turn_id.0).collect();
-        let known: Vec<Option<Uuid>> = sqlx::query_scalar(
+        let ready: Vec<Option<Uuid>> = sqlx::query_scalar(
             "WITH mine AS MATERIALIZED (SELECT turn_id FROM delivery WHERE turn_id = ANY($1) AND platform = 'api'
                                         ORDER BY turn_id FOR UPDATE)
              UPDATE delivery d SET claimed_by = NULL, due_at = clock_timestamp() + interval '2 seconds',
                     state = CASE WHEN d.attempts < $2 AND EXISTS (
                       SELECT FROM session s JOIN gateway g ON g.id = s.gateway AND g.expires_at > statement_timestamp()
-                      WHERE s.conversation_id = d.conversation_id) THEN 'ready' ELSE 'parked' END
+                      WHERE s.conversation_id = d.conversation_id) THEN $3 ELSE $4 END
              FROM mine WHERE d.turn_id = mine.turn_id AND d.platform = 'api'
-             RETURNING CASE d.state WHEN 'ready' THEN d.conversation_id END",
+             RETURNING CASE d.state WHEN $3 THEN d.conversation_id END",
         )
         .bind(&ids)
-        .bind(MAX_LOOKS)
+        .bind(MAX_ATTEMPTS)
+        .bind(DeliveryState::Ready.as_str())
+        .bind(DeliveryState::Parked.as_str())
         .fetch_all(&self.general)
         .await?;
-        for conversation in known.into_iter().flatten() {
+        for conversation in ready.into_iter().flatten() {
             self.notices.send(Notice::Conversation(ConversationId(conversation)));
         }
         Ok(())

@@ -2,8 +2,8 @@
 
 use uuid::Uuid;
 
-use super::batch::retry_races;
-use super::fail::{FailedWorker, end_lease};
+use super::fail_worker::{FailedWorker, end_lease_within};
+use super::transaction::transaction;
 use super::{Notice, Store, StoreError};
 use crate::turn::cause::lease::Ground;
 use crate::turn::keys::{Incarnation, StartId};
@@ -20,9 +20,7 @@ impl Store {
         start: StartId,
         failure: &Failure,
     ) -> Result<Option<(Incarnation, FailedWorker)>, StoreError> {
-        let done = retry_races(|| async {
-            let mut connection = self.vital().acquire().await?;
-            let mut tx = connection.begin().await?;
+        let done = transaction!(self.vital(), |tx| {
             sqlx::query("SELECT FROM lease WHERE start_id = $1 ORDER BY incarnation FOR UPDATE")
                 .bind(start.0)
                 .execute(&mut *tx)
@@ -34,8 +32,7 @@ impl Store {
                     .fetch_optional(&mut *tx)
                     .await?;
             let Some(incarnation) = living.map(Incarnation) else { return Ok(None) };
-            let (failed, ended) = end_lease(&mut tx, incarnation, failure, Ground::Proof).await?;
-            tx.commit().await?;
+            let (failed, ended) = end_lease_within(tx, incarnation, failure, Ground::Proof).await?;
             Ok(Some((incarnation, failed, ended)))
         })
         .await?;

@@ -1,13 +1,16 @@
-//! Finish: a worker's last word on one or several turns of a conversation.
+//! Finish: a worker's last word on one or several turns of a conversation, a reply or an error.
+//!
+//! All words of a batch are decided in memory, on what was read under the markers' locks, each on what the ones before it
+//! left; then all that they come to is written at once. How an election works: `elect`.
 
 use std::collections::{HashMap, HashSet};
 
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
-use super::batch::Verb as BatchVerb;
-use super::elect::{self, Ended, Ending, Open};
-use super::output::{self, Piece};
+use super::append::{self, Piece};
+use super::batch::BatchedVerb;
+use super::elect::{self, Ended, NewTerminal, OpenTurn};
 use super::{Notice, Store, StoreError};
 use crate::turn::cause;
 use crate::turn::decide::{self, By, Election, ElectionSummary, TurnState};
@@ -19,50 +22,51 @@ use crate::turn::terminal::{Outcome, cut};
 /// The longest text of a late reply that is kept for operators, in bytes.
 const MAX_SUPERSEDED_BYTES: usize = 64 * 1024;
 
-/// What a worker says, with the part of the log that may not be durable yet.
+/// A worker's last word, with the part of the log that may not be durable yet.
 #[derive(Debug, Clone)]
 pub struct WorkerWord {
     pub incarnation: Incarnation,
-    /// In one conversation; the log is the first one's. Not empty.
+    /// The turns that the word ends, all of one conversation; the first one's log has the reply. Not empty.
     pub turn_ids: Vec<TurnId>,
     pub reply_id: String,
     pub outcome: Outcome,
-    /// Length of the whole log.
+    /// Length of the whole log, as the worker knows it.
     pub end: u64,
-    /// What is at hand of the log's last part; may overlap what is durable.
+    /// What is at hand of the log's last part. May overlap what is durable.
     pub tail: Span,
 }
 
 /// Why a word was not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FinishError {
     /// The log lacks something between here and the word's `end`.
     #[error("the log is durable up to {acked} only")]
     Missing { acked: u64 },
-    /// None of the turns is the caller's.
+    /// None of the turns is in the hand of the worker that says the word.
     #[error("none of these turns is held by this worker")]
     Foreign,
     #[error("the turns are of several conversations")]
     SeveralConversations,
+    /// Not known to be taken: say it again under the same reply id.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 impl Store {
-    /// Elects a worker's word. `Ok(Ok(true))`: it is the last word of at least one turn, now or by an earlier sending;
-    /// `Ok(Ok(false))`: it came too late and is kept as superseded.
-    pub async fn finish(&self, word: WorkerWord) -> Result<Result<bool, FinishError>, StoreError> {
-        let answer = self.finish.call(word).await?;
-        Ok(answer.map(|(accepted, ended)| {
-            // The worker knows its own word.
-            ended.iter().for_each(|e| self.notices.send(Notice::Conversation(e.conversation_id)));
-            accepted
-        }))
+    /// Elects a worker's word. True: it is the last word of at least one of its turns, now or by an earlier sending. False:
+    /// it came too late, and is kept as superseded.
+    pub async fn finish(&self, word: WorkerWord) -> Result<bool, FinishError> {
+        let (accepted, ended) = self.finish.call(word).await??;
+        // Sessions are woken; the worker knows its own word.
+        ended.iter().for_each(|turn| self.notices.send(Notice::Conversation(turn.conversation_id)));
+        Ok(accepted)
     }
 }
 
 #[derive(Clone)]
-pub(super) struct Verb;
+pub(super) struct FinishVerb;
 
-impl BatchVerb for Verb {
+impl BatchedVerb for FinishVerb {
     type Item = WorkerWord;
     type Answer = Result<(bool, Vec<Ended>), FinishError>;
 
@@ -75,9 +79,9 @@ impl BatchVerb for Verb {
             items.iter().flat_map(|w| w.turn_ids.iter().copied()).collect::<HashSet<_>>().into_iter().collect();
         let open = elect::lock(tx, &all).await?;
         let closed: Vec<TurnId> = all.iter().filter(|t| !open.contains_key(t)).copied().collect();
-        let mut batch = Batch { ended: read_ended(tx, &closed).await?, open, plan: Plan::default() };
+        let mut batch = DecidedBatch { ended: read_ended(tx, &closed).await?, open, writes: Writes::default() };
         let answers = items.iter().map(|word| batch.decide(word)).collect();
-        batch.plan.carry_out(tx).await?;
+        batch.writes.carry_out(tx).await?;
         Ok(answers)
     }
 
@@ -91,14 +95,16 @@ impl BatchVerb for Verb {
 }
 
 /// A turn that has its terminal.
-struct Closed {
+struct EndedTurn {
     conversation_id: ConversationId,
+    /// The worker whose word it was, and the id of its reply.
     by: Option<Incarnation>,
     reply: Option<String>,
+    /// Length of the turn's own log.
     log_end: u64,
 }
 
-async fn read_ended(tx: &mut PgConnection, turns: &[TurnId]) -> Result<HashMap<TurnId, Closed>, StoreError> {
+async fn read_ended(tx: &mut PgConnection, turns: &[TurnId]) -> Result<HashMap<TurnId, EndedTurn>, StoreError> {
     if turns.is_empty() {
         return Ok(HashMap::new());
     }
@@ -113,7 +119,7 @@ async fn read_ended(tx: &mut PgConnection, turns: &[TurnId]) -> Result<HashMap<T
     .await?;
     rows.iter()
         .map(|row| {
-            let closed = Closed {
+            let closed = EndedTurn {
                 conversation_id: ConversationId(row.try_get("conversation_id")?),
                 by: row.try_get::<Option<Uuid>, _>("incarnation")?.map(Incarnation),
                 reply: row.try_get("reply_id")?,
@@ -124,17 +130,17 @@ async fn read_ended(tx: &mut PgConnection, turns: &[TurnId]) -> Result<HashMap<T
         .collect()
 }
 
-/// The batch's view of its turns, moved on as words are decided, and what is to be written.
-struct Batch {
-    open: HashMap<TurnId, Open>,
-    ended: HashMap<TurnId, Closed>,
-    plan: Plan,
+/// The turns of a batch as the words that were decided so far leave them, and what these words write.
+struct DecidedBatch {
+    open: HashMap<TurnId, OpenTurn>,
+    ended: HashMap<TurnId, EndedTurn>,
+    writes: Writes,
 }
 
-impl Batch {
+impl DecidedBatch {
     fn standing(&self, turn: TurnId) -> TurnState {
         match (self.open.get(&turn), self.ended.get(&turn)) {
-            (Some(open), _) => TurnState::Open { holder: open.holder },
+            (Some(open), _) => TurnState::Open { holder: open.held_by },
             (None, Some(closed)) => TurnState::Ended { by: closed.by, reply: closed.reply.clone() },
             (None, None) => TurnState::Unknown,
         }
@@ -164,7 +170,7 @@ impl Batch {
             ElectionSummary::Foreign => {
                 // Kept for operators; of a turn that nobody knows there is nothing to keep it with.
                 let open: Vec<TurnId> = turns.into_iter().filter(|t| self.open.contains_key(t)).collect();
-                self.plan.superseded.extend(open.into_iter().map(|turn| (turn, word.clone())));
+                self.writes.superseded.extend(open.into_iter().map(|turn| (turn, word.clone())));
                 return Err(FinishError::Foreign);
             }
             ElectionSummary::Accepted if won.is_empty() => return Ok((true, Vec::new())),
@@ -182,12 +188,12 @@ impl Batch {
         }
         let ended = if won.is_empty() { Vec::new() } else { self.win(word, &won)? };
         for turn in with(Election::Late) {
-            self.plan.superseded.push((turn, word.clone()));
+            self.writes.superseded.push((turn, word.clone()));
         }
         Ok((!won.is_empty(), ended))
     }
 
-    /// Plans the terminals of the turns that this word wins.
+    /// Notes what is to be written for the turns that this word wins.
     fn win(&mut self, word: &WorkerWord, won: &[TurnId]) -> Result<Vec<Ended>, FinishError> {
         let lead = word.turn_ids[0];
         let durable = self.log_end(lead);
@@ -196,61 +202,100 @@ impl Batch {
         if word.outcome == Outcome::Reply && reached < word.end {
             return Err(FinishError::Missing { acked: durable });
         }
-        let end = reached.min(word.end.max(if word.outcome == Outcome::Reply { 0 } else { durable }));
         // The reply lies in one log: the lead's, or, if that turn has another last word, a copy in the next one's.
         let holder = won.iter().copied().find(|t| self.open[t].routing.is_ok()).unwrap_or(won[0]);
         if holder != lead {
-            self.plan.copies.push((lead, holder));
+            self.writes.copies.push((lead, holder));
         }
         if reached > durable {
-            self.plan.pieces.push(Piece { turn_id: holder, span: tail });
+            self.writes.pieces.push(Piece { turn_id: holder, span: tail });
         }
-        let answers = won.iter().filter(|t| self.open[t].routing.is_ok()).count();
-        Ok(won.iter().map(|&turn| self.end(turn, holder, end, answers, word)).collect())
+        let shared = SharedLog {
+            holder,
+            end: end_of_log(&word.outcome, durable, reached, word.end),
+            answers: won.iter().filter(|t| self.open[t].routing.is_ok()).count(),
+        };
+        Ok(won.iter().map(|&turn| self.end(turn, &shared, word)).collect())
     }
 
-    fn end(&mut self, turn: TurnId, holder: TurnId, end: u64, answers: usize, word: &WorkerWord) -> Ended {
+    fn end(&mut self, turn: TurnId, log: &SharedLog, word: &WorkerWord) -> Ended {
         let open = self.open.remove(&turn);
         let outcome = match &word.outcome {
             Outcome::Error(failure) => Outcome::Error(failure.clone().storable()),
             Outcome::Reply => Outcome::Reply,
         };
         let outcome = decide::written(&outcome, open.as_ref().and_then(|o| o.routing.as_ref().err()));
-        let shared = outcome == Outcome::Reply;
+        let shares = outcome == Outcome::Reply;
         let own_end = open.as_ref().map_or(0, |o| o.log_end);
         let conversation_id = open.as_ref().map_or(ConversationId(Uuid::nil()), |o| o.conversation_id);
-        let closed =
-            Closed { conversation_id, by: Some(word.incarnation), reply: Some(word.reply_id.clone()), log_end: end };
-        self.ended.insert(turn, closed);
-        self.plan.endings.push(Ending {
+        let ended = EndedTurn {
+            conversation_id,
+            by: Some(word.incarnation),
+            reply: Some(word.reply_id.clone()),
+            log_end: log.end,
+        };
+        self.ended.insert(turn, ended);
+        self.writes.terminals.push(NewTerminal {
             turn_id: turn,
             by: Some((word.incarnation, word.reply_id.clone())),
-            holder: if shared { holder } else { turn },
-            end: if shared || holder == turn { end } else { own_end },
-            answers: if shared { answers } else { 1 },
-            platform: open.as_ref().map_or_else(|| API.to_string(), Open::platform),
+            holder: if shares { log.holder } else { turn },
+            end: if shares || log.holder == turn { log.end } else { own_end },
+            answers: if shares { log.answers } else { 1 },
+            platform: open.as_ref().map_or_else(|| API.to_string(), OpenTurn::platform),
             outcome,
         });
-        Ended { turn_id: turn, conversation_id, holder: Some(word.incarnation) }
+        Ended { turn_id: turn, conversation_id, held_by: Some(word.incarnation) }
+    }
+}
+
+/// The log that the turns of one word share.
+struct SharedLog {
+    /// The turn whose log it is.
+    holder: TurnId,
+    /// See [`end_of_log`].
+    end: u64,
+    /// How many turns share the reply.
+    answers: usize,
+}
+
+/// The `end` that a word's terminals record. It is what everybody goes by later: renderers show the log exactly up to it
+/// and then the terminal, whatever was shown live beyond it, and a cursor that lies behind it counts as `end`.
+///
+/// - `durable`: the log is in the database up to here.
+/// - `reached`: with what this word brings, up to here; the bytes between the two are written with the terminal.
+/// - `said`: the worker's own length of the log.
+///
+/// A reply ends where its worker says. The log is complete up to there, since a word that lacks something below `said` was
+/// refused before. It may be longer: what the worker streamed beyond the reply that it decided on was preview.
+///
+/// An error needs no complete log. What is missing below `said` is not promised, and nothing that is durable is cut off,
+/// even if the worker says less: it may have been shown, and the worker may have missed an acknowledgement.
+fn end_of_log(outcome: &Outcome, durable: u64, reached: u64, said: u64) -> u64 {
+    match outcome {
+        Outcome::Reply => reached.min(said),
+        Outcome::Error(_) => reached.min(said.max(durable)),
     }
 }
 
 /// What a batch writes, in this order.
 #[derive(Default)]
-struct Plan {
+struct Writes {
+    /// Logs to copy, from one turn to another.
     copies: Vec<(TurnId, TurnId)>,
+    /// Tails of logs that come with the words.
     pieces: Vec<Piece>,
-    endings: Vec<Ending>,
+    terminals: Vec<NewTerminal>,
+    /// Words that came too late, by turn.
     superseded: Vec<(TurnId, WorkerWord)>,
 }
 
-impl Plan {
+impl Writes {
     async fn carry_out(&self, tx: &mut PgConnection) -> Result<(), StoreError> {
         if !self.copies.is_empty() {
-            output::copy(tx, &self.copies).await?;
+            append::copy(tx, &self.copies).await?;
         }
-        output::insert(tx, &self.pieces).await?;
-        elect::write(tx, &self.endings).await?;
+        append::insert(tx, &self.pieces).await?;
+        elect::write(tx, &self.terminals).await?;
         self.keep_superseded(tx).await
     }
 
@@ -291,5 +336,28 @@ impl Plan {
         .execute(tx)
         .await?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::turn::reason::Reason;
+    use crate::turn::terminal::Failure;
+
+    #[test]
+    fn the_end_of_a_log() {
+        let error = Outcome::Error(Failure::new(Reason::AgentError));
+        for (outcome, durable, reached, said, expected, why) in [
+            (&Outcome::Reply, 5, 11, 11, 11, "all that the worker wrote"),
+            (&Outcome::Reply, 14, 14, 5, 5, "what is durable beyond the reply is preview"),
+            (&Outcome::Reply, 0, 0, 0, 0, "an empty reply"),
+            (&error, 5, 11, 11, 11, "its tail is at hand"),
+            (&error, 5, 5, 11, 5, "its tail is lost: nothing is promised that is not there"),
+            (&error, 14, 14, 5, 14, "nothing that is durable is cut off"),
+            (&error, 0, 0, 0, 0, "no output"),
+        ] {
+            assert_eq!(end_of_log(outcome, durable, reached, said), expected, "{why}");
+        }
     }
 }

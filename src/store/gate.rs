@@ -1,26 +1,32 @@
 //! The settling gate: nobody punishes an outage.
 //!
-//! Gateways move `seen` in every heartbeat tick, an empty one too. A gap longer than [`GAP_SECONDS`], a restarted server
-//! or a clock that stepped back resets `since`. Verdicts of silence wait until gateways have ticked without a gap for a
-//! whole lease; if the database blinks for ever, they wait until the ticking between the blinks adds up to
-//! five of the longest leases, so that an outage without end cannot hold back every end.
+//! While the database is away no heartbeat can be written, so afterwards every worker looks silent. Verdicts of silence (a
+//! lease ran out, a start took too long) are therefore held back until workers have had the time to speak again. What
+//! decides that is one row, `gate`:
+//!
+//! - Gateways move `seen` in every heartbeat tick, in an empty one too.
+//! - A gap longer than [`GAP_SECONDS`], a restarted server or a clock that stepped back sets `since` to now. Verdicts wait
+//!   until a whole lease has passed since then, in which gateways ticked without a gap.
+//! - If the database blinks again and again, so that no lease ever passes without a gap, the times of ticking between the
+//!   gaps are added up. Verdicts wait no longer than until the sum is five of the longest leases.
 
 use sqlx::{PgConnection, Row};
 
 use super::{Store, StoreError};
 
-/// Ticks come each second; three missing ones in a row are a gap.
+/// Longer than this many seconds between two ticks is a gap: ticks come each second, and three in a row are missing.
 pub const GAP_SECONDS: f64 = 3.5;
 
-/// The condition, over a row of `gate g`, under which silence of `lease_seconds` means something.
+/// The SQL condition, over a row of `gate g` and a row with `lease_seconds`, under which silence of that length means
+/// something.
 pub(super) const SETTLED: &str = "(statement_timestamp() - g.seen < interval '3.5 seconds'
     AND (statement_timestamp() >= g.since + make_interval(secs => lease_seconds)
          OR g.ticked_seconds + extract(epoch FROM statement_timestamp() - g.since)
             >= 5 * greatest(lease_seconds, g.longest_lease)))";
 
-/// The condition, over rows of `gate g` and `lease`, under which a lease ran out though a gateway could write: one has
-/// ticked since. A lease that is shorter than [`GAP_SECONDS`] runs out before a gap is one, and so would be judged while
-/// all gateways are cut off.
+/// The SQL condition, over rows of `gate g` and `lease`, under which a lease ran out although a gateway could write: one has
+/// ticked since. Without it a lease shorter than [`GAP_SECONDS`], which runs out before a gap counts as one, would be judged
+/// while all gateways are cut off from the database.
 pub(super) const TICKED_SINCE: &str = "expires_at <= g.seen";
 
 /// The gate, for operators and metrics.
@@ -33,8 +39,8 @@ pub struct GateState {
 }
 
 impl Store {
-    /// Reads the gate.
-    pub async fn gate(&self) -> Result<GateState, StoreError> {
+    /// Reads the settling gate.
+    pub async fn gate_state(&self) -> Result<GateState, StoreError> {
         let row = sqlx::query(
             "SELECT extract(epoch FROM statement_timestamp() - seen)::float8 AS seen_ago,
                     extract(epoch FROM statement_timestamp() - since)::float8 AS steady_for FROM gate",
@@ -48,7 +54,7 @@ impl Store {
 /// One gateway's tick. Afterwards no expiry lies more than a lease ahead: a clock that stepped back cannot keep a dead
 /// worker alive.
 pub(super) async fn tick(tx: &mut PgConnection) -> Result<(), StoreError> {
-    // Locked by a statement of its own: the time below is then younger than every tick before.
+    // In a statement of its own: the time that the next one reads is then younger than every tick before it.
     sqlx::query("SELECT FROM gate FOR UPDATE").execute(&mut *tx).await?;
     let reset: bool = sqlx::query_scalar(
         "WITH before AS (SELECT seen, since, server_started FROM gate),
@@ -80,7 +86,7 @@ pub(super) async fn tick(tx: &mut PgConnection) -> Result<(), StoreError> {
         )
         .execute(&mut *tx)
         .await?;
-        // A start keeps the time that it was given, from now on; only a clock that stepped back puts its beginning ahead.
+        // Only a clock that stepped back makes a start begin in the future. It gets the time that it was given, from now on.
         sqlx::query(
             "UPDATE lease SET started_at = clock_timestamp(), expires_at = clock_timestamp() + (expires_at - started_at)
              WHERE phase = 'starting' AND started_at > clock_timestamp()",

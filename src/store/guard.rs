@@ -1,16 +1,18 @@
-//! Guarding: a turn is checked under a short lease before it may be claimed.
+//! Guarding: a gateway checks a turn against its Agent's guardrails before a worker may claim it. While it does it holds the
+//! turn: the marker names the gateway and a time. When that time has run out, because the gateway died say, another one
+//! takes the turn over.
 
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::batch::retry_races;
-use super::elect::Hand;
-use super::{Notice, Store, StoreError, elect};
+use super::elect::{self, Fence};
+use super::transaction::transaction;
+use super::{Notice, Store, StoreError};
 use crate::turn::keys::{GatewayId, TurnId};
 use crate::turn::routing::Routing;
 use crate::turn::terminal::Failure;
 
-/// A turn to guard.
+/// A turn to check.
 #[derive(Debug, Clone)]
 pub struct GuardedTurn {
     pub turn_id: TurnId,
@@ -25,8 +27,8 @@ pub struct GuardedTurn {
 }
 
 impl Store {
-    /// Takes over turns whose guard let its lease run out, for `seconds`; at most 50 a call.
-    pub async fn take_unguarded(&self, guard: GatewayId, seconds: u32) -> Result<Vec<GuardedTurn>, StoreError> {
+    /// Takes over turns whose guard let its time run out, and holds them for `seconds`; at most 50 a call.
+    pub async fn take_unguarded_turns(&self, guard: GatewayId, seconds: u32) -> Result<Vec<GuardedTurn>, StoreError> {
         let rows = sqlx::query(
             r#"WITH lapsed AS MATERIALIZED (
                  SELECT turn_id FROM marker WHERE phase = 'guarding' AND guard_until < statement_timestamp()
@@ -58,8 +60,8 @@ impl Store {
             .collect()
     }
 
-    /// Keeps a guard's lease on a turn for another `seconds`; false when it is not this guard's any more.
-    pub async fn keep_guarding(&self, turn: TurnId, guard: GatewayId, seconds: u32) -> Result<bool, StoreError> {
+    /// Holds a turn for another `seconds`; false when it is not this guard's any more.
+    pub async fn keep_guarding_turn(&self, turn: TurnId, guard: GatewayId, seconds: u32) -> Result<bool, StoreError> {
         let done = sqlx::query(
             "UPDATE marker SET guard_until = clock_timestamp() + make_interval(secs => $3)
              WHERE turn_id = $1 AND phase = 'guarding' AND guard = $2",
@@ -72,11 +74,14 @@ impl Store {
         Ok(done.rows_affected() == 1)
     }
 
-    /// The turn did not pass: it ends, unless it is no longer this guard's to reject.
-    pub async fn reject_guarded(&self, turn: TurnId, guard: GatewayId, failure: &Failure) -> Result<bool, StoreError> {
-        let ended = retry_races(|| async {
-            let mut connection = self.vital().acquire().await?;
-            let mut tx = connection.begin().await?;
+    /// The turn did not pass: it ends with `failure`. False when it is no longer this guard's to reject.
+    pub async fn reject_guarded_turn(
+        &self,
+        turn: TurnId,
+        guard: GatewayId,
+        failure: &Failure,
+    ) -> Result<bool, StoreError> {
+        let ended = transaction!(self.vital(), |tx| {
             let mine: Option<Uuid> = sqlx::query_scalar(
                 "SELECT turn_id FROM marker WHERE turn_id = $1 AND phase = 'guarding' AND guard = $2 FOR UPDATE",
             )
@@ -85,9 +90,7 @@ impl Store {
             .fetch_optional(&mut *tx)
             .await?;
             let mine: Vec<TurnId> = mine.into_iter().map(TurnId).collect();
-            let ended = elect::fail_open(&mut tx, &mine, Hand::Nobodys, failure).await?;
-            tx.commit().await?;
-            Ok(ended)
+            elect::fail_open(tx, &mine, Fence::Unclaimed, failure).await
         })
         .await?;
         self.announce(&ended);
@@ -95,20 +98,18 @@ impl Store {
     }
 
     /// The turn passed: it may be claimed. False when it is no longer this guard's to pass.
-    pub async fn pass_guard(&self, turn: TurnId, guard: GatewayId) -> Result<bool, StoreError> {
-        let place: Option<(String, String, Uuid)> = sqlx::query_as(
+    pub async fn pass_guarded_turn(&self, turn: TurnId, guard: GatewayId) -> Result<bool, StoreError> {
+        let passed: Option<(String, String)> = sqlx::query_as(
             "UPDATE marker SET phase = 'waiting', guard = NULL, guard_until = NULL
              WHERE turn_id = $1 AND phase = 'guarding' AND guard = $2
-             RETURNING organization, worker_group, conversation_id",
+             RETURNING organization, worker_group",
         )
         .bind(turn.0)
         .bind(guard.0)
         .fetch_optional(&self.general)
         .await?;
-        if let Some((organization, worker_group, _)) = place {
-            self.notices.send(Notice::WorkerGroup(organization, worker_group));
-            return Ok(true);
-        }
-        Ok(false)
+        let Some((organization, worker_group)) = passed else { return Ok(false) };
+        self.notices.send(Notice::WorkerGroup(organization, worker_group));
+        Ok(true)
     }
 }

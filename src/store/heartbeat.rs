@@ -1,11 +1,12 @@
-//! Heartbeats, batched over all workers of a gateway on one tick; the same transaction is the gateway's own sign of life.
+//! Heartbeats: a gateway writes those of all its workers in one transaction a tick, which is also the gateway's own sign of
+//! life and moves the settling gate.
 
 use std::collections::HashMap;
 
-use sqlx::Row;
+use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
-use super::batch::retry_races;
+use super::transaction::transaction;
 use super::{Store, StoreError, gate};
 use crate::turn::keys::{GatewayId, Incarnation, TurnId};
 
@@ -28,14 +29,14 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// A new life of a replica.
+    /// A replica that has just started: with a new id and a new secret.
     pub fn new(url: String) -> Self {
         let secret: [u8; 32] = rand::random();
         Replica { id: GatewayId::new(), url, secret: crate::turn::keys::hex(&secret) }
     }
 }
 
-/// What the database says of a worker that gave a sign of life. No answer: its lease is dead, it must stop.
+/// What the database says of a worker that gave a sign of life. A worker that gets none must stop: its lease is dead.
 #[derive(Debug, Clone, Default)]
 pub struct BeatAnswer {
     /// Turns whose markers name it.
@@ -45,53 +46,16 @@ pub struct BeatAnswer {
 }
 
 impl Store {
-    /// One tick of a gateway: its own life, the settling gate, and its workers' leases. One small HOT update a worker.
-    pub async fn heartbeat(
+    /// One tick of a gateway: its own life, the settling gate, and its workers' leases. The answers are by worker; one whose
+    /// lease is dead has none. `expires_seconds`: how long others take the gateway to live without another tick.
+    pub async fn heartbeat_of_gateway(
         &self,
         gateway: &Replica,
         expires_seconds: u32,
         beats: &[Beat],
     ) -> Result<HashMap<Incarnation, BeatAnswer>, StoreError> {
-        retry_races(|| async {
-            let mut connection = self.vital().acquire().await?;
-            let mut tx = connection.begin().await?;
-            let mut answers = HashMap::new();
-            if !beats.is_empty() {
-                let ids: Vec<Uuid> = beats.iter().map(|b| b.incarnation.0).collect();
-                let busy: Vec<bool> = beats.iter().map(|b| b.busy).collect();
-                let rows = sqlx::query(
-                    "WITH beat AS (
-                       SELECT l.incarnation, b.busy FROM unnest($1::uuid[], $2::bool[]) AS b(incarnation, busy)
-                       JOIN lease l USING (incarnation)
-                       WHERE l.phase IN ('live', 'draining') ORDER BY l.incarnation FOR NO KEY UPDATE OF l)
-                     UPDATE lease l SET
-                       expires_at = clock_timestamp() + make_interval(secs => l.lease_seconds),
-                       idle_since = CASE WHEN busy THEN NULL ELSE coalesce(l.idle_since, clock_timestamp()) END
-                     FROM beat WHERE l.incarnation = beat.incarnation
-                     RETURNING l.incarnation,
-                       CASE l.phase WHEN 'draining'
-                         THEN greatest(0, extract(epoch FROM l.drain_until - clock_timestamp()))::int END AS drain",
-                )
-                .bind(&ids)
-                .bind(&busy)
-                .fetch_all(&mut *tx)
-                .await?;
-                for row in rows {
-                    let drain: Option<i32> = row.try_get("drain")?;
-                    let answer = BeatAnswer { held: Vec::new(), drain: drain.map(|s| s as u32) };
-                    answers.insert(Incarnation(row.try_get("incarnation")?), answer);
-                }
-                let held: Vec<(Uuid, Uuid)> =
-                    sqlx::query_as("SELECT incarnation, turn_id FROM marker WHERE incarnation = ANY($1)")
-                        .bind(&ids)
-                        .fetch_all(&mut *tx)
-                        .await?;
-                for (incarnation, turn) in held {
-                    if let Some(answer) = answers.get_mut(&Incarnation(incarnation)) {
-                        answer.held.push(TurnId(turn));
-                    }
-                }
-            }
+        transaction!(self.vital(), |tx| {
+            let answers = if beats.is_empty() { HashMap::new() } else { renew_leases(tx, beats).await? };
             sqlx::query(
                 "INSERT INTO gateway (id, url, secret, expires_at)
                  VALUES ($1, $2, $3, clock_timestamp() + make_interval(secs => $4))
@@ -103,17 +67,14 @@ impl Store {
             .bind(f64::from(expires_seconds))
             .execute(&mut *tx)
             .await?;
-            gate::tick(&mut tx).await?;
-            tx.commit().await?;
+            gate::tick(tx).await?;
             Ok(answers)
         })
         .await
     }
-}
 
-impl Store {
     /// The replica that holds a worker's stream, if that replica lives.
-    pub async fn replica_of(&self, worker: Incarnation) -> Result<Option<Replica>, StoreError> {
+    pub async fn replica_of_worker(&self, worker: Incarnation) -> Result<Option<Replica>, StoreError> {
         let row: Option<(Uuid, String, String)> = sqlx::query_as(
             "SELECT g.id, g.url, g.secret FROM lease l JOIN gateway g ON g.id = l.gateway
              WHERE l.incarnation = $1 AND l.phase <> 'dead' AND g.expires_at > statement_timestamp()",
@@ -124,7 +85,7 @@ impl Store {
         Ok(row.map(|(id, url, secret)| Replica { id: GatewayId(id), url, secret }))
     }
 
-    /// The same answer without a sign of life; `None` when the lease is dead.
+    /// What a heartbeat would answer this worker, without being one; `None` when its lease is dead.
     pub async fn worker_state(&self, incarnation: Incarnation) -> Result<Option<BeatAnswer>, StoreError> {
         let row = sqlx::query(
             "SELECT CASE phase WHEN 'draining' THEN greatest(0, extract(epoch FROM drain_until - clock_timestamp()))::int END AS drain,
@@ -141,4 +102,43 @@ impl Store {
         })
         .transpose()
     }
+}
+
+/// Renews the leases of workers that gave a sign of life: one small HOT update each.
+async fn renew_leases(tx: &mut PgConnection, beats: &[Beat]) -> Result<HashMap<Incarnation, BeatAnswer>, StoreError> {
+    let ids: Vec<Uuid> = beats.iter().map(|b| b.incarnation.0).collect();
+    let busy: Vec<bool> = beats.iter().map(|b| b.busy).collect();
+    let rows = sqlx::query(
+        "WITH beat AS (
+           SELECT l.incarnation, b.busy FROM unnest($1::uuid[], $2::bool[]) AS b(incarnation, busy)
+           JOIN lease l USING (incarnation)
+           WHERE l.phase IN ('live', 'draining') ORDER BY l.incarnation FOR NO KEY UPDATE OF l)
+         UPDATE lease l SET
+           expires_at = clock_timestamp() + make_interval(secs => l.lease_seconds),
+           idle_since = CASE WHEN busy THEN NULL ELSE coalesce(l.idle_since, clock_timestamp()) END
+         FROM beat WHERE l.incarnation = beat.incarnation
+         RETURNING l.incarnation,
+           CASE l.phase WHEN 'draining'
+             THEN greatest(0, extract(epoch FROM l.drain_until - clock_timestamp()))::int END AS drain",
+    )
+    .bind(&ids)
+    .bind(&busy)
+    .fetch_all(&mut *tx)
+    .await?;
+    let mut answers = HashMap::with_capacity(rows.len());
+    for row in rows {
+        let drain: Option<i32> = row.try_get("drain")?;
+        let answer = BeatAnswer { held: Vec::new(), drain: drain.map(|s| s as u32) };
+        answers.insert(Incarnation(row.try_get("incarnation")?), answer);
+    }
+    let held: Vec<(Uuid, Uuid)> = sqlx::query_as("SELECT incarnation, turn_id FROM marker WHERE incarnation = ANY($1)")
+        .bind(&ids)
+        .fetch_all(&mut *tx)
+        .await?;
+    for (incarnation, turn) in held {
+        if let Some(answer) = answers.get_mut(&Incarnation(incarnation)) {
+            answer.held.push(TurnId(turn));
+        }
+    }
+    Ok(answers)
 }

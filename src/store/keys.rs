@@ -1,4 +1,4 @@
-//! API keys. A key is shown once, when it is made: `lwk_<id>_<secret>`; the table keeps the SHA-256 of its secret.
+//! API keys. A key is shown once, when it is made: `lwk_<id>_<secret>`. The table keeps only the SHA-256 of its secret.
 //!
 //! The secret is 256 random bits, so a fast hash suffices: there is nothing to guess.
 
@@ -6,18 +6,18 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::Pool;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::Pool;
 use crate::turn::keys::{NameError, check_name, hex};
 
 /// What every key begins with, so that scanners for leaked secrets can know it.
 const PREFIX: &str = "lwk_";
-/// The longest time that a key may be valid for, where it ends at all: a hundred years.
+/// The longest time that a key with an end may be valid for: a hundred years.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 /// Why a key could not be made, listed, revoked or looked up.
@@ -37,35 +37,35 @@ pub enum KeyError {
 /// What a key's holder may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum Role {
+pub enum KeyRole {
     /// Its own conversations.
     User,
     /// Everything of the organization.
     Operator,
 }
 
-impl Role {
-    /// As the table has it.
+impl KeyRole {
+    /// The word in the table.
     pub fn as_str(self) -> &'static str {
         match self {
-            Role::User => "user",
-            Role::Operator => "operator",
+            KeyRole::User => "user",
+            KeyRole::Operator => "operator",
         }
     }
 }
 
-impl fmt::Display for Role {
+impl fmt::Display for KeyRole {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
 }
 
-impl FromStr for Role {
+impl FromStr for KeyRole {
     type Err = String;
     fn from_str(s: &str) -> Result<Self, String> {
         match s {
-            "user" => Ok(Role::User),
-            "operator" => Ok(Role::Operator),
+            "user" => Ok(KeyRole::User),
+            "operator" => Ok(KeyRole::Operator),
             other => Err(format!("no role {other:?}")),
         }
     }
@@ -76,7 +76,7 @@ impl FromStr for Role {
 pub struct Principal {
     pub organization: String,
     pub user: String,
-    pub role: Role,
+    pub role: KeyRole,
 }
 
 /// A key as its holder presents it. Its `Debug` hides the secret.
@@ -87,7 +87,7 @@ pub struct ApiKey {
 }
 
 impl ApiKey {
-    /// A new one.
+    /// A key with a new id and a new random secret.
     pub fn generate() -> Self {
         ApiKey { id: Uuid::now_v7(), secret: rand::random() }
     }
@@ -102,7 +102,7 @@ impl ApiKey {
         Sha256::digest(self.secret).to_vec()
     }
 
-    /// Compares with a stored hash, in time that tells nothing.
+    /// Compares the secret with a stored hash, in a time that tells nothing of where they differ.
     fn matches(&self, hash: &[u8]) -> bool {
         self.hash().ct_eq(hash).into()
     }
@@ -114,7 +114,7 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// What was presented is no key. Says nothing of the text: it may be a secret of somebody.
+/// What was presented is no key. The error does not repeat the text, which may be somebody's secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not an API key: one looks like {PREFIX}<32 hex digits>_<64 hex digits>")]
 pub struct NoKey;
@@ -155,7 +155,7 @@ pub struct NewKey {
     /// What people call the key.
     pub name: String,
     pub user: String,
-    pub role: Role,
+    pub role: KeyRole,
     /// How long it is valid, to the second; `None`: until it is revoked.
     pub valid_for: Option<Duration>,
 }
@@ -168,7 +168,7 @@ pub struct KeyInfo {
     pub organization: String,
     pub name: String,
     pub user: String,
-    pub role: Role,
+    pub role: KeyRole,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339::option")]
@@ -179,8 +179,9 @@ pub struct KeyInfo {
     pub expired: bool,
 }
 
+/// A row of `api_key`.
 #[derive(sqlx::FromRow)]
-struct Row {
+struct KeyRow {
     id: Uuid,
     organization: String,
     name: String,
@@ -193,9 +194,9 @@ struct Row {
     expired: bool,
 }
 
-impl TryFrom<Row> for KeyInfo {
+impl TryFrom<KeyRow> for KeyInfo {
     type Error = KeyError;
-    fn try_from(row: Row) -> Result<Self, KeyError> {
+    fn try_from(row: KeyRow) -> Result<Self, KeyError> {
         Ok(KeyInfo {
             role: row.role.parse().map_err(|why| KeyError::Malformed(row.id, why))?,
             id: row.id,
@@ -225,7 +226,7 @@ const FIND: &str = r#"
            coalesce(expires_at <= clock_timestamp(), false) AS expired
     FROM api_key WHERE id = $1"#;
 
-/// Makes a key. The [`ApiKey`] is the only time that its secret is known.
+/// Makes a key. The [`ApiKey`] that this returns is the only copy of its secret.
 pub async fn create(pool: &Pool, new: &NewKey) -> Result<(KeyInfo, ApiKey), KeyError> {
     check_name("organization", &new.organization)?;
     check_name("name", &new.name)?;
@@ -234,7 +235,7 @@ pub async fn create(pool: &Pool, new: &NewKey) -> Result<(KeyInfo, ApiKey), KeyE
         return Err(KeyError::Validity);
     }
     let key = ApiKey::generate();
-    let row: Row = sqlx::query_as(CREATE)
+    let row: KeyRow = sqlx::query_as(CREATE)
         .bind(key.id)
         .bind(&new.organization)
         .bind(&new.name)
@@ -249,11 +250,11 @@ pub async fn create(pool: &Pool, new: &NewKey) -> Result<(KeyInfo, ApiKey), KeyE
 
 /// All keys, of one organization or of every, oldest first; revoked and expired ones too.
 pub async fn list(pool: &Pool, organization: Option<&str>) -> Result<Vec<KeyInfo>, KeyError> {
-    let rows: Vec<Row> = sqlx::query_as(LIST).bind(organization).fetch_all(pool).await?;
+    let rows: Vec<KeyRow> = sqlx::query_as(LIST).bind(organization).fetch_all(pool).await?;
     rows.into_iter().map(KeyInfo::try_from).collect()
 }
 
-/// Revokes a key at once and for good. `false`: there is none of this id that was not revoked.
+/// Revokes a key at once and for good. False: there is no key of this id, or it was revoked before.
 pub async fn revoke(pool: &Pool, id: Uuid) -> Result<bool, KeyError> {
     let done = sqlx::query("UPDATE api_key SET revoked_at = clock_timestamp() WHERE id = $1 AND revoked_at IS NULL")
         .bind(id)
@@ -262,9 +263,9 @@ pub async fn revoke(pool: &Pool, id: Uuid) -> Result<bool, KeyError> {
     Ok(done.rows_affected() > 0)
 }
 
-/// A key's description and the hash of its secret; valid or not.
+/// A key, and the hash of its secret; also one that is revoked or expired.
 pub async fn find(pool: &Pool, id: Uuid) -> Result<Option<(KeyInfo, Vec<u8>)>, KeyError> {
-    let row: Option<Row> = sqlx::query_as(FIND).bind(id).fetch_optional(pool).await?;
+    let row: Option<KeyRow> = sqlx::query_as(FIND).bind(id).fetch_optional(pool).await?;
     row.map(|mut row| {
         let hash = std::mem::take(&mut row.hash);
         Ok((row.try_into()?, hash))
@@ -323,9 +324,9 @@ mod tests {
 
     #[test]
     fn roles_read_back() {
-        for role in [Role::User, Role::Operator] {
+        for role in [KeyRole::User, KeyRole::Operator] {
             assert_eq!(role.to_string().parse(), Ok(role));
         }
-        assert!("admin".parse::<Role>().is_err());
+        assert!("admin".parse::<KeyRole>().is_err());
     }
 }

@@ -1,14 +1,15 @@
-//! Workers' lives: start, connect, suspicion, and what the fleet sees of them. How they stop: `stop.rs`.
+//! Leases, the lives of workers: a start, a connect, a suspicion, and what the fleet sees of them. How workers stop: `stop`;
+//! how they die: `fail_worker`.
 
 use sqlx::{PgConnection, Row};
+use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
-use super::batch::retry_races;
-use super::fail::bury;
+use super::fail_worker::write_tombstone;
 use super::pool::bounded;
+use super::transaction::transaction;
 use super::{Notice, Store, StoreError};
 use crate::turn::cause;
-use crate::turn::defaults;
 use crate::turn::keys::{GatewayId, Incarnation, StartId};
 use crate::turn::phase::LeasePhase;
 use crate::turn::terminal::Failure;
@@ -21,21 +22,26 @@ pub struct NewStart {
     pub organization: String,
     pub agent: String,
     pub worker_group: String,
+    /// The generation of the Agent's spec that the worker is started for.
     pub generation: i64,
-    /// The runtime's name and its own reference of the worker.
+    /// The runtime's name: `process` or `kubernetes`.
     pub runtime: &'static str,
+    /// The runtime's own name of the worker, by which it can be asked about it.
     pub runtime_ref: String,
+    /// The hash of the secret in the worker's credential.
     pub secret_hash: Vec<u8>,
+    /// Turns that the worker may hold at a time.
     pub capacity: u32,
     pub heartbeat_seconds: u32,
     pub lease_seconds: u32,
     pub drain_seconds: u32,
+    /// How many starts that fail a waiting turn goes through.
     pub start_attempts: u32,
-    /// The start deadline runs from the row's commit.
+    /// Seconds from the row's commit until the start has failed.
     pub start_seconds: u32,
 }
 
-/// A worker as the fleet sees it.
+/// A worker that is not dead, as the fleet sees it.
 #[derive(Debug, Clone)]
 pub struct Lease {
     pub incarnation: Incarnation,
@@ -47,29 +53,20 @@ pub struct Lease {
     pub phase: LeasePhase,
     pub runtime_ref: String,
     pub capacity: u32,
-    /// Turns in hand.
+    /// Turns that it holds now.
     pub held: u32,
-    /// Seconds without a turn in hand; `None` while busy.
+    /// Seconds since it last held a turn; `None` while it holds one.
     pub idle_seconds: Option<f64>,
+    /// Whether its stream closed without a goodbye, and it has not connected again.
     pub suspected: bool,
-    /// It was told to stop.
+    /// Whether the worker was told to stop.
     pub stopping: bool,
-    /// A pod's start without a pod for a while: whoever was to make it died, or could not.
+    /// A start in Kubernetes that has had no pod for [`UNMADE_SECONDS`]: whoever was to make the pod died, or could not.
     pub unmade: bool,
 }
 
-/// After this long a start whose pod is not recorded is made again, in seconds.
+/// After this many seconds a start whose pod is not recorded is made again.
 const UNMADE_SECONDS: f64 = 3.0;
-
-/// One worker group's queue.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WorkerGroupDemand {
-    pub organization: String,
-    pub agent: String,
-    pub worker_group: String,
-    /// Conversations whose first open turn waits.
-    pub claimable: u32,
-}
 
 /// The terms on which a worker is connected.
 #[derive(Debug, Clone)]
@@ -80,21 +77,29 @@ pub struct Connected {
     pub heartbeat_seconds: u32,
     pub lease_seconds: u32,
     pub capacity: u32,
+    /// Whether it takes all turns of a conversation that wait together.
     pub together: bool,
+    /// Seconds left to drain, if the worker is to.
     pub draining: Option<u32>,
 }
 
 /// Why a worker may not speak.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectError {
+    /// No start has this credential.
     #[error("unknown credential")]
     Forbidden,
+    /// The lease is dead, and stays so.
     #[error("this incarnation is dead; stop")]
     Dead,
+    /// Not known to be connected: the worker comes again.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 impl Store {
-    /// Writes the lease row of a start, unless the worker group has a worker that is live or starting and `only_first`.
+    /// Writes the lease of a start. With `only_first` not if the worker group has a worker that is live or starting; the
+    /// answer is then false.
     pub async fn start_worker(&self, start: &NewStart, only_first: bool) -> Result<bool, StoreError> {
         let done = sqlx::query(
             "INSERT INTO lease (incarnation, start_id, organization, agent, worker_group, generation, phase, runtime,
@@ -125,8 +130,8 @@ impl Store {
         Ok(done.rows_affected() == 1)
     }
 
-    /// A worker opens its stream: its lease is live and names this stream. A second incarnation under one start's
-    /// credential ends the first at once: the process that made it is gone.
+    /// A worker opens its stream: its lease becomes live and names this stream. A second incarnation under the credential of
+    /// one start ends the first at once, since the process that was the first is gone.
     pub async fn connect_worker(
         &self,
         credential: &Credential,
@@ -135,26 +140,21 @@ impl Store {
         stream: Uuid,
         capacity: u32,
         together: bool,
-    ) -> Result<Result<Connected, ConnectError>, StoreError> {
-        let failure = cause::lease::replaced();
-        let (answer, replaced) = retry_races(|| async {
-            let mut connection = self.vital().acquire().await?;
-            let mut tx = connection.begin().await?;
-            let (answer, replaced) = match find_start(&mut tx, credential, incarnation).await? {
-                Err(error) => (Err(error), None),
-                Ok(replaced) => {
-                    open_stream(&mut tx, incarnation, gateway, stream, capacity, together).await?;
-                    (Ok(read_terms(&mut tx, incarnation).await?), replaced)
-                }
+    ) -> Result<Connected, ConnectError> {
+        let (connected, replaced) = transaction!(self.vital(), |tx| {
+            let replaced = match claim_start(tx, credential, incarnation).await? {
+                StartClaim::Refused(error) => return Ok((Err(error), None)),
+                StartClaim::Own => None,
+                StartClaim::Replaces(first) => Some(first),
             };
-            tx.commit().await?;
-            Ok((answer, replaced))
+            open_stream(tx, incarnation, gateway, stream, capacity, together).await?;
+            Ok((Ok(read_terms(tx, incarnation).await?), replaced))
         })
         .await?;
         if let Some(first) = replaced {
-            self.fail_worker(first, &failure).await?;
+            self.fail_worker(first, &cause::lease::replaced()).await?;
         }
-        Ok(answer)
+        connected
     }
 
     /// Checks a worker that speaks to a replica which does not hold its stream.
@@ -162,8 +162,8 @@ impl Store {
         &self,
         credential: &Credential,
         incarnation: Incarnation,
-    ) -> Result<Result<Connected, ConnectError>, StoreError> {
-        bounded(async {
+    ) -> Result<Connected, ConnectError> {
+        let (phase, terms) = bounded(async {
             let mut connection = self.vital().acquire().await?;
             let row =
                 sqlx::query("SELECT phase FROM lease WHERE incarnation = $1 AND start_id = $2 AND secret_hash = $3")
@@ -172,19 +172,24 @@ impl Store {
                     .bind(credential.hash())
                     .fetch_optional(&mut *connection)
                     .await?;
-            match row {
-                None => Ok(Err(ConnectError::Forbidden)),
-                Some(row) => match LeasePhase::parse(row.try_get("phase")?) {
-                    LeasePhase::Dead => Ok(Err(ConnectError::Dead)),
-                    _ => Ok(Ok(read_terms(&mut connection, incarnation).await?)),
-                },
-            }
+            let phase = row.as_ref().map(LeasePhase::of).transpose()?;
+            let terms = match phase {
+                None | Some(LeasePhase::Dead) => None,
+                Some(_) => Some(read_terms(&mut connection, incarnation).await?),
+            };
+            Ok((phase, terms))
         })
-        .await
+        .await?;
+        match (phase, terms) {
+            (None, _) => Err(ConnectError::Forbidden),
+            (Some(_), None) => Err(ConnectError::Dead),
+            (Some(_), Some(terms)) => Ok(terms),
+        }
     }
 
-    /// A stream closed without goodbye: look at the worker, if its lease still names that very stream.
-    pub async fn suspect(&self, incarnation: Incarnation, stream: Uuid) -> Result<bool, StoreError> {
+    /// A worker's stream closed without a goodbye: the worker is to be looked at now, if its lease still names this stream.
+    /// False: it does not, the worker has connected again.
+    pub async fn suspect_worker(&self, incarnation: Incarnation, stream: Uuid) -> Result<bool, StoreError> {
         let done = sqlx::query(
             "UPDATE lease SET suspected_at = clock_timestamp(), stream = NULL
              WHERE incarnation = $1 AND stream = $2 AND phase IN ('live', 'draining')",
@@ -200,13 +205,13 @@ impl Store {
         Ok(suspected)
     }
 
-    /// Tells whoever holds this worker's stream to look at its markers.
-    pub fn worker_changed(&self, incarnation: Incarnation) {
+    /// Tells the gateway that holds this worker's stream to look at the worker's markers.
+    pub fn notify_worker_changed(&self, incarnation: Incarnation) {
         self.notices.send(Notice::Worker(incarnation));
     }
 
     /// Every worker that is not dead.
-    pub async fn workers(&self) -> Result<Vec<Lease>, StoreError> {
+    pub async fn living_workers(&self) -> Result<Vec<Lease>, StoreError> {
         let rows = sqlx::query(
             "SELECT l.incarnation, l.start_id, l.organization, l.agent, l.worker_group, l.generation, l.phase,
                     l.runtime_ref, l.capacity, l.suspected_at IS NOT NULL AS suspected, l.stop_reason IS NOT NULL AND l.stop_recorded AS stopping,
@@ -228,7 +233,7 @@ impl Store {
                     agent: r.try_get("agent")?,
                     worker_group: r.try_get("worker_group")?,
                     generation: r.try_get("generation")?,
-                    phase: LeasePhase::parse(r.try_get("phase")?),
+                    phase: LeasePhase::of(r)?,
                     runtime_ref: r.try_get("runtime_ref")?,
                     capacity: r.try_get::<i32, _>("capacity")? as u32,
                     held: r.try_get::<i64, _>("held")? as u32,
@@ -241,40 +246,8 @@ impl Store {
             .collect()
     }
 
-    /// What waits, a row a worker group: of each agent the oldest claimable turns, twice as many as its workers can hold and
-    /// at most 1,000. More would change no decision, and a queue may be very deep.
-    pub async fn demand(&self) -> Result<Vec<WorkerGroupDemand>, StoreError> {
-        // Not NOT EXISTS: as an anti join it looks at all that wait before the first head is found.
-        let rows = sqlx::query(
-            "SELECT a.namespace AS organization, a.name AS agent, m.worker_group, count(*) AS claimable
-             FROM agent a CROSS JOIN LATERAL (
-               SELECT worker_group FROM marker m
-               WHERE m.organization = a.namespace AND m.agent = a.name AND m.incarnation IS NULL AND m.phase = 'waiting'
-                 AND (SELECT true FROM marker e WHERE e.conversation_id = m.conversation_id AND e.number < m.number
-                      LIMIT 1) IS NULL
-               ORDER BY m.armed_at LIMIT least(1000, 16 + 2 * coalesce((a.spec #>> '{limits,maxWorkers}')::bigint, $1)
-                                                          * coalesce((a.spec #>> '{limits,turnsPerWorker}')::bigint, $2))
-             ) m
-             WHERE a.deleted_at IS NULL GROUP BY 1, 2, 3",
-        )
-        .bind(i64::from(defaults::MAX_WORKERS))
-        .bind(i64::from(defaults::TURNS_PER_WORKER))
-        .fetch_all(&self.general)
-        .await?;
-        rows.iter()
-            .map(|r| {
-                Ok(WorkerGroupDemand {
-                    organization: r.try_get("organization")?,
-                    agent: r.try_get("agent")?,
-                    worker_group: r.try_get("worker_group")?,
-                    claimable: r.try_get::<i64, _>("claimable")? as u32,
-                })
-            })
-            .collect()
-    }
-
-    /// The incarnation that a start has now, if it lives.
-    pub async fn incarnation_of(&self, start: StartId) -> Result<Option<Incarnation>, StoreError> {
+    /// The incarnation that a start has now; `None` when its lease is dead.
+    pub async fn incarnation_of_start(&self, start: StartId) -> Result<Option<Incarnation>, StoreError> {
         let id: Option<Uuid> =
             sqlx::query_scalar("SELECT incarnation FROM lease WHERE start_id = $1 AND phase <> 'dead'")
                 .bind(start.0)
@@ -284,72 +257,87 @@ impl Store {
     }
 }
 
-/// Finds the start that a credential belongs to and makes `incarnation` its own; answers with the incarnation that it
-/// replaces.
-async fn find_start(
+/// What became of an incarnation's claim to a start.
+enum StartClaim {
+    Refused(ConnectError),
+    /// The start is this incarnation's.
+    Own,
+    /// The start is this incarnation's from now on; before, it was that of another one, which is to end.
+    Replaces(Incarnation),
+}
+
+/// Finds the start that a credential belongs to and makes it `incarnation`'s own.
+async fn claim_start(
     tx: &mut PgConnection,
     credential: &Credential,
     incarnation: Incarnation,
-) -> Result<Result<Option<Incarnation>, ConnectError>, StoreError> {
+) -> Result<StartClaim, StoreError> {
     let rows = sqlx::query(
         "SELECT incarnation, phase, secret_hash FROM lease WHERE start_id = $1 ORDER BY incarnation FOR UPDATE",
     )
     .bind(credential.start.0)
     .fetch_all(&mut *tx)
     .await?;
-    let known = rows.iter().any(|r| {
-        use subtle::ConstantTimeEq;
-        r.try_get::<&[u8], _>("secret_hash").is_ok_and(|h| bool::from(h.ct_eq(&credential.hash())))
-    });
+    let known = rows
+        .iter()
+        .any(|r| r.try_get::<&[u8], _>("secret_hash").is_ok_and(|h| bool::from(h.ct_eq(&credential.hash()))));
     if !known {
-        return Ok(Err(ConnectError::Forbidden));
+        return Ok(StartClaim::Refused(ConnectError::Forbidden));
     }
     let mut current = None;
     for row in &rows {
-        let phase = LeasePhase::parse(row.try_get("phase")?);
-        let id: Uuid = row.try_get("incarnation")?;
-        if id == incarnation.0 {
-            return Ok(if phase == LeasePhase::Dead { Err(ConnectError::Dead) } else { Ok(None) });
-        }
-        if phase != LeasePhase::Dead {
-            current = Some((id, phase));
+        let (id, phase) = (Incarnation(row.try_get("incarnation")?), LeasePhase::of(row)?);
+        match phase {
+            LeasePhase::Dead if id == incarnation => return Ok(StartClaim::Refused(ConnectError::Dead)),
+            _ if id == incarnation => return Ok(StartClaim::Own),
+            LeasePhase::Dead => {}
+            phase => current = Some((id, phase)),
         }
     }
     match current {
-        None => Ok(Err(ConnectError::Dead)),
-        Some((id, LeasePhase::Starting)) => {
+        None => Ok(StartClaim::Refused(ConnectError::Dead)),
+        Some((start, LeasePhase::Starting)) => {
+            // The row of a start that nobody has connected to bears the start's own id as its incarnation.
             sqlx::query("UPDATE lease SET incarnation = $2 WHERE incarnation = $1")
-                .bind(id)
+                .bind(start.0)
                 .bind(incarnation.0)
                 .execute(tx)
                 .await?;
-            Ok(Ok(None))
+            Ok(StartClaim::Own)
         }
-        Some((id, _)) => {
-            // The row of the first is ended by `fail_worker` right behind this transaction; here it only makes room.
-            bury(tx, Incarnation(id), &Failure::new(cause::lease::replaced().reason)).await?;
-            sqlx::query(
-                "INSERT INTO lease (incarnation, start_id, organization, agent, worker_group, generation, phase, runtime,
-                                    runtime_ref, secret_hash, capacity, heartbeat_seconds, lease_seconds, drain_seconds,
-                                    start_attempts, expires_at, drain_until, stop_reason, stop_recorded,
-                                    interrupted_at, pod_uid, grace_seconds)
-                 SELECT $2, start_id, organization, agent, worker_group, generation,
-                        -- A stop holds for the container, whichever process runs in it.
-                        CASE WHEN drain_until IS NULL THEN 'starting' ELSE 'draining' END, runtime, runtime_ref,
-                        secret_hash, capacity, heartbeat_seconds, lease_seconds, drain_seconds, start_attempts,
-                        clock_timestamp() + make_interval(secs => lease_seconds), drain_until, stop_reason, stop_recorded,
-                        interrupted_at, pod_uid, grace_seconds
-                 FROM lease WHERE incarnation = $1",
-            )
-            .bind(id)
-            .bind(incarnation.0)
-            .execute(tx)
-            .await?;
-            Ok(Ok(Some(Incarnation(id))))
+        Some((first, _)) => {
+            succeed(tx, first, incarnation).await?;
+            Ok(StartClaim::Replaces(first))
         }
     }
 }
 
+/// Writes the lease of a second incarnation of one start, which takes over what belongs to the container. The first one's
+/// lease becomes a tombstone here, since a start has one living lease; `fail_worker` ends its turns right behind this
+/// transaction.
+async fn succeed(tx: &mut PgConnection, first: Incarnation, second: Incarnation) -> Result<(), StoreError> {
+    write_tombstone(tx, first, &Failure::new(cause::lease::replaced().reason)).await?;
+    sqlx::query(
+        "INSERT INTO lease (incarnation, start_id, organization, agent, worker_group, generation, phase, runtime,
+                            runtime_ref, secret_hash, capacity, heartbeat_seconds, lease_seconds, drain_seconds,
+                            start_attempts, expires_at, drain_until, stop_reason, stop_recorded,
+                            interrupted_at, pod_uid, grace_seconds)
+         SELECT $2, start_id, organization, agent, worker_group, generation,
+                -- A stop holds for the container, whichever process runs in it.
+                CASE WHEN drain_until IS NULL THEN 'starting' ELSE 'draining' END, runtime, runtime_ref,
+                secret_hash, capacity, heartbeat_seconds, lease_seconds, drain_seconds, start_attempts,
+                clock_timestamp() + make_interval(secs => lease_seconds), drain_until, stop_reason, stop_recorded,
+                interrupted_at, pod_uid, grace_seconds
+         FROM lease WHERE incarnation = $1",
+    )
+    .bind(first.0)
+    .bind(second.0)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Makes a lease live, and this stream its stream.
 async fn open_stream(
     tx: &mut PgConnection,
     incarnation: Incarnation,
@@ -376,6 +364,7 @@ async fn open_stream(
     Ok(())
 }
 
+/// Reads the terms of a lease.
 async fn read_terms(tx: &mut PgConnection, incarnation: Incarnation) -> Result<Connected, StoreError> {
     let r = sqlx::query(
         "SELECT organization, worker_group, agent, heartbeat_seconds, lease_seconds, capacity, together,

@@ -1,4 +1,4 @@
-//! Wake-ups between replicas: NOTIFY after commit, coalesced, from one task a replica.
+//! Wake-ups between replicas: each replica has one task that sends what it committed with NOTIFY, many notices at once.
 //!
 //! A notice is a hint. Whoever waits for one also polls, and a listener that lost its connection is told so
 //! ([`Heard::Missed`]), because what came meanwhile is lost.
@@ -21,50 +21,48 @@ use crate::turn::keys::{ConversationId, Incarnation};
 /// After this long without a notice the connection is asked whether it lives: nothing else is ever sent on it.
 const QUIET: Duration = Duration::from_secs(10);
 const CHANNEL: &str = "lastword";
-/// The pause before listening again.
+/// The pause before a listener whose connection failed tries again.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
-/// Notices gather this long; NOTIFY takes a global lock at commit, so one for many is what keeps it cheap.
+/// Notices gather this long before they are sent together: a NOTIFY takes a lock at its commit that all of the cluster's
+/// databases share.
 const COALESCE: Duration = Duration::from_millis(10);
 /// Postgres' limit for a payload is 8,000 bytes.
 const MAX_PAYLOAD: usize = 7_500;
 
 /// What may have changed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Notice {
     /// A conversation has a new turn or a new terminal.
-    #[serde(rename = "c")]
     Conversation(ConversationId),
     /// A worker group (organization, name) has something to claim.
-    #[serde(rename = "d")]
     WorkerGroup(String, String),
-    /// A worker is to be looked at, drained, or was failed; or one of its turns was ended by another.
-    #[serde(rename = "w")]
+    /// A worker is to be looked at, is to drain or was failed; or somebody else ended one of its turns.
     Worker(Incarnation),
-    /// An agent's spec changed.
-    #[serde(rename = "a")]
+    /// An Agent was written or removed.
     Agents,
     /// An API key was revoked.
-    #[serde(rename = "k")]
     Keys,
 }
 
-/// Notices that a slow local listener may lag behind; it is told, and looks at everything.
+/// Notices that a slow listener in this process may lag behind. One that lags further is told [`Heard::Missed`].
 const LOCAL_BACKLOG: usize = 4096;
 
+/// Sends notices; cheap to clone.
 #[derive(Clone)]
-pub(super) struct Sender {
+pub(super) struct NoticeSender {
     queue: mpsc::UnboundedSender<Notice>,
     local: broadcast::Sender<Notice>,
     /// Names this store's notices, so that it does not hear itself through the database.
     id: Uuid,
 }
 
-impl Sender {
+impl NoticeSender {
     pub fn start(pool: Pool) -> Self {
         let (queue, waiting) = mpsc::unbounded_channel();
         let id = Uuid::now_v7();
         tokio::spawn(send(pool, waiting, id));
-        Sender { queue, local: broadcast::channel(LOCAL_BACKLOG).0, id }
+        NoticeSender { queue, local: broadcast::channel(LOCAL_BACKLOG).0, id }
     }
 
     /// Sends a notice soon, at most once for all that are equal.
@@ -92,7 +90,7 @@ async fn send(pool: Pool, mut waiting: mpsc::UnboundedReceiver<Notice>, id: Uuid
     }
 }
 
-/// Payloads of one sender's id and a notice a line.
+/// Payloads that begin with a line for the sender's id and have a notice on each further line.
 fn pack(id: Uuid, notices: impl Iterator<Item = Notice>) -> Vec<String> {
     let mut payloads = Vec::new();
     let head = format!("{id}\n");
@@ -109,7 +107,7 @@ fn pack(id: Uuid, notices: impl Iterator<Item = Notice>) -> Vec<String> {
     payloads
 }
 
-/// One connection's LISTEN.
+/// A connection that listens.
 struct Listener {
     listener: PgListener,
     own: Uuid,
@@ -162,14 +160,14 @@ impl Store {
         BroadcastStream::new(self.notices.local.subscribe()).map(|heard| heard.map_or(Heard::Missed, Heard::Notice))
     }
 
-    /// The next notices of others, and the connection that they came by.
+    /// The next notices of other processes, and the connection that they came by.
     async fn hear_others(&self, listener: Option<Listener>) -> (Vec<Heard>, Listener) {
         let mut listener = listener;
         loop {
             match listener.take() {
                 Some(mut open) => match open.next().await {
                     Ok(heard) => return (heard, open),
-                    // It is made again below, after a pause.
+                    // The connection is made again after a pause.
                     Err(error) => tracing::debug!(%error, "the connection that hears notices is lost"),
                 },
                 None => {
@@ -184,16 +182,16 @@ impl Store {
 
     /// Starts to listen to the other replicas, on a connection of its own.
     async fn listen(&self) -> Result<Listener, StoreError> {
-        let pool = super::pool(1).connect_lazy_with((*self.listen).clone());
-        let mut listener = PgListener::connect_with(&pool).await?;
+        let pool = Pool::open(1, (*self.listen).clone());
+        let mut listener = PgListener::connect_with(pool.unbounded()).await?;
         bounded(async { Ok(listener.listen(CHANNEL).await?) }).await?;
         Ok(Listener { listener, own: self.notices.id })
     }
 
-    /// API keys were changed by hand: gateways are told before this returns.
-    pub async fn keys_changed(&self) {
+    /// Tells all gateways that API keys were changed, before this returns: the process that changed them is about to end.
+    pub async fn notify_keys_changed(&self) {
         let payload = pack(self.notices.id, std::iter::once(Notice::Keys));
-        // Gateways ask again within a second anyway.
+        // If the notice is lost, gateways find out within a second all the same.
         let _ = sqlx::query("SELECT pg_notify($1, p) FROM unnest($2::text[]) AS p")
             .bind(CHANNEL)
             .bind(&payload)
@@ -213,7 +211,7 @@ impl Listener {
                 }
             }
         };
-        // `None`: the connection was lost and made again, and with it, perhaps, some notices.
+        // `None`: the connection was lost and made again, and some notices may have been lost with it.
         let Some(notification) = notification else { return Ok(vec![Heard::Missed]) };
         let mut lines = notification.payload().lines();
         if lines.next().is_some_and(|id| id == self.own.to_string()) {

@@ -1,10 +1,11 @@
 //! Connections under a deadline of our own. A network that swallows what is sent tells nobody: without one, a call would
-//! wait until TCP gives up, a quarter of an hour.
+//! wait until TCP gives up, which takes a quarter of an hour.
 //!
 //! - A statement that is run on the [`Pool`] itself has [`DEADLINE`].
-//! - Several on one connection, or a transaction, are run by [`bounded`] (transactions by `retry_races`).
-//! - A connection that did not answer in time is closed, and its place in the pool is free. sqlx alone would wait for it:
-//!   what is given back is asked first whether it lives.
+//! - Several statements on one connection are run by [`bounded`]; a transaction by
+//!   [`transaction!`](super::transaction::transaction), which uses it.
+//! - A connection that did not answer in time is closed, and its place in the pool is free. sqlx alone would wait for it,
+//!   because it asks a connection that is given back whether it lives, without a deadline.
 
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use futures::TryStreamExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{
     Connection, Describe, Either, Error, Execute, Executor, PgConnection, PgPool, PgTransaction, Postgres, SqlStr,
 };
@@ -22,40 +23,48 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::StoreError;
 
-/// The longest that a statement or a transaction may take, whatever the network does. Longer than the server's own
-/// `statement_timeout`, which tells the cause.
+/// How long a caller waits for a connection before it is told that the database is unavailable.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A connection that is older than this is closed when it is given back.
+const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
+/// The longest that a statement or a transaction may take, whatever the network does. It is longer than the server's own
+/// `statement_timeout` (8 s, see [`Store::open`](super::Store::open)), whose error tells the cause.
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
-/// A connection that is given back answers within this, or is closed.
+/// A connection that is given back to the pool answers within this time, or is closed.
 const RETURN: Duration = Duration::from_secs(5);
 
 /// Connections to the database. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Pool(PgPool);
 
-impl From<PgPool> for Pool {
-    fn from(pool: PgPool) -> Self {
-        Pool(pool)
-    }
-}
-
 impl Pool {
-    /// A connection for several statements; they are the caller's to bound (see [`bounded`]).
-    pub(super) async fn acquire(&self) -> Result<Held, Error> {
-        Ok(Held(Some(self.0.acquire().await?)))
+    /// A pool of at most `size` connections, which are opened when they are needed.
+    pub(super) fn open(size: u32, options: PgConnectOptions) -> Self {
+        let pool = PgPoolOptions::new()
+            .max_connections(size)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .test_before_acquire(false)
+            .max_lifetime(MAX_LIFETIME);
+        Pool(pool.connect_lazy_with(options))
     }
 
-    /// Without deadlines: for migrations alone.
+    /// A connection for several statements. The caller bounds them, see [`bounded`].
+    pub(super) async fn acquire(&self) -> Result<PooledConnection, Error> {
+        Ok(PooledConnection(Some(self.0.acquire().await?)))
+    }
+
+    /// The pool of sqlx, whose calls have no deadline: for migrations, which may take long, and for the listener, which waits.
     pub(super) fn unbounded(&self) -> &PgPool {
         &self.0
     }
 
-    /// Closes it; what is under way finishes.
+    /// Closes the pool; calls that are under way finish.
     pub(super) async fn close(&self) {
         self.0.close().await;
     }
 }
 
-/// Runs what holds a connection under the deadline.
+/// Runs something that holds a connection under [`DEADLINE`]; what is late is [`StoreError::Unavailable`].
 pub(super) async fn bounded<T>(body: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
     timeout(DEADLINE, body).await.unwrap_or_else(|_| Err(late().into()))
 }
@@ -64,42 +73,42 @@ fn late() -> Error {
     Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer within {DEADLINE:?}")))
 }
 
-/// A connection of the pool; back there when it is dropped, if it answers.
-pub(super) struct Held(Option<PoolConnection<Postgres>>);
+/// A connection of the pool. When it is dropped it goes back there, if it answers.
+pub(super) struct PooledConnection(Option<PoolConnection<Postgres>>);
 
-impl Held {
-    /// Begins a transaction; rolled back if it is dropped.
+impl PooledConnection {
+    /// Begins a transaction, which is rolled back if it is dropped without a commit.
     pub async fn begin(&mut self) -> Result<PgTransaction<'_>, Error> {
         Connection::begin(&mut **self).await
     }
 
-    /// Closes it now, without a word to the server.
+    /// Closes the connection now, without a word to the server.
     fn close(&mut self) {
         drop(self.0.take().map(PoolConnection::detach));
     }
 }
 
-const HELD: &str = "it is taken only when it is dropped or closed";
+const NOT_TAKEN: &str = "a connection is taken only when it is dropped or closed";
 
-impl Deref for Held {
+impl Deref for PooledConnection {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
-        self.0.as_ref().expect(HELD)
+        self.0.as_ref().expect(NOT_TAKEN)
     }
 }
 
-impl DerefMut for Held {
+impl DerefMut for PooledConnection {
     fn deref_mut(&mut self) -> &mut PgConnection {
-        self.0.as_mut().expect(HELD)
+        self.0.as_mut().expect(NOT_TAKEN)
     }
 }
 
-impl Drop for Held {
+impl Drop for PooledConnection {
     fn drop(&mut self) {
         let Some(mut connection) = self.0.take() else { return };
         match Handle::try_current() {
-            // In time, or the connection goes with the future.
+            // A connection that is not back in time is closed with the future that holds it.
             Ok(runtime) => drop(runtime.spawn(timeout(RETURN, connection.return_to_pool()))),
             Err(_) => drop(connection.detach()),
         }
@@ -164,7 +173,7 @@ impl<'p> Executor<'p> for &'_ Pool {
     }
 }
 
-/// One call on a connection of the pool. One that is late is closed.
+/// One call on a connection of the pool; a connection whose call is late is closed.
 async fn in_time<T>(pool: Pool, call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>) -> Result<T, Error> {
     let mut held = pool.acquire().await?;
     let done = timeout(DEADLINE, call(&mut held)).await;

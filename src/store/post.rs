@@ -1,55 +1,59 @@
-//! Posts: deliveries of the platforms that an Agent names itself (webhook, slack). A renderer takes due rows, and removes
-//! what was posted; what failed is put off, and at last given up: parked with its problem, for operators, until the
-//! retention of its turn.
+//! Posts: deliveries on the platforms that an Agent names itself (webhook, slack). A renderer takes the rows that are due, and
+//! removes those that it has posted. A post that failed is put off and tried again; at last it is given up: its row is
+//! parked, with its problem for operators, until the retention removes its turn.
 
 use sqlx::Row;
 
-use super::{Store, StoreError};
+use super::phase::DeliveryState;
+use super::{Store, StoreError, elect};
+use crate::turn::frame::storable;
 use crate::turn::keys::{GatewayId, TurnId};
+use crate::turn::terminal::cut;
 
-/// The longest problem that is kept, in bytes.
+/// The longest text of a problem that is kept, in bytes.
 const MAX_PROBLEM_BYTES: usize = 512;
 
-/// A row that this renderer has taken for the length of its claim.
+/// A post that a renderer has taken, for the length of its claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DuePost {
     pub turn_id: TurnId,
     pub organization: String,
     /// The name of one of the Agent's platforms.
     pub platform: String,
-    /// How often it was taken, now included.
+    /// How often it was taken, this time included.
     pub attempts: u32,
+    /// The renderer that has taken it.
     by: GatewayId,
 }
 
-/// One platform of an organization, or all of them.
+/// Where posts go: one platform of an organization, or (`None`) all of them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Place {
+pub struct PostPlace {
     pub organization: String,
     pub platform: Option<String>,
 }
 
 impl DuePost {
-    /// Where it is to be posted.
-    pub fn place(&self) -> Place {
-        Place { organization: self.organization.clone(), platform: Some(self.platform.clone()) }
+    /// Where it is to be posted, as its renderer counts what is under way.
+    pub fn place(&self) -> PostPlace {
+        PostPlace { organization: self.organization.clone(), platform: Some(self.platform.clone()) }
     }
 }
 
 impl Store {
-    /// Takes due rows of all platforms but `api` and `kubernetes` for `seconds`, which must exceed all that the renderer
-    /// does with one. Rows of the places in `busy` are left.
+    /// Takes rows of all platforms but `api` and `kubernetes` that are due, at most `limit`, for `seconds`, which must exceed
+    /// the time that the renderer takes for one. Rows of the places in `busy` are left.
     pub async fn take_posts(
         &self,
         by: GatewayId,
         seconds: u32,
         limit: u32,
-        busy: &[Place],
+        busy: &[PostPlace],
     ) -> Result<Vec<DuePost>, StoreError> {
         if limit == 0 {
             return Ok(Vec::new());
         }
-        // The platforms are written as the partial index delivery_posts has them.
+        // The condition on platforms is written exactly as in the partial index `delivery_posts_idx`, so that it is used.
         let rows = sqlx::query(
             "WITH due AS MATERIALIZED (
                SELECT turn_id, platform FROM delivery
@@ -83,18 +87,24 @@ impl Store {
             .collect()
     }
 
-    /// Tries a post again after so many seconds, unless another renderer has taken it meanwhile.
+    /// Puts a post off for so many seconds, unless another renderer has taken it meanwhile.
     pub async fn put_off_post(&self, post: &DuePost, seconds: f64, problem: &str) -> Result<(), StoreError> {
-        self.leave_post(post, "ready", seconds, problem).await
+        self.leave_post(post, DeliveryState::Ready, seconds, problem).await
     }
 
-    /// Tries a post no more, unless another renderer has taken it meanwhile.
+    /// Gives a post up, unless another renderer has taken it meanwhile.
     pub async fn give_up_post(&self, post: &DuePost, problem: &str) -> Result<(), StoreError> {
-        self.leave_post(post, "parked", 0.0, problem).await
+        self.leave_post(post, DeliveryState::Parked, 0.0, problem).await
     }
 
-    async fn leave_post(&self, post: &DuePost, state: &str, seconds: f64, problem: &str) -> Result<(), StoreError> {
-        let problem = crate::turn::terminal::cut(crate::turn::frame::storable(problem.to_string()), MAX_PROBLEM_BYTES);
+    async fn leave_post(
+        &self,
+        post: &DuePost,
+        state: DeliveryState,
+        seconds: f64,
+        problem: &str,
+    ) -> Result<(), StoreError> {
+        let problem = cut(storable(problem.to_string()), MAX_PROBLEM_BYTES);
         sqlx::query(
             "UPDATE delivery SET state = $5, due_at = clock_timestamp() + make_interval(secs => $6), problem = $7,
                     claimed_by = NULL
@@ -104,7 +114,7 @@ impl Store {
         .bind(&post.platform)
         .bind(post.by.0)
         .bind(post.attempts as i32)
-        .bind(state)
+        .bind(state.as_str())
         .bind(seconds)
         .bind(problem)
         .execute(&self.general)
@@ -113,9 +123,9 @@ impl Store {
     }
 
     /// The platform that a turn came in on.
-    pub async fn platform_of(&self, turn: TurnId) -> Result<Option<String>, StoreError> {
+    pub async fn platform_of_turn(&self, turn: TurnId) -> Result<Option<String>, StoreError> {
         let row =
             sqlx::query("SELECT routing FROM turn WHERE id = $1").bind(turn.0).fetch_optional(&self.general).await?;
-        Ok(row.map(|r| super::elect::routing(&r).unwrap_or_default().platform))
+        Ok(row.map(|r| elect::routing(&r).unwrap_or_default().platform))
     }
 }

@@ -1,4 +1,4 @@
-//! Is this a database that we can live in? Asked by `lastword init` before it writes the URL down.
+//! Whether Lastword can use a database, which `lastword init` asks before it writes the database's URL down.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -6,8 +6,9 @@ use std::time::Duration;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 
-/// The oldest Postgres that carries the schema, as `server_version_num` counts: 15.
-const OLDEST: i32 = 150_000;
+use super::MIN_POSTGRES;
+
+/// How long a database may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a database cannot be used. None of these repeats the password.
@@ -19,7 +20,7 @@ pub enum ProbeError {
     Connect(String),
     #[error("the database did not answer within {} s; are its host and port right?", TIMEOUT.as_secs())]
     Timeout,
-    #[error("the database is Postgres {0}; Lastword needs 15 or newer")]
+    #[error("the database is Postgres {0}; Lastword needs {MIN_POSTGRES} or newer")]
     TooOld(String),
 }
 
@@ -46,7 +47,9 @@ async fn ask(options: PgConnectOptions) -> Result<String, ProbeError> {
             .fetch_one(&mut connection)
             .await
             .map_err(failed)?;
-    let _ = connection.close().await; // it answered, that is all we wanted
+    // The answer is all that was wanted; how the connection ends does not matter.
+    let _ = connection.close().await;
     let name = name.split_whitespace().next().unwrap_or_default().to_string();
-    if number < OLDEST { Err(ProbeError::TooOld(name)) } else { Ok(name) }
+    // `server_version_num` is 10,000 times the major version, and the minor version.
+    if number / 10_000 < MIN_POSTGRES as i32 { Err(ProbeError::TooOld(name)) } else { Ok(name) }
 }

@@ -1,19 +1,19 @@
-//! Retention: what is old and done goes, in batches with limits of their own.
+//! Retention: what has ended long ago is removed, in batches with limits of their own.
 
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::batch::retry_races;
+use super::transaction::transaction;
 use super::{Store, StoreError};
 
 /// How long things are kept, and how much one pass removes.
 #[derive(Debug, Clone, Copy)]
 pub struct Retention {
-    /// Seconds after its terminal that a turn is kept. Cursors before it answer 410 afterwards.
+    /// Seconds after its terminal that a turn is kept. A cursor that lies before it is answered 410 afterwards.
     pub turn_seconds: u64,
     /// Seconds that a dead worker's tombstone is kept; at least two leases.
     pub lease_seconds: u64,
-    /// Turns of one pass.
+    /// Turns, and likewise conversations, that one pass removes at the most.
     pub batch: u32,
 }
 
@@ -24,16 +24,15 @@ impl Default for Retention {
 }
 
 impl Store {
-    /// One pass; answers how many turns were removed. Waits for deliveries that are still owed on other platforms than
-    /// `api`, also for those of turns whose reply lies in another turn's log; what is parked ends with the retention.
-    pub async fn prune(&self, retention: &Retention) -> Result<u64, StoreError> {
+    /// Makes one pass; answers how many turns were removed. A turn waits for its own delivery on a platform other than `api`,
+    /// and for those of the turns whose reply lies in its log. A parked delivery is removed with its turn.
+    pub async fn prune_past_retention(&self, retention: &Retention) -> Result<u64, StoreError> {
         self.prune_leases(retention).await?;
         self.prune_agents(retention).await?;
         self.prune_conversations(retention).await?;
-        retry_races(|| async {
-            let mut connection = self.general.acquire().await?;
-            let mut tx = connection.begin().await?;
-            // Not NOT EXISTS: as anti joins, these scan the whole of `delivery` to find the 500 oldest.
+        transaction!(self.general, |tx| {
+            // Subqueries that are NULL, and no NOT EXISTS: Postgres makes anti joins of these, which scan all of `delivery` to
+            // find the 500 oldest turns.
             let old: Vec<Uuid> = sqlx::query_scalar(
                 "SELECT turn_id FROM terminal t WHERE ended_at < statement_timestamp() - make_interval(secs => $1)
                    AND (SELECT true FROM delivery d WHERE d.turn_id = t.turn_id AND d.platform <> 'api' AND d.state = 'ready' LIMIT 1) IS NULL
@@ -60,15 +59,15 @@ impl Store {
             .bind(&old)
             .execute(&mut *tx)
             .await?;
-            let places = conversations_of(&mut tx, &old).await?;
-            delete_turns(&mut tx, &old).await?;
-            note_empty(&mut tx, &places).await?;
-            tx.commit().await?;
+            let conversations = conversations_of(tx, &old).await?;
+            delete_turns(tx, &old).await?;
+            note_empty(tx, &conversations).await?;
             Ok(old.len() as u64)
         })
         .await
     }
 
+    /// Removes tombstones of workers, once no marker names them any more.
     async fn prune_leases(&self, retention: &Retention) -> Result<(), StoreError> {
         sqlx::query(
             "DELETE FROM lease WHERE incarnation IN (
@@ -83,13 +82,11 @@ impl Store {
         Ok(())
     }
 
-    /// Conversations that have been without a turn for as long as a turn is kept, and that nobody has a session on; a
-    /// batch of them. Their names are free again. Until then they tell that a cursor is past its retention.
+    /// Removes conversations that have been without a turn for as long as a turn is kept, and on which nobody has a session; a
+    /// batch of them. Their names are free again then. Until then the rows tell that a cursor is past its retention.
     async fn prune_conversations(&self, retention: &Retention) -> Result<(), StoreError> {
-        retry_races(|| async {
-            let mut connection = self.general.acquire().await?;
-            let mut tx = connection.begin().await?;
-            // A row that somebody holds is being used: an arm will make it one with a turn.
+        transaction!(self.general, |tx| {
+            // A row that somebody else has locked is passed over: an arm is about to give it a turn.
             let empty: Vec<Uuid> = sqlx::query_scalar(
                 "SELECT id FROM conversation WHERE id IN (
                    SELECT id FROM conversation WHERE empty_since < statement_timestamp() - make_interval(secs => $1)
@@ -104,7 +101,8 @@ impl Store {
             if empty.is_empty() {
                 return Ok(());
             }
-            // Behind the lock, so that it sees every turn that was armed and every session that was registered before.
+            // Behind the lock, so that this statement sees every turn that was armed and every session that was registered
+            // before.
             sqlx::query(
                 "DELETE FROM conversation c WHERE id = ANY($1)
                    AND (SELECT true FROM turn t WHERE t.conversation_id = c.id LIMIT 1) IS NULL
@@ -114,18 +112,18 @@ impl Store {
             .bind(&empty)
             .execute(&mut *tx)
             .await?;
-            // Those that stay are looked at a retention later: they must not keep the others from their turn.
+            // The conversations that stay are looked at again after another retention: they must not fill every batch.
             sqlx::query("UPDATE conversation SET empty_since = clock_timestamp() WHERE id = ANY($1)")
                 .bind(&empty)
                 .execute(&mut *tx)
                 .await?;
-            tx.commit().await?;
             Ok(())
         })
         .await
     }
 
-    /// Removed Agents that nothing names any more: no turn that waits, no lease, and so no turn in a worker's hand.
+    /// Removes tombstones of Agents that nothing names any more: no turn that waits, no lease, and so no turn that a worker
+    /// holds.
     async fn prune_agents(&self, retention: &Retention) -> Result<(), StoreError> {
         sqlx::query(
             "DELETE FROM agent a WHERE deleted_at < statement_timestamp() - make_interval(secs => $1)
@@ -146,7 +144,7 @@ async fn conversations_of(tx: &mut PgConnection, turns: &[Uuid]) -> Result<Vec<U
     Ok(found.fetch_all(tx).await?)
 }
 
-/// Notes of which of these conversations, whose locks are held, the last turn is gone.
+/// Notes since when those of these conversations are empty whose last turn is gone. The caller holds their locks.
 async fn note_empty(tx: &mut PgConnection, conversations: &[Uuid]) -> Result<(), StoreError> {
     sqlx::query(
         "UPDATE conversation c SET empty_since = clock_timestamp() WHERE id = ANY($1)
@@ -158,7 +156,7 @@ async fn note_empty(tx: &mut PgConnection, conversations: &[Uuid]) -> Result<(),
     Ok(())
 }
 
-/// Deletes ended turns with all that belongs to them.
+/// Deletes these turns, which have ended, with everything that belongs to them.
 pub(super) async fn delete_turns(tx: &mut PgConnection, ids: &[Uuid]) -> Result<(), StoreError> {
     for statement in [
         "DELETE FROM output WHERE turn_id = ANY($1)",

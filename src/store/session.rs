@@ -1,20 +1,22 @@
-//! The registry of sessions: which replica holds a client's stream on a conversation.
+//! The registry of sessions: which gateway replica holds a client's stream on a conversation.
 
 use uuid::Uuid;
 
 use super::{Store, StoreError};
 use crate::turn::keys::{ConversationId, GatewayId, SessionId};
 
-/// A session somewhere.
+/// A session, and the replica that holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OtherSession {
     pub gateway: GatewayId,
+    /// Whether it is the conversation's owner who listens.
     pub owner: bool,
 }
 
 impl Store {
-    /// Registers a session; committed before the session reads anything. The conversation's lock makes whoever removes
-    /// an empty one see the session, or the session see that it is gone: that is [`StoreError::Raced`].
+    /// Registers a session, before it reads anything: from then on whoever writes a terminal can find it. Removing an empty
+    /// conversation and this take the same lock, so that either the remover sees the session, or the session is told that the
+    /// conversation is gone ([`StoreError::Raced`]).
     pub async fn register_session(
         &self,
         session: SessionId,
@@ -23,7 +25,7 @@ impl Store {
         conversation: ConversationId,
         owner: bool,
     ) -> Result<(), StoreError> {
-        let there = sqlx::query_scalar::<_, bool>(
+        let exists = sqlx::query_scalar::<_, bool>(
             "WITH place AS MATERIALIZED (SELECT id FROM conversation WHERE id = $4 FOR KEY SHARE), new AS (
                INSERT INTO session (id, gateway, organization, conversation_id, owner)
                SELECT $1, $2, $3, id, $5 FROM place ON CONFLICT (id) DO NOTHING)
@@ -36,7 +38,7 @@ impl Store {
         .bind(owner)
         .fetch_one(&self.general)
         .await?;
-        if there { Ok(()) } else { Err(StoreError::Raced("the conversation was removed meanwhile".into())) }
+        if exists { Ok(()) } else { Err(StoreError::Raced("the conversation was removed meanwhile".into())) }
     }
 
     /// Forgets sessions that ended.
@@ -46,8 +48,8 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets gateways that have not ticked for a minute past their expiry, and their sessions.
-    pub async fn forget_gateways(&self) -> Result<u64, StoreError> {
+    /// Forgets gateways that have not ticked for a minute past their expiry, and their sessions. Answers how many sessions.
+    pub async fn forget_lost_gateways(&self) -> Result<u64, StoreError> {
         let done = sqlx::query(
             "WITH gone AS (DELETE FROM gateway WHERE expires_at < statement_timestamp() - interval '1 minute' RETURNING id)
              DELETE FROM session s WHERE s.gateway IN (SELECT id FROM gone)
@@ -59,8 +61,11 @@ impl Store {
         Ok(done.rows_affected())
     }
 
-    /// Where the sessions on a conversation are, owners first.
-    pub async fn sessions_on(&self, conversation: ConversationId) -> Result<Vec<OtherSession>, StoreError> {
+    /// The sessions on a conversation, those of its owner first; 1,000 at the most.
+    pub async fn sessions_on_conversation(
+        &self,
+        conversation: ConversationId,
+    ) -> Result<Vec<OtherSession>, StoreError> {
         let rows: Vec<(Uuid, bool)> = sqlx::query_as(
             "SELECT gateway, owner FROM session WHERE conversation_id = $1 ORDER BY owner DESC LIMIT 1000",
         )

@@ -1,11 +1,12 @@
-//! Deliberate stops: a worker drains, says goodbye, hands back what it never began.
+//! Deliberate stops: a worker is told to drain or is stopped by somebody else, says goodbye, and hands back the turns that it
+//! never began.
 
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::batch::retry_races;
 use super::elect;
-use super::fail::lock_lease;
+use super::fail_worker::lock_lease;
+use super::transaction::transaction;
 use super::{FailedWorker, Notice, Store, StoreError};
 use crate::turn::cause;
 use crate::turn::keys::{Incarnation, StartId, TurnId};
@@ -13,32 +14,28 @@ use crate::turn::phase::LeasePhase;
 use crate::turn::reason::Reason;
 
 impl Store {
-    /// Tells a worker to stop: it claims nothing more. What it leaves behind carries `reason`.
+    /// Tells a worker to stop: it claims nothing more, and the turns that it leaves behind end with `reason`. False when it
+    /// was told before, or is dead.
     pub async fn drain_worker(&self, incarnation: Incarnation, reason: Reason) -> Result<bool, StoreError> {
         self.drain(incarnation, reason, false).await
     }
 
-    /// The same, unless the worker holds a turn by now: nobody who works is stopped for having been idle.
+    /// The same, unless the worker is not live or holds a turn by now: no worker that works is stopped for having been idle.
     pub async fn drain_idle_worker(&self, incarnation: Incarnation, reason: Reason) -> Result<bool, StoreError> {
         self.drain(incarnation, reason, true).await
     }
 
     async fn drain(&self, incarnation: Incarnation, reason: Reason, only_idle: bool) -> Result<bool, StoreError> {
-        let done = retry_races(|| async {
-            let mut connection = self.vital().acquire().await?;
-            let mut tx = connection.begin().await?;
-            let lease = lock_lease(&mut tx, incarnation).await?.filter(|lease| lease.stop_reason.is_none());
+        let done = transaction!(self.vital(), |tx| {
+            let lease = lock_lease(tx, incarnation).await?.filter(|lease| lease.stop_reason.is_none());
             let may = match lease {
                 None => false,
-                Some(lease) if only_idle => {
-                    lease.phase == LeasePhase::Live && !holds_turns(&mut tx, incarnation).await?
-                }
+                Some(lease) if only_idle => lease.phase == LeasePhase::Live && !holds_turns(tx, incarnation).await?,
                 Some(lease) => lease.phase != LeasePhase::Dead,
             };
             if may {
-                set_draining(&mut tx, incarnation, Some(reason)).await?;
+                set_draining(tx, incarnation, Some(reason)).await?;
             }
-            tx.commit().await?;
             Ok(may)
         })
         .await?;
@@ -48,7 +45,7 @@ impl Store {
         Ok(done)
     }
 
-    /// Drains a start that was never carried out: no pod was made for it, nobody has connected. False: it was.
+    /// Drains a start that was never carried out: no pod was made for it, and nobody has connected. False: it was.
     pub async fn withdraw_start(&self, start: StartId, reason: Reason) -> Result<bool, StoreError> {
         let done = sqlx::query(
             "UPDATE lease SET phase = 'draining', stop_reason = $2, stop_recorded = true, drain_until = clock_timestamp()
@@ -61,9 +58,10 @@ impl Store {
         Ok(done.rows_affected() == 1)
     }
 
-    /// The worker was told to stop by somebody else (a signal), and guesses why: what it leaves behind carries `reason`,
-    /// unless whoever stopped it records a better one, before or after; and its end is no failed start, but an interrupted one.
-    pub async fn note_stop(&self, incarnation: Incarnation, reason: Reason) -> Result<(), StoreError> {
+    /// A worker got a signal to stop, and guesses why: the turns that it leaves behind end with `reason`, unless whoever
+    /// stopped the worker records a better one, before or after. If it has not claimed anything, its end counts as an
+    /// interrupted start, not as a failed one.
+    pub async fn note_stop_of_worker(&self, incarnation: Incarnation, reason: Reason) -> Result<(), StoreError> {
         sqlx::query(
             "UPDATE lease SET stop_reason = $2, stop_recorded = false, interrupted_at = clock_timestamp()
              WHERE incarnation = $1 AND phase <> 'dead' AND stop_reason IS NULL",
@@ -75,32 +73,29 @@ impl Store {
         Ok(())
     }
 
-    /// The worker says goodbye: it takes no more turns and hands back those that never began.
+    /// The worker says that it is draining: it claims nothing more, and hands back the turns that it never began. Answers how
+    /// many of these can be claimed by others now.
     pub async fn worker_draining(&self, incarnation: Incarnation, hand_back: &[TurnId]) -> Result<u32, StoreError> {
-        let (count, place) = retry_races(|| async {
-            let mut connection = self.vital().acquire().await?;
-            let mut tx = connection.begin().await?;
-            let lease = lock_lease(&mut tx, incarnation).await?;
+        let (count, group) = transaction!(self.vital(), |tx| {
+            let Some(lease) = lock_lease(tx, incarnation).await? else { return Ok((0, None)) };
             let mut count = 0;
-            if let Some(lease) = &lease
-                && lease.phase != LeasePhase::Dead
-            {
+            if lease.phase != LeasePhase::Dead {
                 if lease.phase == LeasePhase::Live {
-                    set_draining(&mut tx, incarnation, None).await?;
+                    set_draining(tx, incarnation, None).await?;
                 }
-                count = give_back(&mut tx, incarnation, hand_back).await?;
+                count = give_back(tx, incarnation, hand_back).await?;
             }
-            tx.commit().await?;
-            Ok((count, lease.map(|l| (l.organization, l.worker_group))))
+            Ok((count, Some((lease.organization, lease.worker_group))))
         })
         .await?;
-        if let (Some((organization, worker_group)), true) = (place, count > 0) {
+        if let (Some((organization, worker_group)), true) = (group, count > 0) {
             self.notices.send(Notice::WorkerGroup(organization, worker_group));
         }
         Ok(count)
     }
 
-    /// The worker is gone by its own word: its lease ends, what never began is handed back, what it leaves fails.
+    /// The worker says that it is gone: it hands back the turns that it never began, its lease ends, and the other turns that
+    /// it holds fail.
     pub async fn worker_gone(
         &self,
         incarnation: Incarnation,
@@ -110,10 +105,85 @@ impl Store {
         let failure = cause::lease::left();
         self.fail_worker(incarnation, &failure).await
     }
+
+    /// Somebody else than Lastword stops the pod of this start: its worker drains for `within_seconds`, by default for as
+    /// long as the pod has, and the turns that it leaves behind end with `reason`. A stop that was recorded before keeps its
+    /// reason and may only become shorter; what a worker guessed is replaced.
+    ///
+    /// True when this changed something.
+    pub async fn record_stop_of_start(
+        &self,
+        start: StartId,
+        reason: Reason,
+        within_seconds: Option<u32>,
+    ) -> Result<bool, StoreError> {
+        let stopped = transaction!(self.vital(), |tx| {
+            let Some(incarnation) = incarnation_of_start(tx, start).await? else { return Ok(None) };
+            let Some(lease) = lock_lease(tx, incarnation).await?.filter(|l| l.phase != LeasePhase::Dead) else {
+                return Ok(None);
+            };
+            let keeps = lease.stop_reason.is_some() && lease.stop_recorded;
+            let done = sqlx::query(
+                "UPDATE lease l SET phase = 'draining', stop_reason = n.reason, stop_recorded = true, drain_until = n.until,
+                        interrupted_at = CASE WHEN $4 THEN interrupted_at ELSE coalesce(interrupted_at, clock_timestamp()) END
+                 FROM (SELECT CASE WHEN $4 THEN stop_reason ELSE $2 END AS reason,
+                              CASE WHEN $4 THEN least(drain_until, until.at) ELSE until.at END AS until
+                       FROM lease, LATERAL (SELECT clock_timestamp() + make_interval(secs =>
+                                              coalesce($3, grace_seconds, drain_seconds)) AS at) until
+                       WHERE incarnation = $1) n
+                 WHERE l.incarnation = $1
+                   AND (l.phase <> 'draining' OR NOT $4 OR n.until < l.drain_until - interval '1 second')",
+            )
+            .bind(incarnation.0)
+            .bind(reason.as_str())
+            .bind(within_seconds.map(|s| i32::try_from(s).unwrap_or(i32::MAX)))
+            .bind(keeps)
+            .execute(&mut *tx)
+            .await?;
+            Ok((done.rows_affected() == 1).then_some(incarnation))
+        })
+        .await?;
+        if let Some(incarnation) = stopped {
+            self.notices.send(Notice::Worker(incarnation));
+        }
+        Ok(stopped.is_some())
+    }
+
+    /// Whether this worker's pod was stopped by a signal, the worker still holds a turn, and nobody has recorded yet why it
+    /// was stopped. In Kubernetes somebody soon will.
+    pub async fn worker_awaits_stop_reason(&self, incarnation: Incarnation) -> Result<bool, StoreError> {
+        let awaits = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT FROM lease l WHERE incarnation = $1 AND runtime = 'kubernetes' AND phase <> 'dead'
+                            AND stop_reason IS NOT NULL AND NOT stop_recorded
+                            AND EXISTS (SELECT FROM marker m WHERE m.incarnation = l.incarnation))",
+        )
+        .bind(incarnation.0)
+        .fetch_one(self.vital())
+        .await?;
+        Ok(awaits)
+    }
+
+    /// Why this worker was told to stop, if it was.
+    pub async fn stop_reason_of_worker(&self, incarnation: Incarnation) -> Result<Option<Reason>, StoreError> {
+        let reason: Option<Option<String>> = sqlx::query_scalar("SELECT stop_reason FROM lease WHERE incarnation = $1")
+            .bind(incarnation.0)
+            .fetch_optional(self.vital())
+            .await?;
+        Ok(reason.flatten().and_then(|r| r.parse().ok()))
+    }
 }
 
-/// Whether a marker names the worker whose lease is locked. A statement of its own behind the lock: it sees every claim that
-/// came before.
+/// The incarnation that a start has now; `None` when its lease is dead.
+async fn incarnation_of_start(tx: &mut PgConnection, start: StartId) -> Result<Option<Incarnation>, StoreError> {
+    let id: Option<Uuid> = sqlx::query_scalar("SELECT incarnation FROM lease WHERE start_id = $1 AND phase <> 'dead'")
+        .bind(start.0)
+        .fetch_optional(tx)
+        .await?;
+    Ok(id.map(Incarnation))
+}
+
+/// Whether a marker names the worker, whose lease is locked: as a statement behind the lock this sees every claim that came
+/// before it.
 async fn holds_turns(tx: &mut PgConnection, incarnation: Incarnation) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar("SELECT EXISTS (SELECT FROM marker WHERE incarnation = $1)")
         .bind(incarnation.0)
@@ -121,8 +191,8 @@ async fn holds_turns(tx: &mut PgConnection, incarnation: Incarnation) -> Result<
         .await?)
 }
 
-/// Moves a locked lease to `draining`. Without a reason it does so by the worker's own word: a pod that somebody else stops
-/// has its own grace.
+/// Moves a locked lease to `draining`. Without a reason this is by the worker's own word; then a pod that somebody else
+/// stops may take as long as its grace, if that is longer than `drainSeconds`.
 async fn set_draining(
     tx: &mut PgConnection,
     incarnation: Incarnation,
@@ -142,14 +212,14 @@ async fn set_draining(
     Ok(())
 }
 
-/// Hands turns back that the worker says never began, in key order.
+/// Hands back those of these turns that the worker holds and that have no output: they wait again. Answers how many.
 async fn give_back(tx: &mut PgConnection, incarnation: Incarnation, turns: &[TurnId]) -> Result<u32, StoreError> {
     if turns.is_empty() {
         return Ok(0);
     }
     let open = elect::lock(tx, turns).await?;
     let mine: Vec<Uuid> =
-        open.iter().filter(|(_, o)| o.holder == Some(incarnation) && o.log_end == 0).map(|(t, _)| t.0).collect();
+        open.iter().filter(|(_, o)| o.held_by == Some(incarnation) && o.log_end == 0).map(|(t, _)| t.0).collect();
     sqlx::query("UPDATE marker SET phase = 'waiting', incarnation = NULL, claimed_at = NULL WHERE turn_id = ANY($1)")
         .bind(&mine)
         .execute(tx)

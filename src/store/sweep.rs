@@ -1,10 +1,10 @@
-//! The sweep: ends what has lapsed. Its cost follows what has lapsed, not what is armed.
+//! The sweep: ends what has lapsed: workers that were silent for a whole lease, starts and drains that took too long, turns
+//! past their deadline. Its cost follows what has lapsed, not what is armed.
 
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
-use super::batch::retry_races;
-use super::elect::{self, Ended, Hand};
+use super::elect::Fence;
 use super::gate::{SETTLED, TICKED_SINCE};
 use super::{Store, StoreError};
 use crate::turn::cause;
@@ -13,14 +13,15 @@ use crate::turn::keys::{Incarnation, TurnId};
 use crate::turn::phase::LeasePhase;
 use crate::turn::terminal::Failure;
 
-/// Workers and turns of one pass at the most; the next pass takes the rest.
+/// Workers that one pass ends at the most, for each of the two causes; the next pass takes the rest.
 const MAX_WORKERS: i64 = 100;
+/// Turns that one pass ends at the most, for each of the two causes, apart from those that end with their workers.
 const MAX_TURNS: i64 = 500;
 
 /// A dead incarnation, the turns that still name it, and the reason and detail of its death.
 type LeftBehind = (Uuid, Vec<Uuid>, Option<String>, Option<String>);
 
-/// What a pass ended.
+/// What a pass of the sweep ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Swept {
     pub workers: u32,
@@ -30,7 +31,7 @@ pub struct Swept {
 }
 
 impl Store {
-    /// One pass. Every verdict of silence is made under the settling gate, and again under the lease's own lock, so that a
+    /// Makes one pass. Every verdict of silence is made under the settling gate, and again under the lease's own lock, so that a
     /// heartbeat that commits meanwhile spares its worker.
     pub async fn sweep(&self) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
@@ -66,6 +67,7 @@ impl Store {
         Ok(swept)
     }
 
+    /// Ends turns that were not finished by their deadline.
     async fn sweep_deadlines(&self) -> Result<u32, StoreError> {
         let lapsed: Vec<Uuid> = sqlx::query_scalar(AssertSqlSafe(format!(
             "SELECT turn_id FROM marker, gate g
@@ -73,10 +75,11 @@ impl Store {
         )))
         .fetch_all(self.vital())
         .await?;
-        self.sweep_turns(&lapsed, Hand::Anybodys, &cause::rule::too_late()).await
+        self.sweep_turns(&lapsed, Fence::AnyHolder, &cause::rule::too_late()).await
     }
 
-    /// Markers that name a lease that died lately: none, unless a claim slipped past a death. They end as it did.
+    /// Ends turns whose markers name a worker that died lately, as the worker did. There are none unless a claim slipped past
+    /// a death.
     async fn sweep_dead(&self) -> Result<u32, StoreError> {
         let left: Vec<LeftBehind> = sqlx::query_as(AssertSqlSafe(format!(
             "SELECT incarnation, array_agg(turn_id), death_reason, death_detail FROM (
@@ -90,25 +93,16 @@ impl Store {
         let mut ended = 0;
         for (incarnation, turns, reason, detail) in left {
             let failure = cause::lease::died_before(reason.and_then(|r| r.parse().ok()), detail);
-            ended += self.sweep_turns(&turns, Hand::Of(Incarnation(incarnation)), &failure).await?;
+            ended += self.sweep_turns(&turns, Fence::HeldBy(Incarnation(incarnation)), &failure).await?;
         }
         Ok(ended)
     }
 
-    async fn sweep_turns(&self, lapsed: &[Uuid], hand: Hand, failure: &Failure) -> Result<u32, StoreError> {
+    async fn sweep_turns(&self, lapsed: &[Uuid], fence: Fence, failure: &Failure) -> Result<u32, StoreError> {
         if lapsed.is_empty() {
             return Ok(0);
         }
         let lapsed: Vec<TurnId> = lapsed.iter().copied().map(TurnId).collect();
-        let ended: Vec<Ended> = retry_races(|| async {
-            let mut connection = self.vital().acquire().await?;
-            let mut tx = connection.begin().await?;
-            let ended = elect::fail_open(&mut tx, &lapsed, hand, failure).await?;
-            tx.commit().await?;
-            Ok(ended)
-        })
-        .await?;
-        self.announce(&ended);
-        Ok(ended.len() as u32)
+        Ok(self.end_turns(&lapsed, fence, failure).await?.len() as u32)
     }
 }

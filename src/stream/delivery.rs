@@ -54,7 +54,7 @@ async fn remove_shown(store: Store, mut waiting: mpsc::UnboundedReceiver<TurnId>
         batch.sort();
         batch.dedup();
         // Tried until it works: cursors are past these terminals, so no session notes them again.
-        while let Err(error) = store.delivered(API, &batch).await {
+        while let Err(error) = store.remove_deliveries(API, &batch).await {
             tracing::debug!(%error, "rows of shown terminals are not removed yet");
             tokio::time::sleep(RETRY).await;
         }
@@ -76,7 +76,7 @@ async fn take_due(store: &Store, gateway: GatewayId, subscriptions: &Subscriptio
     let here: HashSet<_> = subscriptions.conversations().into_iter().collect();
     let (mine, others): (Vec<_>, Vec<_>) = due.into_iter().partition(|d| here.contains(&d.conversation_id));
     mine.iter().for_each(|d| subscriptions.store_changed(d.conversation_id));
-    store.put_back(&others).await?;
+    store.put_back_deliveries(&others).await?;
     Ok(if full { Again::AtOnce } else { Again::Later })
 }
 

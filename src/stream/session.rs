@@ -225,8 +225,8 @@ impl ClientStream {
         let store = &self.streams.store;
         let before: Vec<TurnId> = self.open.iter().map(|v| v.turn_id).collect();
         self.open = match &self.viewer.turn {
-            Some((turn, _)) => store.view(*turn).await?.into_iter().collect(),
-            None => store.views(&[(self.viewer.conversation_id, self.viewer.cursor.base())]).await?,
+            Some((turn, _)) => store.turn_view(*turn).await?.into_iter().collect(),
+            None => store.turn_views_after(&[(self.viewer.conversation_id, self.viewer.cursor.base())]).await?,
         };
         let base = self.viewer.cursor.base();
         let cut = self.open.len() as i64 >= crate::store::MAX_VIEWED;
@@ -293,7 +293,7 @@ impl ClientStream {
         let Some(terminal) = &view.terminal else { return Ok(None) };
         let answered = match terminal.answers {
             0 | 1 => Vec::new(),
-            _ => self.streams.store.answered_by(terminal.holder).await?,
+            _ => self.streams.store.turns_answered_by(terminal.holder).await?,
         };
         let frames = render::terminal(view, terminal, &mut self.viewer.cursor, kind, &answered);
         self.open.retain(|v| v.turn_id != view.turn_id);

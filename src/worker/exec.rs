@@ -18,9 +18,9 @@ use super::output_log::Stopped;
 use super::process::AgentProcess;
 use super::start::{self, Wants};
 use super::text::{Decoder, FrameLines};
-use crate::child::output::{StderrTail, copy_stderr};
+use crate::child::output::copy_stderr;
 use crate::turn::cause;
-use crate::turn::cause::process::Ended;
+use crate::turn::cause::process::ProcessEnd;
 use crate::turn::frame::{Frame, storable};
 use crate::turn::keys::TurnId;
 use crate::turn::terminal::Outcome;
@@ -85,7 +85,9 @@ impl TurnAdapter for ExecAdapter {
         };
         let Program { process, stdin, stdout, stderr } = program;
         let _stdin = stdin.map(|stdin| AbortOnDropHandle::new(tokio::spawn(feed(stdin, turn.message.clone()))));
-        let (tail, _stderr) = collect(stderr, turn.turn_id);
+        let turn_id = turn.turn_id;
+        let (tail, copying) = copy_stderr(stderr, move |line| log_line(turn_id, &line.bytes));
+        let _stderr = AbortOnDropHandle::new(tokio::spawn(copying));
         let copied = tokio::select! {
             copied = copy(stdout, &out, self.args.output, process.exited()) => copied,
             () = cancel.cancelled() => Err(Stopped),
@@ -99,7 +101,7 @@ impl TurnAdapter for ExecAdapter {
                 return Outcome::Error(cause::rule::cancelled());
             }
         }
-        let ended = process.wait().await.map_or(Ended::Unknown(None), Ended::from);
+        let ended = process.wait().await.map_or(ProcessEnd::Unknown(None), ProcessEnd::from);
         // Until the rest of stderr was read, unless a child of the program still holds it open.
         let _ = tokio::time::timeout(AFTER_EXIT, tail.closed()).await;
         cause::program::answer(&ended, out.has_text(), oom::kills() > kills, &tail.text())
@@ -209,12 +211,7 @@ async fn copy(
     Ok(())
 }
 
-/// Keeps the tail of stderr, and writes its lines into the worker's log.
-fn collect(stderr: ChildStderr, turn: TurnId) -> (StderrTail, AbortOnDropHandle<()>) {
-    let (tail, copying) = copy_stderr(stderr, move |line| log_line(turn, &line.bytes));
-    (tail, AbortOnDropHandle::new(tokio::spawn(copying)))
-}
-
+/// Writes a line of stderr, or a part of a long one, into the worker\'s log.
 fn log_line(turn: TurnId, line: &[u8]) {
     let text = String::from_utf8_lossy(line);
     if !text.trim().is_empty() {

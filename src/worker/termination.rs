@@ -62,13 +62,13 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::turn::cause::process::Ended;
+    use crate::turn::cause::process::ProcessEnd;
     use crate::turn::cause::program;
 
     #[test]
     fn how_the_program_ended_is_told_beside_the_end_of_its_stderr() {
         for (ended, exit) in [(Exit::Code(3), json!({"exitCode": 3})), (Exit::Signal(11), json!({"signal": 11}))] {
-            let cause = program::end(&Ended::Exit(ended), false);
+            let cause = program::end(&ProcessEnd::Exit(ended), false);
             let stderr = "\u{1}".repeat(8 * 1024);
             let detail = cause.detail.as_ref().map(|detail| format!("{detail}\n{stderr}"));
             let failure = Failure { detail, ..cause };

@@ -62,7 +62,7 @@ pub(super) async fn output(
 /// Opens the live log of a turn in the caller's hand that this replica does not know yet: the worker was connected to
 /// another one.
 async fn adopt(port: &WorkerPort, caller: &AuthenticatedWorker, turn: TurnId) -> Result<(), Problem> {
-    let held = port.store.held(&[turn], caller.incarnation).await?;
+    let held = port.store.turns_held_by(&[turn], caller.incarnation).await?;
     if let Some(turn) = held.first() {
         port.live.open(turn.turn_id, turn.conversation_id, caller.incarnation, turn.log_end);
         return Ok(());
@@ -79,7 +79,7 @@ pub(super) async fn not_held(
     turns: &[TurnId],
 ) -> Result<Problem, Problem> {
     for &turn in turns {
-        if let Some(head) = port.store.head(turn).await?
+        if let Some(head) = port.store.turn_head(turn).await?
             && (head.organization != caller.terms.organization || head.worker_group != caller.terms.worker_group)
         {
             return Ok(Problem::new(StatusCode::FORBIDDEN, "the turn is not of this worker's worker group"));

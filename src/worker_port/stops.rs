@@ -22,7 +22,7 @@ impl WorkerPort {
     /// is over.
     pub(super) async fn stop_reason_known(&self, worker: Incarnation) -> Result<(), StoreError> {
         let until = Instant::now() + self.cause_window;
-        while self.store.awaits_stop_reason(worker).await? && Instant::now() < until {
+        while self.store.worker_awaits_stop_reason(worker).await? && Instant::now() < until {
             tokio::time::sleep(POLL).await;
         }
         Ok(())
@@ -35,6 +35,6 @@ impl WorkerPort {
             return Ok(Outcome::Error(failure));
         }
         self.stop_reason_known(worker).await?;
-        Ok(Outcome::Error(stop::explained(failure, self.store.stop_reason(worker).await?)))
+        Ok(Outcome::Error(stop::explained(failure, self.store.stop_reason_of_worker(worker).await?)))
     }
 }

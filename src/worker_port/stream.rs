@@ -38,7 +38,7 @@ pub(super) async fn turns(
     let terms = port
         .store
         .connect_worker(&credential, incarnation, port.replica.id, stream, asked.capacity.max(1), asked.together)
-        .await?
+        .await
         .map_err(refused)?;
     port.verified.insert(&credential, incarnation, terms.clone());
     let beat = port.store.worker_state(incarnation).await?.ok_or_else(gone)?;
@@ -109,7 +109,7 @@ impl Drop for OpenStream {
         let (store, worker) = (self.port.store.clone(), self.worker.clone());
         tokio::spawn(async move {
             tokio::time::sleep(SUSPICION_GRACE).await;
-            match store.suspect(worker.incarnation, worker.stream).await {
+            match store.suspect_worker(worker.incarnation, worker.stream).await {
                 Ok(true) => tracing::info!(incarnation = %worker.incarnation,
                     "the stream of worker {} closed without goodbye; asking its runtime", worker.incarnation),
                 // The worker has opened another stream, here or elsewhere, or is dead already.

@@ -11,10 +11,9 @@ use super::identity::{AuthenticatedWorker, gone};
 use super::output::not_held;
 use crate::problem::Problem;
 use crate::store::{FinishError, WorkerWord};
+use crate::turn::cause;
 use crate::turn::frame::Span;
 use crate::turn::keys::{Incarnation, TurnId};
-use crate::turn::reason::Reason;
-use crate::turn::terminal::{Failure, Outcome};
 use crate::wire::{Finish, FinishResult, Finished, Goodbye, GoodbyePhase, Heartbeat, HeartbeatAnswer};
 
 /// `POST /worker/v1/finish`: the worker's word on how turns ended. The store elects it, or another word came first.
@@ -37,11 +36,11 @@ pub(super) async fn finish(
         incarnation: caller.incarnation,
         turn_ids: finish.turn_ids.clone(),
         reply_id: finish.reply_id,
-        outcome: port.outcome_of(caller.incarnation, wordless(finish.outcome, finish.end)).await?,
+        outcome: port.outcome_of(caller.incarnation, cause::program::reply(finish.outcome, finish.end)).await?,
         end: finish.end,
         tail,
     };
-    let result = match port.store.finish(word).await? {
+    let result = match port.store.finish(word).await {
         Ok(true) => FinishResult::Accepted,
         Ok(false) => FinishResult::Superseded,
         Err(FinishError::Missing { acked }) => {
@@ -51,24 +50,15 @@ pub(super) async fn finish(
             return Err(not_held(&port, &caller, &finish.turn_ids).await?);
         }
         Err(error @ FinishError::SeveralConversations) => return Err(Problem::bad_request(error.to_string())),
+        Err(FinishError::Store(error)) => return Err(error.into()),
     };
     finish.turn_ids.iter().filter(|&&t| own(t)).for_each(|&t| port.live.close(t));
     match port.workers.get(caller.incarnation) {
         Some(worker) => worker.let_go(&finish.turn_ids),
         // Another replica holds the worker's stream, and does not know yet that there is room.
-        None => port.store.worker_changed(caller.incarnation),
+        None => port.store.notify_worker_changed(caller.incarnation),
     }
     Ok(Json(Finished { result }))
-}
-
-/// An empty reply is none: nobody is shown an empty "done".
-fn wordless(outcome: Outcome, end: u64) -> Outcome {
-    match outcome {
-        Outcome::Reply if end == 0 => {
-            Outcome::Error(Failure::detailed(Reason::AgentError, "the worker sent a reply without any output"))
-        }
-        outcome => outcome,
-    }
 }
 
 /// One piece out of two pieces of a log. `known` is what this replica has of it and not yet durable, `last` what came with
@@ -112,7 +102,7 @@ pub(super) async fn goodbye(
         worker.stop_claiming();
     }
     if let Some(reason) = goodbye.reason {
-        port.store.note_stop(caller.incarnation, reason).await?;
+        port.store.note_stop_of_worker(caller.incarnation, reason).await?;
     }
     match goodbye.phase {
         GoodbyePhase::Draining => {

@@ -10,7 +10,7 @@ use axum::routing::post;
 use lastword::admin::{self, Readiness};
 use lastword::gateway::AuthMode;
 use lastword::local::postgres::{Embedded, Shutdown, Version};
-use lastword::store::keys::Role;
+use lastword::store::keys::KeyRole;
 use lastword::turn::keys::TurnId;
 use lastword::wire::FinishResult;
 use reqwest::StatusCode;
@@ -71,8 +71,8 @@ fn health_does_not_depend_on_the_database() {
 #[test]
 fn a_failed_arm_is_503_and_a_retry_finds_the_truth() {
     with_own_server(async |mut server, db| {
-        let ada = api_key(&db.store, ORGANIZATION, "ada", Role::User).await.1;
-        let bob = api_key(&db.store, ORGANIZATION, "bob", Role::User).await.1;
+        let ada = api_key(&db.store, ORGANIZATION, "ada", KeyRole::User).await.1;
+        let bob = api_key(&db.store, ORGANIZATION, "bob", KeyRole::User).await.1;
         let gateway = Gateway::with(db.options(), |c| c.auth = AuthMode::Keys).await;
         let mut worker = FakeWorker::on(&db.store, &gateway).await;
         let client = gateway.client_with(&ada);

@@ -324,10 +324,10 @@ async fn what_never_goes_is_given_up_and_found(db: Db) {
         assert_eq!(problem.as_deref(), Some(expected));
     }
     assert_eq!(receiver.seen().len(), 1);
-    let figures = db.store.figures().await.unwrap();
+    let figures = db.store.metrics().await.unwrap();
     assert_eq!(figures.posts, [("due".into(), 0), ("given-up".into(), 2)]);
     db.sql("UPDATE terminal SET ended_at = ended_at - interval '60 days'").await;
-    assert_eq!(db.store.prune(&Retention::default()).await.unwrap(), 2);
+    assert_eq!(db.store.prune_past_retention(&Retention::default()).await.unwrap(), 2);
     assert_eq!(db.count("delivery").await, 0);
 }
 

@@ -17,7 +17,7 @@ async fn a_repeat_is_the_same_turn(db: Db) {
         let again = armed(store, message("c", "m1", "hello")).await;
         assert_eq!(again, Armed { fresh: false, ..first.clone() });
     }
-    let answer = async |arm: Arm| db.store.arm(arm).await.expect("answers").expect_err("refused");
+    let answer = async |arm: Arm| db.store.arm(arm).await.expect_err("refused");
     assert_eq!(answer(message("c", "m1", "good bye")).await, ArmError::OtherContent);
     assert_eq!(answer(Arm { user: "eve".into(), ..message("c", "m1", "hello") }).await, ArmError::NotYours);
     assert_eq!(answer(Arm { user: "eve".into(), ..arm("c") }).await, ArmError::NotYours);
@@ -87,8 +87,7 @@ async fn a_batch_answers_each_its_own(db: Db) {
         arm("d"),
     ];
     let answers = futures::future::join_all(arms.map(|arm| db.store.arm(arm))).await;
-    let answers: Vec<Result<bool, ArmError>> =
-        answers.into_iter().map(|a| a.expect("answers").map(|armed| armed.fresh)).collect();
+    let answers: Vec<Result<bool, ArmError>> = answers.into_iter().map(|a| a.map(|armed| armed.fresh)).collect();
     let expected = [
         Ok(true),
         Ok(false),
@@ -119,7 +118,7 @@ async fn bad_names_are_refused(db: Db) {
     let long = "x".repeat(257);
     let bad = [arm(""), arm(&long), message("c", "", "hello"), message("c", &long, "hello")];
     for arm in bad {
-        assert!(matches!(db.store.arm(arm).await, Err(lastword::store::StoreError::Refused(_))));
+        assert!(matches!(db.store.arm(arm).await, Err(ArmError::Store(lastword::store::StoreError::Refused(_)))));
     }
     assert_eq!((db.count("turn").await, db.count("conversation").await), (0, 0));
 }

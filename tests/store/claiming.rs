@@ -54,14 +54,14 @@ async fn a_turn_under_guard_holds_back_those_behind_it(db: Db) {
     let behind = db.armed("c").await.turn_id;
     let worker = Worker::live(&db.store).await;
     assert!(worker.claim(&db.store, 10).await.is_empty());
-    assert!(db.store.take_unguarded(other, 30).await.expect("answers").is_empty(), "its lease has not run out");
-    assert!(db.store.keep_guarding(guarded, guard, 30).await.expect("answers"));
+    assert!(db.store.take_unguarded_turns(other, 30).await.expect("answers").is_empty(), "its lease has not run out");
+    assert!(db.store.keep_guarding_turn(guarded, guard, 30).await.expect("answers"));
     db.sql("UPDATE marker SET guard_until = clock_timestamp() - interval '1 second' WHERE phase = 'guarding'").await;
-    let taken = db.store.take_unguarded(other, 30).await.expect("answers");
+    let taken = db.store.take_unguarded_turns(other, 30).await.expect("answers");
     assert_eq!(taken.iter().map(|t| t.turn_id).collect::<Vec<_>>(), [guarded]);
-    assert!(!db.store.keep_guarding(guarded, guard, 30).await.expect("answers"));
-    assert!(!db.store.pass_guard(guarded, guard).await.expect("answers"), "no longer the first guard's");
-    assert!(db.store.pass_guard(guarded, other).await.expect("answers"));
+    assert!(!db.store.keep_guarding_turn(guarded, guard, 30).await.expect("answers"));
+    assert!(!db.store.pass_guarded_turn(guarded, guard).await.expect("answers"), "no longer the first guard's");
+    assert!(db.store.pass_guarded_turn(guarded, other).await.expect("answers"));
     assert_eq!(worker.claim_ids(&db.store, 10).await, [guarded]);
     db.store.fail_turn(guarded, &failure(Reason::GuardrailRejected)).await.expect("answers");
     assert_eq!(worker.claim_ids(&db.store, 10).await, [behind]);
@@ -86,7 +86,7 @@ async fn a_turn_is_claimed_once(db: Db) {
     assert_eq!(all.len(), all.iter().collect::<HashSet<_>>().len());
     assert_eq!(all.len(), 60, "twenty claims of three");
     assert_eq!(db.count("marker WHERE phase = 'claimed' AND number > 1").await, 0);
-    let held = db.store.held(&all, workers[0].incarnation).await.expect("answers");
+    let held = db.store.turns_held_by(&all, workers[0].incarnation).await.expect("answers");
     assert_eq!(held.len() as i64, db.count(&format!("marker WHERE incarnation = '{}'", workers[0].incarnation)).await);
 }
 
@@ -118,14 +118,14 @@ async fn what_waits_for_a_removed_agent_or_beyond_the_queue_ends(db: Db) {
     for _ in 0..5 {
         waiting.push(db.armed("c").await.turn_id);
     }
-    let queued = async |limit| db.store.backlog("acme", "bot", "c", limit).await.expect("answers").queued;
+    let queued = async |limit| db.store.backlog_before_turn("acme", "bot", "c", limit).await.expect("answers").queued;
     assert_eq!(queued(100).await, 5);
     assert_eq!(queued(3).await, 4);
-    assert_eq!(db.store.shed("acme", "bot", 3).await.expect("answers"), 2);
+    assert_eq!(db.store.shed_queue_of_agent("acme", "bot", 3).await.expect("answers"), 2);
     for newest in &waiting[3..] {
         assert_eq!(db.outcome(*newest).await.as_deref(), Some("QuotaExceeded"));
     }
-    let orphaned = async || db.store.orphan("acme", "bot").await.expect("answers");
+    let orphaned = async || db.store.end_turns_of_removed_agent("acme", "bot").await.expect("answers");
     db.sql("INSERT INTO agent (namespace, name, spec) VALUES ('acme', 'bot', '{}')").await;
     assert_eq!(orphaned().await, 0, "it is there");
     db.store.remove_agent("acme", "bot").await.expect("removed");

@@ -1,6 +1,6 @@
 //! Deliveries: "shown to nobody yet" (design §2, invariant 2; §3, step 7).
 
-use lastword::store::{Heard, Notice, Place};
+use lastword::store::{Heard, Notice, PostPlace};
 use lastword::turn::keys::{ConversationId, GatewayId, SessionId, TurnId};
 use lastword::turn::routing::Routing;
 
@@ -39,10 +39,10 @@ async fn a_row_is_taken_by_one_renderer_at_a_time(db: Db) {
     due(&db).await;
     let again = db.store.take_deliveries("webhook", GatewayId::new(), 30, 10).await.expect("takes");
     assert_eq!((again[0].turn_id, again[0].attempts), (hook, 2));
-    db.store.delivered("api", &[hook]).await.expect("removes");
+    db.store.remove_deliveries("api", &[hook]).await.expect("removes");
     assert_eq!(db.count("delivery").await, 2, "another platform's row");
-    db.store.delivered("webhook", &[hook]).await.expect("removes");
-    db.store.delivered("webhook", &[hook]).await.expect("removes");
+    db.store.remove_deliveries("webhook", &[hook]).await.expect("removes");
+    db.store.remove_deliveries("webhook", &[hook]).await.expect("removes");
     due(&db).await;
     assert!(taken(&db, "webhook").await.is_empty());
     assert_eq!(taken(&db, "api").await, [api]);
@@ -85,28 +85,28 @@ async fn a_row_without_a_session_is_parked(db: Db) {
     tick(&db.store, &[]).await;
     let mut hearing = db.another_store().hear();
     assert_eq!(hearing.next().await, Heard::Missed, "another replica listens");
-    db.store.put_back(&take().await).await.expect("puts back");
+    db.store.put_back_deliveries(&take().await).await.expect("puts back");
     assert_eq!(state().await.as_deref(), Some("ready"));
     let woken = async { while hearing.next().await != Heard::Notice(Notice::Conversation(conversation)) {} };
     tokio::time::timeout(std::time::Duration::from_secs(10), woken).await.expect("the session's replica is woken");
-    let on = db.store.sessions_on(conversation).await.expect("reads");
+    let on = db.store.sessions_on_conversation(conversation).await.expect("reads");
     assert_eq!(on.iter().map(|s| (s.gateway, s.owner)).collect::<Vec<_>>(), [(gateway, true)]);
 
     // The replica is gone: its session is nobody.
     db.sql("UPDATE gateway SET expires_at = clock_timestamp() - interval '2 minutes'").await;
     due(&db).await;
-    db.store.put_back(&take().await).await.expect("puts back");
+    db.store.put_back_deliveries(&take().await).await.expect("puts back");
     assert_eq!(state().await.as_deref(), Some("parked"));
     due(&db).await;
     assert!(take().await.is_empty(), "parked rows cost nothing");
-    assert_eq!(db.store.forget_gateways().await.expect("forgets"), 1);
-    assert!(db.store.sessions_on(conversation).await.expect("reads").is_empty());
+    assert_eq!(db.store.forget_lost_gateways().await.expect("forgets"), 1);
+    assert!(db.store.sessions_on_conversation(conversation).await.expect("reads").is_empty());
 
     // Whoever comes later sees the terminal all the same, whatever the row's state.
     assert_eq!(db.store.session_base(conversation).await.expect("reads"), 0);
-    let views = db.store.views(&[(conversation, 0)]).await.expect("reads");
+    let views = db.store.turn_views_after(&[(conversation, 0)]).await.expect("reads");
     assert!(views[0].turn_id == turn && views[0].terminal.is_some());
-    db.store.delivered("api", &[turn]).await.expect("removes");
+    db.store.remove_deliveries("api", &[turn]).await.expect("removes");
     assert_eq!(db.count("delivery").await, 0);
     assert_eq!(db.store.session_base(conversation).await.expect("reads"), 1, "all was shown");
 }
@@ -122,7 +122,7 @@ async fn a_row_that_is_looked_at_in_vain_is_parked(db: Db) {
     while db.count("delivery WHERE state = 'ready'").await == 1 {
         due(&db).await;
         let rows = db.store.take_deliveries("api", GatewayId::new(), 30, 10).await.expect("takes");
-        db.store.put_back(&rows).await.expect("puts back");
+        db.store.put_back_deliveries(&rows).await.expect("puts back");
         looks += 1;
         assert!(looks < 100);
     }
@@ -144,13 +144,13 @@ async fn a_session_starts_at_what_is_owed(db: Db) {
         assert_eq!(finish(&db.store, worker.reply(&[turn.turn_id], "hello")).await, Ok(true));
         assert_eq!(base().await, [0, 1, 1][i], "undelivered");
         if i != 1 {
-            db.store.delivered("api", &[turn.turn_id]).await.expect("removes");
+            db.store.remove_deliveries("api", &[turn.turn_id]).await.expect("removes");
         }
         assert_eq!(base().await, [1, 1, 1][i]);
     }
-    db.store.delivered("api", &[turns[1].turn_id]).await.expect("removes");
+    db.store.remove_deliveries("api", &[turns[1].turn_id]).await.expect("removes");
     assert_eq!(base().await, 3, "the last one is open");
-    assert_eq!(db.store.backlog("acme", "bot", "c", 10).await.expect("reads").open, 1);
+    assert_eq!(db.store.backlog_before_turn("acme", "bot", "c", 10).await.expect("reads").open, 1);
 }
 
 /// What has enough under way is left: one platform of an organization, or all of them.
@@ -158,7 +158,7 @@ async fn posts_of_busy_places_are_left(db: Db) {
     let worker = Worker::live(&db.store).await;
     let (hook, _) = ended(&db, &worker, "hook").await;
     let (slack, _) = ended(&db, &worker, "slack").await;
-    let place = |organization: &str, platform: Option<&str>| Place {
+    let place = |organization: &str, platform: Option<&str>| PostPlace {
         organization: organization.into(),
         platform: platform.map(Into::into),
     };

@@ -31,7 +31,6 @@ async fn a_stop_outlives_the_stream_and_the_process(db: Db) {
         .store
         .connect_worker(&worker.credential, worker.incarnation, worker.gateway, worker.stream, 1, false)
         .await
-        .expect("answers")
         .expect("may connect");
     assert!(again.draining.is_some());
     assert!(worker.claim(&db.store, 1).await.is_empty());
@@ -112,7 +111,7 @@ async fn the_reason_of_the_stop_wins(db: Db) {
     let turn = db.in_hand(&worker).await;
     db.store.drain_worker(worker.incarnation, Reason::Preempted).await.expect("answers");
     db.store.fail_worker(worker.incarnation, &failure(Reason::WorkerExited)).await.expect("answers");
-    let record = db.store.record(turn).await.expect("answers").expect("exists").failure.expect("failed");
+    let record = db.store.turn_record(turn).await.expect("answers").expect("exists").failure.expect("failed");
     assert_eq!(record.reason, Reason::Preempted);
     assert_eq!(record.message, Reason::Preempted.client_message());
     assert_eq!(record.detail.as_deref(), Some("by the test"));

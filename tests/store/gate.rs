@@ -161,7 +161,7 @@ async fn a_clock_that_steps_back_keeps_nobody_alive(db: Db) {
     tick(&db.store, &[]).await;
     let ahead = db.number("SELECT ceil(extract(epoch FROM expires_at - clock_timestamp())) FROM lease").await;
     assert!(ahead <= i64::from(LEASE), "{ahead} s ahead");
-    let state = db.store.gate().await.expect("answers");
+    let state = db.store.gate_state().await.expect("answers");
     assert!(state.steady_for < 5.0 && state.seen_ago < 5.0, "{state:?}");
     db.silent(worker.incarnation, 1).await;
     db.store.sweep().await.expect("sweeps");
@@ -187,13 +187,13 @@ async fn a_start_does_not_outlive_a_step_back(db: Db) {
 async fn a_restart_resets_the_gate(db: Db) {
     db.settled().await;
     tick(&db.store, &[]).await;
-    assert!(db.store.gate().await.expect("answers").steady_for > 3000.0);
+    assert!(db.store.gate_state().await.expect("answers").steady_for > 3000.0);
     db.sql("UPDATE gate SET server_started = server_started - interval '1 day'").await;
     tick(&db.store, &[]).await;
-    assert!(db.store.gate().await.expect("answers").steady_for < 5.0);
+    assert!(db.store.gate_state().await.expect("answers").steady_for < 5.0);
     db.settled().await;
     tick(&db.store, &[]).await;
-    assert!(db.store.gate().await.expect("answers").steady_for > 3000.0, "the server is known now");
+    assert!(db.store.gate_state().await.expect("answers").steady_for > 3000.0, "the server is known now");
 }
 
 /// A beat under a dead lease is not answered: the worker stops. A draining one hears how long it has.

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use lastword::store::keys::{self, NewKey, Role};
-use lastword::store::{Erased, FinishError, Retention, StoreError};
+use lastword::store::keys::{self, KeyRole, NewKey};
+use lastword::store::{ErasedConversation, FinishError, Retention, StoreError};
 use lastword::turn::keys::{GatewayId, SessionId, TurnId};
 use lastword::turn::reason::Reason;
 
@@ -24,8 +24,8 @@ async fn erasing_leaves_nothing_of_a_conversation(db: Db) {
     db.store.fail_turn(held.turn_id, &failure(Reason::Cancelled)).await.expect("answers");
     assert_eq!(finish(&db.store, worker.reply(&[held.turn_id], "late secret")).await, Ok(false));
 
-    let erased = db.store.erase("acme", "gone", "ada").await.expect("erases");
-    assert_eq!(erased, Some(Erased { turns: 3, cancelled: 2 }));
+    let erased = db.store.erase_conversation("acme", "gone", "ada").await.expect("erases");
+    assert_eq!(erased, Some(ErasedConversation { turns: 3, cancelled: 2 }));
     for table in TABLES {
         let id = if table == "turn" { "id" } else { "turn_id" };
         assert_eq!(db.count(&format!("{table} WHERE {id} <> '{}'", kept.turn_id)).await, 0, "{table}");
@@ -33,8 +33,8 @@ async fn erasing_leaves_nothing_of_a_conversation(db: Db) {
     assert_eq!(db.count("conversation").await, 1);
     let audited = db.text("SELECT action || ' ' || counts::text FROM audit").await;
     assert_eq!(audited.as_deref(), Some(r#"erase {"turns": 3, "cancelled": 2}"#));
-    assert_eq!(db.store.erase("acme", "gone", "ada").await.expect("answers"), None);
-    assert_eq!(db.store.erase("umbrella", "kept", "eve").await.expect("answers"), None);
+    assert_eq!(db.store.erase_conversation("acme", "gone", "ada").await.expect("answers"), None);
+    assert_eq!(db.store.erase_conversation("umbrella", "kept", "eve").await.expect("answers"), None);
     assert_eq!(finish(&db.store, worker.reply(&[held.turn_id], "hello")).await, Err(FinishError::Foreign));
     assert!(armed(&db.store, arm("gone")).await.conversation_id != held.conversation_id, "a new one");
 }
@@ -46,16 +46,16 @@ async fn erasing_while_others_arm_loses_no_terminal(db: Db) {
         let arms = futures::future::join_all((0..20).map(|_| other.arm(arm("c"))));
         let (answers, erased) = tokio::join!(arms, async {
             db.armed("c").await;
-            db.store.erase("acme", "c", "ada").await
+            db.store.erase_conversation("acme", "c", "ada").await
         });
         erased.expect("erases");
         for answer in answers {
             // An arm that lost its conversation again and again may say so; it is then not armed.
-            let turn = answer.expect("answers").expect("armed").turn_id;
+            let turn = answer.expect("armed").turn_id;
             let known = db.count(&format!("turn WHERE id = '{turn}'")).await;
             assert_eq!(db.count(&format!("marker WHERE turn_id = '{turn}'")).await, known);
         }
-        db.store.erase("acme", "c", "ada").await.expect("erases");
+        db.store.erase_conversation("acme", "c", "ada").await.expect("erases");
     }
     for table in TABLES {
         assert_eq!(db.count(table).await, 0, "{table}");
@@ -84,16 +84,16 @@ async fn retention_removes_what_is_old_and_shown(db: Db) {
     db.sql("UPDATE marker SET armed_at = armed_at - interval '60 days'").await;
 
     let retention = Retention::default();
-    assert_eq!(db.store.prune(&retention).await.expect("prunes"), 1);
-    assert!(db.store.record(turns[0]).await.expect("answers").is_none());
-    assert!(db.store.record(turns[1]).await.expect("answers").is_some(), "its status patch is owed");
+    assert_eq!(db.store.prune_past_retention(&retention).await.expect("prunes"), 1);
+    assert!(db.store.turn_record(turns[0]).await.expect("answers").is_none());
+    assert!(db.store.turn_record(turns[1]).await.expect("answers").is_some(), "its status patch is owed");
     let conversation = db.store.conversation("acme", "c").await.expect("answers").expect("exists");
     assert_eq!((conversation.pruned_through, conversation.last_number), (1, 4));
     assert_eq!((db.count("output").await, db.count("delivery").await), (2, 2));
 
-    db.store.delivered("kubernetes", &[turns[1]]).await.expect("removes");
-    assert_eq!(db.store.prune(&retention).await.expect("prunes"), 1);
-    assert_eq!(db.store.prune(&retention).await.expect("prunes"), 0);
+    db.store.remove_deliveries("kubernetes", &[turns[1]]).await.expect("removes");
+    assert_eq!(db.store.prune_past_retention(&retention).await.expect("prunes"), 1);
+    assert_eq!(db.store.prune_past_retention(&retention).await.expect("prunes"), 0);
     assert_eq!(db.phase(turns[3]).await.as_deref(), Some("waiting"));
     assert!(db.armed("c").await.number > 4, "numbers are not used again");
 }
@@ -113,7 +113,7 @@ async fn empty_conversations_are_removed(db: Db) {
     let retention = Retention { batch: 1, ..Retention::default() };
     let passes = async || {
         for _ in 0..5 {
-            db.store.prune(&retention).await.expect("prunes");
+            db.store.prune_past_retention(&retention).await.expect("prunes");
         }
         db.text("SELECT string_agg(name, ' ' ORDER BY name) FROM conversation").await.unwrap_or_default()
     };
@@ -142,19 +142,19 @@ async fn removing_while_others_come_takes_nothing_from_them(db: Db) {
             .await;
         let session = SessionId::new();
         let (pruned, arming, registered) = tokio::join!(
-            db.store.prune(&retention),
+            db.store.prune_past_retention(&retention),
             other.arm(arm("c")),
             db.store.register_session(session, GatewayId::new(), "acme", open.id, true),
         );
         pruned.expect("prunes");
-        let turn = arming.expect("answers").expect("armed");
+        let turn = arming.expect("armed");
         let place = format!("conversation WHERE id = '{}' AND empty_since IS NULL", turn.conversation_id);
         assert_eq!(db.count(&place).await, 1);
         match registered {
             Ok(()) => assert_eq!(open.id, turn.conversation_id),
             Err(error) => assert!(matches!(error, StoreError::Raced(_)), "{error}"),
         }
-        db.store.erase("acme", "c", "ada").await.expect("erases");
+        db.store.erase_conversation("acme", "c", "ada").await.expect("erases");
     }
 }
 
@@ -167,8 +167,8 @@ async fn a_shared_reply_is_kept_until_the_last_was_shown(db: Db) {
     db.sql(format!("UPDATE delivery SET platform = 'kubernetes' WHERE turn_id = '{}'", turns[1])).await;
     aged(&db, turns[0]).await;
     aged(&db, turns[1]).await;
-    db.store.prune(&Retention::default()).await.expect("prunes");
-    let record = db.store.record(turns[1]).await.expect("answers").expect("is owed");
+    db.store.prune_past_retention(&Retention::default()).await.expect("prunes");
+    let record = db.store.turn_record(turns[1]).await.expect("answers").expect("is owed");
     assert_eq!(record.reply.expect("a reply").text, "for both");
 }
 
@@ -182,19 +182,19 @@ async fn a_pass_of_retention_keeps_to_its_limit(db: Db) {
     let retention = Retention { batch: 10, lease_seconds: 0, ..Retention::default() };
     let mut passes = Vec::new();
     for _ in 0..4 {
-        passes.push(db.store.prune(&retention).await.expect("prunes"));
+        passes.push(db.store.prune_past_retention(&retention).await.expect("prunes"));
     }
     assert_eq!(passes, [10, 10, 5, 0]);
 
     let held = db.in_hand(&worker).await;
     db.sql("UPDATE lease SET phase = 'dead', died_at = clock_timestamp() - interval '119 seconds'").await;
-    db.store.prune(&retention).await.expect("prunes");
+    db.store.prune_past_retention(&retention).await.expect("prunes");
     assert_eq!(db.count("lease").await, 1, "two leases have not passed");
     db.sql("UPDATE lease SET died_at = clock_timestamp() - interval '121 seconds'").await;
-    db.store.prune(&retention).await.expect("prunes");
+    db.store.prune_past_retention(&retention).await.expect("prunes");
     assert_eq!(db.count("lease").await, 1, "a marker names it");
     db.store.fail_turn(held, &failure(Reason::WorkerExited)).await.expect("answers");
-    db.store.prune(&retention).await.expect("prunes");
+    db.store.prune_past_retention(&retention).await.expect("prunes");
     assert_eq!(db.count("lease").await, 0);
 }
 
@@ -204,14 +204,17 @@ async fn a_key_lives_until_it_is_revoked(db: Db) {
         organization: "acme".into(),
         name: name.into(),
         user: "ada".into(),
-        role: Role::Operator,
+        role: KeyRole::Operator,
         valid_for,
     };
     let pool = db.store.pool();
     let (info, key) = keys::create(pool, &new("ci", None)).await.expect("creates");
     let (brief, brief_key) = keys::create(pool, &new("brief", Some(Duration::from_secs(60)))).await.expect("creates");
     let (who, id) = keys::authenticate(pool, &key.reveal()).await.expect("answers").expect("known");
-    assert_eq!((who.organization.as_str(), who.user.as_str(), who.role, id), ("acme", "ada", Role::Operator, info.id));
+    assert_eq!(
+        (who.organization.as_str(), who.user.as_str(), who.role, id),
+        ("acme", "ada", KeyRole::Operator, info.id)
+    );
     let forged = format!("{}{}", &key.reveal()[..37], &brief_key.reveal()[37..]);
     assert!(keys::authenticate(pool, &forged).await.expect("answers").is_none());
     assert!(keys::authenticate(pool, "lwk_nonsense").await.expect("answers").is_none());
@@ -245,6 +248,21 @@ async fn a_newer_schema_is_accepted(db: Db) {
     assert_eq!(db.count("_sqlx_migrations WHERE version = 9999").await, 1);
 }
 
+/// A database from before the first release has other migrations. It is refused, also by roles that only wait for their
+/// schema, and the words say what to do.
+async fn a_database_made_before_the_first_release_is_refused(db: Db) {
+    db.sql("UPDATE _sqlx_migrations SET checksum = '\\x00' WHERE version = 1").await;
+    db.sql(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+         VALUES (2, 'kubernetes', true, '\\x00', 0)",
+    )
+    .await;
+    for refused in [db.store.migrate().await, db.store.schema_ready().await.map(drop)] {
+        let Err(StoreError::Schema(said)) = refused else { panic!("{refused:?}") };
+        assert!(said.contains("before its first release") && said.contains("DROP SCHEMA lastword"), "{said}");
+    }
+}
+
 crate::both!(
     erasing_leaves_nothing_of_a_conversation,
     erasing_while_others_arm_loses_no_terminal,
@@ -255,4 +273,5 @@ crate::both!(
     a_pass_of_retention_keeps_to_its_limit,
     a_key_lives_until_it_is_revoked,
     a_newer_schema_is_accepted,
+    a_database_made_before_the_first_release_is_refused,
 );

@@ -26,7 +26,7 @@ async fn a_late_reply_is_kept_once(db: Db) {
     assert_eq!(db.outcome(turn).await.as_deref(), Some("OutOfMemory"));
     assert_eq!(db.count("terminal").await, 1);
     assert_eq!(db.count("output").await, 0);
-    let record = db.store.record(turn).await.expect("answers").expect("exists");
+    let record = db.store.turn_record(turn).await.expect("answers").expect("exists");
     assert_eq!(record.superseded.as_deref(), Some("reply: the answer"));
     assert!(record.reply.is_none() && !record.open);
     assert_eq!(record.failure.map(|f| f.reason), Some(Reason::OutOfMemory));
@@ -41,7 +41,7 @@ async fn the_winners_repeat_is_accepted(db: Db) {
     assert!(futures::future::join_all(repeats).await.into_iter().all(|answer| answer == Ok(true)));
     assert_eq!(finish(&db.another_store(), word).await, Ok(true));
     assert_eq!((db.count("terminal").await, db.count("delivery").await, db.count("superseded").await), (1, 1, 0));
-    let record = db.store.record(turn).await.expect("answers").expect("exists");
+    let record = db.store.turn_record(turn).await.expect("answers").expect("exists");
     assert_eq!(record.reply.expect("a reply").text, "once");
 
     // The same worker's other reply is another word.
@@ -97,11 +97,8 @@ async fn a_second_incarnation_ends_the_first(db: Db) {
     assert_eq!(second.claim_ids(&db.store, 1).await, [waiting]);
 
     // The first neither comes back nor ends what the second holds.
-    let back = db
-        .store
-        .connect_worker(&first.credential, first.incarnation, first.gateway, first.stream, 1, false)
-        .await
-        .expect("answers");
+    let back =
+        db.store.connect_worker(&first.credential, first.incarnation, first.gateway, first.stream, 1, false).await;
     assert!(back.is_err());
     let late = db.store.fail_worker(first.incarnation, &failure(Reason::WorkerExited)).await.expect("answers");
     assert!(late.ended.is_empty());
@@ -112,26 +109,19 @@ async fn a_second_incarnation_ends_the_first(db: Db) {
 /// A stream that closed casts suspicion only if the lease still names that stream; a wrong secret opens none.
 async fn a_closed_stream_casts_suspicion_only_if_it_is_the_leases(db: Db) {
     let worker = Worker::live(&db.store).await;
-    assert!(!db.store.suspect(worker.incarnation, Uuid::new_v4()).await.expect("answers"));
-    assert!(db.store.suspect(worker.incarnation, worker.stream).await.expect("answers"));
-    assert!(!db.store.suspect(worker.incarnation, worker.stream).await.expect("answers"), "once a stream");
-    assert!(db.store.workers().await.expect("answers")[0].suspected);
-    let again = db
-        .store
-        .connect_worker(&worker.credential, worker.incarnation, worker.gateway, Uuid::new_v4(), 1, false)
-        .await
-        .expect("answers");
+    assert!(!db.store.suspect_worker(worker.incarnation, Uuid::new_v4()).await.expect("answers"));
+    assert!(db.store.suspect_worker(worker.incarnation, worker.stream).await.expect("answers"));
+    assert!(!db.store.suspect_worker(worker.incarnation, worker.stream).await.expect("answers"), "once a stream");
+    assert!(db.store.living_workers().await.expect("answers")[0].suspected);
+    let again =
+        db.store.connect_worker(&worker.credential, worker.incarnation, worker.gateway, Uuid::new_v4(), 1, false).await;
     assert!(again.is_ok(), "the same incarnation opens another stream");
-    assert!(!db.store.workers().await.expect("answers")[0].suspected);
+    assert!(!db.store.living_workers().await.expect("answers")[0].suspected);
 
     let forged = Credential::new(worker.credential.start);
-    let answer = db.store.authenticate_worker(&forged, worker.incarnation).await.expect("answers");
+    let answer = db.store.authenticate_worker(&forged, worker.incarnation).await;
     assert!(answer.is_err());
-    let answer = db
-        .store
-        .connect_worker(&forged, Incarnation::new(), worker.gateway, Uuid::new_v4(), 1, false)
-        .await
-        .expect("answers");
+    let answer = db.store.connect_worker(&forged, Incarnation::new(), worker.gateway, Uuid::new_v4(), 1, false).await;
     assert!(answer.is_err());
     assert_eq!(db.lease(worker.incarnation).await.as_deref(), Some("live"));
 }

@@ -41,7 +41,7 @@ async fn a_piece_that_comes_twice_at_once_is_stored_once(db: Db) {
             worker.append(&other, turn, end, "abcd"),
             worker.append(&db.store, turn, end, "ab"),
         );
-        assert!([answers.0, answers.1, answers.2].iter().all(|a| a.is_ok_and(|e| e > end)), "{answers:?}");
+        assert!([&answers.0, &answers.1, &answers.2].iter().all(|a| a.as_ref().is_ok_and(|e| *e > end)), "{answers:?}");
         end += 4;
     }
     assert_eq!(text(&db, turn, 0).await, "abcd".repeat(50));
@@ -58,7 +58,7 @@ async fn large_frames_are_read_in_parts(db: Db) {
     let frames: Vec<Frame> = (0..9).flat_map(|i| [Frame::text(format!("{i}")), large(700_000)]).collect();
     let span = Span::new(0, frames.clone());
     let append = Append { turn_id: turn, incarnation: worker.incarnation, span };
-    assert_eq!(db.store.append(append).await.expect("answers"), Ok(18));
+    assert_eq!(db.store.append_output(append).await, Ok(18));
     assert!(db.number("SELECT max(octet_length(frames)) FROM output").await < 2_200_000);
     let (mut read, mut readings) = (Span::default(), 0);
     while read.end() < 18 {
@@ -76,10 +76,10 @@ async fn large_pieces_of_many_turns_are_several_statements(db: Db) {
     let turns = crate::race::many_in_hand(&db.store, &worker, 12).await;
     let appends = turns.into_iter().map(|turn_id| {
         let span = Span::new(0, vec![large(3_000_000)]);
-        db.store.append(Append { turn_id, incarnation: worker.incarnation, span })
+        db.store.append_output(Append { turn_id, incarnation: worker.incarnation, span })
     });
     for answer in futures::future::join_all(appends).await {
-        assert_eq!(answer.expect("answers"), Ok(1));
+        assert_eq!(answer, Ok(1));
     }
     let most = "SELECT max(n) FROM (SELECT count(*) AS n FROM output GROUP BY xmin::text) AS transactions";
     assert!(db.number(most).await <= 2);
@@ -96,7 +96,7 @@ async fn only_the_holder_appends(db: Db) {
     db.store.fail_worker(worker.incarnation, &failure(Reason::WorkerExited)).await.expect("answers");
     assert_eq!(worker.append(&db.store, turn, 4, "x").await, Err(AppendError::NotHeld));
     assert_eq!(text(&db, turn, 0).await, "mine");
-    let terminal = db.store.view(turn).await.expect("answers").expect("exists").terminal.expect("ended");
+    let terminal = db.store.turn_view(turn).await.expect("answers").expect("exists").terminal.expect("ended");
     assert_eq!(terminal.end, 4, "what was said before the failure is shown");
 
     let turn = waiting;
@@ -138,7 +138,7 @@ async fn frames_keep_their_order(db: Db) {
     let log = db.store.read_log(turn, 0, 10).await.expect("reads");
     assert_eq!(log.frames, [Frame::text("ab"), call, result.clone(), Frame::text("c")]);
     assert_eq!(db.store.read_log(turn, 3, 10).await.expect("reads").frames, [result, Frame::text("c")]);
-    let record = db.store.record(turn).await.expect("answers").expect("exists");
+    let record = db.store.turn_record(turn).await.expect("answers").expect("exists");
     assert_eq!(record.reply.expect("a reply").text, "abc");
 }
 
@@ -162,7 +162,7 @@ async fn a_reply_takes_its_tail_along_and_has_no_hole(db: Db) {
     let mut word = worker.reply(&[turn], "");
     (word.tail, word.end) = (Span::default(), 5);
     assert_eq!(finish(&db.store, word).await, Ok(true));
-    let record = db.store.record(turn).await.expect("answers").expect("exists");
+    let record = db.store.turn_record(turn).await.expect("answers").expect("exists");
     assert_eq!(record.reply.map(|r| (r.end, r.text)), Some((5, "hello".into())));
 }
 
@@ -171,7 +171,7 @@ async fn an_empty_reply_is_a_reply(db: Db) {
     let worker = Worker::live(&db.store).await;
     let turn = db.in_hand(&worker).await;
     assert_eq!(finish(&db.store, worker.reply(&[turn], "")).await, Ok(true));
-    let record = db.store.record(turn).await.expect("answers").expect("exists");
+    let record = db.store.turn_record(turn).await.expect("answers").expect("exists");
     assert_eq!(record.reply.map(|r| (r.end, r.text)), Some((0, String::new())));
 }
 

@@ -53,7 +53,7 @@ async fn a_reply_to_several_goes_to_a_readable_one(db: Db) {
         damage(&db, how, turns[0]).await;
         assert_eq!(finish(&db.store, worker.reply(&turns, "hello")).await, Ok(true), "{how}");
         ended_internal(&db, turns[0], how).await;
-        let record = db.store.record(turns[1]).await.expect("answers").expect("exists");
+        let record = db.store.turn_record(turns[1]).await.expect("answers").expect("exists");
         assert_eq!(record.reply.map(|r| (r.holder, r.text)), Some((turns[1], "hello".into())), "{how}");
         db.store.fail_worker(worker.incarnation, &failure(Reason::Deleted)).await.expect("answers");
     }
@@ -110,15 +110,15 @@ async fn an_unreadable_turn_is_in_nobodys_way(db: Db) {
         damage(&db, how, bad).await;
         let claimed = worker.claim_ids(&db.store, 10).await;
         assert!(claimed.contains(&good), "{how}: {claimed:?}");
-        assert!(!db.store.list("acme", &filter()).await.expect("lists").is_empty(), "{how}");
-        db.store.record(bad).await.expect("answers");
+        assert!(!db.store.list_turns("acme", &filter()).await.expect("lists").is_empty(), "{how}");
+        db.store.turn_record(bad).await.expect("answers");
 
         let guard = Some((GatewayId::new(), 1));
         let guarded = armed(&db.store, lastword::store::Arm { guard, ..arm(&format!("3{how}")) }).await.turn_id;
         let other = armed(&db.store, lastword::store::Arm { guard, ..arm(&format!("4{how}")) }).await.turn_id;
         db.sql("UPDATE marker SET guard_until = guard_until - interval '1 minute' WHERE phase = 'guarding'").await;
         damage(&db, how, guarded).await;
-        let taken = db.store.take_unguarded(GatewayId::new(), 10).await.expect("answers");
+        let taken = db.store.take_unguarded_turns(GatewayId::new(), 10).await.expect("answers");
         assert!(taken.iter().map(|t: &GuardedTurn| t.turn_id).any(|t| t == other), "{how}");
         for turn in [bad, good, guarded, other] {
             db.store.fail_turn(turn, &failure(Reason::Cancelled)).await.expect("answers");

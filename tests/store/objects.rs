@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lastword::store::{Arm, ObjectRef, ObjectState, Retention, Standing};
+use lastword::store::{AgentTurnProgress, AgentTurnRef, AgentTurnState, Arm, Retention};
 use lastword::turn::keys::{GatewayId, TurnId};
 use lastword::turn::reason::Reason;
 use lastword::turn::routing::{KUBERNETES, Routing};
@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use crate::support::Db;
 use crate::support::actors::{Worker, arm, armed, failure, finish};
 
-fn object(name: &str) -> ObjectRef {
-    ObjectRef { name: name.into(), uid: format!("uid-of-{name}") }
+fn object(name: &str) -> AgentTurnRef {
+    AgentTurnRef { name: name.into(), uid: format!("uid-of-{name}") }
 }
 
 /// A turn of an AgentTurn.
@@ -25,12 +25,12 @@ fn of(name: &str) -> Arm {
     }
 }
 
-async fn state(db: &Db, turn: TurnId) -> ObjectState {
-    db.store.object_states(&[turn]).await.expect("answers").remove(0)
+async fn state(db: &Db, turn: TurnId) -> AgentTurnState {
+    db.store.agent_turn_states(&[turn]).await.expect("answers").remove(0)
 }
 
 async fn moved(db: &Db, turn: TurnId) -> usize {
-    db.store.moved_objects(&[turn]).await.expect("answers").len()
+    db.store.moved_agent_turns(&[turn]).await.expect("answers").len()
 }
 
 /// The tie is the arm's own; arming again finds the same turn and ties nothing anew; it goes with the delivery.
@@ -41,23 +41,23 @@ async fn a_tie_lives_from_arm_to_its_status(db: Db) {
     let again = armed(&db.store, Arm { turn_id: TurnId::new(), ..first }).await;
     assert_eq!((again.turn_id, again.armed_at, again.fresh), (turn.turn_id, turn.armed_at, false));
     let turn = turn.turn_id;
-    assert_eq!(db.count("object").await, 1);
-    assert_eq!(db.store.turn_of_object("acme", "uid-of-t").await.expect("answers"), Some(turn));
-    assert_eq!(db.store.turn_of_object("umbrella", "uid-of-t").await.expect("answers"), None);
-    assert_eq!((state(&db, turn).await.standing, moved(&db, turn).await), (Standing::Waiting, 0));
+    assert_eq!(db.count("agent_turn").await, 1);
+    assert_eq!(db.store.turn_of_agent_turn("acme", "uid-of-t").await.expect("answers"), Some(turn));
+    assert_eq!(db.store.turn_of_agent_turn("umbrella", "uid-of-t").await.expect("answers"), None);
+    assert_eq!((state(&db, turn).await.standing, moved(&db, turn).await), (AgentTurnProgress::Waiting, 0));
     // One without an object leaves no tie.
     db.armed("c").await;
-    assert_eq!(db.count("object").await, 1);
+    assert_eq!(db.count("agent_turn").await, 1);
 
     assert!(worker.claim_ids(&db.store, 10).await.contains(&turn));
     let running = state(&db, turn).await;
-    assert_eq!((running.standing, moved(&db, turn).await), (Standing::Running, 1));
+    assert_eq!((running.standing, moved(&db, turn).await), (AgentTurnProgress::Running, 1));
     assert_eq!(running.worker, None, "a process is no pod");
     assert!(running.armed_at < running.claimed_at);
     db.sql("UPDATE lease SET runtime = 'kubernetes', runtime_ref = 'acme/bot-1'").await;
     assert_eq!(finish(&db.store, worker.reply(&[turn], "hello")).await, Ok(true));
     let shown = state(&db, turn).await;
-    assert!(matches!(shown.standing, Standing::Replied { ref text, cut: false, .. } if text == "hello"));
+    assert!(matches!(shown.standing, AgentTurnProgress::Replied { ref text, cut: false, .. } if text == "hello"));
     assert_eq!(shown.worker.as_deref(), Some("acme/bot-1"));
     assert_eq!(shown.object, Some(("acme".into(), object("t"))));
     assert_eq!(moved(&db, turn).await, 0, "its delivery is on its way");
@@ -66,11 +66,11 @@ async fn a_tie_lives_from_arm_to_its_status(db: Db) {
     assert_eq!(taken.iter().map(|d| d.turn_id).collect::<Vec<_>>(), [turn]);
     // Retention waits for the status.
     db.sql("UPDATE terminal SET ended_at = ended_at - interval '60 days'").await;
-    assert_eq!(db.store.prune(&Retention::default()).await.expect("prunes"), 0);
-    db.store.delivered_objects(&[turn]).await.expect("removes");
-    assert_eq!((db.count("object").await, db.count("delivery").await), (0, 0));
-    assert_eq!(db.store.prune(&Retention::default()).await.expect("prunes"), 1);
-    assert_eq!(state(&db, turn).await.standing, Standing::Unknown);
+    assert_eq!(db.store.prune_past_retention(&Retention::default()).await.expect("prunes"), 0);
+    db.store.remove_agent_turn_deliveries(&[turn]).await.expect("removes");
+    assert_eq!((db.count("agent_turn").await, db.count("delivery").await), (0, 0));
+    assert_eq!(db.store.prune_past_retention(&Retention::default()).await.expect("prunes"), 1);
+    assert_eq!(state(&db, turn).await.standing, AgentTurnProgress::Unknown);
 }
 
 /// A failed turn says whose hand it was in; a long reply is cut between two characters.
@@ -83,12 +83,13 @@ async fn a_status_is_short_and_names_the_worker(db: Db) {
     let state_of_failed = state(&db, failed).await;
     assert_eq!(state_of_failed.worker.as_deref(), Some("acme/bot-1"));
     assert!(
-        matches!(state_of_failed.standing, Standing::Failed { ref failure, .. } if failure.reason == Reason::OutOfMemory)
+        matches!(state_of_failed.standing, AgentTurnProgress::Failed { ref failure, .. } if failure.reason == Reason::OutOfMemory)
     );
     assert_eq!(finish(&db.store, worker.reply(&[long], &"é".repeat(20_000))).await, Ok(true));
-    let Standing::Replied { text, cut, .. } = state(&db, long).await.standing else { panic!("replied") };
+    let AgentTurnProgress::Replied { text, cut, .. } = state(&db, long).await.standing else { panic!("replied") };
     assert!(cut && text.len() == 16 * 1024 && text.chars().all(|c| c == 'é'));
-    let failures = db.store.failed_turns(db.store.now().await.expect("now") - Duration::from_secs(60), 10).await;
+    let failures =
+        db.store.failed_turns(db.store.database_time().await.expect("now") - Duration::from_secs(60), 10).await;
     let failures = failures.expect("reads");
     assert_eq!(failures.iter().map(|f| (f.id, f.reason)).collect::<Vec<_>>(), [(failed.0, Reason::OutOfMemory)]);
 }
@@ -101,9 +102,9 @@ async fn what_vanished_is_cancelled(db: Db) {
     let done = armed(&db.store, of("done")).await.turn_id;
     assert_eq!(worker.claim_ids(&db.store, 10).await.len(), 2);
     assert_eq!(finish(&db.store, worker.reply(&[done], "hello")).await, Ok(true));
-    let began = db.store.now().await.expect("now");
+    let began = db.store.database_time().await.expect("now");
     let later = armed(&db.store, of("later")).await.turn_id;
-    let rows = db.store.objects(None, began, 10).await.expect("reads");
+    let rows = db.store.agent_turn_ties(None, began, 10).await.expect("reads");
     let mut before: Vec<TurnId> = rows.iter().map(|row| row.turn_id).collect();
     before.sort();
     assert_eq!(before, {
@@ -111,27 +112,27 @@ async fn what_vanished_is_cancelled(db: Db) {
         both.sort();
         both
     });
-    let behind = db.store.objects(Some(before[0]), began, 10).await.expect("reads");
+    let behind = db.store.agent_turn_ties(Some(before[0]), began, 10).await.expect("reads");
     assert_eq!(behind.iter().map(|row| row.turn_id).collect::<Vec<_>>(), before[1..]);
 
     let gone: Vec<_> = rows.into_iter().map(|row| (row.organization, row.object.uid)).collect();
     let cancelled = failure(Reason::Cancelled);
-    assert_eq!(db.store.forget_objects(&gone, &cancelled).await.expect("ends"), 1, "one was open");
-    assert_eq!(db.store.forget_objects(&gone, &cancelled).await.expect("ends"), 0);
+    assert_eq!(db.store.forget_agent_turns(&gone, &cancelled).await.expect("ends"), 1, "one was open");
+    assert_eq!(db.store.forget_agent_turns(&gone, &cancelled).await.expect("ends"), 0);
     assert_eq!(db.count("delivery").await, 0, "there is nothing to show it on");
     let reason = db.text(format!("SELECT reason FROM terminal WHERE turn_id = '{held}'")).await;
     assert_eq!(reason.as_deref(), Some("Cancelled"));
-    assert_eq!(state(&db, later).await.standing, Standing::Waiting);
-    assert_eq!(db.count("object").await, 1);
+    assert_eq!(state(&db, later).await.standing, AgentTurnProgress::Waiting);
+    assert_eq!(db.count("agent_turn").await, 1);
 }
 
 /// An erased conversation ends its AgentTurns though their turns are gone.
 async fn an_erased_turn_is_known_as_such(db: Db) {
     let turn = armed(&db.store, of("t")).await.turn_id;
-    db.store.erase("acme", "turn-t", "ada").await.expect("erases");
-    assert_eq!((state(&db, turn).await.standing, moved(&db, turn).await), (Standing::Erased, 1));
-    db.store.delivered_objects(&[turn]).await.expect("removes");
-    assert_eq!(state(&db, turn).await.standing, Standing::Unknown);
+    db.store.erase_conversation("acme", "turn-t", "ada").await.expect("erases");
+    assert_eq!((state(&db, turn).await.standing, moved(&db, turn).await), (AgentTurnProgress::Erased, 1));
+    db.store.remove_agent_turn_deliveries(&[turn]).await.expect("removes");
+    assert_eq!(state(&db, turn).await.standing, AgentTurnProgress::Unknown);
 }
 
 /// A generation is a spec of an object: a new spec, another object or a revived one is another; an older reading is none.
@@ -153,9 +154,9 @@ async fn each_spec_of_each_object_is_a_generation(db: Db) {
     let remove = async |namespaces: Option<&[String]>, listed: &[String], began| {
         db.store.remove_unlisted_agents(namespaces, listed, began).await.expect("removes")
     };
-    let early = db.store.now().await.expect("now") - Duration::from_secs(60);
+    let early = db.store.database_time().await.expect("now") - Duration::from_secs(60);
     assert_eq!(remove(None, &[], early).await, 0);
-    let began = db.store.now().await.expect("now");
+    let began = db.store.database_time().await.expect("now");
     assert_eq!(remove(Some(&["other".into()]), &[], began).await, 0);
     assert_eq!(remove(Some(&["team".into()]), &["v".into()], began).await, 0);
     assert_eq!(remove(Some(&["team".into()]), &["w".into()], began).await, 1);
@@ -185,7 +186,7 @@ async fn a_failure_is_of_its_own_agent(db: Db) {
         Worker::with(&db.store, |start| (start.runtime, start.generation) = ("kubernetes", generation)).await
     };
     let agents = async || {
-        let since = db.store.now().await.expect("now") - Duration::from_secs(60);
+        let since = db.store.database_time().await.expect("now") - Duration::from_secs(60);
         let mut failed = db.store.failed_turns(since, 10).await.expect("reads");
         failed.extend(db.store.failed_starts(since, 10).await.expect("reads"));
         failed.into_iter().map(|f| (f.id, f.agent_uid)).collect::<std::collections::HashMap<_, _>>()
@@ -217,12 +218,12 @@ async fn what_cannot_be_shown_comes_again_later(db: Db) {
     assert_eq!(finish(&db.store, worker.reply(&[turn], "hello")).await, Ok(true));
     let take = async |namespaces: &[String]| {
         db.sql("UPDATE delivery SET due_at = clock_timestamp() - interval '1 second'").await;
-        db.store.take_object_deliveries(namespaces, GatewayId::new(), 30, 10).await.expect("takes")
+        db.store.take_agent_turn_deliveries(namespaces, GatewayId::new(), 30, 10).await.expect("takes")
     };
     assert!(take(&["other".into()]).await.is_empty());
     for (namespaces, longer_than) in [(vec![], 4), (vec!["other".into(), "acme".into()], 9)] {
         assert_eq!(take(&namespaces).await, [turn]);
-        db.store.put_off_objects(&[turn]).await.expect("puts off");
+        db.store.put_off_agent_turn_deliveries(&[turn]).await.expect("puts off");
         let of = |seconds: u32| format!("delivery WHERE due_at > clock_timestamp() + interval '{seconds} seconds'");
         assert_eq!((db.count(&of(longer_than)).await, db.count(&of(longer_than + 2)).await), (1, 0));
     }
@@ -239,7 +240,7 @@ async fn a_removed_agent_is_forgotten(db: Db) {
     }
     let bot = ("acme".to_owned(), "bot".to_owned());
     assert_eq!(db.store.removed_agents().await.expect("reads"), [bot]);
-    let prune = async || db.store.prune(&Retention::default()).await.expect("prunes");
+    let prune = async || db.store.prune_past_retention(&Retention::default()).await.expect("prunes");
     prune().await;
     assert_eq!(db.count("agent").await, 2);
     db.sql("UPDATE agent SET deleted_at = deleted_at - interval '60 days'").await;

@@ -1,6 +1,6 @@
 //! Workers that are pods: which pod a start has, what its token is good for, and whose word counts on why it stops.
 
-use lastword::store::{NewStart, PodSession, Store};
+use lastword::store::{CredentialExchange, NewStart, Store};
 use lastword::turn::keys::{Incarnation, StartId};
 use lastword::turn::reason::Reason;
 use lastword::turn::terminal::Failure;
@@ -28,11 +28,11 @@ async fn start(db: &Db) -> StartId {
 /// A live worker in the pod.
 async fn live(db: &Db) -> Worker {
     let worker = Worker::with(&db.store, kubernetes).await;
-    assert!(db.store.record_pod(worker.credential.start, UID, 100).await.expect("answers"));
+    assert!(db.store.record_pod_of_start(worker.credential.start, UID, 100).await.expect("answers"));
     worker
 }
 
-async fn session(db: &Db, uid: &str) -> (PodSession, Option<Credential>) {
+async fn session(db: &Db, uid: &str) -> (CredentialExchange, Option<Credential>) {
     let made = std::sync::Mutex::new(None);
     let make = |start| {
         let credential = Credential::new(start);
@@ -40,7 +40,7 @@ async fn session(db: &Db, uid: &str) -> (PodSession, Option<Credential>) {
         *made.lock().expect("alone") = Some(credential);
         hash
     };
-    let answer = db.store.session_of_pod(POD, uid, make).await.expect("answers");
+    let answer = db.store.exchange_credential_of_pod(POD, uid, make).await.expect("answers");
     (answer, made.into_inner().expect("alone"))
 }
 
@@ -52,37 +52,37 @@ async fn drain_left(db: &Db, worker: &Worker) -> i64 {
 /// Every start has a number of its own, on whichever replica.
 async fn every_start_of_an_agent_has_a_number_of_its_own(db: Db) {
     let other = db.another_store();
-    let next = async |store: &Store| store.next_attempt().await.expect("answers");
+    let next = async |store: &Store| store.next_start_number().await.expect("answers");
     assert_eq!((next(&db.store).await, next(&other).await, next(&db.store).await), (1, 2, 3));
 }
 
 /// A pod gets a secret when it is the very one that was recorded, and only the last secret counts.
 async fn a_session_is_for_the_recorded_pod_alone(db: Db) {
-    assert_eq!(session(&db, UID).await, (PodSession::Unknown, None));
+    assert_eq!(session(&db, UID).await, (CredentialExchange::Unknown, None));
     let start = start(&db).await;
-    assert_eq!(session(&db, UID).await.0, PodSession::NotRecorded);
-    assert!(db.store.record_pod(start, UID, 30).await.expect("answers"));
-    assert!(db.store.record_pod(start, UID, 30).await.expect("answers"), "again");
-    assert!(!db.store.record_pod(start, "another", 30).await.expect("answers"), "a start has one pod");
-    assert_eq!(session(&db, "another").await, (PodSession::Unknown, None));
+    assert_eq!(session(&db, UID).await.0, CredentialExchange::NotRecorded);
+    assert!(db.store.record_pod_of_start(start, UID, 30).await.expect("answers"));
+    assert!(db.store.record_pod_of_start(start, UID, 30).await.expect("answers"), "again");
+    assert!(!db.store.record_pod_of_start(start, "another", 30).await.expect("answers"), "a start has one pod");
+    assert_eq!(session(&db, "another").await, (CredentialExchange::Unknown, None));
     assert_eq!(db.store.start_of_pod(POD, UID).await.expect("answers"), Some(start));
     assert_eq!(db.store.start_of_pod(POD, "another").await.expect("answers"), None);
 
     let (granted, first) = session(&db, UID).await;
-    assert_eq!(granted, PodSession::Granted(start));
+    assert_eq!(granted, CredentialExchange::Granted(start));
     let (granted, second) = session(&db, UID).await;
-    assert_eq!(granted, PodSession::Granted(start));
+    assert_eq!(granted, CredentialExchange::Granted(start));
     let worker = Worker::connect(&db.store, second.expect("made")).await;
-    let old = db.store.authenticate_worker(&first.expect("made"), worker.incarnation).await.expect("answers");
+    let old = db.store.authenticate_worker(&first.expect("made"), worker.incarnation).await;
     assert!(old.is_err(), "the first secret is replaced");
 
-    assert!(db.store.record_stop(start, Reason::Deleted, Some(20)).await.expect("answers"));
-    assert_eq!(session(&db, UID).await, (PodSession::Dead, None), "who is being stopped begins no session");
+    assert!(db.store.record_stop_of_start(start, Reason::Deleted, Some(20)).await.expect("answers"));
+    assert_eq!(session(&db, UID).await, (CredentialExchange::Dead, None), "who is being stopped begins no session");
     db.store.fail_worker(worker.incarnation, &failure(Reason::WorkerExited)).await.expect("answers");
-    assert_eq!(session(&db, UID).await, (PodSession::Dead, None));
-    assert_eq!(session(&db, "another").await, (PodSession::Unknown, None));
+    assert_eq!(session(&db, UID).await, (CredentialExchange::Dead, None));
+    assert_eq!(session(&db, "another").await, (CredentialExchange::Unknown, None));
     assert_eq!(db.store.start_of_pod(POD, UID).await.expect("answers"), None);
-    assert!(!db.store.record_pod(start, UID, 30).await.expect("answers"), "the dead have no pod");
+    assert!(!db.store.record_pod_of_start(start, UID, 30).await.expect("answers"), "the dead have no pod");
 }
 
 /// The token lies where an `Exec` program can read it: once its adapter has connected, it opens nothing. A `Custom` worker
@@ -91,16 +91,16 @@ async fn a_session_of_our_adapters_is_begun_once(db: Db) {
     for adapter in ["Exec", "OpenAI", "Custom"] {
         db.store.put_agent("acme", "bot", &serde_json::json!({"adapter": adapter})).await.expect("puts");
         let start = start(&db).await;
-        assert!(db.store.record_pod(start, UID, 30).await.expect("answers"));
+        assert!(db.store.record_pod_of_start(start, UID, 30).await.expect("answers"));
         for _ in 0..2 {
-            assert_eq!(session(&db, UID).await.0, PodSession::Granted(start), "an answer may be lost");
+            assert_eq!(session(&db, UID).await.0, CredentialExchange::Granted(start), "an answer may be lost");
         }
         let worker = Worker::connect(&db.store, session(&db, UID).await.1.expect("granted")).await;
-        let known =
-            async || db.store.authenticate_worker(&worker.credential, worker.incarnation).await.expect("answers");
-        let again = if adapter == "Custom" { PodSession::Granted(start) } else { PodSession::Begun };
+        let known = async || db.store.authenticate_worker(&worker.credential, worker.incarnation).await;
+        let again =
+            if adapter == "Custom" { CredentialExchange::Granted(start) } else { CredentialExchange::AlreadyConnected };
         assert_eq!(session(&db, UID).await.0, again, "{adapter}");
-        assert_eq!(known().await.is_ok(), again == PodSession::Begun, "the first secret, {adapter}");
+        assert_eq!(known().await.is_ok(), again == CredentialExchange::AlreadyConnected, "the first secret, {adapter}");
         db.store.fail_worker(worker.incarnation, &failure(Reason::WorkerExited)).await.expect("answers");
         db.sql("DELETE FROM lease").await;
     }
@@ -109,20 +109,20 @@ async fn a_session_of_our_adapters_is_begun_once(db: Db) {
 /// A worker of another runtime is no pod, whatever it is called.
 async fn a_process_has_no_session(db: Db) {
     let worker = Worker::with(&db.store, |start| start.runtime_ref = POD.into()).await;
-    assert!(!db.store.record_pod(worker.credential.start, UID, 30).await.expect("answers"));
-    assert_eq!(session(&db, UID).await, (PodSession::Unknown, None));
+    assert!(!db.store.record_pod_of_start(worker.credential.start, UID, 30).await.expect("answers"));
+    assert_eq!(session(&db, UID).await, (CredentialExchange::Unknown, None));
 }
 
 /// The worker's guess first, the recorded reason after it: the reason counts, and the drain is as long as the pod's.
 async fn a_recorded_reason_replaces_a_guess(db: Db) {
     let worker = live(&db).await;
     let turn = db.in_hand(&worker).await;
-    db.store.note_stop(worker.incarnation, Reason::NodeShutdown).await.expect("answers");
+    db.store.note_stop_of_worker(worker.incarnation, Reason::NodeShutdown).await.expect("answers");
     db.store.worker_draining(worker.incarnation, &[]).await.expect("answers");
     assert!((99..=100).contains(&drain_left(&db, &worker).await), "the pod's grace, not drainSeconds");
-    assert!(db.store.awaits_stop_reason(worker.incarnation).await.expect("answers"));
-    assert!(db.store.record_stop(worker.credential.start, Reason::Evicted, Some(50)).await.expect("answers"));
-    assert!(!db.store.awaits_stop_reason(worker.incarnation).await.expect("answers"));
+    assert!(db.store.worker_awaits_stop_reason(worker.incarnation).await.expect("answers"));
+    assert!(db.store.record_stop_of_start(worker.credential.start, Reason::Evicted, Some(50)).await.expect("answers"));
+    assert!(!db.store.worker_awaits_stop_reason(worker.incarnation).await.expect("answers"));
     assert!((49..=50).contains(&drain_left(&db, &worker).await));
     db.store.worker_gone(worker.incarnation, &[]).await.expect("answers");
     assert_eq!(db.outcome(turn).await.as_deref(), Some("Evicted"));
@@ -132,15 +132,21 @@ async fn a_recorded_reason_replaces_a_guess(db: Db) {
 async fn a_recorded_reason_outlasts_later_guesses_and_stops(db: Db) {
     let worker = live(&db).await;
     let turn = db.in_hand(&worker).await;
-    assert!(db.store.record_stop(worker.credential.start, Reason::Preempted, Some(60)).await.expect("answers"));
-    assert!(!db.store.record_stop(worker.credential.start, Reason::Preempted, Some(60)).await.expect("answers"));
+    assert!(
+        db.store.record_stop_of_start(worker.credential.start, Reason::Preempted, Some(60)).await.expect("answers")
+    );
+    assert!(
+        !db.store.record_stop_of_start(worker.credential.start, Reason::Preempted, Some(60)).await.expect("answers")
+    );
     assert!(worker.claim(&db.store, 1).await.is_empty());
-    db.store.note_stop(worker.incarnation, Reason::NodeShutdown).await.expect("answers");
-    assert!(!db.store.awaits_stop_reason(worker.incarnation).await.expect("answers"));
-    assert!(!db.store.record_stop(worker.credential.start, Reason::Deleted, Some(500)).await.expect("answers"));
+    db.store.note_stop_of_worker(worker.incarnation, Reason::NodeShutdown).await.expect("answers");
+    assert!(!db.store.worker_awaits_stop_reason(worker.incarnation).await.expect("answers"));
+    assert!(
+        !db.store.record_stop_of_start(worker.credential.start, Reason::Deleted, Some(500)).await.expect("answers")
+    );
     assert!((58..=60).contains(&drain_left(&db, &worker).await));
     assert!(
-        db.store.record_stop(worker.credential.start, Reason::Deleted, Some(2)).await.expect("answers"),
+        db.store.record_stop_of_start(worker.credential.start, Reason::Deleted, Some(2)).await.expect("answers"),
         "by force"
     );
     assert!((1..=2).contains(&drain_left(&db, &worker).await));
@@ -148,24 +154,29 @@ async fn a_recorded_reason_outlasts_later_guesses_and_stops(db: Db) {
     db.sql("UPDATE lease SET drain_until = clock_timestamp() - interval '1 second'").await;
     assert_eq!(db.store.sweep().await.expect("sweeps").turns, 1);
     assert_eq!(db.outcome(turn).await.as_deref(), Some("Preempted"));
-    assert!(!db.store.record_stop(worker.credential.start, Reason::Deleted, Some(2)).await.expect("answers"), "dead");
+    assert!(
+        !db.store.record_stop_of_start(worker.credential.start, Reason::Deleted, Some(2)).await.expect("answers"),
+        "dead"
+    );
 }
 
 /// An idle stop that we asked for keeps its reason and its time, whatever the pod's deletion looks like.
 async fn a_stop_of_our_own_keeps_its_reason_and_its_time(db: Db) {
     let worker = live(&db).await;
     assert!(db.store.drain_idle_worker(worker.incarnation, Reason::Deleted).await.expect("answers"));
-    assert!(!db.store.record_stop(worker.credential.start, Reason::NodeLost, Some(100)).await.expect("answers"));
+    assert!(
+        !db.store.record_stop_of_start(worker.credential.start, Reason::NodeLost, Some(100)).await.expect("answers")
+    );
     assert!((29..=30).contains(&drain_left(&db, &worker).await));
-    assert_eq!(db.store.stop_reason(worker.incarnation).await.expect("answers"), Some(Reason::Deleted));
+    assert_eq!(db.store.stop_reason_of_worker(worker.incarnation).await.expect("answers"), Some(Reason::Deleted));
 }
 
 /// A stop of a pod that never connected is no failed start.
 async fn a_stop_before_the_first_connect_ends_no_turn(db: Db) {
     let start = start(&db).await;
-    db.store.record_pod(start, UID, 30).await.expect("answers");
+    db.store.record_pod_of_start(start, UID, 30).await.expect("answers");
     let waiting = db.armed("waiting").await.turn_id;
-    assert!(db.store.record_stop(start, Reason::Evicted, None).await.expect("answers"));
+    assert!(db.store.record_stop_of_start(start, Reason::Evicted, None).await.expect("answers"));
     let failed = db.store.fail_worker(Incarnation(start.0), &failure(Reason::Evicted)).await.expect("answers");
     assert!(failed.died_now && !failed.failed_start);
     assert_eq!(db.phase(waiting).await.as_deref(), Some("waiting"));
@@ -176,7 +187,7 @@ async fn a_guess_yields_to_a_proof_that_knows_more(db: Db) {
     for (proof, reason) in [(Reason::OutOfMemory, "OutOfMemory"), (Reason::WorkerExited, "NodeShutdown")] {
         let worker = Worker::live(&db.store).await;
         let turn = db.in_hand(&worker).await;
-        db.store.note_stop(worker.incarnation, Reason::NodeShutdown).await.expect("answers");
+        db.store.note_stop_of_worker(worker.incarnation, Reason::NodeShutdown).await.expect("answers");
         db.store.fail_worker(worker.incarnation, &failure(proof)).await.expect("answers");
         assert_eq!(db.outcome(turn).await.as_deref(), Some(reason));
     }
@@ -185,7 +196,7 @@ async fn a_guess_yields_to_a_proof_that_knows_more(db: Db) {
 /// A second process of the same container is stopped as the first was, and has its pod.
 async fn a_second_incarnation_inherits_pod_and_stop(db: Db) {
     let worker = live(&db).await;
-    db.store.note_stop(worker.incarnation, Reason::NodeShutdown).await.expect("answers");
+    db.store.note_stop_of_worker(worker.incarnation, Reason::NodeShutdown).await.expect("answers");
     let second = Worker::connect(&db.store, worker.credential.clone()).await;
     assert_eq!(db.store.start_of_pod(POD, UID).await.expect("answers"), Some(worker.credential.start));
     let lease = format!("FROM lease WHERE incarnation = '{}'", second.incarnation);
@@ -201,17 +212,17 @@ async fn the_latest_cause_is_told_at_the_start_deadline(db: Db) {
         let waiting = db.armed("waiting").await.turn_id;
         let start = start(&db).await;
         let cause = |reason| Failure::detailed(reason, "no such image");
-        db.store.note_start_cause(start, Some(&cause(Reason::Unschedulable))).await.expect("answers");
-        db.store.note_start_cause(start, Some(&cause(Reason::ImagePull))).await.expect("answers");
+        db.store.note_cause_of_start(start, Some(&cause(Reason::Unschedulable))).await.expect("answers");
+        db.store.note_cause_of_start(start, Some(&cause(Reason::ImagePull))).await.expect("answers");
         if healed {
-            db.store.note_start_cause(start, None).await.expect("answers");
+            db.store.note_cause_of_start(start, None).await.expect("answers");
         }
         db.settled().await;
         assert_eq!(db.store.sweep().await.expect("sweeps").turns, 0);
         db.silent(Incarnation(start.0), 1).await;
         assert_eq!(db.store.sweep().await.expect("sweeps").turns, 1);
         assert_eq!(db.outcome(waiting).await.as_deref(), Some(reason));
-        let record = db.store.record(waiting).await.expect("answers").expect("exists").failure.expect("failed");
+        let record = db.store.turn_record(waiting).await.expect("answers").expect("exists").failure.expect("failed");
         assert_eq!(record.detail.as_deref() == Some("no such image"), !healed);
     }
 }
@@ -220,14 +231,14 @@ async fn the_latest_cause_is_told_at_the_start_deadline(db: Db) {
 async fn a_start_without_a_pod_is_made_again_after_a_while(db: Db) {
     let start = start(&db).await;
     let unmade = async || {
-        let workers = db.store.workers().await.expect("answers");
+        let workers = db.store.living_workers().await.expect("answers");
         workers.iter().filter(|w| w.unmade).map(|w| w.start_id).collect::<Vec<_>>()
     };
     assert!(unmade().await.is_empty(), "it is being made");
     Worker::live(&db.store).await;
     db.sql("UPDATE lease SET started_at = clock_timestamp() - interval '10 seconds'").await;
     assert_eq!(unmade().await, [start]);
-    db.store.record_pod(start, UID, 30).await.expect("answers");
+    db.store.record_pod_of_start(start, UID, 30).await.expect("answers");
     assert!(unmade().await.is_empty());
 }
 
@@ -238,7 +249,7 @@ async fn a_start_that_was_made_is_not_withdrawn(db: Db) {
     assert!(!db.store.withdraw_start(unmade, Reason::StartFailed).await.expect("answers"), "it drains already");
     db.sql("DELETE FROM lease").await;
     let made = start(&db).await;
-    db.store.record_pod(made, UID, 30).await.expect("answers");
+    db.store.record_pod_of_start(made, UID, 30).await.expect("answers");
     assert!(!db.store.withdraw_start(made, Reason::StartFailed).await.expect("answers"));
     let connected = Worker::live(&db.store).await;
     assert!(!db.store.withdraw_start(connected.credential.start, Reason::StartFailed).await.expect("answers"));

@@ -1,6 +1,6 @@
 //! What the database refuses for its content ends as `Internal`, and poisons nobody's batch.
 
-use lastword::store::StoreError;
+use lastword::store::{ArmError, StoreError};
 use lastword::turn::keys::TurnId;
 use lastword::turn::reason::Reason;
 use lastword::turn::terminal::Outcome;
@@ -52,7 +52,7 @@ async fn a_nul_loses_no_turn(db: Db) {
     for _ in 0..2 {
         let answers = futures::future::join_all(words.iter().map(|word| db.store.finish(word.clone()))).await;
         for (i, answer) in answers.into_iter().enumerate() {
-            assert!(matches!(answer, Ok(Ok(true))), "{i}: {answer:?}");
+            assert!(matches!(answer, Ok(true)), "{i}: {answer:?}");
         }
     }
     assert_eq!((db.count("terminal").await, db.count("marker").await, db.count("superseded").await), (100, 0, 0));
@@ -81,8 +81,8 @@ async fn a_refused_arm_is_refused_alone(db: Db) {
     let answers = futures::future::join_all(arms).await;
     for (i, answer) in answers.iter().enumerate() {
         match answer {
-            Err(StoreError::Refused(_)) => assert_eq!(i, 42),
-            armed => assert!(matches!(armed, Ok(Ok(_))) && i != 42, "{i}: {armed:?}"),
+            Err(ArmError::Store(StoreError::Refused(_))) => assert_eq!(i, 42),
+            armed => assert!(armed.is_ok() && i != 42, "{i}: {armed:?}"),
         }
     }
     assert_eq!((db.count("marker").await, db.count("turn").await), (99, 99));
@@ -106,7 +106,7 @@ async fn a_marker_that_cannot_end_poisons_nobody(db: Db) {
     let words = turns[..6].iter().map(|&t| db.store.finish(worker.reply(&[t], "fine")));
     let answers = futures::future::join_all(words).await;
     for (i, answer) in answers.into_iter().enumerate() {
-        assert_eq!(matches!(answer, Ok(Ok(true))), i != 3, "{i}: {answer:?}");
+        assert_eq!(matches!(answer, Ok(true)), i != 3, "{i}: {answer:?}");
     }
     let died = db.store.fail_worker(worker.incarnation, &failure(Reason::WorkerExited)).await.expect("answers");
     assert!(died.died_now);

@@ -21,12 +21,12 @@ async fn three(db: &Db) -> (Worker, Vec<TurnId>) {
 
 /// The holder of a turn's reply and the turns that the record names with it.
 async fn shown(db: &Db, turn: TurnId) -> (TurnId, String, Vec<TurnId>) {
-    let record = db.store.record(turn).await.expect("answers").expect("exists");
+    let record = db.store.turn_record(turn).await.expect("answers").expect("exists");
     let reply = record.reply.expect("a reply");
-    let view = db.store.view(turn).await.expect("answers").expect("exists");
+    let view = db.store.turn_view(turn).await.expect("answers").expect("exists");
     let terminal = view.terminal.expect("ended");
     assert_eq!((terminal.holder, terminal.end, terminal.failure), (reply.holder, reply.end, None));
-    let answered = db.store.answered_by(reply.holder).await.expect("answers");
+    let answered = db.store.turns_answered_by(reply.holder).await.expect("answers");
     assert_eq!(answered, reply.turns);
     assert_eq!(db.store.read_log(reply.holder, 0, 100).await.expect("answers").until(reply.end).text(), reply.text);
     (reply.holder, reply.text, reply.turns.into_iter().map(|t| t.0).collect())
@@ -49,11 +49,11 @@ async fn a_reply_resolves_those_that_are_open(db: Db) {
     assert_eq!((db.count("terminal").await, db.count("delivery").await, db.count("marker").await), (3, 3, 0));
     assert_eq!(db.count("output").await, 1, "one log holds the text");
     let conversation = db.store.conversation("acme", "c").await.expect("answers").expect("exists");
-    let views = db.store.views(&[(conversation.id, 0)]).await.expect("answers");
+    let views = db.store.turn_views_after(&[(conversation.id, 0)]).await.expect("answers");
     let holders: Vec<TurnId> = views.iter().map(|v| v.terminal.as_ref().expect("ended").holder).collect();
     assert_eq!(holders, [turns[0], turns[1], turns[0]]);
     // The history that a later turn is pushed with has the exchange once.
-    assert_eq!(db.store.exchanges(conversation.id, 10, 10).await.expect("answers").len(), 1);
+    assert_eq!(db.store.conversation_exchanges(conversation.id, 10, 10).await.expect("answers").len(), 1);
 }
 
 /// The failed one is the lead, whose log has the first part: the next one gets all of it.
@@ -73,7 +73,7 @@ async fn a_failed_lead_leaves_its_log_to_the_next(db: Db) {
     for turn in &both {
         assert_eq!(shown(&db, *turn).await, (turns[1], "begun, and done".into(), both.clone()));
     }
-    let lead = db.store.record(turns[0]).await.expect("answers").expect("exists");
+    let lead = db.store.turn_record(turns[0]).await.expect("answers").expect("exists");
     assert!(lead.reply.is_none());
     assert_eq!(lead.failure.map(|f| f.reason), Some(Reason::Cancelled));
     assert_eq!(db.count("superseded").await, 1, "the lead's word came too late, once");
@@ -94,7 +94,7 @@ async fn an_error_over_several_turns_is_each_ones_own(db: Db) {
     let (worker, turns) = three(&db).await;
     assert_eq!(finish(&db.store, worker.error(&turns)).await, Ok(true));
     for turn in turns {
-        let terminal = db.store.view(turn).await.expect("answers").expect("exists").terminal.expect("ended");
+        let terminal = db.store.turn_view(turn).await.expect("answers").expect("exists").terminal.expect("ended");
         assert_eq!(terminal.holder, turn);
         assert_eq!(terminal.failure.map(|f| f.reason), Some(Reason::AgentError));
     }

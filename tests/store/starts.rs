@@ -114,7 +114,7 @@ async fn interrupted_starts_are_counted(db: Db) {
         assert!(died.died_now && died.ended.is_empty());
 
         let evicted = start(&db, |start| start.runtime = "kubernetes").await;
-        assert!(db.store.record_stop(StartId(evicted.0), Reason::Evicted, None).await.expect("answers"));
+        assert!(db.store.record_stop_of_start(StartId(evicted.0), Reason::Evicted, None).await.expect("answers"));
         let futile = other.futile_starts().await.expect("reads");
         assert_eq!(futile.iter().map(|f| (f.failed, f.interrupted)).collect::<Vec<_>>(), [(0, round)], "it drains");
         let died = db.store.fail_worker(evicted, &failure(Reason::WorkerExited)).await.expect("answers");
@@ -127,7 +127,7 @@ async fn interrupted_starts_are_counted(db: Db) {
     assert_eq!(db.outcome(first).await.as_deref(), Some("Evicted"));
     assert_eq!(db.phase(later.expect("armed")).await.as_deref(), Some("waiting"), "it waited through four");
     let guessed = start(&db, |_| {}).await;
-    db.store.note_stop(guessed, Reason::NodeShutdown).await.expect("answers");
+    db.store.note_stop_of_worker(guessed, Reason::NodeShutdown).await.expect("answers");
     assert_eq!(db.store.fail_worker(guessed, &failure(Reason::WorkerExited)).await.expect("answers").ended.len(), 1);
     let futile = other.futile_starts().await.expect("reads");
     assert_eq!((futile.len(), futile[0].interrupted, futile[0].ago < 60.0), (1, 6, true));
@@ -166,21 +166,21 @@ async fn a_start_is_one_row_that_the_fleet_sees(db: Db) {
     db.armed("a").await;
     db.armed("a").await;
     db.armed("b").await;
-    let demand = db.store.demand().await.expect("answers");
+    let demand = db.store.demand_of_worker_groups().await.expect("answers");
     assert_eq!((demand.len(), demand[0].claimable), (1, 2), "the first of each conversation");
-    assert!(db.store.workers().await.expect("answers").is_empty());
+    assert!(db.store.living_workers().await.expect("answers").is_empty());
 
     let (first, credential) = new_start();
     assert!(db.store.start_worker(&first, true).await.expect("starts"));
     assert!(!db.store.start_worker(&new_start().0, true).await.expect("answers"));
-    let workers = db.store.workers().await.expect("answers");
+    let workers = db.store.living_workers().await.expect("answers");
     assert_eq!((workers.len(), workers[0].phase, workers[0].held), (1, LeasePhase::Starting, 0));
     let worker = Worker::connect(&db.store, credential).await;
-    assert_eq!(db.store.incarnation_of(first.start_id).await.expect("answers"), Some(worker.incarnation));
+    assert_eq!(db.store.incarnation_of_start(first.start_id).await.expect("answers"), Some(worker.incarnation));
     worker.claim(&db.store, 1).await;
-    let workers = db.store.workers().await.expect("answers");
+    let workers = db.store.living_workers().await.expect("answers");
     assert_eq!((workers[0].phase, workers[0].held, workers[0].idle_seconds), (LeasePhase::Live, 1, None));
-    assert_eq!(db.store.demand().await.expect("answers")[0].claimable, 1);
+    assert_eq!(db.store.demand_of_worker_groups().await.expect("answers")[0].claimable, 1);
     assert!(!db.store.start_worker(&new_start().0, true).await.expect("answers"));
 }
 

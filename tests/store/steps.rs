@@ -21,7 +21,7 @@ impl Worker {
     /// Appends text at an offset.
     pub async fn append(&self, store: &Store, turn: TurnId, at: u64, text: &str) -> Result<u64, AppendError> {
         let span = Span::new(at, vec![Frame::text(text)]);
-        store.append(Append { turn_id: turn, incarnation: self.incarnation, span }).await.expect("the database answers")
+        store.append_output(Append { turn_id: turn, incarnation: self.incarnation, span }).await
     }
 
     pub fn beat(&self, busy: bool) -> Beat {
@@ -36,7 +36,7 @@ pub async fn tick(store: &Store, beats: &[Beat]) -> HashMap<Incarnation, BeatAns
 
 pub async fn try_tick(store: &Store, beats: &[Beat]) -> Result<HashMap<Incarnation, BeatAnswer>, StoreError> {
     let gateway = Replica { id: GatewayId(Uuid::nil()), url: "http://gateway".into(), secret: "s".into() };
-    store.heartbeat(&gateway, 60, beats).await
+    store.heartbeat_of_gateway(&gateway, 60, beats).await
 }
 
 impl Db {

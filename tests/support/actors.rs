@@ -111,7 +111,7 @@ impl Worker {
         let connected = store
             .connect_worker(&worker.credential, worker.incarnation, worker.gateway, worker.stream, 10_000, false)
             .await;
-        connected.expect("the database answers").expect("may connect");
+        connected.expect("may connect");
         worker
     }
 
@@ -141,12 +141,12 @@ impl Worker {
 
 /// Finishes; the database is there.
 pub async fn finish(store: &Store, word: WorkerWord) -> Result<bool, FinishError> {
-    store.finish(word).await.expect("the database answers")
+    store.finish(word).await
 }
 
 /// Arms; nothing is wrong with it.
 pub async fn armed(store: &Store, arm: Arm) -> Armed {
-    store.arm(arm).await.expect("the database answers").expect("armed")
+    store.arm(arm).await.expect("armed")
 }
 
 pub fn failure(reason: Reason) -> Failure {

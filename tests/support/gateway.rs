@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use lastword::gateway::{self, GatewayConfig, GatewayError, Listeners};
-use lastword::store::keys::{self, NewKey, Role};
+use lastword::store::keys::{self, KeyRole, NewKey};
 use lastword::store::{PoolSizes, Retention, Store};
 use lastword::sweep;
 use lastword::turn::keys::TurnId;
@@ -57,7 +57,7 @@ pub async fn put_agent(store: &Store, name: &str, more: Value) {
 }
 
 /// An API key for a user of an organization: its id, and what its bearer shows.
-pub async fn api_key(store: &Store, organization: &str, user: &str, role: Role) -> (Uuid, String) {
+pub async fn api_key(store: &Store, organization: &str, user: &str, role: KeyRole) -> (Uuid, String) {
     let new = NewKey { organization: organization.into(), name: user.into(), user: user.into(), role, valid_for: None };
     let (info, key) = keys::create(store.pool(), &new).await.expect("a key");
     (info.id, key.reveal())

@@ -18,7 +18,7 @@ use super::worker::WorkerProcess;
 use crate::child::cgroup::Cgroup;
 use crate::child::output::{StderrTail, copy_lines, copy_stderr, printable};
 use crate::child::process::{ChildProcess, Spawned};
-use crate::turn::cause::process::{self, Ended};
+use crate::turn::cause::process::{self, ProcessEnd};
 use crate::turn::keys::StartId;
 use crate::turn::terminal::Failure;
 
@@ -100,6 +100,6 @@ fn reap(child: &ChildProcess, cgroup: Option<Cgroup>, stderr: &StderrTail) -> Fa
         thread::spawn(move || cgroup.remove());
     }
     stderr.wait_closed(READING);
-    let ended = status.map_or_else(|error| Ended::Unknown(Some(error.to_string())), Ended::from);
+    let ended = status.map_or_else(|error| ProcessEnd::Unknown(Some(error.to_string())), ProcessEnd::from);
     process::end(&ended, oom, &stderr.text())
 }

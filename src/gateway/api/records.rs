@@ -15,6 +15,7 @@ use crate::problem::Problem;
 use crate::store::{Conversation, ListFilter, Record};
 use crate::turn::cause;
 use crate::turn::keys::TurnId;
+use crate::turn::phase::Phase;
 use crate::turn::reason::Reason;
 
 /// How many records a page holds where the caller does not say.
@@ -35,7 +36,7 @@ pub(super) fn router() -> Router<Gateway> {
 /// The record of a turn. A turn that the caller may not see is answered like one that does not exist.
 async fn seen_turn(gateway: &Gateway, caller: &ApiCaller, turn: &str) -> Result<Record, Problem> {
     let turn: TurnId = turn.parse().map_err(|_| Problem::not_found("turn"))?;
-    let record = gateway.store.record(turn).await?;
+    let record = gateway.store.turn_record(turn).await?;
     record.filter(|r| caller.sees(&r.organization, &r.owner)).ok_or_else(|| Problem::not_found("turn"))
 }
 
@@ -93,12 +94,7 @@ pub struct ErrorView {
 
 fn shown(record: Record, caller: &ApiCaller) -> RecordView {
     let operator = caller.is_operator();
-    let phase = match (record.open, record.claimed_at, &record.failure) {
-        (true, None, _) => "Armed",
-        (true, Some(_), _) => "Running",
-        (false, _, None) => "Succeeded",
-        (false, _, Some(_)) => "Failed",
-    };
+    let phase = record.phase().as_str();
     RecordView {
         turn_id: record.turn_id,
         message_id: record.message_id,
@@ -171,7 +167,7 @@ pub(super) async fn history(
 ) -> Result<Json<Page>, Problem> {
     let conversation = seen_conversation(&gateway, &caller, &name).await?;
     let limit = query.limit.unwrap_or(PAGE).clamp(1, MAX_PAGE);
-    let records = gateway.store.history(conversation.id, query.before, limit).await?;
+    let records = gateway.store.conversation_history(conversation.id, query.before, limit).await?;
     let next = if records.len() == limit as usize { records.last().map(|r| r.number).into() } else { Value::Null };
     Ok(Json(Page { turns: records.into_iter().map(|r| shown(r, &caller)).collect(), next }))
 }
@@ -208,21 +204,22 @@ pub(super) async fn list(
     if !caller.is_operator() {
         return Err(Problem::new(StatusCode::FORBIDDEN, "only operators list all turns; see the conversation's turns"));
     }
-    if let Some(phase) = query.phase.as_deref()
-        && !["Armed", "Running", "Succeeded", "Failed"].contains(&phase)
-    {
-        return Err(Problem::bad_request("phase is Armed, Running, Succeeded or Failed"));
-    }
+    let phase = match query.phase.as_deref().map(str::parse) {
+        Some(Ok(Phase::Pending) | Err(_)) => {
+            return Err(Problem::bad_request("phase is Armed, Running, Succeeded or Failed"));
+        }
+        phase => phase.and_then(Result::ok),
+    };
     let limit = query.limit.unwrap_or(PAGE).clamp(1, MAX_PAGE);
     let filter = ListFilter {
         agent: query.agent,
         conversation: query.conversation,
         user: query.user,
-        phase: query.phase,
+        phase,
         before: query.before,
         limit,
     };
-    let records = gateway.store.list(&caller.principal.organization, &filter).await?;
+    let records = gateway.store.list_turns(&caller.principal.organization, &filter).await?;
     let next = match records.last() {
         Some(last) if records.len() == limit as usize => last.turn_id.to_string().into(),
         _ => Value::Null,
@@ -260,7 +257,8 @@ pub(super) async fn erase(
     Path(name): Path<String>,
 ) -> Result<Json<ErasedView>, Problem> {
     seen_conversation(&gateway, &caller, &name).await?;
-    let erased = gateway.store.erase(&caller.principal.organization, &name, &caller.principal.user).await?;
+    let erased =
+        gateway.store.erase_conversation(&caller.principal.organization, &name, &caller.principal.user).await?;
     let erased = erased.ok_or_else(|| Problem::not_found("conversation"))?;
     Ok(Json(ErasedView { turns: erased.turns, cancelled: erased.cancelled }))
 }

@@ -153,7 +153,7 @@ fn refused(error: SubmitError, message_id: &str) -> Problem {
         SubmitError::Refused(ArmError::OtherAgent(_) | ArmError::OtherContent) => {
             told(Problem::new(StatusCode::CONFLICT, text))
         }
-        SubmitError::Store(error) => match Problem::from(error) {
+        SubmitError::Refused(ArmError::Store(error)) | SubmitError::Store(error) => match Problem::from(error) {
             problem if problem.status() == StatusCode::SERVICE_UNAVAILABLE => Problem::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "not known to be armed; send it again with the same messageId",

@@ -115,7 +115,7 @@ impl AgentController {
     async fn apply(&mut self, scope: usize, event: Event<DynamicObject>) {
         match event {
             Event::Init => {
-                self.list_began.insert(scope, self.context.store.now().await.ok());
+                self.list_began.insert(scope, self.context.store.database_time().await.ok());
                 self.listed.insert(scope, Vec::new());
             }
             Event::InitApply(object) => {

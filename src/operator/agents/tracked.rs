@@ -219,8 +219,8 @@ mod tests {
     }
 
     /// A failure under the Agent of this UID.
-    fn failed(uid: Option<&str>) -> crate::store::Failed {
-        crate::store::Failed {
+    fn failed(uid: Option<&str>) -> crate::store::RecentFailure {
+        crate::store::RecentFailure {
             id: crate::turn::keys::TurnId::new().0,
             organization: "team".into(),
             agent: "bot".into(),

@@ -159,8 +159,8 @@ fn death(pod: &Pod, container: &str, ended: &ContainerStateTerminated) -> Failur
 }
 
 /// A container's end as [`cause`] takes it.
-fn in_words<'a>(container: &'a str, ended: &'a ContainerStateTerminated) -> container::Ended<'a> {
-    container::Ended {
+fn in_words<'a>(container: &'a str, ended: &'a ContainerStateTerminated) -> container::ContainerEnd<'a> {
+    container::ContainerEnd {
         container,
         exit_code: ended.exit_code,
         signal: ended.signal,

@@ -105,12 +105,12 @@ impl Pods {
         match verdict {
             PodVerdict::Starting => Ok(cause_noted),
             PodVerdict::Running if cause_noted => {
-                self.store.note_start_cause(start, None).await?;
+                self.store.note_cause_of_start(start, None).await?;
                 Ok(false)
             }
             PodVerdict::Running => Ok(false),
             PodVerdict::Waiting(cause) => {
-                self.store.note_start_cause(start, Some(&cause)).await?;
+                self.store.note_cause_of_start(start, Some(&cause)).await?;
                 Ok(true)
             }
             PodVerdict::Dead(cause) => {
@@ -131,7 +131,7 @@ impl Pods {
     /// Records on the lease row that the pod is being stopped, if it is.
     pub(super) async fn record_stop(&self, start: StartId, pod: &Pod, gone: bool) -> Result<(), StoreError> {
         let Some(stop) = classify::stop(pod, gone) else { return Ok(()) };
-        if self.store.record_stop(start, stop.reason, stop.within_seconds).await? {
+        if self.store.record_stop_of_start(start, stop.reason, stop.within_seconds).await? {
             let (pod, reason) = (reference(pod), stop.reason);
             tracing::info!(pod, %start, %reason, "pod {pod} is being stopped: {reason}");
         }

@@ -58,7 +58,7 @@ impl Pods {
             Obstacle::MayHeal(failure) => {
                 let (start_id, detail) = (start.start_id, failure.detail.as_deref());
                 tracing::info!(start = %start_id, detail, "no pod for start {start_id} yet");
-                self.logged(start_id, self.store.note_start_cause(start_id, Some(&failure)).await);
+                self.logged(start_id, self.store.note_cause_of_start(start_id, Some(&failure)).await);
                 Ok(())
             }
         }
@@ -85,7 +85,7 @@ impl Pods {
     async fn record(&self, start: &StartRequest, pod: Pod) {
         let Some(uid) = pod.uid() else { return };
         let grace = build::grace_seconds(&start.spec);
-        match self.store.record_pod(start.start_id, &uid, grace).await {
+        match self.store.record_pod_of_start(start.start_id, &uid, grace).await {
             Ok(true) => self.recorded(pod),
             Ok(false) => {
                 tracing::info!(start = %start.start_id, "start {} ended while its pod was made", start.start_id);
@@ -105,7 +105,7 @@ impl Pods {
     /// Reads a start's pod now.
     async fn look_at(&self, start: StartId, runtime_ref: &str) -> Look {
         let Some((namespace, name)) = runtime_ref.split_once('/') else { return Look::Absent };
-        let recorded = match self.store.pod_of(start).await {
+        let recorded = match self.store.pod_of_start(start).await {
             Ok(Some(recorded)) => recorded.uid,
             Ok(None) => return Look::Absent,
             Err(_) => return Look::Unknown,
@@ -137,7 +137,7 @@ impl Pods {
             if attempt > 0 {
                 tokio::time::sleep(STOP_RETRY).await;
             }
-            let uid = match self.store.pod_of(start).await {
+            let uid = match self.store.pod_of_start(start).await {
                 Ok(Some(recorded)) => recorded.uid,
                 // The lease row is gone or dead: the worker has left meanwhile.
                 Ok(None) => return,

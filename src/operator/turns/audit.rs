@@ -24,8 +24,8 @@ const PAGE: u32 = 1000;
 /// # Errors
 /// If the database did not answer.
 pub async fn missing(context: &TurnContext, namespaces: &[String]) -> Result<Vec<(String, String)>, StoreError> {
-    let began = context.store.now().await?;
-    let mut rows = context.store.objects(None, began, PAGE).await?;
+    let began = context.store.database_time().await?;
+    let mut rows = context.store.agent_turn_ties(None, began, PAGE).await?;
     if rows.is_empty() {
         return Ok(Vec::new());
     }
@@ -35,7 +35,7 @@ pub async fn missing(context: &TurnContext, namespaces: &[String]) -> Result<Vec
         let Some(last) = rows.last().map(|row| row.turn_id) else { return Ok(missing) };
         let gone = rows.into_iter().filter(|row| lists.lacks(&row.organization, &row.object.uid));
         missing.extend(gone.map(|row| (row.organization, row.object.uid)));
-        rows = context.store.objects(Some(last), began, PAGE).await?;
+        rows = context.store.agent_turn_ties(Some(last), began, PAGE).await?;
     }
 }
 

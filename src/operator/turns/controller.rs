@@ -23,7 +23,7 @@ use super::work_queue::WorkQueue;
 use crate::crd::AgentTurn;
 use crate::operator::clock::Now;
 use crate::operator::watch;
-use crate::store::{ObjectState, StoreError};
+use crate::store::{AgentTurnState, StoreError};
 use crate::turn::cause;
 use crate::turn::keys::TurnId;
 
@@ -58,9 +58,9 @@ pub struct WakeUps {
 }
 
 /// States of turns, and the database's time at which they were read.
-type States = (Vec<ObjectState>, OffsetDateTime);
+type States = (Vec<AgentTurnState>, OffsetDateTime);
 /// The same with the UIDs of the turns' objects.
-type StatesByObject = (Vec<(Uid, ObjectState)>, OffsetDateTime);
+type StatesByObject = (Vec<(Uid, AgentTurnState)>, OffsetDateTime);
 
 /// A job that ended, and what it came to.
 enum FinishedJob {
@@ -235,8 +235,8 @@ impl TurnController {
         let (store, by) = (self.context.store.clone(), self.context.submitter.gateway);
         let namespaces = self.namespaces.clone();
         let claim = async move {
-            let turns = store.take_object_deliveries(&namespaces, by, CLAIM_SECONDS, room as u32).await?;
-            Ok((store.object_states(&turns).await?, store.now().await?))
+            let turns = store.take_agent_turn_deliveries(&namespaces, by, CLAIM_SECONDS, room as u32).await?;
+            Ok((store.agent_turn_states(&turns).await?, store.database_time().await?))
         };
         self.spawn(claim, FinishedJob::Claimed);
     }
@@ -259,15 +259,15 @@ impl TurnController {
         let read = async move {
             let uids: HashMap<TurnId, Uid> = unchecked.iter().chain(&armed).cloned().collect();
             let turns = |part: &[(TurnId, Uid)]| part.iter().map(|(turn, _)| *turn).collect::<Vec<_>>();
-            let mut states = store.object_states(&turns(&unchecked)).await?;
+            let mut states = store.agent_turn_states(&turns(&unchecked)).await?;
             for part in armed.chunks(TURNS_OF_A_QUERY) {
-                states.extend(store.moved_objects(&turns(part)).await?);
+                states.extend(store.moved_agent_turns(&turns(part)).await?);
                 if states.len() > TURNS_OF_A_QUERY {
                     break;
                 }
             }
             let states = states.into_iter().filter_map(|s| Some((uids.get(&s.turn_id)?.clone(), s))).collect();
-            Ok((states, store.now().await?))
+            Ok((states, store.database_time().await?))
         };
         self.spawn(read, FinishedJob::Read);
     }
@@ -282,7 +282,7 @@ impl TurnController {
         let (store, kept) = (self.context.store.clone(), objects.clone());
         let forget = async move {
             let cancelled = cause::rule::object_deleted();
-            Ok(store.forget_objects(&objects, &cancelled).await?)
+            Ok(store.forget_agent_turns(&objects, &cancelled).await?)
         };
         self.spawn(forget, |forgotten| FinishedJob::Forgotten(kept, forgotten));
     }
@@ -295,7 +295,7 @@ impl TurnController {
         self.under_way.delivering = true;
         let turns = take_part(&mut self.queue.shown, TURNS_OF_A_QUERY);
         let (store, kept) = (self.context.store.clone(), turns.clone());
-        let deliver = async move { Ok(store.delivered_objects(&turns).await?) };
+        let deliver = async move { Ok(store.remove_agent_turn_deliveries(&turns).await?) };
         self.spawn(deliver, |delivered| FinishedJob::Delivered(kept, delivered));
     }
 
@@ -307,7 +307,7 @@ impl TurnController {
         self.under_way.postponing = true;
         let turns = take_part(&mut self.queue.postponed, TURNS_OF_A_QUERY);
         let (store, kept) = (self.context.store.clone(), turns.clone());
-        let postpone = async move { Ok(store.put_off_objects(&turns).await?) };
+        let postpone = async move { Ok(store.put_off_agent_turn_deliveries(&turns).await?) };
         self.spawn(postpone, |postponed| FinishedJob::Postponed(kept, postponed));
     }
 

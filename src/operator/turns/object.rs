@@ -9,9 +9,10 @@ use kube::api::DynamicObject;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::crd::{AgentTurnSpec, Phase};
+use crate::crd::AgentTurnSpec;
 use crate::operator::condition::{SUCCEEDED, TERMINAL};
 use crate::turn::keys::TurnId;
+use crate::turn::phase::Phase;
 
 /// An AgentTurn as the API server last showed it.
 #[derive(Debug, Clone)]

@@ -8,7 +8,7 @@ use super::object::TurnObject;
 use super::tracked::{TurnOperation, TurnReconciled, may_wait};
 use crate::crd::{Agent, AgentTurn, AgentTurnSpec};
 use crate::operator::client::{ApiCallError, FIELD_MANAGER, bounded};
-use crate::store::{ObjectRef, Store, StoreError};
+use crate::store::{AgentTurnRef, Store, StoreError};
 use crate::submit::{Submission, Submitter};
 use crate::turn::cause::rule;
 use crate::turn::frame::storable;
@@ -91,8 +91,8 @@ impl TurnContext {
     /// Refuses to arm, unless a turn was armed for the object before, when that was possible.
     async fn refuse(&self, object: &TurnObject, failure: Failure) -> TurnReconciled {
         let looked = async {
-            let turn = self.store.turn_of_object(&object.namespace, &object.uid).await?;
-            Ok::<_, StoreError>((turn, self.store.now().await?))
+            let turn = self.store.turn_of_agent_turn(&object.namespace, &object.uid).await?;
+            Ok::<_, StoreError>((turn, self.store.database_time().await?))
         };
         match looked.await {
             Err(error) => TurnReconciled::Requeue(error.to_string()),
@@ -106,9 +106,9 @@ impl TurnContext {
 
     async fn cancel(&self, object: &TurnObject) -> TurnReconciled {
         let cancelled = async {
-            let turn = match self.store.turn_of_object(&object.namespace, &object.uid).await? {
+            let turn = match self.store.turn_of_agent_turn(&object.namespace, &object.uid).await? {
                 Some(turn) => turn,
-                None => return Ok(TurnReconciled::NeverArmed(self.store.now().await?)),
+                None => return Ok(TurnReconciled::NeverArmed(self.store.database_time().await?)),
             };
             self.store.fail_turn(turn, &rule::cancelled()).await?;
             Ok::<_, StoreError>(TurnReconciled::Cancelled)
@@ -198,7 +198,7 @@ fn submission(object: &TurnObject, spec: &AgentTurnSpec) -> Submission {
         platform_metadata: json!({"name": &*object.name, "uid": &*object.uid}),
         traceparent: None,
         deadline_seconds: spec.deadline_seconds,
-        object: Some(ObjectRef { name: object.name.to_string(), uid: object.uid.to_string() }),
+        object: Some(AgentTurnRef { name: object.name.to_string(), uid: object.uid.to_string() }),
     }
 }
 

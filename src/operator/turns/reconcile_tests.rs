@@ -14,7 +14,7 @@ use crate::agents::Agents;
 use crate::egress::{Egress, Outbound, Reach};
 use crate::guard::Services;
 use crate::secrets::NoSecrets;
-use crate::store::{ObjectState, Standing};
+use crate::store::{AgentTurnProgress, AgentTurnState};
 use crate::turn::keys::{GatewayId, TurnId};
 
 /// Calls as `METHOD path`, with their answers in order.
@@ -61,13 +61,13 @@ fn known() -> TurnObject {
 }
 
 fn patch() -> TurnOperation {
-    let state = ObjectState {
+    let state = AgentTurnState {
         turn_id: TurnId::new(),
         object: None,
         armed_at: None,
         claimed_at: None,
         worker: None,
-        standing: Standing::Running,
+        standing: AgentTurnProgress::Running,
     };
     TurnOperation::PatchStatus(Box::new(DesiredStatus::OfTurn { state, at: OffsetDateTime::UNIX_EPOCH }))
 }

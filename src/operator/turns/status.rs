@@ -6,11 +6,12 @@ use k8s_openapi::jiff::Timestamp;
 use time::OffsetDateTime;
 
 use super::object::{Progress, TurnObject};
-use crate::crd::{AgentTurnStatus, Phase, TurnError};
+use crate::crd::{AgentTurnStatus, TurnError};
 use crate::operator::clock::timestamp;
 use crate::operator::condition::{ARMED, ConditionStatus, DISPATCHED, SUCCEEDED, TERMINAL};
-use crate::store::{ObjectState, Standing};
+use crate::store::{AgentTurnProgress, AgentTurnState};
 use crate::turn::cause::rule;
+use crate::turn::phase::Phase;
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 
@@ -22,7 +23,7 @@ pub enum DesiredStatus {
     /// The turn was refused at this time and will never be armed.
     Refused { failure: Failure, at: OffsetDateTime },
     /// The turn is in this state. It was read at `at`, which stands in for the time of an end that has none (an erased turn).
-    OfTurn { state: ObjectState, at: OffsetDateTime },
+    OfTurn { state: AgentTurnState, at: OffsetDateTime },
 }
 
 impl DesiredStatus {
@@ -32,10 +33,12 @@ impl DesiredStatus {
             DesiredStatus::Pending { .. } => Phase::Pending,
             DesiredStatus::Refused { .. } => Phase::Failed,
             DesiredStatus::OfTurn { state, .. } => match state.standing {
-                Standing::Waiting => Phase::Armed,
-                Standing::Running => Phase::Running,
-                Standing::Replied { .. } => Phase::Succeeded,
-                Standing::Failed { .. } | Standing::Erased | Standing::Unknown => Phase::Failed,
+                AgentTurnProgress::Waiting => Phase::Armed,
+                AgentTurnProgress::Running => Phase::Running,
+                AgentTurnProgress::Replied { .. } => Phase::Succeeded,
+                AgentTurnProgress::Failed { .. } | AgentTurnProgress::Erased | AgentTurnProgress::Unknown => {
+                    Phase::Failed
+                }
             },
         }
     }
@@ -66,17 +69,17 @@ impl DesiredStatus {
 }
 
 /// When a turn ended, and by which failure if not by a reply; `None` while it is open.
-fn ending(standing: &Standing, at: Timestamp) -> Option<(Timestamp, Option<Failure>)> {
+fn ending(standing: &AgentTurnProgress, at: Timestamp) -> Option<(Timestamp, Option<Failure>)> {
     match standing {
-        Standing::Waiting | Standing::Running => None,
-        Standing::Replied { at, .. } => Some((timestamp(*at), None)),
-        Standing::Failed { failure, at } => Some((timestamp(*at), Some(failure.clone()))),
-        Standing::Erased => Some((at, Some(rule::erased()))),
-        Standing::Unknown => Some((at, Some(rule::forgotten()))),
+        AgentTurnProgress::Waiting | AgentTurnProgress::Running => None,
+        AgentTurnProgress::Replied { at, .. } => Some((timestamp(*at), None)),
+        AgentTurnProgress::Failed { failure, at } => Some((timestamp(*at), Some(failure.clone()))),
+        AgentTurnProgress::Erased => Some((at, Some(rule::erased()))),
+        AgentTurnProgress::Unknown => Some((at, Some(rule::forgotten()))),
     }
 }
 
-fn of_turn(object: &TurnObject, state: &ObjectState, at: Timestamp) -> AgentTurnStatus {
+fn of_turn(object: &TurnObject, state: &AgentTurnState, at: Timestamp) -> AgentTurnStatus {
     let armed = state.armed_at.map_or(object.created, timestamp);
     let claimed = state.claimed_at.map(timestamp);
     let ended = ending(&state.standing, at);
@@ -109,7 +112,7 @@ fn of_turn(object: &TurnObject, state: &ObjectState, at: Timestamp) -> AgentTurn
         Some(_) => Phase::Failed,
     };
     let (reply, reply_truncated) = match &state.standing {
-        Standing::Replied { text, cut, .. } => (Some(text.clone()), cut.then_some(true)),
+        AgentTurnProgress::Replied { text, cut, .. } => (Some(text.clone()), cut.then_some(true)),
         _ => (None, None),
     };
     AgentTurnStatus {

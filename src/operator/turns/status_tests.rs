@@ -15,8 +15,8 @@ fn object() -> TurnObject {
 }
 
 /// A turn that was armed at second 0 and, if `claimed`, claimed at second 1.
-fn state(claimed: bool, standing: Standing) -> ObjectState {
-    ObjectState {
+fn state(claimed: bool, standing: AgentTurnProgress) -> AgentTurnState {
+    AgentTurnState {
         turn_id: TurnId::new(),
         object: None,
         armed_at: Some(at(0)),
@@ -26,12 +26,12 @@ fn state(claimed: bool, standing: Standing) -> ObjectState {
     }
 }
 
-fn failed(reason: Reason) -> Standing {
-    Standing::Failed { failure: Failure::detailed(reason, "exit 1"), at: at(2) }
+fn failed(reason: Reason) -> AgentTurnProgress {
+    AgentTurnProgress::Failed { failure: Failure::detailed(reason, "exit 1"), at: at(2) }
 }
 
-fn replied(text: &str) -> Standing {
-    Standing::Replied { text: text.into(), cut: false, at: at(2) }
+fn replied(text: &str) -> AgentTurnProgress {
+    AgentTurnProgress::Replied { text: text.into(), cut: false, at: at(2) }
 }
 
 #[test]
@@ -42,13 +42,13 @@ fn a_standing_is_one_status() {
     // Phase; Armed, Dispatched, Succeeded, Terminal; the reason of Terminal.
     let cases = [
         (pending, Phase::Pending, "False False Unknown False", "Pending"),
-        (turn(false, Standing::Waiting), Phase::Armed, "True False Unknown False", "Armed"),
-        (turn(true, Standing::Running), Phase::Running, "True True Unknown False", "Running"),
+        (turn(false, AgentTurnProgress::Waiting), Phase::Armed, "True False Unknown False", "Armed"),
+        (turn(true, AgentTurnProgress::Running), Phase::Running, "True True Unknown False", "Running"),
         (turn(true, replied("hi")), Phase::Succeeded, "True True True True", "Succeeded"),
         (turn(true, failed(Reason::WorkerExited)), Phase::Failed, "True True False True", "WorkerExited"),
         (turn(false, failed(Reason::StartFailed)), Phase::Failed, "True False False True", "StartFailed"),
-        (turn(true, Standing::Erased), Phase::Failed, "True True False True", "Cancelled"),
-        (turn(false, Standing::Unknown), Phase::Failed, "True False False True", "Internal"),
+        (turn(true, AgentTurnProgress::Erased), Phase::Failed, "True True False True", "Cancelled"),
+        (turn(false, AgentTurnProgress::Unknown), Phase::Failed, "True False False True", "Internal"),
         (refused, Phase::Failed, "False False False True", "QuotaExceeded"),
     ];
     for (desired, phase, conditions, reason) in cases {
@@ -77,7 +77,7 @@ fn times_are_the_stores() {
     let since: Vec<_> = status.conditions.iter().map(|c| Some(c.last_transition_time.clone())).collect();
     assert_eq!(since, [time(0), time(1), time(2), time(2)]);
     assert_eq!(status.worker_pod.as_deref(), Some("bot-x-1"));
-    let erased = DesiredStatus::OfTurn { state: state(false, Standing::Erased), at: at(9) }.status(&object());
+    let erased = DesiredStatus::OfTurn { state: state(false, AgentTurnProgress::Erased), at: at(9) }.status(&object());
     assert_eq!(erased.completion_time, time(9));
 }
 
@@ -88,7 +88,7 @@ fn an_error_is_the_clients_and_a_cut_reply_says_so() {
     assert_eq!(status["error"]["reason"], "AgentNotFound");
     assert_eq!(status["error"]["retryable"], false);
     assert!(!status.to_string().contains("exit 1"), "the detail is for operators");
-    let partly = Standing::Replied { text: "abc".into(), cut: true, at: at(2) };
+    let partly = AgentTurnProgress::Replied { text: "abc".into(), cut: true, at: at(2) };
     let status = DesiredStatus::OfTurn { state: state(true, partly), at: at(9) }.status(&object());
     assert_eq!((status.reply.as_deref(), status.reply_truncated), (Some("abc"), Some(true)));
     let status = DesiredStatus::OfTurn { state: state(true, replied("abc")), at: at(9) }.status(&object());

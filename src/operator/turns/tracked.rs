@@ -11,7 +11,7 @@ use super::status::DesiredStatus;
 use crate::backoff::doubled;
 use crate::crd::AgentTurnSpec;
 use crate::operator::clock::{Now, timestamp};
-use crate::store::{Armed, ObjectState, Standing};
+use crate::store::{AgentTurnProgress, AgentTurnState, Armed};
 use crate::turn::cause;
 use crate::turn::keys::TurnId;
 use crate::turn::reason::Reason;
@@ -279,13 +279,13 @@ impl TrackedTurn {
 
 /// The status of a turn that was armed just now.
 fn armed_status(armed: &Armed) -> DesiredStatus {
-    let state = ObjectState {
+    let state = AgentTurnState {
         turn_id: armed.turn_id,
         object: None,
         armed_at: Some(armed.armed_at),
         claimed_at: None,
         worker: None,
-        standing: Standing::Waiting,
+        standing: AgentTurnProgress::Waiting,
     };
     DesiredStatus::OfTurn { state, at: armed.armed_at }
 }

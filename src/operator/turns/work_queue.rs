@@ -13,7 +13,7 @@ use super::object::{Progress, TurnObject};
 use super::status::DesiredStatus;
 use super::tracked::{TrackedTurn, TurnOperation, TurnReconciled, Uid, is_done};
 use crate::operator::clock::Now;
-use crate::store::{ObjectState, Standing};
+use crate::store::{AgentTurnProgress, AgentTurnState};
 use crate::turn::keys::TurnId;
 
 /// A terminal that the API server refused this often in a row is postponed: something has to be corrected first.
@@ -88,7 +88,7 @@ impl WorkQueue {
 
     /// Takes in turns that have ended and whose deliveries were claimed: their objects are to show it. `at` is the database's
     /// time of the reading.
-    pub fn deliveries_due(&mut self, states: Vec<ObjectState>, at: OffsetDateTime, now: Now) {
+    pub fn deliveries_due(&mut self, states: Vec<AgentTurnState>, at: OffsetDateTime, now: Now) {
         for state in states {
             let Some((namespace, object)) = state.object.clone() else {
                 // The turn has no object any more, so there is nothing to show.
@@ -108,11 +108,11 @@ impl WorkQueue {
     }
 
     /// Takes in the states of turns that were asked for. `at` is the database's time of the reading.
-    pub fn states_read(&mut self, states: Vec<(Uid, ObjectState)>, at: OffsetDateTime, now: Now) {
+    pub fn states_read(&mut self, states: Vec<(Uid, AgentTurnState)>, at: OffsetDateTime, now: Now) {
         for (uid, state) in states {
             let Some(tracked) = self.turns.get_mut(&uid) else { continue };
             tracked.checked = true;
-            if !matches!(state.standing, Standing::Waiting | Standing::Running) {
+            if !matches!(state.standing, AgentTurnProgress::Waiting | AgentTurnProgress::Running) {
                 tracked.owe(Some(state.turn_id), &mut self.owed);
             }
             tracked.desire(DesiredStatus::OfTurn { state, at });

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::super::tracked::{AGENT_RETRY, LONGEST_PAUSE};
 use super::*;
-use crate::store::{Armed, ObjectRef};
+use crate::store::{AgentTurnRef, Armed};
 use crate::turn::keys::ConversationId;
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
@@ -90,14 +90,14 @@ fn armed(turn_id: TurnId) -> TurnReconciled {
     })
 }
 
-fn ended(turn_id: TurnId) -> ObjectState {
-    ObjectState {
+fn ended(turn_id: TurnId) -> AgentTurnState {
+    AgentTurnState {
         turn_id,
-        object: Some(("team".into(), ObjectRef { name: "t-u".into(), uid: "u".into() })),
+        object: Some(("team".into(), AgentTurnRef { name: "t-u".into(), uid: "u".into() })),
         armed_at: Some(database(1)),
         claimed_at: Some(database(2)),
         worker: None,
-        standing: Standing::Replied { text: "hello".into(), cut: false, at: database(3) },
+        standing: AgentTurnProgress::Replied { text: "hello".into(), cut: false, at: database(3) },
     }
 }
 
@@ -183,7 +183,7 @@ fn what_says_armed_and_is_unknown_has_failed() {
     assert!(scene.next().is_none());
     let (unchecked, _) = scene.queue.to_ask_for();
     assert_eq!(unchecked, [(turn, "u".into())]);
-    let state = ObjectState { object: None, claimed_at: None, standing: Standing::Unknown, ..ended(turn) };
+    let state = AgentTurnState { object: None, claimed_at: None, standing: AgentTurnProgress::Unknown, ..ended(turn) };
     scene.queue.states_read(vec![("u".into(), state)], database(9), scene.now);
     assert_eq!(scene.writes(), crate::crd::Phase::Failed);
     // The former leader wrote its end, and our list was older.
@@ -290,7 +290,7 @@ fn a_terminal_of_an_unknown_object_is_shown_after_a_look() {
     scene.done(TurnReconciled::Changed(Box::new(there)));
     assert_eq!(scene.writes(), crate::crd::Phase::Succeeded);
     // The row of an object that nobody knows any more is put away.
-    scene.queue.deliveries_due(vec![ObjectState { object: None, ..ended(turn) }], database(4), scene.now);
+    scene.queue.deliveries_due(vec![AgentTurnState { object: None, ..ended(turn) }], database(4), scene.now);
     assert_eq!(scene.queue.shown, [turn]);
 }
 

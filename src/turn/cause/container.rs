@@ -9,7 +9,7 @@ use crate::turn::terminal::Failure;
 
 /// What a kubelet says of a container that ended.
 #[derive(Debug, Clone, Copy)]
-pub struct Ended<'a> {
+pub struct ContainerEnd<'a> {
     /// The container's name.
     pub container: &'a str,
     pub exit_code: i32,
@@ -27,7 +27,7 @@ enum Word {
     Other,
 }
 
-impl Ended<'_> {
+impl ContainerEnd<'_> {
     fn word(&self) -> Word {
         match self.reason {
             Some("OOMKilled") => Word::OutOfMemory,
@@ -53,7 +53,7 @@ impl Ended<'_> {
 
 /// Why the container that is the adapter, or its model server, ended. `stopped`: the reason for which the pod is being
 /// stopped, if it is.
-pub fn end(place: Place, ended: Ended, stopped: Option<Reason>) -> Failure {
+pub fn end(place: Place, ended: ContainerEnd, stopped: Option<Reason>) -> Failure {
     let words = ended.message.and_then(LastWords::read);
     let reason = match ended.word() {
         Word::OutOfMemory => Reason::OutOfMemory,
@@ -71,7 +71,7 @@ pub fn end(place: Place, ended: Ended, stopped: Option<Reason>) -> Failure {
 }
 
 /// Why an init container failed, so that the pod's containers never run.
-pub fn init_end(place: Place, ended: Ended, stopped: Option<Reason>) -> Failure {
+pub fn init_end(place: Place, ended: ContainerEnd, stopped: Option<Reason>) -> Failure {
     let reason = match ended.word() {
         Word::OutOfMemory => Reason::OutOfMemory,
         Word::NeverStarted | Word::Other => stopped.unwrap_or(Reason::StartFailed),

@@ -17,7 +17,7 @@ pub enum Ground {
 
 /// What a lease has on record, as the one who ends it finds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Record {
+pub struct LeaseRecord {
     pub phase: LeasePhase,
     pub stop: Option<Stop>,
     /// What held the start up so far.
@@ -41,7 +41,7 @@ pub struct StartCause {
 }
 
 /// What ends the turns of a worker: what the lease knows better than whoever ends it, else what that one `found`.
-pub fn known_better(record: &Record, found: &Failure, ground: Ground) -> Failure {
+pub fn known_better(record: &LeaseRecord, found: &Failure, ground: Ground) -> Failure {
     let but = |reason| Failure { detail: found.detail.clone(), ..Failure::new(reason) };
     let mere_exit = found.reason == Reason::WorkerExited;
     match (record.stop, record.phase) {
@@ -58,7 +58,7 @@ pub fn known_better(record: &Record, found: &Failure, ground: Ground) -> Failure
             },
             None => found.clone(),
         },
-        (None, LeasePhase::Starting | LeasePhase::Live | LeasePhase::Draining | LeasePhase::Dead) => found.clone(),
+        (None, _) => found.clone(),
     }
 }
 
@@ -66,7 +66,7 @@ pub fn known_better(record: &Record, found: &Failure, ground: Ground) -> Failure
 pub fn lapsed(phase: LeasePhase) -> Failure {
     match phase {
         LeasePhase::Starting => Failure::detailed(Reason::StartFailed, "no worker connected within startSeconds"),
-        LeasePhase::Live | LeasePhase::Draining | LeasePhase::Dead => {
+        LeasePhase::Live | LeasePhase::Draining | LeasePhase::Dead | LeasePhase::Unknown => {
             Failure::detailed(Reason::LeaseLapsed, "no heartbeat for a whole lease")
         }
     }

@@ -1,8 +1,6 @@
 //! A process' end, and a worker process that was reaped by the runtime `process`.
 
 use std::fmt;
-use std::os::unix::process::ExitStatusExt;
-use std::process::ExitStatus;
 
 use super::signal;
 use crate::turn::reason::Reason;
@@ -10,7 +8,7 @@ use crate::turn::terminal::{Exit, Failure};
 
 /// How a process ended, as whoever waited for it read it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ended {
+pub enum ProcessEnd {
     Exit(Exit),
     /// Neither by a code nor by a signal; in the system's words.
     Otherwise(String),
@@ -18,27 +16,17 @@ pub enum Ended {
     Unknown(Option<String>),
 }
 
-impl From<ExitStatus> for Ended {
-    fn from(status: ExitStatus) -> Self {
-        match (status.code(), status.signal()) {
-            (Some(code), _) => Ended::Exit(Exit::Code(code)),
-            (None, Some(signal)) => Ended::Exit(Exit::Signal(signal)),
-            (None, None) => Ended::Otherwise(status.to_string()),
-        }
-    }
-}
-
-impl fmt::Display for Ended {
+impl fmt::Display for ProcessEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Ended::Exit(Exit::Code(code)) => write!(f, "exit code {code}"),
-            Ended::Exit(Exit::Signal(signal)) => match signal::name(*signal) {
+            ProcessEnd::Exit(Exit::Code(code)) => write!(f, "exit code {code}"),
+            ProcessEnd::Exit(Exit::Signal(signal)) => match signal::name(*signal) {
                 Some(name) => write!(f, "signal {signal} ({name})"),
                 None => write!(f, "signal {signal}"),
             },
-            Ended::Otherwise(how) => f.write_str(how),
-            Ended::Unknown(Some(error)) => write!(f, "its exit status could not be had: {error}"),
-            Ended::Unknown(None) => f.write_str("the exit status is unknown"),
+            ProcessEnd::Otherwise(how) => f.write_str(how),
+            ProcessEnd::Unknown(Some(error)) => write!(f, "its exit status could not be had: {error}"),
+            ProcessEnd::Unknown(None) => f.write_str("the exit status is unknown"),
         }
     }
 }
@@ -46,11 +34,11 @@ impl fmt::Display for Ended {
 /// Why a worker process ended. `out_of_memory`: the kernel killed in the worker's cgroup for want of memory. That explains a
 /// SIGKILL and every failing exit code, since a parent reports its killed child by a code of its own; neither a clean exit nor
 /// another signal, which somebody else sent.
-pub fn end(ended: &Ended, out_of_memory: bool, stderr: &str) -> Failure {
+pub fn end(ended: &ProcessEnd, out_of_memory: bool, stderr: &str) -> Failure {
     let abnormal = match ended {
-        Ended::Exit(Exit::Code(code)) => *code != 0,
-        Ended::Exit(Exit::Signal(signal)) => *signal == signal::KILL,
-        Ended::Otherwise(_) | Ended::Unknown(_) => false,
+        ProcessEnd::Exit(Exit::Code(code)) => *code != 0,
+        ProcessEnd::Exit(Exit::Signal(signal)) => *signal == signal::KILL,
+        ProcessEnd::Otherwise(_) | ProcessEnd::Unknown(_) => false,
     };
     let reason = if out_of_memory && abnormal { Reason::OutOfMemory } else { Reason::WorkerExited };
     let detail = if stderr.is_empty() { ended.to_string() } else { format!("{ended}; stderr ends:\n{stderr}") };

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use super::process::Ended;
+use super::process::ProcessEnd;
 use super::signal;
 use crate::turn::reason::Reason;
 use crate::turn::terminal::{Exit, Failure, Outcome};
@@ -12,8 +12,8 @@ const SHELL_SAYS_KILLED: i32 = 128 + signal::KILL;
 
 /// What a program's end means for the turn that it worked on. `said`: it printed text that can be a reply.
 /// `out_of_memory`: the kernel killed for want of memory while it ran. `stderr`: the end of what it wrote there.
-pub fn answer(ended: &Ended, said: bool, out_of_memory: bool, stderr: &str) -> Outcome {
-    let success = *ended == Ended::Exit(Exit::Code(0));
+pub fn answer(ended: &ProcessEnd, said: bool, out_of_memory: bool, stderr: &str) -> Outcome {
+    let success = *ended == ProcessEnd::Exit(Exit::Code(0));
     if success && said {
         return Outcome::Reply;
     }
@@ -30,26 +30,26 @@ pub fn answer(ended: &Ended, said: bool, out_of_memory: bool, stderr: &str) -> O
 }
 
 /// Why a program that should not have ended did.
-pub fn end(ended: &Ended, out_of_memory: bool) -> Failure {
+pub fn end(ended: &ProcessEnd, out_of_memory: bool) -> Failure {
     let (reason, what) = match ended {
-        Ended::Exit(Exit::Code(SHELL_SAYS_KILLED)) if out_of_memory => {
+        ProcessEnd::Exit(Exit::Code(SHELL_SAYS_KILLED)) if out_of_memory => {
             (Reason::OutOfMemory, "exit code 137, and the kernel killed for want of memory".into())
         }
-        Ended::Exit(Exit::Code(code)) => (Reason::AgentError, format!("exit code {code}")),
-        Ended::Exit(Exit::Signal(signal::KILL)) if out_of_memory => {
+        ProcessEnd::Exit(Exit::Code(code)) => (Reason::AgentError, format!("exit code {code}")),
+        ProcessEnd::Exit(Exit::Signal(signal::KILL)) if out_of_memory => {
             (Reason::OutOfMemory, "killed by the kernel for want of memory".into())
         }
-        Ended::Exit(Exit::Signal(signal)) => (Reason::WorkerExited, format!("killed by {}", named(*signal))),
-        Ended::Otherwise(how) => (Reason::WorkerExited, how.clone()),
-        Ended::Unknown(_) => (Reason::Internal, ended.to_string()),
+        ProcessEnd::Exit(Exit::Signal(signal)) => (Reason::WorkerExited, format!("killed by {}", named(*signal))),
+        ProcessEnd::Otherwise(how) => (Reason::WorkerExited, how.clone()),
+        ProcessEnd::Unknown(_) => (Reason::Internal, ended.to_string()),
     };
-    let exit = if let Ended::Exit(exit) = ended { Some(*exit) } else { None };
+    let exit = if let ProcessEnd::Exit(exit) = ended { Some(*exit) } else { None };
     Failure { exit, ..Failure::detailed(reason, what) }
 }
 
 /// Why a model server ended. It serves many turns, so whatever its exit code, it has left those in hand alone: that is
 /// the worker's end, not the agent's error.
-pub fn server_end(ended: &Ended, out_of_memory: bool) -> Failure {
+pub fn server_end(ended: &ProcessEnd, out_of_memory: bool) -> Failure {
     let failure = end(ended, out_of_memory);
     if failure.reason != Reason::AgentError {
         return failure;

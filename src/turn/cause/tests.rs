@@ -1,9 +1,9 @@
 //! One table: what has happened, and the reason, whether trying again can help, and the detail that follow.
 
-use super::container::Ended as ContainerEnded;
-use super::lease::{Ground, Record, StartCause, Stop};
+use super::container::ContainerEnd;
+use super::lease::{Ground, LeaseRecord, StartCause, Stop};
 use super::pod::Place;
-use super::process::Ended;
+use super::process::ProcessEnd;
 use super::start::Obstacle;
 use super::stop::Stopper;
 use super::*;
@@ -33,12 +33,12 @@ fn check(rows: Vec<Row>) {
     }
 }
 
-fn code(code: i32) -> Ended {
-    Ended::Exit(Exit::Code(code))
+fn code(code: i32) -> ProcessEnd {
+    ProcessEnd::Exit(Exit::Code(code))
 }
 
-fn signal(signal: i32) -> Ended {
-    Ended::Exit(Exit::Signal(signal))
+fn signal(signal: i32) -> ProcessEnd {
+    ProcessEnd::Exit(Exit::Signal(signal))
 }
 
 fn failed(outcome: Outcome) -> Failure {
@@ -50,8 +50,8 @@ fn failed(outcome: Outcome) -> Failure {
 
 #[test]
 fn program() {
-    let answer = |ended: Ended, said, oom, stderr| failed(program::answer(&ended, said, oom, stderr));
-    let server = |ended: Ended, oom| program::server_end(&ended, oom);
+    let answer = |ended: ProcessEnd, said, oom, stderr| failed(program::answer(&ended, said, oom, stderr));
+    let server = |ended: ProcessEnd, oom| program::server_end(&ended, oom);
     check(vec![
         ("it failed", answer(code(3), true, false, ""), AgentError, YES, Some("exit code 3")),
         ("with words", answer(code(3), true, false, "no"), AgentError, YES, Some("exit code 3\nno")),
@@ -83,8 +83,14 @@ fn program() {
         ("a shell's program killed", answer(code(137), true, false, ""), AgentError, YES, Some("exit code 137")),
         ("failed beside a kill", answer(code(1), true, true, ""), AgentError, YES, Some("exit code 1")),
         ("crashed beside a kill", answer(signal(11), true, true, ""), WorkerExited, YES, None),
-        ("no status", answer(Ended::Unknown(None), true, false, ""), Internal, YES, Some("the exit status is unknown")),
-        ("odd", answer(Ended::Otherwise("odd".into()), true, false, ""), WorkerExited, YES, Some("odd")),
+        (
+            "no status",
+            answer(ProcessEnd::Unknown(None), true, false, ""),
+            Internal,
+            YES,
+            Some("the exit status is unknown"),
+        ),
+        ("odd", answer(ProcessEnd::Otherwise("odd".into()), true, false, ""), WorkerExited, YES, Some("odd")),
         (
             "no program",
             program::not_started("x", "no such file"),
@@ -116,13 +122,13 @@ fn program() {
     assert_eq!(answer(code(0), false, false, "").message, "The agent gave no answer.");
     assert_eq!(server(code(1), false).message, WorkerExited.client_message());
     for ended in [Exit::Code(0), Exit::Code(3), Exit::Signal(11)] {
-        assert_eq!(answer(Ended::Exit(ended), false, false, "").exit, Some(ended), "kept for the termination log");
+        assert_eq!(answer(ProcessEnd::Exit(ended), false, false, "").exit, Some(ended), "kept for the termination log");
     }
 }
 
 #[test]
 fn process() {
-    let end = |ended: Ended, oom, stderr| process::end(&ended, oom, stderr);
+    let end = |ended: ProcessEnd, oom, stderr| process::end(&ended, oom, stderr);
     check(vec![
         ("left", end(code(0), false, ""), WorkerExited, YES, Some("exit code 0")),
         (
@@ -141,18 +147,18 @@ fn process() {
         ("left after a kill", end(code(0), true, ""), WorkerExited, YES, Some("exit code 0")),
         (
             "no status",
-            end(Ended::Unknown(Some("x".into())), true, ""),
+            end(ProcessEnd::Unknown(Some("x".into())), true, ""),
             WorkerExited,
             YES,
             Some("its exit status could not be had: x"),
         ),
-        ("odd", end(Ended::Otherwise("odd".into()), true, ""), WorkerExited, YES, Some("odd")),
+        ("odd", end(ProcessEnd::Otherwise("odd".into()), true, ""), WorkerExited, YES, Some("odd")),
         ("of a former run", process::of_a_former_run(), WorkerExited, YES, Some("lastword was restarted")),
     ]);
     use std::os::unix::process::ExitStatusExt;
     // As wait(2) tells it: a code in the second byte, a signal in the first.
     for (status, ended) in [(0, code(0)), (3 << 8, code(3)), (11, signal(11))] {
-        assert_eq!(Ended::from(std::process::ExitStatus::from_raw(status)), ended);
+        assert_eq!(ProcessEnd::from(std::process::ExitStatus::from_raw(status)), ended);
     }
 }
 
@@ -160,7 +166,7 @@ const PLACE: Place = Place { pod: "bot-1", node: Some("node-1") };
 
 #[test]
 fn container() {
-    let ended = |exit_code, reason, message| ContainerEnded {
+    let ended = |exit_code, reason, message| ContainerEnd {
         container: "agent",
         exit_code,
         signal: None,
@@ -399,15 +405,15 @@ fn start() {
 #[test]
 fn lease() {
     use LeasePhase::{Draining, Live, Starting};
-    let record = |phase, stop: Option<(Reason, bool)>| Record {
+    let record = |phase, stop: Option<(Reason, bool)>| LeaseRecord {
         phase,
         stop: stop.map(|(reason, recorded)| Stop { reason, recorded }),
         start: Some(StartCause { reason: Some(ImagePull), detail: Some("no such image".into()) }),
     };
     let found = |reason| Failure::detailed(reason, "found");
-    let ends = |record: &Record, reason, ground| lease::known_better(record, &found(reason), ground);
-    let newer = Record { start: Some(StartCause { reason: None, detail: None }), ..record(Starting, None) };
-    let unhindered = Record { start: None, ..record(Starting, None) };
+    let ends = |record: &LeaseRecord, reason, ground| lease::known_better(record, &found(reason), ground);
+    let newer = LeaseRecord { start: Some(StartCause { reason: None, detail: None }), ..record(Starting, None) };
+    let unhindered = LeaseRecord { start: None, ..record(Starting, None) };
     let by_proof = |phase, stop, reason| ends(&record(phase, stop), reason, Ground::Proof);
     let by_silence = |phase, stop, reason| ends(&record(phase, stop), reason, Ground::Silence);
     check(vec![

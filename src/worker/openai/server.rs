@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::turn::cause;
-use crate::turn::cause::process::Ended;
+use crate::turn::cause::process::ProcessEnd;
 use crate::turn::terminal::Failure;
 use crate::worker::environment::agent_command;
 use crate::worker::error::WorkerError;
@@ -44,7 +44,7 @@ impl ModelServer {
         let task = tokio::spawn(async move {
             tokio::select! {
                 () = process.exited() => {
-                    let ended = process.wait().await.map_or(Ended::Unknown(None), Ended::from);
+                    let ended = process.wait().await.map_or(ProcessEnd::Unknown(None), ProcessEnd::from);
                     let _ = tell.send(Some(cause::program::server_end(&ended, oom::kills() > kills)));
                     // The task lives on with the channel, so that those who ask later learn of it too.
                     stopped.cancelled().await;

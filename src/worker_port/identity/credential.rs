@@ -48,7 +48,7 @@ impl FromRequestParts<WorkerPort> for AuthenticatedWorker {
         if let Some(terms) = port.verified.get(&credential, incarnation) {
             return Ok(AuthenticatedWorker { incarnation, terms });
         }
-        let terms = port.store.authenticate_worker(&credential, incarnation).await?.map_err(refused)?;
+        let terms = port.store.authenticate_worker(&credential, incarnation).await.map_err(refused)?;
         port.verified.insert(&credential, incarnation, terms.clone());
         Ok(AuthenticatedWorker { incarnation, terms })
     }
@@ -59,6 +59,7 @@ pub(in crate::worker_port) fn refused(error: ConnectError) -> Problem {
     match error {
         ConnectError::Forbidden => Problem::new(StatusCode::FORBIDDEN, "unknown worker credential"),
         ConnectError::Dead => gone(),
+        ConnectError::Store(error) => error.into(),
     }
 }
 

@@ -16,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::token::ReviewError;
 use crate::problem::Problem;
-use crate::store::PodSession;
+use crate::store::CredentialExchange;
 use crate::wire::{Credential, IssuedCredential};
 use crate::worker_port::WorkerPort;
 
@@ -49,30 +49,30 @@ pub(in crate::worker_port) async fn exchange_token(
         *fresh.lock().unwrap_or_else(PoisonError::into_inner) = Some(credential);
         hash
     };
-    let granted = port.store.session_of_pod(&reference, &pod.uid, hash).await?;
+    let granted = port.store.exchange_credential_of_pod(&reference, &pod.uid, hash).await?;
     let credential = fresh.into_inner().unwrap_or_else(PoisonError::into_inner);
     match (granted, credential) {
-        (PodSession::Granted(start), Some(credential)) => {
+        (CredentialExchange::Granted(start), Some(credential)) => {
             tracing::info!(pod = reference, %start, "pod {reference} has shown who it is");
             let mut answer = Json(IssuedCredential { credential: credential.reveal() }).into_response();
             answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
             Ok(answer)
         }
-        (PodSession::NotRecorded, _) => {
+        (CredentialExchange::NotRecorded, _) => {
             let problem = Problem::new(StatusCode::TOO_EARLY, "this pod is not recorded yet; ask again");
             let mut answer = problem.into_response();
             answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             Ok(answer)
         }
-        (PodSession::Dead, _) => Err(Problem::new(StatusCode::GONE, "this pod's lease is dead; stop")),
-        (PodSession::Begun, _) => {
+        (CredentialExchange::Dead, _) => Err(Problem::new(StatusCode::GONE, "this pod's lease is dead; stop")),
+        (CredentialExchange::AlreadyConnected, _) => {
             tracing::warn!(
                 pod = reference,
                 "pod {reference} asked for another credential: not by its adapter, which has one"
             );
             Err(Problem::new(StatusCode::GONE, "this pod has used its credential, and is given no other"))
         }
-        (PodSession::Unknown | PodSession::Granted(_), _) => {
+        (CredentialExchange::Unknown | CredentialExchange::Granted(_), _) => {
             tracing::warn!(pod = reference, "pod {reference} is no worker of ours");
             Err(Problem::new(StatusCode::FORBIDDEN, "this pod is no worker"))
         }

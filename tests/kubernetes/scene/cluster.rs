@@ -105,7 +105,7 @@ impl Cluster {
 
     /// Waits until both Deployments are as they should be.
     pub async fn settled(&self) {
-        for worker_group in [GATEWAY, CONTROLLER] {
+        for deployment in [GATEWAY, CONTROLLER] {
             let target = format!("deploy/{deployment}");
             command("kubectl", &["-n", SYSTEM, "rollout", "status", &target, "--timeout=120s"]).await;
         }

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use lastword::crd::{AgentTurn, AgentTurnStatus, Phase};
+use lastword::crd::{AgentTurn, AgentTurnStatus};
+use lastword::turn::phase::Phase;
 
 use super::place::{Place, sketch};
 use super::{BOUND, until};

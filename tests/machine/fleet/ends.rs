@@ -51,7 +51,7 @@ fn a_death_during_an_outage_is_told_after_it() {
         // The first attempt to report it is made at once, and has no database.
         assert!(scene.store.ping().await.is_err());
         server.resume().await.expect("Postgres is back");
-        let failure = eventually("the turn ends", async || scene.store.record(turn).await.ok()??.failure).await;
+        let failure = eventually("the turn ends", async || scene.store.turn_record(turn).await.ok()??.failure).await;
         assert_eq!((failure.reason, failure.detail.as_deref()), (Reason::WorkerExited, Some("signal 9 (SIGKILL)")));
         scene.end().await;
     });
@@ -126,7 +126,7 @@ async fn the_workers_of_a_former_boot_are_failed_at_once(db: Db) {
         starts.push(start.start_id);
     }
     assert_eq!(fail_former_boots(store, "here", now).await.expect("failed"), 1);
-    let left: Vec<StartId> = store.workers().await.expect("workers").iter().map(|w| w.start_id).collect();
+    let left: Vec<StartId> = store.living_workers().await.expect("workers").iter().map(|w| w.start_id).collect();
     assert_eq!(left, starts[1..]);
     assert_eq!(fail_former_boots(store, "here", now).await.expect("failed"), 0);
 }

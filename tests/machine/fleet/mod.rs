@@ -80,19 +80,19 @@ impl Scene {
 
     /// Waits for the turn's failure.
     async fn failure(&self, turn: TurnId) -> Failure {
-        eventually("the turn ends", async || self.store.record(turn).await.expect("a record")?.failure).await
+        eventually("the turn ends", async || self.store.turn_record(turn).await.expect("a record")?.failure).await
     }
 
     async fn worker(&self, is: impl Fn(&Lease) -> bool) -> Lease {
         eventually("there is such a worker", async || {
-            self.store.workers().await.expect("workers").into_iter().find(|w| is(w))
+            self.store.living_workers().await.expect("workers").into_iter().find(|w| is(w))
         })
         .await
     }
 
     async fn nobody_left(&self) {
         eventually("no worker is left", async || {
-            self.store.workers().await.expect("workers").is_empty() && self.runtime.running().await.is_empty()
+            self.store.living_workers().await.expect("workers").is_empty() && self.runtime.running().await.is_empty()
         })
         .await;
     }
@@ -110,7 +110,7 @@ impl Scene {
     async fn connect(&self, credential: &str) -> Incarnation {
         let (incarnation, credential) = (Incarnation::new(), Credential::parse(credential).expect("a credential"));
         let connected = self.store.connect_worker(&credential, incarnation, GatewayId::new(), Uuid::now_v7(), 1, false);
-        connected.await.expect("the database answers").expect("connects");
+        connected.await.expect("connects");
         incarnation
     }
 

@@ -35,7 +35,7 @@ async fn a_turn_brings_a_worker_within_moments_and_the_end_of_the_fleet_takes_it
     assert_eq!(scene.runtime.running().await, [lease.start_id], "one worker a conversation");
     let store = scene.store.clone();
     scene.end().await;
-    assert!(store.workers().await.expect("workers").is_empty(), "its death was reported");
+    assert!(store.living_workers().await.expect("workers").is_empty(), "its death was reported");
     assert!(!Path::new(&format!("/proc/{pid}")).exists());
 }
 
@@ -75,7 +75,7 @@ async fn a_changed_agent_gets_new_workers(db: Db) {
     let new = scene.worker(|w| w.generation == 2).await;
     assert_ne!(new.start_id, old.start_id);
     eventually("the old one is gone", async || !scene.runtime.running().await.contains(&old.start_id)).await;
-    let record = scene.store.record(turn).await.expect("a record").expect("the turn");
+    let record = scene.store.turn_record(turn).await.expect("a record").expect("the turn");
     assert!(record.open, "a deliberate stop fails no turn that waits: {:?}", record.failure);
     scene.end().await;
 }
@@ -89,7 +89,7 @@ async fn the_newest_turns_beyond_the_queue_are_shed(db: Db) {
     }
     assert_eq!(scene.failure(turns[2]).await.reason, Reason::QuotaExceeded);
     for kept in &turns[..2] {
-        assert!(scene.store.record(*kept).await.expect("a record").expect("the turn").open);
+        assert!(scene.store.turn_record(*kept).await.expect("a record").expect("the turn").open);
     }
     scene.end().await;
 }

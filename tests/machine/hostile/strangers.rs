@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use lastword::gateway::{AuthMode, GatewayConfig, GatewayError, Listeners};
 use lastword::store::NewStart;
-use lastword::store::keys::{self, Role};
+use lastword::store::keys::{self, KeyRole};
 use lastword::turn::frame::Frame;
 use lastword::wire::{FinishResult, GoodbyePhase};
 use reqwest::{Method, StatusCode};
@@ -27,10 +27,10 @@ crate::newest! {
 /// A conversation's owner, another user, an operator, and another organization's operator.
 async fn what_belongs_to_others_does_not_exist(db: Db) {
     let gateway = Gateway::with(db.options(), |c| c.auth = AuthMode::Keys).await;
-    let ada = gateway.client_with(&api_key(&db.store, ORGANIZATION, "ada", Role::User).await.1);
-    let bob = gateway.client_with(&api_key(&db.store, ORGANIZATION, "bob", Role::User).await.1);
-    let operator = gateway.client_with(&api_key(&db.store, ORGANIZATION, "op", Role::Operator).await.1);
-    let foreign = gateway.client_with(&api_key(&db.store, "elsewhere", "ada", Role::Operator).await.1);
+    let ada = gateway.client_with(&api_key(&db.store, ORGANIZATION, "ada", KeyRole::User).await.1);
+    let bob = gateway.client_with(&api_key(&db.store, ORGANIZATION, "bob", KeyRole::User).await.1);
+    let operator = gateway.client_with(&api_key(&db.store, ORGANIZATION, "op", KeyRole::Operator).await.1);
+    let foreign = gateway.client_with(&api_key(&db.store, "elsewhere", "ada", KeyRole::Operator).await.1);
     let turn = ada.submit("c", "m", "hello").await;
     let id = turn.turn_id;
     let paths = [
@@ -112,8 +112,8 @@ async fn a_worker_says_nothing_of_anothers_turn(db: Db) {
 /// A revoked key is refused within a second, and the streams that it opened end.
 async fn a_revoked_key_ends_within_a_second(db: Db) {
     let gateway = Gateway::with(db.options(), |c| c.auth = AuthMode::Keys).await;
-    let (id, key) = api_key(&db.store, ORGANIZATION, "ada", Role::User).await;
-    let (_, other) = api_key(&db.store, ORGANIZATION, "ada", Role::User).await;
+    let (id, key) = api_key(&db.store, ORGANIZATION, "ada", KeyRole::User).await;
+    let (_, other) = api_key(&db.store, ORGANIZATION, "ada", KeyRole::User).await;
     let (revoked, kept) = (gateway.client_with(&key), gateway.client_with(&other));
     let turn = revoked.submit("c", "m", "hello").await;
     let mut lost = [revoked.session("c", None).await, revoked.turn_stream(turn.turn_id, None).await];
@@ -125,7 +125,7 @@ async fn a_revoked_key_ends_within_a_second(db: Db) {
     })
     .await;
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
-    db.store.keys_changed().await;
+    db.store.notify_keys_changed().await;
     for stream in &mut lost {
         assert_eq!(stream.rest().await.1, End::Aborted);
     }

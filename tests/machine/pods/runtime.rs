@@ -52,7 +52,7 @@ async fn runtime(db: &Db) -> (ApiServer, PodRuntime) {
 }
 
 async fn uid(db: &Db, start: StartId) -> Option<String> {
-    db.store.pod_of(start).await.expect("answers").expect("alive").uid
+    db.store.pod_of_start(start).await.expect("answers").expect("alive").uid
 }
 
 async fn a_start_makes_one_pod(db: Db) {

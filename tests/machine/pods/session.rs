@@ -77,7 +77,7 @@ async fn a_token_is_good_for_its_own_pod(db: Db) {
     let mut worker = FakeWorker::new(&db.store, kubernetes).await;
     let good = format!("pod.bot-1.{UID}");
     assert_eq!(ask(&gateway, &good).await.0, StatusCode::TOO_EARLY, "not recorded yet");
-    assert!(db.store.record_pod(worker.credential.start, UID, 30).await.expect("answers"));
+    assert!(db.store.record_pod_of_start(worker.credential.start, UID, 30).await.expect("answers"));
     for (token, status) in [
         ("garbage", 401),
         ("other.audience.token", 401),
@@ -127,7 +127,7 @@ async fn in_a_pod(db: Db, command: &[&str]) {
     std::fs::write(&file, format!("pod.bot-1.{UID}\n")).expect("written");
     eventually("it asks", async || reviewer.reviews.load(Ordering::Relaxed) > 0).await;
     assert!(worker.try_wait().expect("a child").is_none(), "425 is no reason to leave");
-    assert!(db.store.record_pod(row.credential.start, UID, 30).await.expect("answers"));
+    assert!(db.store.record_pod_of_start(row.credential.start, UID, 30).await.expect("answers"));
     let client = gateway.client();
     let turn = client.submit("c", "m", "hello there").await;
     assert_eq!(db.ending(turn.turn_id).await, "reply");

@@ -169,8 +169,13 @@ async fn a_list_from_before_an_arm_cancels_nothing(db: Db) {
     held.notify_one();
 
     // The next list, whose answer cancels what is gone by now, came after that one's.
-    let known =
-        scene.db.text("SELECT turn_id FROM object WHERE name = 'known'").await.expect("tied").parse().expect("an id");
+    let known = scene
+        .db
+        .text("SELECT turn_id FROM agent_turn WHERE name = 'known'")
+        .await
+        .expect("tied")
+        .parse()
+        .expect("an id");
     scene.cut(|server| drop(server.lock().objects.remove("known"))).await;
     scene.cancelled(known).await;
     assert!(scene.open(late).await);

@@ -44,7 +44,7 @@ impl Drop for Scene {
 async fn scene(db: &Db) -> Scene {
     let gateway = Gateway::start(db).await;
     let mut worker = FakeWorker::new(&db.store, kubernetes).await;
-    assert!(db.store.record_pod(worker.credential.start, UID, 30).await.expect("answers"));
+    assert!(db.store.record_pod_of_start(worker.credential.start, UID, 30).await.expect("answers"));
     worker.connect(&gateway, &[]).await;
     let turn = gateway.client().submit("c", "m", "hello").await.turn_id;
     worker.this_turn(turn).await;
@@ -112,7 +112,7 @@ async fn a_deletion_is_a_drain(db: Db) {
     scene.server.put(deleted.clone());
     let Some(lastword::wire::ToWorker::Drain { seconds }) = scene.worker.line().await else { panic!("a drain") };
     assert!((290..=300).contains(&seconds), "{seconds}");
-    assert_eq!(db.store.stop_reason(scene.worker.incarnation).await.expect("answers"), Some(Reason::Evicted));
+    assert_eq!(db.store.stop_reason_of_worker(scene.worker.incarnation).await.expect("answers"), Some(Reason::Evicted));
     // A graceful agent: nothing fails while it drains in time.
     scene.worker.reply(&[scene.turn], "in time").await.expect("taken");
     assert_eq!(db.ending(scene.turn).await, "reply");
@@ -126,7 +126,7 @@ async fn a_deletion_by_force_is_a_short_drain(db: Db) {
     scene.server.remove("bot-1");
     let Some(lastword::wire::ToWorker::Drain { seconds }) = scene.worker.line().await else { panic!("a drain") };
     assert!(seconds <= 2, "{seconds}");
-    assert_eq!(db.store.stop_reason(scene.worker.incarnation).await.expect("answers"), Some(Reason::Deleted));
+    assert_eq!(db.store.stop_reason_of_worker(scene.worker.incarnation).await.expect("answers"), Some(Reason::Deleted));
     assert!(scene.deaths.try_recv().is_err(), "its end was not seen");
 }
 
@@ -146,6 +146,6 @@ async fn news_waits_for_the_database_that_knows_the_pod(db: Db) {
     tokio::spawn(pods.clone().clean_up(leadership.clone(), scene.shutdown.clone()));
     eventually("a watch", async || scene.server.watched()).await;
     assert!(tokio::time::timeout(Duration::from_millis(100), scene.deaths.recv()).await.is_err());
-    assert!(db.store.record_pod(scene.worker.credential.start, UID, 30).await.expect("answers"));
+    assert!(db.store.record_pod_of_start(scene.worker.credential.start, UID, 30).await.expect("answers"));
     assert_eq!(scene.death().await, Reason::OutOfMemory);
 }

@@ -73,7 +73,7 @@ async fn a_turn_that_arrives_with_the_shutdown_is_no_clean_end(db: Db) {
     // Another replica arms it, and the notice is still on its way.
     let mut arm = actors::arm("c");
     (arm.organization, arm.user) = ("default".into(), "local".into());
-    db.store.arm(arm).await.expect("the database answers").expect("armed");
+    db.store.arm(arm).await.expect("armed");
     gateway.begin_shutdown();
     assert_eq!(session.rest().await.1, End::Aborted);
 }

@@ -180,7 +180,7 @@ async fn a_reply_waits_for_days_and_over_a_restart_until_its_retention(db: Db) {
         db.all_delivered().await;
     }
     let retention = Retention { turn_seconds: 3600, ..Retention::default() };
-    assert_eq!(db.store.prune(&retention).await.expect("prunes"), 2);
+    assert_eq!(db.store.prune_past_retention(&retention).await.expect("prunes"), 2);
     let path = "/v1/conversations/c/events";
     assert_eq!(client.stream(path, Some(&seen.cursor)).await.err(), Some(StatusCode::GONE));
     assert_eq!(client.stream(path, Some(&done)).await.err(), Some(StatusCode::GONE), "the second is lost to it");
@@ -194,14 +194,14 @@ async fn a_reply_waits_for_days_and_over_a_restart_until_its_retention(db: Db) {
     session.until("complete").await;
     let done = session.last_id.clone().expect("a cursor");
     db.sql("UPDATE terminal SET ended_at = ended_at - interval '5 days'").await;
-    db.store.prune(&retention).await.expect("prunes");
+    db.store.prune_past_retention(&retention).await.expect("prunes");
     drop(session);
     assert!(client.stream(path, Some(&done)).await.is_ok());
 
     // The conversation itself goes another retention later. Who comes back to it is told, and makes no new one.
     eventually("its sessions are over", async || db.count("session").await == 0).await;
     db.sql("UPDATE conversation SET empty_since = empty_since - interval '5 days'").await;
-    db.store.prune(&retention).await.expect("prunes");
+    db.store.prune_past_retention(&retention).await.expect("prunes");
     assert_eq!(db.count("conversation").await, 0);
     assert_eq!(client.stream(path, Some(&seen.cursor)).await.err(), Some(StatusCode::GONE));
     assert_eq!(client.stream(path, Some("nonsense")).await.err(), Some(StatusCode::BAD_REQUEST));

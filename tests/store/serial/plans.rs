@@ -22,8 +22,8 @@ async fn planned_while_there_was_nothing(db: &Db) {
     let others = backends(db).await;
     let early = measured(db, PoolSizes { general: 3, vital: 1 });
     let read = async |store: &Store, turn: TurnId| {
-        store.head(turn).await.expect("reads");
-        store.view(turn).await.expect("reads");
+        store.turn_head(turn).await.expect("reads");
+        store.turn_view(turn).await.expect("reads");
         store.read_log(turn, 0, 100).await.expect("reads");
     };
     read(&early, TurnId::new()).await;

@@ -163,11 +163,16 @@ async fn readers(judge: &mut Judge<'_>) {
     let conversation = |i: usize| ConversationId(filled(2, 1000 + i));
     let turn = |i: usize| TurnId(filled(1, 1000 + i));
     // With the count of what each of 2,000 has in hand.
-    judge.within(20_000, "workers", async |store, _| assert!(store.workers().await.expect("reads").len() > 1999)).await;
+    judge
+        .within(20_000, "workers", async |store, _| assert!(store.living_workers().await.expect("reads").len() > 1999))
+        .await;
     judge
         .verb("views", async |store, i| {
-            assert!(store.views(&[(conversation(i), 0), (conversation(90 + i), 2)]).await.expect("reads").len() >= 6);
-            assert!(store.view(turn(i)).await.expect("reads").is_some());
+            assert!(
+                store.turn_views_after(&[(conversation(i), 0), (conversation(90 + i), 2)]).await.expect("reads").len()
+                    >= 6
+            );
+            assert!(store.turn_view(turn(i)).await.expect("reads").is_some());
         })
         .await;
     judge
@@ -175,19 +180,20 @@ async fn readers(judge: &mut Judge<'_>) {
         .await;
     judge
         .verb("backlog", async |store, i| {
-            let before = store.backlog("big", &format!("a{i}"), &format!("c{i}"), 100).await.expect("reads");
+            let before =
+                store.backlog_before_turn("big", &format!("a{i}"), &format!("c{i}"), 100).await.expect("reads");
             assert!(before.queued == 101 && before.open > 0, "{before:?}");
         })
         .await;
-    judge.verb("record", async |store, i| assert!(store.record(turn(i)).await.expect("reads").is_some())).await;
+    judge.verb("record", async |store, i| assert!(store.turn_record(turn(i)).await.expect("reads").is_some())).await;
     judge
         .verb("history", async |store, i| {
-            assert!(!store.history(conversation(i), None, 50).await.expect("reads").is_empty());
+            assert!(!store.conversation_history(conversation(i), None, 50).await.expect("reads").is_empty());
         })
         .await;
     judge
         .verb("exchanges", async |store, i| {
-            store.exchanges(conversation(i), i64::MAX, 20).await.expect("reads");
+            store.conversation_exchanges(conversation(i), i64::MAX, 20).await.expect("reads");
         })
         .await;
     let limit = |filter: ListFilter| ListFilter { limit: 50, ..filter };
@@ -195,7 +201,7 @@ async fn readers(judge: &mut Judge<'_>) {
         .within(1_000, "list", async |store, i| {
             assert_eq!(
                 store
-                    .list("big", &limit(ListFilter { before: Some(turn(100_000 + i)), ..Default::default() }))
+                    .list_turns("big", &limit(ListFilter { before: Some(turn(100_000 + i)), ..Default::default() }))
                     .await
                     .expect("reads")
                     .len(),
@@ -207,7 +213,7 @@ async fn readers(judge: &mut Judge<'_>) {
         .within(8_000, "list of an agent", async |store, i| {
             let agent = Some(format!("a{i}"));
             assert_eq!(
-                store.list("big", &limit(ListFilter { agent, ..Default::default() })).await.expect("reads").len(),
+                store.list_turns("big", &limit(ListFilter { agent, ..Default::default() })).await.expect("reads").len(),
                 50
             );
         })
@@ -217,7 +223,7 @@ async fn readers(judge: &mut Judge<'_>) {
             let conversation = Some(format!("c{}", 5000 + i));
             assert_eq!(
                 store
-                    .list("big", &limit(ListFilter { conversation, ..Default::default() }))
+                    .list_turns("big", &limit(ListFilter { conversation, ..Default::default() }))
                     .await
                     .expect("reads")
                     .len(),
@@ -232,8 +238,8 @@ async fn readers(judge: &mut Judge<'_>) {
         judge
             .within(5_000, &format!("list of {phase}"), async |store, _| {
                 let filter =
-                    limit(ListFilter { phase: Some(phase.into()), before: Some(newest[phase]), ..Default::default() });
-                assert_eq!(store.list("big", &filter).await.expect("reads").len(), 50, "{phase}");
+                    limit(ListFilter { phase: phase.parse().ok(), before: Some(newest[phase]), ..Default::default() });
+                assert_eq!(store.list_turns("big", &filter).await.expect("reads").len(), 50, "{phase}");
             })
             .await;
     }
@@ -247,9 +253,9 @@ async fn loops(judge: &mut Judge<'_>) {
             .await;
         let rows = store.take_deliveries("api", GatewayId::new(), 30, 20).await.expect("takes");
         assert_eq!(rows.len(), 20);
-        store.put_back(&rows[..10]).await.expect("puts back");
+        store.put_back_deliveries(&rows[..10]).await.expect("puts back");
         let shown: Vec<TurnId> = rows[10..].iter().map(|r| r.turn_id).collect();
-        store.delivered("api", &shown).await.expect("removes");
+        store.remove_deliveries("api", &shown).await.expect("removes");
     })
     .await;
     judge
@@ -260,7 +266,7 @@ async fn loops(judge: &mut Judge<'_>) {
                 "UPDATE marker SET guard_until = clock_timestamp() - interval '1 s' WHERE turn_id = '{turn}'"
             ))
             .await;
-            assert_eq!(store.take_unguarded(GatewayId::new(), 30).await.expect("takes").len(), 1);
+            assert_eq!(store.take_unguarded_turns(GatewayId::new(), 30).await.expect("takes").len(), 1);
         })
         .await;
     judge
@@ -277,7 +283,7 @@ async fn loops(judge: &mut Judge<'_>) {
             let id = filled(4, 2000 + i);
             db.sql(format!("UPDATE terminal SET ended_at = ended_at - interval '60 days' WHERE turn_id = '{id}'"))
                 .await;
-            assert_eq!(store.prune(&Retention::default()).await.expect("prunes"), 1);
+            assert_eq!(store.prune_past_retention(&Retention::default()).await.expect("prunes"), 1);
         })
         .await;
     judge
@@ -285,16 +291,20 @@ async fn loops(judge: &mut Judge<'_>) {
             let name = format!("empty{i}");
             store.open_conversation("big", &name, "ada").await.expect("opens");
             db.sql("UPDATE conversation SET empty_since = empty_since - interval '60 days' WHERE organization = 'big' AND empty_since IS NOT NULL").await;
-            store.prune(&Retention::default()).await.expect("prunes");
+            store.prune_past_retention(&Retention::default()).await.expect("prunes");
             assert!(store.conversation("big", &name).await.expect("reads").is_none());
         })
         .await;
     // Walks over all that waits for an agent, since nothing is beyond its limit: some 8,750 here.
     judge
         .within(5_000, "shed", async |store, i| {
-            assert_eq!(store.shed("big", &format!("a{i}"), 1_000_000).await.expect("sheds"), 0);
+            assert_eq!(store.shed_queue_of_agent("big", &format!("a{i}"), 1_000_000).await.expect("sheds"), 0);
         })
         .await;
     // Looks for 36 heads of each of the hundred agents, and finds one among seven that wait behind another.
-    judge.within(400_000, "demand", async |store, _| assert!(!store.demand().await.expect("reads").is_empty())).await;
+    judge
+        .within(400_000, "demand", async |store, _| {
+            assert!(!store.demand_of_worker_groups().await.expect("reads").is_empty())
+        })
+        .await;
 }

@@ -1,16 +1,16 @@
-//! Output: the turn's log, appended in pieces, fenced by marker and incarnation.
+//! Append: a turn's log, written in pieces. Only the worker that the turn's marker names may append to it.
 
 use std::collections::HashMap;
 
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
-use super::batch::Verb as BatchVerb;
+use super::batch::BatchedVerb;
 use super::{Store, StoreError};
 use crate::turn::frame::{Frame, Span};
 use crate::turn::keys::{Incarnation, TurnId};
 
-/// A row of the log takes no further frame beyond this many bytes.
+/// A row of the log that has more bytes than this takes no further frame.
 const ROW_BYTES: usize = 1024 * 1024;
 /// One reading of a log ends with the row that takes it beyond this many bytes.
 const READ_BYTES: i64 = 4 * 1024 * 1024;
@@ -20,22 +20,25 @@ const READ_BYTES: i64 = 4 * 1024 * 1024;
 pub struct Append {
     pub turn_id: TurnId,
     pub incarnation: Incarnation,
-    /// May overlap what is durable; the overlap is cut off.
+    /// The frames and their place in the log. May overlap what is durable; the overlap is cut off.
     pub span: Span,
 }
 
 /// Why a piece was not appended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
-    /// The turn is not (any more) in this worker's hand.
+    /// The turn's marker does not name this worker, or not any more.
     #[error("the turn is not held by this worker")]
     NotHeld,
-    /// Something between here and the piece is missing.
+    /// The log is durable up to this offset only, and the piece begins behind it.
     #[error("the log is durable up to {0} only")]
     Gap(u64),
+    /// Not known to be appended: append again.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
-/// A piece to insert; the caller holds the marker's lock and knows that it fits.
+/// A piece to insert. The caller holds the marker's lock and has checked that the piece begins where the log ends.
 pub(super) struct Piece {
     pub turn_id: TurnId,
     pub span: Span,
@@ -43,11 +46,11 @@ pub(super) struct Piece {
 
 impl Store {
     /// Appends to a turn's log and answers with the log's durable end.
-    pub async fn append(&self, append: Append) -> Result<Result<u64, AppendError>, StoreError> {
-        self.output.call(append).await
+    pub async fn append_output(&self, append: Append) -> Result<u64, AppendError> {
+        self.output.call(append).await?
     }
 
-    /// Where the durable logs of these turns end; turns without output are absent.
+    /// Where the durable logs of these turns end. Turns without output are absent.
     pub async fn log_ends(&self, turns: &[TurnId]) -> Result<HashMap<TurnId, u64>, StoreError> {
         let ids: Vec<Uuid> = turns.iter().map(|t| t.0).collect();
         let rows =
@@ -58,7 +61,7 @@ impl Store {
         rows.iter().map(|row| Ok((TurnId(row.try_get("turn_id")?), row.try_get::<i64, _>("log_end")? as u64))).collect()
     }
 
-    /// Reads a turn's log from `offset` on, at most about `max_rows` stored pieces of it, and about [`READ_BYTES`].
+    /// Reads a turn's log from `offset` on: at most `max_rows` rows of it and about [`READ_BYTES`].
     pub async fn read_log(&self, turn: TurnId, offset: u64, max_rows: u32) -> Result<Span, StoreError> {
         let rows = sqlx::query(
             "SELECT start_at, frames FROM (
@@ -86,15 +89,16 @@ impl Store {
     }
 }
 
+/// Reads a row's `frames`.
 pub(super) fn decode(frames: &str) -> Result<Vec<Frame>, StoreError> {
     serde_json::from_str(frames)
         .map_err(|e| StoreError::Refused(format!("a stored piece of a log is unreadable: {e}").into()))
 }
 
 #[derive(Clone)]
-pub(super) struct Verb;
+pub(super) struct AppendVerb;
 
-impl BatchVerb for Verb {
+impl BatchedVerb for AppendVerb {
     type Item = Append;
     type Answer = Result<u64, AppendError>;
 
@@ -144,7 +148,7 @@ impl BatchVerb for Verb {
     }
 }
 
-/// A piece's frames by rows of about [`ROW_BYTES`]: usually one.
+/// The frames of a piece, in as many rows as [`ROW_BYTES`] makes of them: usually one.
 fn in_rows(frames: &[Frame]) -> Vec<&[Frame]> {
     let (mut rows, mut begin, mut bytes) = (Vec::new(), 0, 0);
     for (i, frame) in frames.iter().enumerate() {
@@ -158,7 +162,7 @@ fn in_rows(frames: &[Frame]) -> Vec<&[Frame]> {
     rows
 }
 
-/// Inserts pieces whose place the caller has checked under the marker's lock.
+/// Inserts pieces, see [`Piece`].
 pub(super) async fn insert(tx: &mut PgConnection, pieces: &[Piece]) -> Result<(), StoreError> {
     if pieces.is_empty() {
         return Ok(());
@@ -188,7 +192,7 @@ pub(super) async fn insert(tx: &mut PgConnection, pieces: &[Piece]) -> Result<()
     Ok(())
 }
 
-/// Copies whole logs from one turn to another, replacing what the other had.
+/// Copies whole logs from one turn to another (`from_to`), in place of what the other had.
 pub(super) async fn copy(tx: &mut PgConnection, from_to: &[(TurnId, TurnId)]) -> Result<(), StoreError> {
     let from: Vec<Uuid> = from_to.iter().map(|p| p.0.0).collect();
     let to: Vec<Uuid> = from_to.iter().map(|p| p.1.0).collect();

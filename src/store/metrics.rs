@@ -1,4 +1,4 @@
-//! Figures for the metrics endpoint: one cheap look at the tables that say how Lastword fares.
+//! Metrics: how Lastword fares, read from the tables at each scrape and cheaply, so that every replica tells the same.
 
 use std::fmt::Write;
 
@@ -7,9 +7,9 @@ use sqlx::Row;
 use super::pool::bounded;
 use super::{Store, StoreError};
 
-/// What is in the store now.
+/// What the tables say now.
 #[derive(Debug, Clone, Default)]
-pub struct Figures {
+pub struct StoreMetrics {
     /// Open turns by phase: `guarding`, `waiting`, `claimed`.
     pub open_turns: Vec<(String, i64)>,
     /// Seconds that the oldest waiting turn has waited.
@@ -27,8 +27,8 @@ pub struct Figures {
 }
 
 impl Store {
-    /// Reads the figures.
-    pub async fn figures(&self) -> Result<Figures, StoreError> {
+    /// Reads the metrics.
+    pub async fn metrics(&self) -> Result<StoreMetrics, StoreError> {
         bounded(async {
         let mut connection = self.general.acquire().await?;
         let open_turns = sqlx::query_as("SELECT phase, count(*) FROM marker GROUP BY phase ORDER BY phase")
@@ -44,7 +44,7 @@ impl Store {
         )
         .fetch_all(&mut *connection)
         .await?;
-        // Each by its own partial index.
+        // Each of the two counts has a partial index of its own.
         let posts = sqlx::query_as(
             "SELECT 'due', count(*) FROM delivery WHERE state = 'ready' AND platform NOT IN ('api', 'kubernetes')
              UNION ALL
@@ -61,7 +61,7 @@ impl Store {
         )
         .fetch_one(&mut *connection)
         .await?;
-        Ok(Figures {
+        Ok(StoreMetrics {
             open_turns,
             workers,
             terminals_last_hour,
@@ -75,8 +75,8 @@ impl Store {
     }
 }
 
-impl Figures {
-    /// OpenMetrics text.
+impl StoreMetrics {
+    /// The metrics as OpenMetrics text.
     pub fn openmetrics(&self) -> String {
         let mut text = String::new();
         let mut gauge = |name: &str, help: &str, label: Option<&str>, samples: &[(String, f64)]| {

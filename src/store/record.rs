@@ -1,4 +1,5 @@
-//! Reading: what a session has yet to show, a turn's record, lists, and the history that is pushed with a turn.
+//! Records: all that is known of a turn, alone, by conversation or in an operator's list; and the history that is pushed to a
+//! worker with a turn.
 
 use std::collections::HashMap;
 
@@ -8,56 +9,18 @@ use sqlx::{PgConnection, QueryBuilder, Row};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::output::decode;
+use super::append::decode;
 use super::pool::bounded;
+use super::turn_view::failure;
 use super::{Store, StoreError, elect};
 use crate::turn::frame::Span;
 use crate::turn::keys::{ConversationId, Incarnation, TurnId};
-use crate::turn::reason::Reason;
+use crate::turn::phase::Phase;
 use crate::turn::terminal::Failure;
 use crate::wire::Exchange;
 
-/// Turns of one conversation that one look returns at the most.
-pub(crate) const MAX_VIEWED: i64 = 200;
-/// Text of the pushed history at the most, in bytes.
+/// The longest text of the history that is pushed with a turn, in bytes.
 const MAX_HISTORY_BYTES: usize = 512 * 1024;
-
-/// A turn as a stream sees it: open, or with its terminal.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TurnView {
-    pub turn_id: TurnId,
-    pub conversation_id: ConversationId,
-    pub number: i64,
-    pub message_id: String,
-    /// Who runs it, while it is open.
-    pub worker: Option<Incarnation>,
-    pub terminal: Option<Terminal>,
-}
-
-/// A terminal as it is rendered.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Terminal {
-    /// `None` for a reply.
-    pub failure: Option<Failure>,
-    /// The turn whose log holds the reply.
-    pub holder: TurnId,
-    pub end: u64,
-    /// How many turns the reply answers.
-    pub answers: u32,
-}
-
-/// Where a turn is and whose: what every call on a turn asks first.
-#[derive(Debug, Clone)]
-pub struct Head {
-    pub turn_id: TurnId,
-    pub conversation_id: ConversationId,
-    pub owner: String,
-    pub organization: String,
-    pub conversation: String,
-    pub worker_group: String,
-    pub number: i64,
-    pub message_id: String,
-}
 
 /// All that is known of a turn.
 #[derive(Debug, Clone)]
@@ -74,42 +37,55 @@ pub struct Record {
     pub user: String,
     pub platform: String,
     pub platform_metadata: Value,
+    /// What the person wrote.
     pub message: String,
     pub armed_at: OffsetDateTime,
     pub claimed_at: Option<OffsetDateTime>,
     pub ended_at: Option<OffsetDateTime>,
+    /// Whether it still owes its terminal.
     pub open: bool,
+    /// The worker that holds the turn, or that said its last word.
     pub worker: Option<Incarnation>,
     pub reply: Option<RecordedReply>,
     pub failure: Option<Failure>,
+    /// A word that came too late, in one line, for operators.
     pub superseded: Option<String>,
 }
 
-/// A reply, with all turns that it answers.
+impl Record {
+    /// Where the turn stands.
+    pub fn phase(&self) -> Phase {
+        Phase::of_armed(self.claimed_at.is_some(), (!self.open).then_some(self.failure.is_none()))
+    }
+}
+
+/// A reply, and the turns that it answers.
 #[derive(Debug, Clone)]
 pub struct RecordedReply {
+    /// The worker's name for the reply.
     pub reply_id: Option<String>,
+    /// The turn whose log has the text, and where the reply ends in that log.
     pub holder: TurnId,
     pub end: u64,
     pub text: String,
+    /// The turns that it answers, with their message ids, in order.
     pub turns: Vec<(TurnId, String)>,
 }
 
-/// What a list is narrowed to.
+/// What a list of turns is narrowed to.
 #[derive(Debug, Clone, Default)]
 pub struct ListFilter {
     pub agent: Option<String>,
     pub conversation: Option<String>,
     pub user: Option<String>,
-    /// `Armed`, `Running`, `Succeeded` or `Failed`.
-    pub phase: Option<String>,
+    /// No turn is `Pending`: those that are listed were armed.
+    pub phase: Option<Phase>,
+    /// Only turns that were submitted before this one.
     pub before: Option<TurnId>,
     pub limit: u32,
 }
 
-const VIEW: &str = "t.id, t.conversation_id, t.number, t.message_id, m.incarnation AS worker,
-    e.turn_id IS NOT NULL AS ended, e.reason, e.message, e.detail, e.holder, e.end_at, e.answers";
-
+/// What [`records`] reads of a turn.
 const RECORD: &str = r#"SELECT t.id, t.conversation_id, t.organization, t.conversation, t.number, t.message_id, t.agent,
     t.worker_group, t."user", t.routing, t.input, t.armed_at, coalesce(m.claimed_at, e.claimed_at) AS claimed_at, m.turn_id IS NOT NULL AS open,
     coalesce(m.incarnation, e.incarnation) AS worker, e.ended_at, e.outcome, e.reason, e.message, e.detail, e.reply_id,
@@ -119,77 +95,8 @@ const RECORD: &str = r#"SELECT t.id, t.conversation_id, t.organization, t.conver
     LEFT JOIN marker m ON m.turn_id = t.id LEFT JOIN terminal e ON e.turn_id = t.id"#;
 
 impl Store {
-    /// The turns of these conversations behind the given numbers, in order; for each at most the next 200.
-    pub async fn views(&self, after: &[(ConversationId, i64)]) -> Result<Vec<TurnView>, StoreError> {
-        let ids: Vec<Uuid> = after.iter().map(|a| a.0.0).collect();
-        let bases: Vec<i64> = after.iter().map(|a| a.1).collect();
-        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "SELECT {VIEW} FROM unnest($1::uuid[], $2::bigint[]) AS c(id, base)
-             CROSS JOIN LATERAL (SELECT id, conversation_id, number, message_id FROM turn
-                                 WHERE conversation_id = c.id AND number > c.base ORDER BY number LIMIT $3) t
-             LEFT JOIN marker m ON m.turn_id = t.id LEFT JOIN terminal e ON e.turn_id = t.id
-             ORDER BY t.conversation_id, t.number"
-        )))
-        .bind(&ids)
-        .bind(&bases)
-        .bind(MAX_VIEWED)
-        .fetch_all(&self.general)
-        .await?;
-        rows.iter().map(view).collect()
-    }
-
-    /// One turn as its own stream sees it.
-    pub async fn view(&self, turn: TurnId) -> Result<Option<TurnView>, StoreError> {
-        let row = sqlx::query(sqlx::AssertSqlSafe(format!(
-            "SELECT {VIEW} FROM turn t LEFT JOIN marker m ON m.turn_id = t.id LEFT JOIN terminal e ON e.turn_id = t.id
-             WHERE t.id = $1"
-        )))
-        .bind(turn.0)
-        .fetch_optional(&self.keyed)
-        .await?;
-        row.as_ref().map(view).transpose()
-    }
-
-    /// The turns that one reply answers, with their message ids, in order.
-    pub async fn answered_by(&self, holder: TurnId) -> Result<Vec<(TurnId, String)>, StoreError> {
-        let rows: Vec<(Uuid, String)> = sqlx::query_as(
-            "SELECT t.id, t.message_id FROM terminal h
-             JOIN terminal e ON e.conversation_id = h.conversation_id AND e.holder = h.turn_id AND e.outcome = 'reply'
-             JOIN turn t ON t.id = e.turn_id WHERE h.turn_id = $1 AND e.number BETWEEN h.number - 100 AND h.number + 100
-             ORDER BY t.number",
-        )
-        .bind(holder.0)
-        .fetch_all(&self.general)
-        .await?;
-        Ok(rows.into_iter().map(|(id, message)| (TurnId(id), message)).collect())
-    }
-
-    /// A turn's place and owner.
-    pub async fn head(&self, turn: TurnId) -> Result<Option<Head>, StoreError> {
-        let row = sqlx::query(
-            "SELECT t.conversation_id, c.owner, t.organization, t.conversation, t.worker_group, t.number, t.message_id
-             FROM turn t JOIN conversation c ON c.id = t.conversation_id WHERE t.id = $1",
-        )
-        .bind(turn.0)
-        .fetch_optional(&self.keyed)
-        .await?;
-        row.map(|r| {
-            Ok(Head {
-                turn_id: turn,
-                conversation_id: ConversationId(r.try_get("conversation_id")?),
-                owner: r.try_get("owner")?,
-                organization: r.try_get("organization")?,
-                conversation: r.try_get("conversation")?,
-                worker_group: r.try_get("worker_group")?,
-                number: r.try_get("number")?,
-                message_id: r.try_get("message_id")?,
-            })
-        })
-        .transpose()
-    }
-
-    /// A turn's record.
-    pub async fn record(&self, turn: TurnId) -> Result<Option<Record>, StoreError> {
+    /// The record of a turn.
+    pub async fn turn_record(&self, turn: TurnId) -> Result<Option<Record>, StoreError> {
         bounded(async {
             let mut connection = self.general.acquire().await?;
             let row = sqlx::query(sqlx::AssertSqlSafe(format!("{RECORD} WHERE t.id = $1")))
@@ -201,8 +108,8 @@ impl Store {
         .await
     }
 
-    /// A conversation's turns before `before`, newest first.
-    pub async fn history(
+    /// A conversation's turns with numbers below `before` (`None`: all), newest first.
+    pub async fn conversation_history(
         &self,
         conversation: ConversationId,
         before: Option<i64>,
@@ -223,8 +130,8 @@ impl Store {
         .await
     }
 
-    /// An organization's turns, newest first.
-    pub async fn list(&self, organization: &str, filter: &ListFilter) -> Result<Vec<Record>, StoreError> {
+    /// The turns of an organization, newest first.
+    pub async fn list_turns(&self, organization: &str, filter: &ListFilter) -> Result<Vec<Record>, StoreError> {
         let mut query = QueryBuilder::new(RECORD);
         query.push(" WHERE t.organization = ").push_bind(organization);
         for (column, value) in
@@ -234,13 +141,14 @@ impl Store {
                 query.push(format!(" AND {column} = ")).push_bind(value);
             }
         }
-        match filter.phase.as_deref() {
-            Some("Armed") => query.push(" AND m.phase <> 'claimed'"),
-            Some("Running") => query.push(" AND m.phase = 'claimed'"),
-            Some("Succeeded") => query.push(" AND e.outcome = 'reply'"),
-            // Failures are few among many: by their own index, which is one organization's.
-            Some("Failed") => query.push(" AND e.outcome = 'error' AND e.organization = ").push_bind(organization),
-            _ => &mut query,
+        match filter.phase {
+            None => &mut query,
+            Some(Phase::Pending) => query.push(" AND false"),
+            Some(Phase::Armed) => query.push(" AND m.phase <> 'claimed'"),
+            Some(Phase::Running) => query.push(" AND m.phase = 'claimed'"),
+            Some(Phase::Succeeded) => query.push(" AND e.outcome = 'reply'"),
+            // Failures are few among many turns. They have an index of their own, by organization.
+            Some(Phase::Failed) => query.push(" AND e.outcome = 'error' AND e.organization = ").push_bind(organization),
         };
         if let Some(before) = filter.before {
             query.push(" AND t.id < ").push_bind(before.0);
@@ -254,8 +162,9 @@ impl Store {
         .await
     }
 
-    /// The last `limit` exchanges of a conversation before a turn, oldest first.
-    pub async fn exchanges(
+    /// The messages and replies of a conversation before the turn of number `before`, oldest first: the last `limit` of them,
+    /// and fewer where their text is longer than [`MAX_HISTORY_BYTES`].
+    pub async fn conversation_exchanges(
         &self,
         conversation: ConversationId,
         before: i64,
@@ -273,7 +182,7 @@ impl Store {
             .bind(i64::from(limit))
             .fetch_all(&mut *connection)
             .await?;
-            // A log has as many units as its text has bytes, at least: what would not fit is not even read.
+            // A log has at least as many units as its text has bytes: a log that would not fit is not even read.
             let (mut ends, mut units) = (Vec::with_capacity(rows.len()), 0);
             for row in &rows {
                 let end = row.try_get::<i64, _>("end_at")? as u64;
@@ -302,43 +211,7 @@ impl Store {
     }
 }
 
-fn view(row: &PgRow) -> Result<TurnView, StoreError> {
-    let ended: bool = row.try_get("ended")?;
-    let terminal = if ended {
-        Some(Terminal {
-            failure: failure(row)?,
-            holder: TurnId(row.try_get("holder")?),
-            end: row.try_get::<i64, _>("end_at")? as u64,
-            answers: row.try_get::<i16, _>("answers")? as u32,
-        })
-    } else {
-        None
-    };
-    Ok(TurnView {
-        turn_id: TurnId(row.try_get("id")?),
-        conversation_id: ConversationId(row.try_get("conversation_id")?),
-        number: row.try_get("number")?,
-        message_id: row.try_get("message_id")?,
-        worker: row.try_get::<Option<Uuid>, _>("worker")?.map(Incarnation),
-        terminal,
-    })
-}
-
-fn failure(row: &PgRow) -> Result<Option<Failure>, StoreError> {
-    let reason: Option<String> = row.try_get("reason")?;
-    reason
-        .map(|reason| {
-            Ok(Failure {
-                // A newer version's reason is no reason to hide the terminal.
-                reason: reason.parse().unwrap_or(Reason::Internal),
-                message: row.try_get::<Option<String>, _>("message")?.unwrap_or_default(),
-                detail: row.try_get("detail")?,
-                exit: None,
-            })
-        })
-        .transpose()
-}
-
+/// Reads what the rows of [`RECORD`] need besides, and makes records of them.
 async fn records(connection: &mut PgConnection, rows: &[PgRow]) -> Result<Vec<Record>, StoreError> {
     let mut holders: Vec<(TurnId, u64)> = Vec::new();
     for row in rows {
@@ -412,6 +285,8 @@ async fn texts(connection: &mut PgConnection, ends: &[(TurnId, u64)]) -> Result<
     Ok(texts)
 }
 
+/// By holder, the turns that the reply in its log answers, with their message ids, in order. Close numbers: see
+/// [`Store::turns_answered_by`].
 async fn answered(
     connection: &mut PgConnection,
     holders: &[(TurnId, u64)],

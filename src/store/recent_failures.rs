@@ -1,5 +1,5 @@
-//! What failed lately: turns and starts of workers, for Kubernetes Events; and the starts that came to nothing, for the
-//! fleet, which pauses after them.
+//! Recent failures: of turns and of workers' starts, for Kubernetes Events; and the starts that came to nothing, for the fleet,
+//! which pauses after them.
 
 use sqlx::Row;
 use sqlx::postgres::PgRow;
@@ -11,43 +11,44 @@ use crate::turn::reason::Reason;
 
 /// A turn that ended with an error, or a worker that died before its first claim and was not told to stop.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Failed {
+pub struct RecentFailure {
     /// The turn's id, or the worker's incarnation.
     pub id: Uuid,
     pub organization: String,
     pub agent: String,
-    /// The UID of the Agent that it failed under, while that one exists: one made again under the same name is another.
+    /// The UID of the Agent that it failed under, while that object exists. One made again under the same name is another.
     pub agent_uid: Option<String>,
     pub reason: Reason,
-    /// For operators.
+    /// What went wrong, for operators.
     pub detail: String,
     pub at: OffsetDateTime,
     /// The worker's pod, if there was one: `namespace/name`, and the UID.
     pub pod: Option<(String, String)>,
 }
 
-/// Starts of a worker group within the last hour that took no message, by what ended them.
+/// The starts of a worker group that ended within the last hour without having claimed a turn.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FutileStarts {
     pub organization: String,
     pub agent: String,
     pub worker_group: String,
+    /// The generation of the Agent's spec that they were started for.
     pub generation: i64,
-    /// Died by themselves.
+    /// Those that died by themselves.
     pub failed: u32,
-    /// Were stopped by somebody else, or are being stopped now.
+    /// Those that somebody else than Lastword stopped, or is stopping now.
     pub interrupted: u32,
-    /// Seconds since the last of them.
+    /// Seconds since the last of them ended.
     pub ago: f64,
 }
 
-/// Worker groups of one reading, those with the latest ends.
+/// Worker groups that one reading returns at the most: those with the latest ends.
 const MAX_FUTILE: i64 = 10_000;
 
-// An Agent is held against a failure by its object's beginning: a worker of its predecessor may outlive that one for a
-// moment.
+// A failure is told of an Agent only if it happened after the Agent's object was made: a worker of an object that had the
+// same name before may outlive that object for a moment.
 impl Store {
-    /// Worker groups of which a start came to nothing in the last five minutes.
+    /// The worker groups of which a start came to nothing in the last five minutes.
     pub async fn futile_starts(&self) -> Result<Vec<FutileStarts>, StoreError> {
         let rows = sqlx::query(
             "SELECT organization, agent, worker_group, generation, count(*) FILTER (WHERE NOT interrupted) AS failed,
@@ -80,8 +81,8 @@ impl Store {
             .collect()
     }
 
-    /// Turns that failed at or after `since`, oldest first.
-    pub async fn failed_turns(&self, since: OffsetDateTime, limit: u32) -> Result<Vec<Failed>, StoreError> {
+    /// The first `limit` turns that failed at or after `since`, oldest first.
+    pub async fn failed_turns(&self, since: OffsetDateTime, limit: u32) -> Result<Vec<RecentFailure>, StoreError> {
         let rows = sqlx::query(
             "SELECT e.turn_id AS id, t.organization, t.agent, a.uid, e.reason, coalesce(e.detail, e.message) AS detail,
                     e.ended_at AS at, l.runtime_ref, l.pod_uid
@@ -98,8 +99,8 @@ impl Store {
         rows.iter().map(failed).collect()
     }
 
-    /// Starts that failed at or after `since`, oldest first.
-    pub async fn failed_starts(&self, since: OffsetDateTime, limit: u32) -> Result<Vec<Failed>, StoreError> {
+    /// The first `limit` starts that failed at or after `since`, oldest first.
+    pub async fn failed_starts(&self, since: OffsetDateTime, limit: u32) -> Result<Vec<RecentFailure>, StoreError> {
         let rows = sqlx::query(
             "SELECT l.incarnation AS id, l.organization, l.agent, a.uid, l.death_reason AS reason,
                     coalesce(l.death_detail, '') AS detail, l.died_at AS at,
@@ -118,9 +119,9 @@ impl Store {
     }
 }
 
-fn failed(row: &PgRow) -> Result<Failed, StoreError> {
+fn failed(row: &PgRow) -> Result<RecentFailure, StoreError> {
     let reason: Option<&str> = row.try_get("reason")?;
-    Ok(Failed {
+    Ok(RecentFailure {
         id: row.try_get("id")?,
         organization: row.try_get("organization")?,
         agent: row.try_get("agent")?,

@@ -1,7 +1,7 @@
-//! AgentTurns: which object a turn was armed for, and where that turn stands for the object's status.
+//! AgentTurns: which object in Kubernetes a turn was armed for, and where the turn stands, for the object's status.
 //!
-//! The row ties a turn to an object's UID from arm until the status shows the terminal, or the object is gone. It is what a
-//! new leader, or one that lost its memory, goes by.
+//! A row of `agent_turn` is a tie: it ties a turn to an object by the object's UID, from arm until the object's status shows
+//! the terminal or the object is gone. A leader that has just begun, and remembers nothing, goes by the ties.
 
 use std::collections::HashMap;
 
@@ -11,10 +11,11 @@ use sqlx::{PgConnection, Row};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::batch::retry_races;
-use super::elect::{self, Hand};
-use super::output::decode;
+use super::append::decode;
+use super::elect::{self, Fence};
 use super::pool::bounded;
+use super::transaction::transaction;
+use super::turn_view::failure;
 use super::{Store, StoreError};
 use crate::turn::frame::Span;
 use crate::turn::keys::{GatewayId, TurnId};
@@ -22,87 +23,83 @@ use crate::turn::reason::Reason;
 use crate::turn::routing::KUBERNETES;
 use crate::turn::terminal::{Failure, cut};
 
-/// The longest text of a reply that is read for a status, in bytes: objects are for reading, the record is for all of it.
+/// The longest text of a reply that is read for a status, in bytes. The whole reply is in the turn's record.
 pub const MAX_STATUS_TEXT: usize = 16 * 1024;
-/// What of a turn's log is read for that, in bytes: it holds other frames than text.
+/// How much of a turn's log is read for that, in bytes: the log has other frames besides text.
 const MAX_LOG_BYTES: i64 = 1 << 20;
 
 /// An AgentTurn within its namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct ObjectRef {
+pub struct AgentTurnRef {
     pub name: String,
     pub uid: String,
 }
 
-/// A turn with the object that it was armed for.
+/// A turn, and the object that it was armed for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ObjectRow {
+pub struct AgentTurnTie {
     pub turn_id: TurnId,
+    /// The object's namespace.
     pub organization: String,
-    pub object: ObjectRef,
+    pub object: AgentTurnRef,
 }
 
 /// Where a turn stands, as an AgentTurn's status tells it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ObjectState {
+pub struct AgentTurnState {
     pub turn_id: TurnId,
-    /// The object, if its terminal is still owed to it; with its namespace.
-    pub object: Option<(String, ObjectRef)>,
+    /// The namespace and the object, while its status still lacks the terminal.
+    pub object: Option<(String, AgentTurnRef)>,
     pub armed_at: Option<OffsetDateTime>,
     pub claimed_at: Option<OffsetDateTime>,
     /// The claiming worker's pod as `namespace/name`, if it is one.
     pub worker: Option<String>,
-    pub standing: Standing,
+    pub standing: AgentTurnProgress,
 }
 
-/// How far a turn is.
+/// How far the turn of an AgentTurn is.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Standing {
-    /// Armed; no worker holds it.
+pub enum AgentTurnProgress {
+    /// Armed, and no worker holds it.
     Waiting,
     /// A worker holds it.
     Running,
-    /// Ended with a reply; its text up to [`MAX_STATUS_TEXT`], `cut` says that this is not all of it.
-    Replied {
-        text: String,
-        cut: bool,
-        at: OffsetDateTime,
-    },
-    Failed {
-        failure: Failure,
-        at: OffsetDateTime,
-    },
+    /// Ended with a reply. `text` is its beginning, up to [`MAX_STATUS_TEXT`]; `cut` says that there is more.
+    Replied { text: String, cut: bool, at: OffsetDateTime },
+    /// Ended with an error.
+    Failed { failure: Failure, at: OffsetDateTime },
     /// Its conversation was erased, and the turn with it.
     Erased,
-    /// The database does not know it.
+    /// The database does not know the turn.
     Unknown,
 }
 
 impl Store {
     /// The database's clock.
-    pub async fn now(&self) -> Result<OffsetDateTime, StoreError> {
+    pub async fn database_time(&self) -> Result<OffsetDateTime, StoreError> {
         Ok(sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(&self.general).await?)
     }
 
-    /// The turn that was armed for an object and still owes it its terminal status.
-    pub async fn turn_of_object(&self, organization: &str, uid: &str) -> Result<Option<TurnId>, StoreError> {
-        let id: Option<Uuid> = sqlx::query_scalar("SELECT turn_id FROM object WHERE organization = $1 AND uid = $2")
-            .bind(organization)
-            .bind(uid)
-            .fetch_optional(&self.general)
-            .await?;
+    /// The turn that was armed for an object (by namespace and UID), while the object's status still lacks the terminal.
+    pub async fn turn_of_agent_turn(&self, organization: &str, uid: &str) -> Result<Option<TurnId>, StoreError> {
+        let id: Option<Uuid> =
+            sqlx::query_scalar("SELECT turn_id FROM agent_turn WHERE organization = $1 AND uid = $2")
+                .bind(organization)
+                .bind(uid)
+                .fetch_optional(&self.general)
+                .await?;
         Ok(id.map(TurnId))
     }
 
-    /// Objects that turns were armed for before `armed_before`, by turn, behind `after`.
-    pub async fn objects(
+    /// Ties of turns that were armed before `armed_before`, in the order of the turns' ids, the first `limit` behind `after`.
+    pub async fn agent_turn_ties(
         &self,
         after: Option<TurnId>,
         armed_before: OffsetDateTime,
         limit: u32,
-    ) -> Result<Vec<ObjectRow>, StoreError> {
+    ) -> Result<Vec<AgentTurnTie>, StoreError> {
         let rows = sqlx::query(
-            "SELECT turn_id, organization, name, uid FROM object WHERE turn_id > $1 AND armed_at < $2
+            "SELECT turn_id, organization, name, uid FROM agent_turn WHERE turn_id > $1 AND armed_at < $2
              ORDER BY turn_id LIMIT $3",
         )
         .bind(after.map_or(Uuid::nil(), |t| t.0))
@@ -112,38 +109,35 @@ impl Store {
         .await?;
         rows.iter()
             .map(|r| {
-                Ok(ObjectRow {
+                Ok(AgentTurnTie {
                     turn_id: TurnId(r.try_get("turn_id")?),
                     organization: r.try_get("organization")?,
-                    object: ObjectRef { name: r.try_get("name")?, uid: r.try_get("uid")? },
+                    object: AgentTurnRef { name: r.try_get("name")?, uid: r.try_get("uid")? },
                 })
             })
             .collect()
     }
 
-    /// The objects (namespace, UID) are gone: their open turns end with `failure`, and no status is owed to them any more.
-    /// Answers how many turns were ended.
-    pub async fn forget_objects(&self, gone: &[(String, String)], failure: &Failure) -> Result<usize, StoreError> {
+    /// Forgets objects (by namespace and UID) that are gone: their open turns end with `failure`, and deliveries and ties are
+    /// removed. Answers how many turns ended.
+    pub async fn forget_agent_turns(&self, gone: &[(String, String)], failure: &Failure) -> Result<usize, StoreError> {
         if gone.is_empty() {
             return Ok(0);
         }
         let organizations: Vec<&str> = gone.iter().map(|g| g.0.as_str()).collect();
         let uids: Vec<&str> = gone.iter().map(|g| g.1.as_str()).collect();
-        let ended = retry_races(|| async {
-            let mut connection = self.vital().acquire().await?;
-            let mut tx = connection.begin().await?;
+        let ended = transaction!(self.vital(), |tx| {
             let turns: Vec<Uuid> = sqlx::query_scalar(
-                "SELECT turn_id FROM object WHERE (organization, uid) IN (SELECT * FROM unnest($1::text[], $2::text[]))
-                 ORDER BY turn_id",
+                "SELECT turn_id FROM agent_turn
+                 WHERE (organization, uid) IN (SELECT * FROM unnest($1::text[], $2::text[])) ORDER BY turn_id",
             )
             .bind(&organizations)
             .bind(&uids)
             .fetch_all(&mut *tx)
             .await?;
             let ids: Vec<TurnId> = turns.iter().copied().map(TurnId).collect();
-            let ended = elect::fail_open(&mut tx, &ids, Hand::Anybodys, failure).await?;
-            remove(&mut tx, &turns).await?;
-            tx.commit().await?;
+            let ended = elect::fail_open(tx, &ids, Fence::AnyHolder, failure).await?;
+            remove(tx, &turns).await?;
             Ok(ended)
         })
         .await?;
@@ -151,26 +145,19 @@ impl Store {
         Ok(ended.len())
     }
 
-    /// The terminals of these turns are in their objects' statuses, or there is no object: nothing is owed any more.
-    pub async fn delivered_objects(&self, turns: &[TurnId]) -> Result<(), StoreError> {
+    /// Removes the deliveries and ties of these turns: their terminals are in their objects' statuses, or there is no object.
+    pub async fn remove_agent_turn_deliveries(&self, turns: &[TurnId]) -> Result<(), StoreError> {
         if turns.is_empty() {
             return Ok(());
         }
         let mut ids: Vec<Uuid> = turns.iter().map(|t| t.0).collect();
         ids.sort();
-        retry_races(|| async {
-            let mut connection = self.general.acquire().await?;
-            let mut tx = connection.begin().await?;
-            remove(&mut tx, &ids).await?;
-            tx.commit().await?;
-            Ok(())
-        })
-        .await
+        transaction!(self.general, |tx| remove(tx, &ids).await).await
     }
 
-    /// Takes terminals that are due to objects of these namespaces (none named: of all) for `seconds`, which must exceed
-    /// the time that showing one takes.
-    pub async fn take_object_deliveries(
+    /// Takes deliveries that are due to objects of these namespaces (none named: of all) for `seconds`, which must exceed the
+    /// time that writing a status takes.
+    pub async fn take_agent_turn_deliveries(
         &self,
         namespaces: &[String],
         by: GatewayId,
@@ -197,9 +184,9 @@ impl Store {
         Ok(turns.into_iter().map(TurnId).collect())
     }
 
-    /// The terminals of these turns could not be shown: they are due again after a pause that grows with the attempts,
-    /// from 5 s to 2 min.
-    pub async fn put_off_objects(&self, turns: &[TurnId]) -> Result<(), StoreError> {
+    /// Puts off the deliveries of these turns, whose statuses could not be written: they are due again after a pause that grows
+    /// with the attempts, from 5 s to 2 min.
+    pub async fn put_off_agent_turn_deliveries(&self, turns: &[TurnId]) -> Result<(), StoreError> {
         let ids: Vec<Uuid> = turns.iter().map(|t| t.0).collect();
         sqlx::query(
             "WITH owed AS MATERIALIZED (SELECT turn_id FROM delivery WHERE turn_id = ANY($1) AND platform = 'kubernetes'
@@ -214,17 +201,17 @@ impl Store {
         Ok(())
     }
 
-    /// Where these turns stand, in no order; every one is answered.
-    pub async fn object_states(&self, turns: &[TurnId]) -> Result<Vec<ObjectState>, StoreError> {
+    /// Where these turns stand: an answer for each of them, in no order.
+    pub async fn agent_turn_states(&self, turns: &[TurnId]) -> Result<Vec<AgentTurnState>, StoreError> {
         self.states(turns, true).await
     }
 
-    /// Those of these turns that do more than wait, and whose terminal is not already on its way as a delivery.
-    pub async fn moved_objects(&self, turns: &[TurnId]) -> Result<Vec<ObjectState>, StoreError> {
+    /// Where those of these turns stand that do more than wait, and whose terminals are not on their way as deliveries.
+    pub async fn moved_agent_turns(&self, turns: &[TurnId]) -> Result<Vec<AgentTurnState>, StoreError> {
         self.states(turns, false).await
     }
 
-    async fn states(&self, turns: &[TurnId], all: bool) -> Result<Vec<ObjectState>, StoreError> {
+    async fn states(&self, turns: &[TurnId], all: bool) -> Result<Vec<AgentTurnState>, StoreError> {
         if turns.is_empty() {
             return Ok(Vec::new());
         }
@@ -239,7 +226,7 @@ impl Store {
                        AND l.incarnation = coalesce(m.incarnation, e.held_by, e.incarnation)) AS worker
              FROM unnest($1::uuid[]) AS i(id)
              LEFT JOIN turn t ON t.id = i.id LEFT JOIN marker m ON m.turn_id = i.id
-             LEFT JOIN terminal e ON e.turn_id = i.id LEFT JOIN object o ON o.turn_id = i.id
+             LEFT JOIN terminal e ON e.turn_id = i.id LEFT JOIN agent_turn o ON o.turn_id = i.id
              WHERE $2 OR m.incarnation IS NOT NULL
                 OR (m.turn_id IS NULL AND (e.turn_id IS NULL OR o.turn_id IS NULL OR NOT EXISTS (
                       SELECT FROM delivery d WHERE d.turn_id = i.id AND d.platform = $3)))",
@@ -268,43 +255,36 @@ async fn remove(tx: &mut PgConnection, turns: &[Uuid]) -> Result<(), StoreError>
         "WITH due AS MATERIALIZED (SELECT turn_id FROM delivery WHERE turn_id = ANY($1) AND platform = 'kubernetes'
                                    ORDER BY turn_id FOR UPDATE)
          DELETE FROM delivery d USING due WHERE d.turn_id = due.turn_id AND d.platform = 'kubernetes'",
-        "WITH tied AS MATERIALIZED (SELECT turn_id FROM object WHERE turn_id = ANY($1) ORDER BY turn_id FOR UPDATE)
-         DELETE FROM object o USING tied WHERE o.turn_id = tied.turn_id",
+        "WITH tied AS MATERIALIZED (SELECT turn_id FROM agent_turn WHERE turn_id = ANY($1) ORDER BY turn_id FOR UPDATE)
+         DELETE FROM agent_turn o USING tied WHERE o.turn_id = tied.turn_id",
     ] {
         sqlx::query(statement).bind(turns).execute(&mut *tx).await?;
     }
     Ok(())
 }
 
-fn state(row: &PgRow, texts: &HashMap<Uuid, (String, bool)>) -> Result<ObjectState, StoreError> {
+fn state(row: &PgRow, texts: &HashMap<Uuid, (String, bool)>) -> Result<AgentTurnState, StoreError> {
     let object: Option<String> = row.try_get("uid")?;
     let object = match object {
-        Some(uid) => Some((row.try_get("organization")?, ObjectRef { name: row.try_get("name")?, uid })),
+        Some(uid) => Some((row.try_get("organization")?, AgentTurnRef { name: row.try_get("name")?, uid })),
         None => None,
     };
     let outcome: Option<String> = row.try_get("outcome")?;
     let standing = match outcome.as_deref() {
         Some("reply") => {
             let (text, cut) = texts.get(&row.try_get::<Uuid, _>("holder")?).cloned().unwrap_or_default();
-            Standing::Replied { text, cut, at: row.try_get("ended_at")? }
+            AgentTurnProgress::Replied { text, cut, at: row.try_get("ended_at")? }
         }
         Some(_) => {
-            let reason: Option<String> = row.try_get("reason")?;
-            let failure = Failure {
-                // A newer version's reason is no reason to hide the terminal.
-                reason: reason.and_then(|r| r.parse().ok()).unwrap_or(Reason::Internal),
-                message: row.try_get::<Option<String>, _>("message")?.unwrap_or_default(),
-                detail: row.try_get("detail")?,
-                exit: None,
-            };
-            Standing::Failed { failure, at: row.try_get("ended_at")? }
+            let failure = failure(row)?.unwrap_or_else(|| Failure::new(Reason::Internal));
+            AgentTurnProgress::Failed { failure, at: row.try_get("ended_at")? }
         }
-        None if row.try_get("held")? => Standing::Running,
-        None if row.try_get("open")? => Standing::Waiting,
-        None if object.is_some() => Standing::Erased,
-        None => Standing::Unknown,
+        None if row.try_get("held")? => AgentTurnProgress::Running,
+        None if row.try_get("open")? => AgentTurnProgress::Waiting,
+        None if object.is_some() => AgentTurnProgress::Erased,
+        None => AgentTurnProgress::Unknown,
     };
-    Ok(ObjectState {
+    Ok(AgentTurnState {
         turn_id: TurnId(row.try_get("id")?),
         object,
         armed_at: row.try_get("armed_at")?,
@@ -324,7 +304,7 @@ async fn texts(
         return Ok(texts);
     }
     let ids: Vec<Uuid> = ends.keys().copied().collect();
-    // One row at a time is held, and of each text only what is shown.
+    // Rows are read one by one, and of each text only what is shown is kept: logs are long, and objects are many.
     let mut rows = sqlx::query(
         "SELECT turn_id, start_at, CASE WHEN read < $2 THEN frames END AS frames
          FROM (SELECT turn_id, start_at, frames, sum(octet_length(frames)) OVER (PARTITION BY turn_id ORDER BY start_at)

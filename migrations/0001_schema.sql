@@ -1,0 +1,303 @@
+-- The schema of Lastword, as of its first release. How it changes from here: README.md in this folder.
+--
+-- A turn is one message to one agent; it owes its client exactly one terminal, a reply or an error. The keys and checks
+-- below are what makes that hold whatever the program does:
+--
+--   turn          what was asked; never changed
+--   marker        "this turn still owes its terminal": from arm to terminal, no longer. Who deletes it writes the terminal
+--   terminal      a turn's last word; the primary key is the second fence behind the deletion of the marker
+--   delivery      "this terminal was not shown yet", a row for each platform that is to show it
+--   output        a turn's log: what its worker streamed, append-only
+--   lease         a worker's life, one row an incarnation, kept dead for a while as a tombstone
+--
+-- There are no foreign keys on purpose: the rows of a turn are written and removed together by the statements in
+-- src/store/, and the locks that foreign keys take on turn and conversation would make workers wait for each other.
+--
+-- Times are the database's. Tables whose rows are updated again and again leave room in their pages (fillfactor), so that
+-- updates of columns without an index stay in the page and touch no index ("HOT"), and are vacuumed early.
+
+-- Agents as controllers copied them here, from YAML or from the Kubernetes API, so that gateways need neither.
+CREATE TABLE agent (
+    namespace         text NOT NULL,                -- the organization, everywhere else
+    name              text NOT NULL,
+    spec              jsonb NOT NULL,
+    generation        bigint NOT NULL DEFAULT 1,    -- grows with each change of the spec or of the object
+    uid               text,                         -- the object's; null on one machine. Made again, it is another Agent
+    object_generation bigint,                       -- metadata.generation; an older reading of the object is known by it
+    object_began      bigint,                       -- `generation` when the object came here; an earlier worker was not its
+    object_since      timestamptz,                  -- when that was; an earlier failure was not the object's
+    updated_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
+    deleted_at        timestamptz,                  -- a tombstone, from which turns that wait find out
+    PRIMARY KEY (namespace, name)
+);
+
+CREATE TABLE conversation (
+    id             uuid PRIMARY KEY,
+    organization   text NOT NULL,
+    name           text NOT NULL,                   -- the client's
+    owner          text NOT NULL,                   -- the user who was first
+    agent          text,                            -- null until the first turn
+    last_number    bigint NOT NULL DEFAULT 0,       -- of the newest turn; numbers may be skipped
+    pruned_through bigint NOT NULL DEFAULT 0,       -- turns up to this number may be gone
+    empty_since    timestamptz,                     -- since when it has had no turn; null while it has one
+    created_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    UNIQUE (organization, name),
+    CONSTRAINT conversation_name_length_check CHECK (octet_length(name) BETWEEN 1 AND 256),
+    CONSTRAINT conversation_pruned_within_check CHECK (pruned_through BETWEEN 0 AND last_number)
+) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02);
+-- For the retention. By a column of its own, and not by the numbers, which every arm moves: those updates stay HOT.
+CREATE INDEX conversation_empty_idx ON conversation (empty_since) WHERE empty_since IS NOT NULL;
+
+CREATE TABLE turn (
+    id              uuid PRIMARY KEY,
+    conversation_id uuid NOT NULL,
+    number          bigint NOT NULL,                -- its place in the conversation
+    organization    text NOT NULL,
+    conversation    text NOT NULL,                  -- the conversation's name
+    message_id      text NOT NULL,                  -- the client's; a repeat means this turn
+    agent           text NOT NULL,
+    worker_group    text NOT NULL,                  -- the workers that it may go to
+    "user"          text NOT NULL,
+    routing         jsonb NOT NULL,                 -- platform, team, channel, platformMetadata: where the terminal is shown
+    input           text NOT NULL,                  -- the message
+    content_hash    bytea NOT NULL,                 -- what a repeat is compared by
+    traceparent     text,
+    armed_at        timestamptz NOT NULL,
+    UNIQUE (organization, conversation, message_id),
+    UNIQUE (conversation_id, number),
+    CONSTRAINT turn_number_positive_check CHECK (number > 0),
+    CONSTRAINT turn_message_id_length_check CHECK (octet_length(message_id) BETWEEN 1 AND 256)
+);
+CREATE INDEX turn_organization_idx ON turn (organization, id);
+
+CREATE TABLE marker (
+    turn_id         uuid PRIMARY KEY,
+    conversation_id uuid NOT NULL,
+    number          bigint NOT NULL,
+    organization    text NOT NULL,
+    agent           text NOT NULL,
+    worker_group    text NOT NULL,
+    phase           text NOT NULL,
+    incarnation     uuid,                           -- the worker that has claimed the turn
+    claimed_at      timestamptz,
+    guard           uuid,                           -- the gateway that checks it against the guardrails
+    guard_until     timestamptz,                    -- then another gateway may
+    lease_seconds   integer NOT NULL,               -- how long the verdict on the deadline waits after an outage
+    armed_at        timestamptz NOT NULL,
+    deadline_at     timestamptz NOT NULL,
+    CONSTRAINT marker_phase_known_check CHECK (phase IN ('guarding', 'waiting', 'claimed')),
+    CONSTRAINT marker_claimed_has_incarnation_check CHECK ((phase = 'claimed') = (incarnation IS NOT NULL)),
+    CONSTRAINT marker_claimed_has_time_check CHECK ((phase = 'claimed') = (claimed_at IS NOT NULL)),
+    CONSTRAINT marker_guarding_has_time_check CHECK ((phase = 'guarding') = (guard_until IS NOT NULL)),
+    CONSTRAINT marker_lease_positive_check CHECK (lease_seconds > 0),
+    CONSTRAINT marker_deadline_after_arm_check CHECK (deadline_at > armed_at)
+) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000,
+        autovacuum_vacuum_cost_delay = 0);
+CREATE UNIQUE INDEX marker_conversation_id_number_key ON marker (conversation_id, number);
+CREATE INDEX marker_waiting_of_group_idx ON marker (organization, worker_group, armed_at) WHERE incarnation IS NULL;
+CREATE INDEX marker_waiting_of_agent_idx ON marker (organization, agent, armed_at) WHERE incarnation IS NULL;
+CREATE INDEX marker_claimed_idx ON marker (incarnation) WHERE incarnation IS NOT NULL;
+CREATE INDEX marker_deadline_idx ON marker (deadline_at);
+CREATE INDEX marker_guarding_idx ON marker (guard_until) WHERE phase = 'guarding';
+
+CREATE TABLE terminal (
+    turn_id         uuid PRIMARY KEY,               -- exactly one, ever
+    conversation_id uuid NOT NULL,
+    number          bigint NOT NULL,
+    organization    text NOT NULL,
+    outcome         text NOT NULL,
+    reason          text,
+    message         text,                           -- for the client
+    retryable       boolean,
+    detail          text,                           -- for operators alone
+    reply_id        text,                           -- the worker's name for its word, by which a repeat is known
+    incarnation     uuid,                           -- the worker whose word it is; null: Lastword itself ended the turn
+    held_by         uuid,                           -- the worker that had claimed the turn, whoever ended it
+    holder          uuid NOT NULL,                  -- the turn whose log has the reply: this one, or one that it shares it with
+    end_at          bigint NOT NULL,                -- where the reply ends in that log
+    answers         smallint NOT NULL DEFAULT 1,    -- how many turns share the reply
+    claimed_at      timestamptz,
+    ended_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
+    CONSTRAINT terminal_outcome_known_check CHECK (outcome IN ('reply', 'error')),
+    CONSTRAINT terminal_error_has_reason_check CHECK ((outcome = 'error') = (reason IS NOT NULL)),
+    CONSTRAINT terminal_error_has_message_check CHECK ((outcome = 'error') = (message IS NOT NULL)),
+    CONSTRAINT terminal_error_has_retryable_check CHECK ((outcome = 'error') = (retryable IS NOT NULL)),
+    CONSTRAINT terminal_error_is_not_shared_check CHECK (outcome = 'reply' OR holder = turn_id),
+    CONSTRAINT terminal_end_not_negative_check CHECK (end_at >= 0)
+);
+CREATE UNIQUE INDEX terminal_conversation_id_number_key ON terminal (conversation_id, number);
+CREATE INDEX terminal_ended_idx ON terminal (ended_at);
+CREATE INDEX terminal_failed_of_organization_idx ON terminal (organization, turn_id) WHERE outcome = 'error';
+CREATE INDEX terminal_failed_idx ON terminal (ended_at) WHERE outcome = 'error';
+
+CREATE TABLE delivery (
+    turn_id         uuid NOT NULL,
+    platform        text NOT NULL,
+    organization    text NOT NULL,
+    conversation_id uuid NOT NULL,
+    number          bigint NOT NULL,
+    state           text NOT NULL DEFAULT 'ready',
+    due_at          timestamptz NOT NULL,           -- a renderer takes the row by moving this ahead
+    claimed_by      uuid,                           -- that renderer
+    attempts        integer NOT NULL DEFAULT 0,
+    problem         text,                           -- why the last attempt failed; never a URL
+    PRIMARY KEY (turn_id, platform),
+    CONSTRAINT delivery_state_known_check CHECK (state IN ('ready', 'parked'))
+) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000);
+CREATE INDEX delivery_due_idx ON delivery (platform, due_at) WHERE state = 'ready';
+CREATE INDEX delivery_conversation_idx ON delivery (conversation_id, number);
+-- For the platforms that Agents name themselves: few rows, however many `api` has parked.
+CREATE INDEX delivery_posts_idx ON delivery (due_at) WHERE state = 'ready' AND platform NOT IN ('api', 'kubernetes');
+CREATE INDEX delivery_given_up_idx ON delivery (turn_id) WHERE state = 'parked' AND platform NOT IN ('api', 'kubernetes');
+
+-- Offsets count the log's units. `frames` is a JSON array as text: jsonb would refuse some strings and reorder keys.
+CREATE TABLE output (
+    turn_id  uuid NOT NULL,
+    start_at bigint NOT NULL,
+    end_at   bigint NOT NULL,
+    frames   text NOT NULL,
+    PRIMARY KEY (turn_id, start_at),
+    CONSTRAINT output_start_not_negative_check CHECK (start_at >= 0),
+    CONSTRAINT output_end_after_start_check CHECK (end_at > start_at)
+);
+
+-- A word that came too late, kept for operators; one a turn.
+CREATE TABLE superseded (
+    turn_id     uuid PRIMARY KEY,
+    incarnation uuid,
+    reply_id    text,
+    outcome     text NOT NULL,
+    reason      text,
+    message     text,
+    text        text,
+    said_at     timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- Numbers the starts of workers, so that no two ever have the same name.
+CREATE SEQUENCE start_number;
+
+CREATE TABLE lease (
+    incarnation       uuid PRIMARY KEY,             -- until the worker connects: its start's id
+    start_id          uuid NOT NULL,
+    organization      text NOT NULL,
+    agent             text NOT NULL,
+    worker_group      text NOT NULL,
+    generation        bigint NOT NULL DEFAULT 0,    -- of the Agent that it was started for
+    phase             text NOT NULL,
+    -- What it is:
+    runtime           text NOT NULL,                -- 'process' or 'kubernetes'
+    runtime_ref       text NOT NULL,                -- the runtime's name of it: the boot of a `dev`, a pod's namespace/name
+    pod_uid           text,                         -- once the pod was made; what the pod's token is held against
+    grace_seconds     integer,                      -- between SIGTERM and SIGKILL in the pod, once it was made
+    secret_hash       bytea NOT NULL,               -- of the worker's credential
+    -- Its terms:
+    capacity          integer NOT NULL DEFAULT 1,   -- turns at a time
+    together          boolean NOT NULL DEFAULT false, -- takes all turns of a conversation that wait together
+    heartbeat_seconds integer NOT NULL,
+    lease_seconds     integer NOT NULL,
+    drain_seconds     integer NOT NULL,
+    start_attempts    integer NOT NULL DEFAULT 1,   -- failed starts that a waiting turn goes through
+    -- Its life:
+    started_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
+    expires_at        timestamptz NOT NULL,         -- the start deadline while starting. No index: heartbeats stay HOT
+    connected_at      timestamptz,
+    gateway           uuid,                         -- the replica that holds its stream
+    stream            uuid,                         -- that stream
+    suspected_at      timestamptz,                  -- when the stream closed without a goodbye
+    claimed           boolean NOT NULL DEFAULT false, -- whether it ever took a turn: one that dies before is a failed start
+    idle_since        timestamptz,                  -- null while it holds a turn
+    start_cause       text,                         -- why the start has not come to life so far: the reason if it never does
+    start_detail      text,
+    -- Its end:
+    drain_until       timestamptz,
+    stop_reason       text,                         -- why it was told to stop: the reason of the turns that it leaves behind
+    stop_recorded     boolean NOT NULL DEFAULT true, -- false: the reason is only what the worker guessed from a signal
+    interrupted_at    timestamptz,                  -- when somebody else than Lastword began to stop it
+    died_at           timestamptz,
+    death_reason      text,
+    death_detail      text,
+    CONSTRAINT lease_phase_known_check CHECK (phase IN ('starting', 'live', 'draining', 'dead')),
+    CONSTRAINT lease_dead_has_time_check CHECK ((phase = 'dead') = (died_at IS NOT NULL)),
+    CONSTRAINT lease_draining_has_time_check CHECK (phase <> 'draining' OR drain_until IS NOT NULL),
+    CONSTRAINT lease_capacity_positive_check CHECK (capacity > 0),
+    CONSTRAINT lease_heartbeat_positive_check CHECK (heartbeat_seconds > 0),
+    CONSTRAINT lease_lease_positive_check CHECK (lease_seconds > 0),
+    CONSTRAINT lease_drain_not_negative_check CHECK (drain_seconds >= 0),
+    CONSTRAINT lease_start_attempts_positive_check CHECK (start_attempts > 0)
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
+CREATE UNIQUE INDEX lease_living_start_id_key ON lease (start_id) WHERE phase <> 'dead';
+-- With the dead ones: a worker may come with the credential of a start that is dead, and a pod with its token; both are told.
+CREATE INDEX lease_start_idx ON lease (start_id);
+CREATE INDEX lease_pod_idx ON lease (runtime_ref) WHERE runtime = 'kubernetes';
+CREATE INDEX lease_living_of_group_idx ON lease (organization, worker_group) WHERE phase <> 'dead';
+CREATE INDEX lease_dead_idx ON lease (died_at) WHERE phase = 'dead';
+-- Starts that came to nothing: few, whatever else has died.
+CREATE INDEX lease_futile_idx ON lease (died_at) WHERE phase = 'dead' AND NOT claimed;
+
+-- The tie between a turn and the AgentTurn that it was armed for: written with the turn, removed when the object's status
+-- shows the terminal, or the object is gone.
+CREATE TABLE agent_turn (
+    turn_id      uuid PRIMARY KEY,
+    organization text NOT NULL,                     -- the object's namespace
+    name         text NOT NULL,
+    uid          text NOT NULL,
+    armed_at     timestamptz NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0.02);
+CREATE INDEX agent_turn_object_idx ON agent_turn (organization, uid);
+
+-- Gateway replicas that live: each renews its row with every heartbeat tick.
+CREATE TABLE gateway (
+    id         uuid PRIMARY KEY,                    -- of one process' life
+    url        text NOT NULL,                       -- of its worker port
+    secret     text NOT NULL,                       -- what other replicas show to follow a turn there
+    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    expires_at timestamptz NOT NULL
+) WITH (fillfactor = 50);
+
+-- Clients' SSE connections on conversations, and the replicas that hold them.
+CREATE TABLE session (
+    id              uuid PRIMARY KEY,
+    gateway         uuid NOT NULL,
+    organization    text NOT NULL,
+    conversation_id uuid NOT NULL,
+    owner           boolean NOT NULL,               -- whether it is the conversation's owner who listens
+    registered_at   timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX session_conversation_idx ON session (conversation_id);
+CREATE INDEX session_gateway_idx ON session (gateway);
+
+-- The settling gate, one row: after an outage verdicts of silence wait until workers have had the time to speak again.
+CREATE TABLE gate (
+    single         boolean PRIMARY KEY DEFAULT true,
+    seen           timestamptz NOT NULL DEFAULT clock_timestamp(),  -- when a gateway last ticked
+    since          timestamptz NOT NULL DEFAULT clock_timestamp(),  -- when the last gap between ticks ended
+    ticked_seconds double precision NOT NULL DEFAULT 0,   -- ticking between the gaps of one unsettled time, added up
+    longest_lease  double precision NOT NULL DEFAULT 60,  -- of the workers that there were at the last gap
+    server_started timestamptz NOT NULL DEFAULT pg_postmaster_start_time(),
+    CONSTRAINT gate_one_row_check CHECK (single)
+) WITH (fillfactor = 50);
+INSERT INTO gate DEFAULT VALUES;
+
+CREATE TABLE api_key (
+    id           uuid PRIMARY KEY,
+    organization text NOT NULL,
+    name         text NOT NULL,
+    role         text NOT NULL,
+    "user"       text NOT NULL,                     -- whom its holder acts as
+    hash         bytea NOT NULL,                    -- SHA-256 of the secret
+    created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    expires_at   timestamptz,
+    revoked_at   timestamptz,
+    CONSTRAINT api_key_role_known_check CHECK (role IN ('user', 'operator'))
+);
+
+-- What people had removed.
+CREATE TABLE audit (
+    id           uuid PRIMARY KEY,
+    at           timestamptz NOT NULL DEFAULT clock_timestamp(),
+    organization text NOT NULL,
+    actor        text NOT NULL,
+    action       text NOT NULL,
+    subject      text NOT NULL,
+    counts       jsonb NOT NULL DEFAULT '{}'
+);

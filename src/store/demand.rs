@@ -1,0 +1,51 @@
+//! Demand: the turns that wait for a worker, by worker group. The fleet's plan rests on it.
+
+use sqlx::Row;
+
+use super::{Store, StoreError};
+use crate::turn::defaults;
+
+/// A worker group whose turns wait.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerGroupDemand {
+    pub organization: String,
+    pub agent: String,
+    pub worker_group: String,
+    /// Conversations whose first open turn waits.
+    pub claimable: u32,
+}
+
+impl Store {
+    /// The worker groups whose turns wait, and how many do. Of each Agent only its oldest claimable turns are counted, twice
+    /// as many as its workers can hold and at most 1,000: more would change no decision, and a queue may be very deep.
+    pub async fn demand_of_worker_groups(&self) -> Result<Vec<WorkerGroupDemand>, StoreError> {
+        // A subquery that IS NULL, and no NOT EXISTS: Postgres makes an anti join of that, which reads all waiting turns
+        // before it has found the first one at the head of its conversation.
+        let rows = sqlx::query(
+            "SELECT a.namespace AS organization, a.name AS agent, m.worker_group, count(*) AS claimable
+             FROM agent a CROSS JOIN LATERAL (
+               SELECT worker_group FROM marker m
+               WHERE m.organization = a.namespace AND m.agent = a.name AND m.incarnation IS NULL AND m.phase = 'waiting'
+                 AND (SELECT true FROM marker e WHERE e.conversation_id = m.conversation_id AND e.number < m.number
+                      LIMIT 1) IS NULL
+               ORDER BY m.armed_at LIMIT least(1000, 16 + 2 * coalesce((a.spec #>> '{limits,maxWorkers}')::bigint, $1)
+                                                          * coalesce((a.spec #>> '{limits,turnsPerWorker}')::bigint, $2))
+             ) m
+             WHERE a.deleted_at IS NULL GROUP BY 1, 2, 3",
+        )
+        .bind(i64::from(defaults::MAX_WORKERS))
+        .bind(i64::from(defaults::TURNS_PER_WORKER))
+        .fetch_all(&self.general)
+        .await?;
+        rows.iter()
+            .map(|r| {
+                Ok(WorkerGroupDemand {
+                    organization: r.try_get("organization")?,
+                    agent: r.try_get("agent")?,
+                    worker_group: r.try_get("worker_group")?,
+                    claimable: r.try_get::<i64, _>("claimable")? as u32,
+                })
+            })
+            .collect()
+    }
+}

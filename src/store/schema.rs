@@ -1,0 +1,80 @@
+//! The schema: applying the migrations, waiting for them, and refusing a database that is not ours to work with.
+//!
+//! Versions of Lastword run side by side during an upgrade and after a rollback, so a program takes a schema that is newer
+//! than its own as it is. A database whose migrations are not those that this program was built with was made before the
+//! first release; there is no way from it to here.
+
+use sqlx::Row;
+use sqlx::migrate::{MigrateError, Migrator};
+
+use super::{Store, StoreError};
+
+/// The oldest Postgres that is supported, as a major version.
+pub const MIN_POSTGRES: u32 = 15;
+
+impl From<MigrateError> for StoreError {
+    fn from(error: MigrateError) -> Self {
+        match error {
+            MigrateError::VersionMismatch(version) => made_before(version),
+            error => StoreError::Schema(format!("migration failed: {error}").into()),
+        }
+    }
+}
+
+/// The database knows a migration of this number under another checksum.
+fn made_before(version: i64) -> StoreError {
+    let said = format!(
+        "this database was made by a Lastword from before its first release (its migration {version} is another one), and \
+         there is no upgrade from it: give Lastword a new database, or, if nothing in this one is needed, run \
+         `DROP SCHEMA lastword CASCADE` in it; then run `lastword migrate`"
+    );
+    StoreError::Schema(said.into())
+}
+
+impl Store {
+    /// Creates the schema and applies the migrations that are missing. A newer schema is left as it is.
+    ///
+    /// [`StoreError::Schema`] says in words for a person why a database cannot be used.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        let version: String = sqlx::query("SHOW server_version_num").fetch_one(&self.general).await?.try_get(0)?;
+        let major = version.parse::<u32>().unwrap_or(0) / 10_000;
+        if major < MIN_POSTGRES {
+            return Err(StoreError::Schema(
+                format!("Postgres {major} is too old: Lastword needs {MIN_POSTGRES} or newer").into(),
+            ));
+        }
+        sqlx::query("CREATE SCHEMA IF NOT EXISTS lastword").execute(&self.general).await?;
+        migrations().run(self.general.unbounded()).await?;
+        Ok(())
+    }
+
+    /// Whether the schema is at least as new as this program. [`StoreError::Schema`]: it never will be.
+    pub async fn schema_ready(&self) -> Result<bool, StoreError> {
+        let exists: bool = sqlx::query_scalar("SELECT to_regclass('lastword._sqlx_migrations') IS NOT NULL")
+            .fetch_one(&self.general)
+            .await?;
+        if !exists {
+            return Ok(false);
+        }
+        let applied: Vec<(i64, Vec<u8>)> =
+            sqlx::query_as("SELECT version, checksum FROM _sqlx_migrations WHERE success")
+                .fetch_all(&self.general)
+                .await?;
+        let mut ready = true;
+        for known in migrations().iter() {
+            match applied.iter().find(|(version, _)| *version == known.version) {
+                None => ready = false,
+                Some((_, checksum)) if *checksum == *known.checksum => {}
+                Some(_) => return Err(made_before(known.version)),
+            }
+        }
+        Ok(ready)
+    }
+}
+
+fn migrations() -> Migrator {
+    let mut migrations = sqlx::migrate!("./migrations");
+    // What a newer program has added stays, and does not stop an older one: that is a rollback.
+    migrations.set_ignore_missing(true);
+    migrations
+}

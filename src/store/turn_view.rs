@@ -1,0 +1,167 @@
+//! What a client's stream reads of turns: those it has yet to show, with their terminals, and whose they are.
+
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+use uuid::Uuid;
+
+use super::{Store, StoreError};
+use crate::turn::keys::{ConversationId, Incarnation, TurnId};
+use crate::turn::reason::Reason;
+use crate::turn::terminal::Failure;
+
+/// Turns of one conversation that one reading returns at the most.
+pub(crate) const MAX_VIEWED: i64 = 200;
+
+/// A turn as a client's stream sees it: open, or with its terminal.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TurnView {
+    pub turn_id: TurnId,
+    pub conversation_id: ConversationId,
+    pub number: i64,
+    pub message_id: String,
+    /// The worker that holds it, while it is open.
+    pub worker: Option<Incarnation>,
+    pub terminal: Option<Terminal>,
+}
+
+/// A terminal as it is rendered.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Terminal {
+    /// `None` for a reply.
+    pub failure: Option<Failure>,
+    /// The turn whose log holds the reply.
+    pub holder: TurnId,
+    /// Where the reply, or what there is of output, ends in that log.
+    pub end: u64,
+    /// How many turns the reply answers.
+    pub answers: u32,
+}
+
+/// Where a turn is and whose it is: what every call on a turn asks first.
+#[derive(Debug, Clone)]
+pub struct TurnHead {
+    pub turn_id: TurnId,
+    pub conversation_id: ConversationId,
+    pub owner: String,
+    pub organization: String,
+    pub conversation: String,
+    pub worker_group: String,
+    pub number: i64,
+    pub message_id: String,
+}
+
+/// What [`view`] reads of a turn `t`, its marker `m` and its terminal `e`.
+const VIEW: &str = "t.id, t.conversation_id, t.number, t.message_id, m.incarnation AS worker,
+    e.turn_id IS NOT NULL AS ended, e.reason, e.message, e.detail, e.holder, e.end_at, e.answers";
+
+impl Store {
+    /// The turns of these conversations behind the given numbers, in order; of each conversation the next [`MAX_VIEWED`] at
+    /// the most.
+    pub async fn turn_views_after(&self, after: &[(ConversationId, i64)]) -> Result<Vec<TurnView>, StoreError> {
+        let ids: Vec<Uuid> = after.iter().map(|(conversation, _)| conversation.0).collect();
+        let bases: Vec<i64> = after.iter().map(|(_, base)| *base).collect();
+        let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "SELECT {VIEW} FROM unnest($1::uuid[], $2::bigint[]) AS c(id, base)
+             CROSS JOIN LATERAL (SELECT id, conversation_id, number, message_id FROM turn
+                                 WHERE conversation_id = c.id AND number > c.base ORDER BY number LIMIT $3) t
+             LEFT JOIN marker m ON m.turn_id = t.id LEFT JOIN terminal e ON e.turn_id = t.id
+             ORDER BY t.conversation_id, t.number"
+        )))
+        .bind(&ids)
+        .bind(&bases)
+        .bind(MAX_VIEWED)
+        .fetch_all(&self.general)
+        .await?;
+        rows.iter().map(view).collect()
+    }
+
+    /// One turn, as its own stream sees it.
+    pub async fn turn_view(&self, turn: TurnId) -> Result<Option<TurnView>, StoreError> {
+        let row = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "SELECT {VIEW} FROM turn t LEFT JOIN marker m ON m.turn_id = t.id LEFT JOIN terminal e ON e.turn_id = t.id
+             WHERE t.id = $1"
+        )))
+        .bind(turn.0)
+        .fetch_optional(&self.keyed)
+        .await?;
+        row.as_ref().map(view).transpose()
+    }
+
+    /// The turns that the reply in `holder`'s log answers, with their message ids, in order. A reply answers turns that were
+    /// claimed together, so their numbers are close; the bounds on the numbers let an index find them.
+    pub async fn turns_answered_by(&self, holder: TurnId) -> Result<Vec<(TurnId, String)>, StoreError> {
+        let rows: Vec<(Uuid, String)> = sqlx::query_as(
+            "SELECT t.id, t.message_id FROM terminal h
+             JOIN terminal e ON e.conversation_id = h.conversation_id AND e.holder = h.turn_id AND e.outcome = 'reply'
+             JOIN turn t ON t.id = e.turn_id WHERE h.turn_id = $1 AND e.number BETWEEN h.number - 100 AND h.number + 100
+             ORDER BY t.number",
+        )
+        .bind(holder.0)
+        .fetch_all(&self.general)
+        .await?;
+        Ok(rows.into_iter().map(|(id, message)| (TurnId(id), message)).collect())
+    }
+
+    /// Where a turn is and whose it is.
+    pub async fn turn_head(&self, turn: TurnId) -> Result<Option<TurnHead>, StoreError> {
+        let row = sqlx::query(
+            "SELECT t.conversation_id, c.owner, t.organization, t.conversation, t.worker_group, t.number, t.message_id
+             FROM turn t JOIN conversation c ON c.id = t.conversation_id WHERE t.id = $1",
+        )
+        .bind(turn.0)
+        .fetch_optional(&self.keyed)
+        .await?;
+        row.map(|r| {
+            Ok(TurnHead {
+                turn_id: turn,
+                conversation_id: ConversationId(r.try_get("conversation_id")?),
+                owner: r.try_get("owner")?,
+                organization: r.try_get("organization")?,
+                conversation: r.try_get("conversation")?,
+                worker_group: r.try_get("worker_group")?,
+                number: r.try_get("number")?,
+                message_id: r.try_get("message_id")?,
+            })
+        })
+        .transpose()
+    }
+}
+
+/// The view of a row that selects [`VIEW`].
+fn view(row: &PgRow) -> Result<TurnView, StoreError> {
+    let ended: bool = row.try_get("ended")?;
+    let terminal = if ended {
+        Some(Terminal {
+            failure: failure(row)?,
+            holder: TurnId(row.try_get("holder")?),
+            end: row.try_get::<i64, _>("end_at")? as u64,
+            answers: row.try_get::<i16, _>("answers")? as u32,
+        })
+    } else {
+        None
+    };
+    Ok(TurnView {
+        turn_id: TurnId(row.try_get("id")?),
+        conversation_id: ConversationId(row.try_get("conversation_id")?),
+        number: row.try_get("number")?,
+        message_id: row.try_get("message_id")?,
+        worker: row.try_get::<Option<Uuid>, _>("worker")?.map(Incarnation),
+        terminal,
+    })
+}
+
+/// The failure of a row that selects a terminal's `reason`, `message` and `detail`; `None` if it has no reason.
+pub(super) fn failure(row: &PgRow) -> Result<Option<Failure>, StoreError> {
+    let reason: Option<String> = row.try_get("reason")?;
+    reason
+        .map(|reason| {
+            Ok(Failure {
+                // A newer version's reason is no reason to hide the terminal.
+                reason: reason.parse().unwrap_or(Reason::Internal),
+                message: row.try_get::<Option<String>, _>("message")?.unwrap_or_default(),
+                detail: row.try_get("detail")?,
+                exit: None,
+            })
+        })
+        .transpose()
+}
