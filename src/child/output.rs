@@ -1,4 +1,4 @@
-//! What child processes print: line by line to our own log, and the end of their stderr for the detail of a failure.
+//! What child processes print: line by line for our own log, and the end of their stderr for the detail of a failure.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::lines::{LinePiece, Lines};
 
-/// A longer line is cut here, in bytes.
+/// The longest line that is given out in one piece, in bytes; [`printable`] cuts there.
 const MAX_LINE: usize = 4 * 1024;
 /// What is kept of stderr, in bytes.
 const MAX_TAIL: usize = 8 * 1024;
@@ -79,52 +79,51 @@ impl Drop for EndOfTail {
     }
 }
 
-/// Passes the lines of a stream to `say` until it ends.
-pub async fn copy_lines(from: impl AsyncRead + Unpin, say: impl FnMut(&str)) {
-    copy(from, |_| {}, say).await;
+/// Gives the lines of a stream to `each` until it ends; a line of more than 4 KiB comes in pieces.
+pub async fn copy_lines(from: impl AsyncRead + Unpin, each: impl FnMut(&LinePiece)) {
+    copy(from, |_| {}, each).await;
 }
 
 /// [`copy_lines`] for a child's stderr, whose end is kept; the future is to be spawned.
-pub fn copy_stderr<R: AsyncRead + Unpin, F: FnMut(&str)>(
+pub fn copy_stderr<R: AsyncRead + Unpin, F: FnMut(&LinePiece)>(
     from: R,
-    say: F,
+    each: F,
 ) -> (StderrTail, impl Future<Output = ()> + use<R, F>) {
     let tail = StderrTail::default();
     tail.read().open = true;
     let end = EndOfTail(tail.clone());
-    let copying = async move { copy(from, |bytes| end.0.push(bytes), say).await };
+    let copying = async move { copy(from, |bytes| end.0.push(bytes), each).await };
     (tail, copying)
 }
 
-async fn copy(mut from: impl AsyncRead + Unpin, mut keep: impl FnMut(&[u8]), mut say: impl FnMut(&str)) {
+async fn copy(mut from: impl AsyncRead + Unpin, mut keep: impl FnMut(&[u8]), mut each: impl FnMut(&LinePiece)) {
     let mut buffer = vec![0; READ];
     let mut lines = Lines::new(MAX_LINE);
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
         keep(&buffer[..read]);
         lines.push(&buffer[..read]);
         while let Some(piece) = lines.next() {
-            say_line(&piece, &mut say);
+            each(&piece);
         }
     }
     if let Some(piece) = lines.finish() {
-        say_line(&piece, &mut say);
+        each(&piece);
     }
 }
 
-/// Says a line, cut at [`MAX_LINE`]; what comes of it in later pieces is left out, and so is an empty one.
-fn say_line(piece: &LinePiece, mut say: impl FnMut(&str)) {
+/// A line as text for a log that people read in a terminal: cut at 4 KiB, without control characters. `None` for an empty
+/// line, and for the later pieces of a long one.
+pub fn printable(piece: &LinePiece) -> Option<String> {
     if !piece.begins {
-        return;
+        return None;
     }
     let text = String::from_utf8_lossy(&piece.bytes[..piece.bytes.len().min(MAX_LINE)]);
-    // No control characters: they could rewrite a terminal.
+    // Control characters could rewrite what the terminal shows.
     let mut text: String = text.trim_end().chars().map(|c| if c.is_control() && c != '\t' { ' ' } else { c }).collect();
     if piece.bytes.len() > MAX_LINE {
         text.push('…');
     }
-    if !text.is_empty() {
-        say(&text);
-    }
+    (!text.is_empty()).then_some(text)
 }
 
 #[cfg(test)]
@@ -137,7 +136,7 @@ mod tests {
         printed.extend([b'x'; 3 * MAX_LINE]);
         printed.extend(b"y\nz");
         let mut said = Vec::new();
-        copy_lines(&printed[..], |line| said.push(line.to_owned())).await;
+        copy_lines(&printed[..], |piece| said.extend(printable(piece))).await;
         assert_eq!(said[..2], ["one", "two [2J"]);
         assert_eq!(said[2], "x".repeat(MAX_LINE) + "…");
         assert_eq!(said[3], "z");

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::action::ActionRunner;
@@ -16,7 +16,7 @@ use super::pauses::Pauses;
 use super::plan::{Action, AgentKey, PlanContext, PlannedAgent, plan};
 use super::runtime::{Death, WorkerRuntime};
 use crate::crd::AgentSpec;
-use crate::every::{Again, Outage};
+use crate::every::{Again, Cause, Every};
 use crate::leadership::Leadership;
 use crate::store::{Store, StoreError, StoredAgent};
 use crate::turn::keys::StartId;
@@ -68,28 +68,17 @@ impl Passes {
     }
 
     /// Makes passes until `shutdown`: one each [`FleetConfig::poll`], the first at once, and one at each wake-up. Two passes
-    /// begin at least [`FleetConfig::spacing`] apart, which is why this is a loop of its own beside [`crate::every::Every`].
+    /// begin at least [`FleetConfig::spacing`] apart.
     pub async fn run(&mut self, wake: &Notify, shutdown: &CancellationToken) {
-        let mut poll = tokio::time::interval(self.config.poll);
-        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut outage = Outage::new("the fleet");
-        loop {
-            let polled = tokio::select! {
-                biased;
-                () = shutdown.cancelled() => return,
-                _ = poll.tick() => true,
-                () = wake.notified() => false,
-            };
+        let mut passes = Every::new("the fleet", self.config.poll).at_once().woken_by(wake);
+        while let Some(cause) = passes.next(shutdown).await {
             let begun = Instant::now();
-            match self.pass(polled).await {
-                Ok(more) => {
-                    outage.is_over();
-                    if more == Again::AtOnce {
-                        wake.notify_one();
-                    }
-                }
-                Err(error) => outage.goes_on(&error),
+            let done = self.pass(cause == Cause::Period).await;
+            if let Ok(Again::AtOnce) = done {
+                // As a wake-up: the rest is done by a pass that counts as no poll, after the spacing.
+                wake.notify_one();
             }
+            passes.ended(done.map(|_| Again::Later));
             // Wake-ups do not interrupt this: the next pass answers them all.
             let spacing = (begun.elapsed() * 5).clamp(self.config.spacing.start, self.config.spacing.end);
             tokio::time::sleep_until(begun + spacing).await;

@@ -22,6 +22,7 @@ use crate::child::output::copy_stderr;
 use crate::turn::cause;
 use crate::turn::cause::process::ProcessEnd;
 use crate::turn::frame::{Frame, storable};
+use crate::turn::keys::TurnId;
 use crate::turn::terminal::Outcome;
 use crate::wire::TurnPush;
 
@@ -85,8 +86,7 @@ impl TurnAdapter for ExecAdapter {
         let Program { process, stdin, stdout, stderr } = program;
         let _stdin = stdin.map(|stdin| AbortOnDropHandle::new(tokio::spawn(feed(stdin, turn.message.clone()))));
         let turn_id = turn.turn_id;
-        let (tail, copying) =
-            copy_stderr(stderr, move |line| tracing::info!(target: "agent", turn = %turn_id, "{line}"));
+        let (tail, copying) = copy_stderr(stderr, move |line| log_line(turn_id, &line.bytes));
         let _stderr = AbortOnDropHandle::new(tokio::spawn(copying));
         let copied = tokio::select! {
             copied = copy(stdout, &out, self.args.output, process.exited()) => copied,
@@ -139,10 +139,9 @@ impl ExecAdapter {
         }
         let mut process = AgentProcess::start(command).await?;
         let missing = || io::Error::other("a pipe is missing");
-        let child = process.child().ok_or_else(missing)?;
-        let stdin = child.stdin.take().map(ChildStdin::from_std).transpose()?;
-        let stdout = ChildStdout::from_std(child.stdout.take().ok_or_else(missing)?)?;
-        let stderr = ChildStderr::from_std(child.stderr.take().ok_or_else(missing)?)?;
+        let stdin = process.stdin.take().map(ChildStdin::from_std).transpose()?;
+        let stdout = ChildStdout::from_std(process.stdout.take().ok_or_else(missing)?)?;
+        let stderr = ChildStderr::from_std(process.stderr.take().ok_or_else(missing)?)?;
         Ok(Program { process, stdin, stdout, stderr })
     }
 }
@@ -210,4 +209,12 @@ async fn copy(
         out.send(frame).await?;
     }
     Ok(())
+}
+
+/// Writes a line of stderr, or a part of a long one, into the worker\'s log.
+fn log_line(turn: TurnId, line: &[u8]) {
+    let text = String::from_utf8_lossy(line);
+    if !text.trim().is_empty() {
+        tracing::info!(target: "agent", %turn, "{}", text.trim_end());
+    }
 }

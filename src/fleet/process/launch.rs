@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use super::table::ProcessTable;
 use super::worker::WorkerProcess;
 use crate::child::cgroup::Cgroup;
-use crate::child::output::{StderrTail, copy_lines, copy_stderr};
+use crate::child::output::{StderrTail, copy_lines, copy_stderr, printable};
 use crate::child::process::{ChildProcess, Spawned};
 use crate::turn::cause::process::{self, ProcessEnd};
 use crate::turn::keys::StartId;
@@ -72,13 +72,19 @@ impl WorkerLaunch {
         let _entered = self.runtime.enter();
         let (agent, start) = (self.agent.clone(), self.start_id);
         if let Some(Ok(stdout)) = spawned.stdout.take().map(ChildStdout::from_std) {
-            let say = move |line: &str| tracing::info!(target: "worker", agent, %start, "{line}");
-            tokio::spawn(copy_lines(stdout, say));
+            tokio::spawn(copy_lines(stdout, move |piece| {
+                if let Some(line) = printable(piece) {
+                    tracing::info!(target: "worker", agent, %start, "{line}");
+                }
+            }));
         }
         let Some(Ok(stderr)) = spawned.stderr.take().map(ChildStderr::from_std) else { return StderrTail::default() };
         let agent = self.agent.clone();
-        let say = move |line: &str| tracing::info!(target: "worker", agent, %start, stderr = true, "{line}");
-        let (tail, copying) = copy_stderr(stderr, say);
+        let (tail, copying) = copy_stderr(stderr, move |piece| {
+            if let Some(line) = printable(piece) {
+                tracing::info!(target: "worker", agent, %start, stderr = true, "{line}");
+            }
+        });
         tokio::spawn(copying);
         tail
     }
