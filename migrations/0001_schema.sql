@@ -82,14 +82,12 @@ CREATE TABLE marker (
     claimed_at      timestamptz,
     guard           uuid,                           -- the gateway that checks it against the guardrails
     guard_until     timestamptz,                    -- then another gateway may
-    lease_seconds   integer NOT NULL,               -- how long the verdict on the deadline waits after an outage
     armed_at        timestamptz NOT NULL,
     deadline_at     timestamptz NOT NULL,
     CONSTRAINT marker_phase_known_check CHECK (phase IN ('guarding', 'waiting', 'claimed')),
     CONSTRAINT marker_claimed_has_incarnation_check CHECK ((phase = 'claimed') = (incarnation IS NOT NULL)),
     CONSTRAINT marker_claimed_has_time_check CHECK ((phase = 'claimed') = (claimed_at IS NOT NULL)),
     CONSTRAINT marker_guarding_has_time_check CHECK ((phase = 'guarding') = (guard_until IS NOT NULL)),
-    CONSTRAINT marker_lease_positive_check CHECK (lease_seconds > 0),
     CONSTRAINT marker_deadline_after_arm_check CHECK (deadline_at > armed_at)
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_cost_delay = 0);
@@ -126,7 +124,7 @@ CREATE TABLE terminal (
     CONSTRAINT terminal_end_not_negative_check CHECK (end_at >= 0)
 );
 CREATE UNIQUE INDEX terminal_conversation_id_number_key ON terminal (conversation_id, number);
-CREATE INDEX terminal_ended_idx ON terminal (ended_at);
+CREATE INDEX terminal_ended_idx ON terminal (ended_at, turn_id);
 CREATE INDEX terminal_failed_of_organization_idx ON terminal (organization, turn_id) WHERE outcome = 'error';
 CREATE INDEX terminal_failed_idx ON terminal (ended_at) WHERE outcome = 'error';
 
@@ -269,14 +267,24 @@ CREATE INDEX session_gateway_idx ON session (gateway);
 -- The settling gate, one row: after an outage verdicts of silence wait until workers have had the time to speak again.
 CREATE TABLE gate (
     single         boolean PRIMARY KEY DEFAULT true,
-    seen           timestamptz NOT NULL DEFAULT clock_timestamp(),  -- when a gateway last ticked
+    seen           timestamptz NOT NULL DEFAULT clock_timestamp(),  -- when the beats of the last tick were gathered
     since          timestamptz NOT NULL DEFAULT clock_timestamp(),  -- when the last gap between ticks ended
-    ticked_seconds double precision NOT NULL DEFAULT 0,   -- ticking between the gaps of one unsettled time, added up
+    ticked_seconds double precision NOT NULL DEFAULT 0,   -- what was ticked in one unsettled time, over its gaps
     longest_lease  double precision NOT NULL DEFAULT 60,  -- of the workers that there were at the last gap
     server_started timestamptz NOT NULL DEFAULT pg_postmaster_start_time(),
     CONSTRAINT gate_one_row_check CHECK (single)
 ) WITH (fillfactor = 50);
 INSERT INTO gate DEFAULT VALUES;
+
+-- How far the retention has come, one row. It looks at what has ended in the order of the ends, and begins anew at the end.
+CREATE TABLE retention (
+    single       boolean PRIMARY KEY DEFAULT true,
+    turn_seconds bigint NOT NULL DEFAULT 2592000,   -- how long turns are kept, as the last pass had it; for the metrics
+    looked_until timestamptz,                       -- the terminal that was looked at last; null at the beginning
+    looked_turn  uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
+    CONSTRAINT retention_one_row_check CHECK (single)
+) WITH (fillfactor = 50);
+INSERT INTO retention DEFAULT VALUES;
 
 CREATE TABLE api_key (
     id           uuid PRIMARY KEY,

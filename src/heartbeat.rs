@@ -3,7 +3,8 @@
 //! The tick is also the gateway's own sign of life: it moves the settling gate, a row by which everybody knows whether
 //! silence of a worker means anything (while no gateway can write, it means nothing). So it comes without workers, too.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -53,31 +54,63 @@ impl Heartbeats {
     }
 }
 
-async fn tick(store: Store, gateway: Replica, mut waiting: mpsc::Receiver<WaitingBeat>, shutdown: CancellationToken) {
-    // While it waits for the database, workers beat again and nobody is failed for the silence.
-    let mut ticks = Every::new("the heartbeat tick", TICK).at_once();
-    while ticks.next(&shutdown).await.is_some() {
-        ticks.ended(write_beats(&store, &gateway, &mut waiting).await);
+/// What waits for the tick: heartbeats with somebody to answer, and workers whose beat the last tick failed to write.
+struct Waiting {
+    queue: mpsc::Receiver<WaitingBeat>,
+    batch: Vec<WaitingBeat>,
+    unwritten: HashSet<Incarnation>,
+}
+
+impl Waiting {
+    /// Everything that waits by now.
+    fn gather(&mut self) -> Vec<Beat> {
+        while let Ok(waiting) = self.queue.try_recv() {
+            self.batch.push(waiting);
+        }
+        // A worker that was told that its beat was not written may not beat again before the next tick, and yet it was not
+        // silent. As busy, since it may have been given a turn meanwhile: it says itself when it is idle.
+        let unwritten = self.unwritten.iter().map(|&incarnation| Beat { incarnation, busy: true });
+        // Of several heartbeats of one worker the last one counts.
+        let beats = unwritten.chain(self.batch.iter().map(|w| w.beat.clone()));
+        beats.map(|beat| (beat.incarnation, beat)).collect::<HashMap<_, _>>().into_values().collect()
+    }
+
+    /// Answers those who wait. Beats of a tick that was not written stay for the next.
+    fn answer(&mut self, result: &Result<HashMap<Incarnation, BeatAnswer>, StoreError>) {
+        match result {
+            Ok(_) => self.unwritten.clear(),
+            // Those that the tick did not come to are told as well, so that their workers look for another gateway.
+            Err(_) => drop(self.gather()),
+        }
+        for WaitingBeat { beat, answer } in self.batch.drain(..) {
+            let one = match result {
+                Ok(answers) => Ok(answers.get(&beat.incarnation).cloned()),
+                Err(error) => {
+                    // Bounded like the queue: the rest beat again.
+                    if self.unwritten.len() < MAX_WAITING {
+                        self.unwritten.insert(beat.incarnation);
+                    }
+                    Err(error.clone())
+                }
+            };
+            // A worker that closed its connection meanwhile beats again.
+            let _ = answer.send(one);
+        }
     }
 }
 
-async fn write_beats(
-    store: &Store,
-    gateway: &Replica,
-    waiting: &mut mpsc::Receiver<WaitingBeat>,
-) -> Result<Again, StoreError> {
-    let batch: Vec<WaitingBeat> = std::iter::from_fn(|| waiting.try_recv().ok()).collect();
-    // Of several heartbeats of one worker the last one counts.
-    let beats: HashMap<Incarnation, Beat> = batch.iter().map(|w| (w.beat.incarnation, w.beat.clone())).collect();
-    let beats: Vec<Beat> = beats.into_values().collect();
-    let result = store.heartbeat_of_gateway(gateway, GATEWAY_EXPIRES_SECONDS, &beats).await;
-    for WaitingBeat { beat, answer } in batch {
-        let one = match &result {
-            Ok(answers) => Ok(answers.get(&beat.incarnation).cloned()),
-            Err(error) => Err(error.clone()),
-        };
-        // A worker that closed its connection meanwhile beats again.
-        let _ = answer.send(one);
+async fn tick(store: Store, gateway: Replica, queue: mpsc::Receiver<WaitingBeat>, shutdown: CancellationToken) {
+    let waiting = Mutex::new(Waiting { queue, batch: Vec::new(), unwritten: HashSet::new() });
+    // While it waits for the database, workers beat again and nobody is failed for the silence.
+    let mut ticks = Every::new("the heartbeat tick", TICK).at_once();
+    while ticks.next(&shutdown).await.is_some() {
+        let gather = || locked(&waiting).gather();
+        let result = store.heartbeat_of_gateway(&gateway, GATEWAY_EXPIRES_SECONDS, gather).await;
+        locked(&waiting).answer(&result);
+        ticks.ended(result.map(|_| Again::Later));
     }
-    result.map(|_| Again::Later)
+}
+
+fn locked(waiting: &Mutex<Waiting>) -> MutexGuard<'_, Waiting> {
+    waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -210,7 +210,8 @@ impl Submitter {
             Err(error) => tracing::debug!(%error, "turn {turn_id} is guarded later: its Agent was not read"),
             Ok(None) => {
                 let failure = rule::agent_gone();
-                if let Err(error) = self.store.fail_turn(turn_id, &failure).await {
+                // Under the hold: another replica may have found the Agent, and let the turn pass, meanwhile.
+                if let Err(error) = self.store.reject_guarded_turn(turn_id, self.gateway, &failure).await {
                     tracing::debug!(%error, "turn {turn_id} has no Agent any more; it is ended later");
                 }
             }
@@ -241,7 +242,6 @@ fn arm(submission: &Submission, agent: &ServedAgent, worker_group: String, gatew
         content_hash: hash,
         traceparent: submission.traceparent.clone(),
         turn_seconds: submission.deadline_seconds.unwrap_or(agent.spec.timing.turn_seconds()),
-        lease_seconds: agent.spec.timing.lease_seconds(),
         guard: (!agent.guards.is_empty()).then_some((gateway, HOLD_SECONDS)),
         object: submission.object.clone(),
     }

@@ -27,8 +27,6 @@ pub struct Arm {
     pub traceparent: Option<String>,
     /// The hard deadline, in seconds from arm.
     pub turn_seconds: u32,
-    /// The Agent's lease in seconds: how long the verdict on a deadline waits after an outage.
-    pub lease_seconds: u32,
     /// The gateway that checks the turn before it may be claimed, and for how many seconds others leave that to it.
     pub guard: Option<(GatewayId, u32)>,
     /// The AgentTurn that the turn is armed for. The same transaction ties the two.
@@ -242,16 +240,15 @@ async fn insert(
         allowed.iter().map(|&i| Some(items[i].object.as_ref()?.name.as_str())).collect();
     let object_uids: Vec<Option<&str>> =
         allowed.iter().map(|&i| Some(items[i].object.as_ref()?.uid.as_str())).collect();
-    let lease_seconds: Vec<i32> = allowed.iter().map(|&i| items[i].lease_seconds as i32).collect();
     sqlx::query(
         r#"WITH item AS (
              SELECT i.*, c.last_number + row_number() OVER (PARTITION BY i.conversation_id ORDER BY position) AS number,
                     clock_timestamp() AS armed_at
              FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
-                         $9::jsonb[], $10::text[], $11::bytea[], $12::text[], $13::int[], $14::int[], $15::uuid[], $16::int[], $17::text[], $18::text[])
+                         $9::jsonb[], $10::text[], $11::bytea[], $12::text[], $13::int[], $14::uuid[], $15::int[], $16::text[], $17::text[])
                   WITH ORDINALITY
                   AS i(id, conversation_id, organization, conversation, message_id, agent, worker_group, "user",
-                       routing, input, content_hash, traceparent, turn_seconds, lease_seconds, guard, guard_seconds, object_name, object_uid, position)
+                       routing, input, content_hash, traceparent, turn_seconds, guard, guard_seconds, object_name, object_uid, position)
              JOIN conversation c ON c.id = i.conversation_id
            ), turns AS (
              INSERT INTO turn (id, conversation_id, number, organization, conversation, message_id, agent, worker_group,
@@ -263,10 +260,10 @@ async fn insert(
              RETURNING id, number
            ), markers AS (
              INSERT INTO marker (turn_id, conversation_id, number, organization, agent, worker_group, phase,
-                                 guard, guard_until, lease_seconds, armed_at, deadline_at)
+                                 guard, guard_until, armed_at, deadline_at)
              SELECT i.id, i.conversation_id, i.number, i.organization, i.agent, i.worker_group,
                     CASE WHEN i.guard IS NULL THEN 'waiting' ELSE 'guarding' END,
-                    i.guard, i.armed_at + make_interval(secs => i.guard_seconds), i.lease_seconds,
+                    i.guard, i.armed_at + make_interval(secs => i.guard_seconds),
                     i.armed_at, i.armed_at + make_interval(secs => i.turn_seconds)
              FROM item i JOIN turns USING (id)
            ), ties AS (
@@ -292,7 +289,6 @@ async fn insert(
     .bind(&hashes)
     .bind(&traces)
     .bind(&turn_seconds)
-    .bind(&lease_seconds)
     .bind(&guards)
     .bind(&guard_seconds)
     .bind(&object_names)

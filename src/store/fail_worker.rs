@@ -151,12 +151,7 @@ pub(super) async fn end_lease_within(
     if died_now {
         write_tombstone(tx, incarnation, &failure).await?;
     }
-    let held: Vec<Uuid> = sqlx::query_scalar("SELECT turn_id FROM marker WHERE incarnation = $1")
-        .bind(incarnation.0)
-        .fetch_all(&mut *tx)
-        .await?;
-    let held: Vec<TurnId> = held.into_iter().map(TurnId).collect();
-    let mut ended = elect::fail_open(tx, &held, Fence::HeldBy(incarnation), &failure).await?;
+    let mut ended = fail_held(tx, incarnation, &failure).await?;
     let never_claimed = died_now && !lease.claimed;
     let failed_start = never_claimed && lease.stopped().is_none();
     if failed_start || (never_claimed && lease.interrupted) {
@@ -165,12 +160,37 @@ pub(super) async fn end_lease_within(
     Ok((FailedWorker { died_now, failed_start, ended: ended.iter().map(|e| e.turn_id).collect() }, ended))
 }
 
-/// Makes a locked lease a tombstone, which says why the worker died.
-pub(super) async fn write_tombstone(
+/// Ends a lease of which another incarnation proves that its process is gone, and the turns that it held. The start goes on in
+/// that other one, so it did not fail, and those who wait for it wait on.
+pub(super) async fn bury(
     tx: &mut PgConnection,
     incarnation: Incarnation,
     failure: &Failure,
-) -> Result<(), StoreError> {
+) -> Result<Vec<Ended>, StoreError> {
+    let Some(lease) = lock_lease(tx, incarnation).await? else {
+        return Ok(Vec::new());
+    };
+    let failure = cause::lease::known_better(&lease.record(), failure, Ground::Proof).storable();
+    write_tombstone(tx, incarnation, &failure).await?;
+    fail_held(tx, incarnation, &failure).await
+}
+
+/// Ends the turns that a worker holds whose lease is locked.
+async fn fail_held(
+    tx: &mut PgConnection,
+    incarnation: Incarnation,
+    failure: &Failure,
+) -> Result<Vec<Ended>, StoreError> {
+    let held: Vec<Uuid> = sqlx::query_scalar("SELECT turn_id FROM marker WHERE incarnation = $1")
+        .bind(incarnation.0)
+        .fetch_all(&mut *tx)
+        .await?;
+    let held: Vec<TurnId> = held.into_iter().map(TurnId).collect();
+    elect::fail_open(tx, &held, Fence::HeldBy(incarnation), failure).await
+}
+
+/// Makes a locked lease a tombstone, which says why the worker died.
+async fn write_tombstone(tx: &mut PgConnection, incarnation: Incarnation, failure: &Failure) -> Result<(), StoreError> {
     sqlx::query(
         "UPDATE lease SET phase = 'dead', died_at = clock_timestamp(), death_reason = $2, death_detail = $3
          WHERE incarnation = $1",

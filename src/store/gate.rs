@@ -4,30 +4,49 @@
 //! lease ran out, a start took too long) are therefore held back until workers have had the time to speak again. What
 //! decides that is one row, `gate`:
 //!
-//! - Gateways move `seen` in every heartbeat tick, in an empty one too.
+//! - Gateways move `seen` in every heartbeat tick, in an empty one too. It is the time *before* the tick gathered the beats
+//!   that waited for it. So a verdict on a moment that lies before `seen` is one on a worker whose beat did not wait in the
+//!   gateway at that moment; however slow the tick was, no beat that came meanwhile is overlooked.
 //! - A gap longer than [`GAP_SECONDS`], a restarted server or a clock that stepped back sets `since` to now. Verdicts wait
-//!   until a whole lease has passed since then, in which gateways ticked without a gap.
-//! - If the database blinks again and again, so that no lease ever passes without a gap, the times of ticking between the
-//!   gaps are added up. Verdicts wait no longer than until the sum is five of the longest leases.
+//!   until gateways have ticked without a gap for a whole lease since then.
+//! - If no lease ever passes without a gap, because the database blinks again and again, or is so slow that every tick comes
+//!   after a gap, the time that was ticked is added up over the gaps: each tick counts for the time since the one before it,
+//!   for [`GAP_SECONDS`] at the most. Verdicts wait no longer than until the sum is five of the longest leases.
+//! - A deadline is no verdict of silence. It waits for [`WORDS_SECONDS`] after a gap only, in which words that waited arrive.
+//!
+//! Only time that was ticked counts. While no gateway can write, `seen` stands still, and with it every verdict.
 
 use sqlx::{PgConnection, Row};
+use time::OffsetDateTime;
 
 use super::{Store, StoreError};
 
-/// Longer than this many seconds between two ticks is a gap: ticks come each second, and three in a row are missing.
+/// Longer than this many seconds between two ticks is a gap: ticks come each half second, and several in a row are missing.
 pub const GAP_SECONDS: f64 = 3.5;
 
-/// The SQL condition, over a row of `gate g` and a row with `lease_seconds`, under which silence of that length means
-/// something.
-pub(super) const SETTLED: &str = "(statement_timestamp() - g.seen < interval '3.5 seconds'
-    AND (statement_timestamp() >= g.since + make_interval(secs => lease_seconds)
-         OR g.ticked_seconds + extract(epoch FROM statement_timestamp() - g.since)
-            >= 5 * greatest(lease_seconds, g.longest_lease)))";
+/// After a gap deadlines wait for so many seconds: replies that could not be written during the gap are sent again well
+/// within, and beat the deadline.
+pub const WORDS_SECONDS: f64 = 15.0;
 
-/// The SQL condition, over rows of `gate g` and `lease`, under which a lease ran out although a gateway could write: one has
-/// ticked since. Without it a lease shorter than [`GAP_SECONDS`], which runs out before a gap counts as one, would be judged
-/// while all gateways are cut off from the database.
-pub(super) const TICKED_SINCE: &str = "expires_at <= g.seen";
+/// The SQL condition, over a row of `gate g`, under which the count of ticks ends the wait for a time without a gap.
+macro_rules! counted {
+    () => {
+        "g.ticked_seconds >= 5 * g.longest_lease"
+    };
+}
+
+/// The SQL condition, over rows of `gate g` and `lease`, under which a lease that ran out means something: a gateway gathered
+/// beats since then, and there was no gap for the length of the lease.
+pub(super) const SILENT: &str = concat!(
+    "(expires_at <= g.seen AND (g.seen >= g.since + make_interval(secs => lease_seconds) OR (",
+    counted!(),
+    " AND g.ticked_seconds >= 5 * lease_seconds)))"
+);
+
+/// The SQL condition, over a row of `gate g` and the time `$due`, under which that deadline is over.
+pub(super) fn deadline_is_over(due: &str) -> String {
+    format!("({due} <= g.seen AND (g.seen >= g.since + make_interval(secs => {WORDS_SECONDS}) OR {}))", counted!())
+}
 
 /// The gate, for operators and metrics.
 #[derive(Debug, Clone, Copy)]
@@ -51,31 +70,41 @@ impl Store {
     }
 }
 
-/// One gateway's tick. Afterwards no expiry lies more than a lease ahead: a clock that stepped back cannot keep a dead
-/// worker alive.
-pub(super) async fn tick(tx: &mut PgConnection) -> Result<(), StoreError> {
-    // In a statement of its own: the time that the next one reads is then younger than every tick before it.
+/// The time before the beats of a tick are gathered, for [`tick`].
+pub(super) async fn before_gathering(tx: &mut PgConnection) -> Result<OffsetDateTime, StoreError> {
+    Ok(sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(tx).await?)
+}
+
+/// One gateway's tick, whose beats were gathered at `gathered` or later. Afterwards no expiry lies more than a lease ahead: a
+/// clock that stepped back cannot keep a dead worker alive.
+pub(super) async fn tick(tx: &mut PgConnection, gathered: OffsetDateTime) -> Result<(), StoreError> {
+    // In a statement of its own: the time that the next one reads is then younger than every tick before it. Of two gateways'
+    // ticks the one that gathered later may commit first.
     sqlx::query("SELECT FROM gate FOR UPDATE").execute(&mut *tx).await?;
     let reset: bool = sqlx::query_scalar(
         "WITH before AS (SELECT seen, since, server_started FROM gate),
-              now AS (SELECT clock_timestamp() AS at),
+              now AS (SELECT clock_timestamp() AS at, least($2, clock_timestamp()) AS gathered),
+              -- Read by those ticks alone that end a gap.
+              longest AS (SELECT max(lease_seconds) AS lease FROM lease WHERE phase <> 'dead'),
               judged AS (
-                SELECT at, greatest(0, extract(epoch FROM seen - since)) AS steady,
-                       (at - seen > make_interval(secs => $1) OR at < seen OR since > at
+                SELECT gathered, greatest(0, extract(epoch FROM seen - since)) AS steady,
+                       least($1, greatest(0, extract(epoch FROM gathered - seen))) AS ticked, at < seen AS back,
+                       (gathered - seen > make_interval(secs => $1) OR at < seen OR since > at
                         OR server_started <> pg_postmaster_start_time()) AS reset
                 FROM before, now)
-         UPDATE gate g SET seen = at,
-                since = CASE WHEN reset THEN at ELSE g.since END,
+         UPDATE gate g SET seen = CASE WHEN back THEN gathered ELSE greatest(g.seen, gathered) END,
+                since = CASE WHEN reset THEN gathered ELSE g.since END,
                 server_started = pg_postmaster_start_time(),
-                -- The steady times between the gaps of one unsettled time add up; a settled time ends the count.
-                ticked_seconds = CASE WHEN NOT reset THEN g.ticked_seconds
-                                      WHEN steady >= g.longest_lease THEN 0
-                                      ELSE g.ticked_seconds + steady END,
-                longest_lease = CASE WHEN NOT reset THEN g.longest_lease ELSE coalesce(
-                  (SELECT max(lease_seconds) FROM lease WHERE phase <> 'dead'), g.longest_lease) END
+                -- The time ticked adds up over the gaps of one unsettled time; a settled time ends the count. Which leases
+                -- there are may have changed since the last gap: the shorter of the longest ones then and now has settled.
+                ticked_seconds = CASE WHEN reset AND steady >= least((SELECT lease FROM longest), g.longest_lease) THEN 0
+                                      ELSE g.ticked_seconds + ticked END,
+                longest_lease = CASE WHEN reset THEN coalesce((SELECT lease FROM longest), g.longest_lease)
+                                     ELSE g.longest_lease END
          FROM judged RETURNING reset",
     )
     .bind(GAP_SECONDS)
+    .bind(gathered)
     .fetch_one(&mut *tx)
     .await?;
     if reset {

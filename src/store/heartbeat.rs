@@ -48,14 +48,20 @@ pub struct BeatAnswer {
 impl Store {
     /// One tick of a gateway: its own life, the settling gate, and its workers' leases. The answers are by worker; one whose
     /// lease is dead has none. `expires_seconds`: how long others take the gateway to live without another tick.
+    ///
+    /// `gather` answers all beats that wait, those that it answered before and that are not written yet among them. It is
+    /// called once the time was read that the gate takes for the tick's: a worker whose beat waited by then is not silent. A
+    /// transaction that loses a race calls it again.
     pub async fn heartbeat_of_gateway(
         &self,
         gateway: &Replica,
         expires_seconds: u32,
-        beats: &[Beat],
+        gather: impl Fn() -> Vec<Beat> + Send + Sync,
     ) -> Result<HashMap<Incarnation, BeatAnswer>, StoreError> {
         transaction!(self.vital(), |tx| {
-            let answers = if beats.is_empty() { HashMap::new() } else { renew_leases(tx, beats).await? };
+            let gathered = gate::before_gathering(tx).await?;
+            let beats = gather();
+            let answers = if beats.is_empty() { HashMap::new() } else { renew_leases(tx, &beats).await? };
             sqlx::query(
                 "INSERT INTO gateway (id, url, secret, expires_at)
                  VALUES ($1, $2, $3, clock_timestamp() + make_interval(secs => $4))
@@ -67,7 +73,7 @@ impl Store {
             .bind(f64::from(expires_seconds))
             .execute(&mut *tx)
             .await?;
-            gate::tick(tx).await?;
+            gate::tick(tx, gathered).await?;
             Ok(answers)
         })
         .await

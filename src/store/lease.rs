@@ -5,14 +5,14 @@ use sqlx::{PgConnection, Row};
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
-use super::fail_worker::write_tombstone;
+use super::elect::Ended;
+use super::fail_worker::bury;
 use super::pool::bounded;
 use super::transaction::transaction;
 use super::{Notice, Store, StoreError};
 use crate::turn::cause;
 use crate::turn::keys::{GatewayId, Incarnation, StartId};
 use crate::turn::phase::LeasePhase;
-use crate::turn::terminal::Failure;
 use crate::wire::Credential;
 
 /// A worker that a runtime is about to start.
@@ -145,14 +145,15 @@ impl Store {
             let replaced = match claim_start(tx, credential, incarnation).await? {
                 StartClaim::Refused(error) => return Ok((Err(error), None)),
                 StartClaim::Own => None,
-                StartClaim::Replaces(first) => Some(first),
+                StartClaim::Replaces(first) => Some((first, succeed(tx, first, incarnation).await?)),
             };
             open_stream(tx, incarnation, gateway, stream, capacity, together).await?;
             Ok((Ok(read_terms(tx, incarnation).await?), replaced))
         })
         .await?;
-        if let Some(first) = replaced {
-            self.fail_worker(first, &cause::lease::replaced()).await?;
+        if let Some((first, ended)) = replaced {
+            self.announce(&ended);
+            self.notices.send(Notice::Worker(first));
         }
         connected
     }
@@ -262,7 +263,7 @@ enum StartClaim {
     Refused(ConnectError),
     /// The start is this incarnation's.
     Own,
-    /// The start is this incarnation's from now on; before, it was that of another one, which is to end.
+    /// The start is another incarnation's, which is to end: this one succeeds it.
     Replaces(Incarnation),
 }
 
@@ -305,18 +306,15 @@ async fn claim_start(
                 .await?;
             Ok(StartClaim::Own)
         }
-        Some((first, _)) => {
-            succeed(tx, first, incarnation).await?;
-            Ok(StartClaim::Replaces(first))
-        }
+        Some((first, _)) => Ok(StartClaim::Replaces(first)),
     }
 }
 
-/// Writes the lease of a second incarnation of one start, which takes over what belongs to the container. The first one's
-/// lease becomes a tombstone here, since a start has one living lease; `fail_worker` ends its turns right behind this
-/// transaction.
-async fn succeed(tx: &mut PgConnection, first: Incarnation, second: Incarnation) -> Result<(), StoreError> {
-    write_tombstone(tx, first, &Failure::new(cause::lease::replaced().reason)).await?;
+/// Writes the lease of a second incarnation of one start, which takes over what belongs to the container. The first one is
+/// buried with the turns that it held, in the same transaction: a start has one living lease, and no turn names a dead one.
+/// Answers the turns that ended.
+async fn succeed(tx: &mut PgConnection, first: Incarnation, second: Incarnation) -> Result<Vec<Ended>, StoreError> {
+    let ended = bury(tx, first, &cause::lease::replaced()).await?;
     sqlx::query(
         "INSERT INTO lease (incarnation, start_id, organization, agent, worker_group, generation, phase, runtime,
                             runtime_ref, secret_hash, capacity, heartbeat_seconds, lease_seconds, drain_seconds,
@@ -334,7 +332,7 @@ async fn succeed(tx: &mut PgConnection, first: Incarnation, second: Incarnation)
     .bind(second.0)
     .execute(tx)
     .await?;
-    Ok(())
+    Ok(ended)
 }
 
 /// Makes a lease live, and this stream its stream.

@@ -22,6 +22,9 @@ pub struct StoreMetrics {
     pub posts: Vec<(String, i64)>,
     /// Seconds since a gateway last ticked: large means that verdicts of silence are held back.
     pub gate_seen_seconds: f64,
+    /// Seconds by which the oldest ended turn is past its retention: large means that the retention does not keep up, or
+    /// that something keeps the turn, such as a status that was not written.
+    pub retention_backlog_seconds: f64,
     /// Age in transactions of the oldest snapshot, which holds back vacuum.
     pub oldest_xmin_age: i64,
 }
@@ -56,6 +59,8 @@ impl Store {
             "SELECT extract(epoch FROM statement_timestamp() - g.seen)::float8 AS seen,
                     coalesce((SELECT extract(epoch FROM statement_timestamp() - min(armed_at)) FROM marker
                               WHERE incarnation IS NULL), 0)::float8 AS oldest,
+                    coalesce((SELECT greatest(0, extract(epoch FROM statement_timestamp() - (SELECT min(ended_at) FROM terminal))
+                                               - turn_seconds) FROM retention), 0)::float8 AS overdue,
                     coalesce((SELECT max(age(backend_xmin)) FROM pg_stat_activity), 0)::bigint AS xmin
              FROM gate g",
         )
@@ -68,6 +73,7 @@ impl Store {
             posts,
             oldest_waiting_seconds: row.try_get("oldest")?,
             gate_seen_seconds: row.try_get("seen")?,
+            retention_backlog_seconds: row.try_get("overdue")?,
             oldest_xmin_age: row.try_get("xmin")?,
         })
         })
@@ -115,6 +121,12 @@ impl StoreMetrics {
             "Time since a gateway last wrote a heartbeat tick.",
             None,
             &one(self.gate_seen_seconds),
+        );
+        gauge(
+            "lastword_retention_backlog_seconds",
+            "Time by which the oldest ended turn is past its retention.",
+            None,
+            &one(self.retention_backlog_seconds),
         );
         gauge(
             "lastword_oldest_xmin_age",

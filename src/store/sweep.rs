@@ -5,7 +5,7 @@ use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use super::elect::Fence;
-use super::gate::{SETTLED, TICKED_SINCE};
+use super::gate::{SILENT, deadline_is_over};
 use super::{Store, StoreError};
 use crate::turn::cause;
 use crate::turn::cause::lease::Ground;
@@ -31,13 +31,13 @@ pub struct Swept {
 }
 
 impl Store {
-    /// Makes one pass. Every verdict of silence is made under the settling gate, and again under the lease's own lock, so that a
+    /// Makes one pass. Every verdict is made under the settling gate, one of silence again under the lease's own lock, so that a
     /// heartbeat that commits meanwhile spares its worker.
     pub async fn sweep(&self) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
         let silent: Vec<(Uuid, String)> = sqlx::query_as(AssertSqlSafe(format!(
             "SELECT incarnation, phase FROM lease, gate g
-             WHERE phase <> 'dead' AND expires_at < statement_timestamp() AND {TICKED_SINCE} AND {SETTLED} LIMIT {MAX_WORKERS}"
+             WHERE phase <> 'dead' AND expires_at < statement_timestamp() AND {SILENT} LIMIT {MAX_WORKERS}"
         )))
         .fetch_all(self.vital())
         .await?;
@@ -49,7 +49,8 @@ impl Store {
         }
         let drained: Vec<Uuid> = sqlx::query_scalar(AssertSqlSafe(format!(
             "SELECT incarnation FROM lease, gate g
-             WHERE phase = 'draining' AND drain_until < statement_timestamp() AND {SETTLED} LIMIT {MAX_WORKERS}"
+             WHERE phase = 'draining' AND drain_until < statement_timestamp() AND {} LIMIT {MAX_WORKERS}",
+            deadline_is_over("drain_until")
         )))
         .fetch_all(self.vital())
         .await?;
@@ -71,7 +72,8 @@ impl Store {
     async fn sweep_deadlines(&self) -> Result<u32, StoreError> {
         let lapsed: Vec<Uuid> = sqlx::query_scalar(AssertSqlSafe(format!(
             "SELECT turn_id FROM marker, gate g
-             WHERE deadline_at < statement_timestamp() AND {SETTLED} ORDER BY deadline_at LIMIT {MAX_TURNS}"
+             WHERE deadline_at < statement_timestamp() AND {} ORDER BY deadline_at LIMIT {MAX_TURNS}",
+            deadline_is_over("deadline_at")
         )))
         .fetch_all(self.vital())
         .await?;

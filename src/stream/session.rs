@@ -152,11 +152,15 @@ struct ClientStream {
     changes: Subscription,
     /// Turns that owe something to the cursor, in order.
     open: Vec<TurnView>,
+    /// What was open before the last look at the store, and is yet to be met by it.
+    before: Vec<(TurnId, i64)>,
     /// Every turn of the last look at the store, whether it owes something or not.
     listed: HashSet<TurnId>,
-    /// The store must be read before the next step.
+    /// The number of the last turn that the look at the store has listed.
+    listed_through: i64,
+    /// The store must be looked at anew before the next step.
     stale: bool,
-    /// The last look at the store was cut at its limit.
+    /// The look at the store goes on behind `listed_through`: the page was full.
     more: bool,
     /// Turns to go through before the next wait.
     todo: Vec<TurnView>,
@@ -181,7 +185,9 @@ impl ClientStream {
             kind,
             changes,
             open: Vec::new(),
+            before: Vec::new(),
             listed: HashSet::new(),
+            listed_through: 0,
             stale: true,
             more: false,
             todo: Vec::new(),
@@ -195,63 +201,77 @@ impl ClientStream {
 
     /// The next frames, if there are any now.
     async fn next(&mut self) -> Option<StreamStep> {
-        if self.stale || (self.more && self.todo.is_empty()) {
-            match self.read_store().await {
-                Ok(()) => (self.stale, self.failed) = (false, false),
-                Err(error) => {
-                    if !std::mem::replace(&mut self.failed, true) {
-                        tracing::debug!(%error, "a session waits for the database");
-                    }
-                    return None;
+        loop {
+            if self.stale || (self.more && self.todo.is_empty()) {
+                match self.read_store().await {
+                    Ok(()) => self.failed = false,
+                    Err(error) => return self.fails(&error),
                 }
             }
-        }
-        while let Some(view) = self.todo.first().cloned() {
-            match self.step(&view).await {
-                Ok(Some(step)) => return Some(step),
-                Ok(None) => drop(self.todo.remove(0)),
-                Err(error) => {
-                    tracing::debug!(%error, "a session waits for the database");
-                    (self.stale, self.failed) = (true, true);
-                    return None;
+            while let Some(view) = self.todo.first().cloned() {
+                match self.step(&view).await {
+                    Ok(Some(step)) => return Some(step),
+                    Ok(None) => drop(self.todo.remove(0)),
+                    Err(error) => return self.fails(&error),
                 }
             }
+            if !self.more || self.over {
+                return None;
+            }
         }
+    }
+
+    /// The store could not be read: it is looked at anew.
+    fn fails(&mut self, error: &StoreError) -> Option<StreamStep> {
+        if !std::mem::replace(&mut self.failed, true) {
+            tracing::debug!(%error, "a session waits for the database");
+        }
+        self.stale = true;
         None
     }
 
-    /// Reads the turns that lie past the cursor.
+    /// Reads the turns that lie past the cursor, a page of them: the first if the look is a new one, else the next. Pages go on
+    /// behind the last turn that was listed and not behind the cursor's base, which an open turn may keep far behind.
     async fn read_store(&mut self) -> Result<(), StoreError> {
+        if self.stale {
+            // Behind what a look that failed on its way has not met.
+            self.before.extend(self.open.drain(..).map(|v| (v.turn_id, v.number)));
+            self.listed.clear();
+            self.listed_through = self.viewer.cursor.base();
+        }
+        // Until the page was read nothing of the look is known.
+        let first = std::mem::replace(&mut self.stale, true);
         let store = &self.streams.store;
-        let before: Vec<TurnId> = self.open.iter().map(|v| v.turn_id).collect();
-        self.open = match &self.viewer.turn {
+        let page = match &self.viewer.turn {
             Some((turn, _)) => store.turn_view(*turn).await?.into_iter().collect(),
-            None => store.turn_views_after(&[(self.viewer.conversation_id, self.viewer.cursor.base())]).await?,
+            None => store.turn_views_after(&[(self.viewer.conversation_id, self.listed_through)]).await?,
         };
-        let base = self.viewer.cursor.base();
-        let cut = self.open.len() as i64 >= crate::store::MAX_VIEWED;
+        self.more = self.kind == StreamKind::Session && page.len() as i64 >= crate::store::MAX_VIEWED;
+        let through = page.last().map_or(self.listed_through, |v| v.number);
         // A turn that still owes something and is not there any more was erased, or removed by the retention: either way
         // its terminal cannot be shown.
-        let gone = before.iter().any(|t| !self.open.iter().any(|v| v.turn_id == *t));
-        let nothing = self.open.is_empty();
-        self.erased = match self.kind {
+        let more = self.more;
+        let met = self.before.extract_if(.., |(_, number)| !more || *number <= through);
+        let gone = met.map(|(turn, _)| turn).any(|turn| !page.iter().any(|v: &TurnView| v.turn_id == turn));
+        let nothing = first && page.is_empty();
+        let erased = match self.kind {
             StreamKind::Turn => nothing,
             StreamKind::Session => gone || (nothing && !self.exists().await?),
         };
-        self.listed = self.open.iter().map(|v| v.turn_id).collect();
-        if self.kind == StreamKind::Session {
-            let all: Vec<i64> = self.open.iter().map(|v| v.number).collect();
-            if let Some(&last) = all.last() {
-                self.viewer.cursor.compact(&all, last);
-            }
+        self.erased = erased || (self.erased && !first);
+        self.listed.extend(page.iter().map(|v| v.turn_id));
+        if self.kind == StreamKind::Session && !page.is_empty() {
+            // What earlier pages have left open lies before this one.
+            let exist: Vec<i64> = self.open.iter().chain(&page).map(|v| v.number).collect();
+            self.viewer.cursor.compact(&exist, through);
+            self.listed_through = through;
         }
-        let moved = self.viewer.cursor.base() > base;
-        self.open.retain(|v| self.viewer.cursor.shown(v.number) != Shown::Done);
-        // The rest is read when all that can be shown of this part was shown, which moves the cursor's base.
-        self.more = cut && (moved || self.open.iter().any(|v| v.terminal.is_some()));
-        self.todo = self.open.clone();
+        let unseen = page.into_iter().filter(|v| self.viewer.cursor.shown(v.number) != Shown::Done);
+        self.todo = unseen.collect();
+        self.open.extend(self.todo.iter().cloned());
         // A client that comes back to a turn's stream with the terminal on its cursor finds the end of the stream.
         self.over |= self.kind == StreamKind::Turn && !nothing && self.open.is_empty();
+        self.stale = false;
         Ok(())
     }
 
@@ -261,7 +281,15 @@ impl ClientStream {
 
     /// Whether the stream may end cleanly now. The store is asked, since no notice of a new turn may have come yet.
     async fn owes_nothing(&mut self) -> bool {
-        self.read_store().await.is_ok() && self.open.is_empty() && !self.more && !self.erased
+        self.stale = true;
+        loop {
+            if self.read_store().await.is_err() || !self.open.is_empty() || self.erased {
+                return false;
+            }
+            if !self.more {
+                return true;
+            }
+        }
     }
 
     /// How a turn is shown here. A session shows a turn that shares a reply with the turn that holds it; if that one lies

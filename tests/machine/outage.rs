@@ -30,6 +30,7 @@ crate::newest! {
     a_gateway_that_started_without_a_database_knows_no_agent_but_says_503,
     a_rejection_that_the_database_refuses_is_written_later_and_nothing_is_dispatched,
     another_gateway_guards_when_the_first_is_killed,
+    a_turn_that_another_gateway_let_pass_is_not_ended,
     a_webhook_that_is_down_obeys_the_failure_policy,
 }
 
@@ -314,6 +315,49 @@ async fn another_gateway_guards_when_the_first_is_killed(db: Db) {
     assert_eq!(db.ending(bad).await, "GuardrailRejected");
     assert_eq!(worker.reply(&[good], "thanks").await, Ok(FinishResult::Accepted));
     assert_eq!(worker.pushed(), []);
+}
+
+/// A gateway that took a turn over and finds no Agent ends it only while the turn is still its own to guard: another one may
+/// have found the Agent, and let the turn pass.
+async fn a_turn_that_another_gateway_let_pass_is_not_ended(db: Db) {
+    let gateway = Gateway::start(&db).await;
+    // As if another gateway let the first turn pass between the taking over and the end.
+    db.sql("CREATE TABLE passed (turn_id uuid)").await;
+    db.sql(
+        "CREATE FUNCTION pass() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN
+              INSERT INTO passed VALUES (NEW.turn_id);
+              NEW.phase := 'waiting'; NEW.guard := NULL; NEW.guard_until := NULL;
+              RETURN NEW;
+            END $$",
+    )
+    .await;
+    db.sql(
+        "CREATE TRIGGER pass BEFORE UPDATE ON marker FOR EACH ROW
+         WHEN (NEW.phase = 'guarding' AND NEW.guard <> OLD.guard) EXECUTE FUNCTION pass()",
+    )
+    .await;
+    let abandoned = async |conversation: &str| {
+        let arm = lastword::store::Arm {
+            agent: "nobody".into(),
+            guard: Some((lastword::turn::keys::GatewayId::new(), 30)),
+            ..crate::support::actors::arm(conversation)
+        };
+        let turn = crate::support::actors::armed(&db.store, arm).await.turn_id;
+        db.sql(format!(
+            "UPDATE marker SET guard_until = clock_timestamp() - interval '1 second' WHERE turn_id = '{turn}'"
+        ))
+        .await;
+        turn
+    };
+    let passed = abandoned("passed").await;
+    eventually("it was taken over", async || db.count("passed").await == 1).await;
+    db.sql("DROP TRIGGER pass ON marker").await;
+    // The gateway ends one after the other.
+    let ended = abandoned("ended").await;
+    assert_eq!(db.ending(ended).await, "AgentNotFound");
+    assert_eq!(db.phase(passed).await.as_deref(), Some("waiting"));
+    gateway.stop().await;
 }
 
 /// A webhook that cannot be reached rejects (Fail) or lets pass (Ignore).

@@ -172,6 +172,103 @@ async fn a_shared_reply_is_kept_until_the_last_was_shown(db: Db) {
     assert_eq!(record.reply.expect("a reply").text, "for both");
 }
 
+/// A conversation's turns go in order: what stays keeps all behind it, and `pruned_through` overtakes no turn that exists.
+async fn retention_takes_no_turn_behind_one_that_stays(db: Db) {
+    let turns = [db.armed("c").await.turn_id, db.armed("c").await.turn_id, db.armed("c").await.turn_id];
+    let through = async || db.store.conversation("acme", "c").await.expect("answers").expect("exists").pruned_through;
+    let prune = async || db.store.prune_past_retention(&Retention::default()).await.expect("prunes");
+    let end = async |turn: TurnId| {
+        db.store.fail_turn(turn, &failure(Reason::Cancelled)).await.expect("answers");
+        aged(&db, turn).await;
+    };
+    end(turns[1]).await;
+    end(turns[2]).await;
+    assert_eq!((prune().await, through().await), (0, 0), "the first is open");
+    end(turns[0]).await;
+    db.sql(format!("UPDATE delivery SET platform = 'kubernetes' WHERE turn_id = '{}'", turns[1])).await;
+    assert_eq!((prune().await, through().await), (1, 1), "the second's status is owed");
+    db.store.remove_deliveries("kubernetes", &[turns[1]]).await.expect("removes");
+    db.sql(format!("UPDATE terminal SET ended_at = clock_timestamp() WHERE turn_id = '{}'", turns[1])).await;
+    assert_eq!((prune().await, through().await), (0, 1), "the second is not old enough");
+    aged(&db, turns[1]).await;
+    assert_eq!((prune().await, through().await), (2, 3));
+}
+
+/// The turns of one reply go together, whatever the limits: none is left without the log that has its text.
+async fn a_replys_turns_go_together(db: Db) {
+    let worker = Worker::together(&db.store).await;
+    let turns = [db.armed("c").await.turn_id, db.armed("c").await.turn_id, db.armed("c").await.turn_id];
+    assert_eq!(worker.claim_ids(&db.store, 1).await, turns);
+    db.store.fail_turn(turns[1], &failure(Reason::Cancelled)).await.expect("answers");
+    assert_eq!(finish(&db.store, worker.reply(&[turns[0], turns[2]], "for both")).await, Ok(true));
+    let retention = Retention { batch: 1, pass_turns: 1, ..Retention::default() };
+    let prune = async || db.store.prune_past_retention(&retention).await.expect("prunes");
+    aged(&db, turns[0]).await;
+    aged(&db, turns[1]).await;
+    for _ in 0..3 {
+        assert_eq!(prune().await, 0, "the last of the reply's turns stays");
+    }
+    aged(&db, turns[2]).await;
+    // A pass may be on its way behind them.
+    let (first, second) = (prune().await, prune().await);
+    assert_eq!(first + second, 3);
+    for table in TABLES {
+        assert_eq!(db.count(table).await, 0, "{table}");
+    }
+}
+
+/// Conversations that stay hold up no others, however many terminals they have and however little a pass may look at.
+async fn what_stays_holds_up_nothing_else(db: Db) {
+    db.armed("stays").await;
+    for _ in 0..12 {
+        let turn = db.armed("stays").await.turn_id;
+        db.store.fail_turn(turn, &failure(Reason::Cancelled)).await.expect("answers");
+        aged(&db, turn).await;
+    }
+    let mut goes = Vec::new();
+    for conversation in ["a", "b", "a"] {
+        goes.push(db.armed(conversation).await.turn_id);
+        db.store.fail_turn(goes[goes.len() - 1], &failure(Reason::Cancelled)).await.expect("answers");
+        aged(&db, goes[goes.len() - 1]).await;
+    }
+    let retention = Retention { batch: 5, pass_time: Duration::ZERO, ..Retention::default() };
+    let mut removed = Vec::new();
+    for _ in 0..4 {
+        removed.push(db.store.prune_past_retention(&retention).await.expect("prunes"));
+    }
+    assert_eq!(removed.iter().sum::<u64>(), 3, "{removed:?}");
+    assert_eq!(db.count("turn").await, 13);
+}
+
+/// The retention keeps up with what arrives: a pass goes on while there is more. What it leaves is told by the metrics.
+async fn the_retention_keeps_up(db: Db) {
+    const TURNS: u64 = 45;
+    let worker = Worker::live(&db.store).await;
+    for turn in crate::race::many_in_hand(&db.store, &worker, TURNS as usize).await {
+        assert_eq!(finish(&db.store, worker.reply(&[turn], "hello")).await, Ok(true));
+    }
+    let overdue = async || db.store.metrics().await.expect("reads").retention_backlog_seconds;
+    assert_eq!(overdue().await, 0.0);
+    db.sql("UPDATE terminal SET ended_at = ended_at - interval '40 days'").await;
+    let ten_days = 10.0 * 24.0 * 3600.0;
+    assert!((ten_days..ten_days + 3600.0).contains(&overdue().await), "{}", overdue().await);
+    let retention = Retention { batch: 10, pass_turns: 20, ..Retention::default() };
+    assert_eq!(db.store.prune_past_retention(&retention).await.expect("prunes"), 20, "within its budget");
+    assert!(overdue().await > 0.0);
+    let all = Retention { pass_turns: 1000, ..retention };
+    assert_eq!(db.store.prune_past_retention(&all).await.expect("prunes"), TURNS - 20);
+    assert_eq!(overdue().await, 0.0);
+    // It is measured by the retention that the installation has.
+    let short = Retention { turn_seconds: 3600, ..all };
+    db.store.prune_past_retention(&short).await.expect("prunes");
+    let turn = db.in_hand(&worker).await;
+    assert_eq!(finish(&db.store, worker.reply(&[turn], "hello")).await, Ok(true));
+    db.sql("UPDATE terminal SET ended_at = ended_at - interval '2 hours'").await;
+    assert!((3600.0..7200.0).contains(&overdue().await), "{}", overdue().await);
+    let text = db.store.metrics().await.expect("reads").openmetrics();
+    assert!(text.contains("\nlastword_retention_backlog_seconds 3"), "{text}");
+}
+
 /// A pass keeps to its limit; tombstones go after their time, never one that a marker still names.
 async fn a_pass_of_retention_keeps_to_its_limit(db: Db) {
     let worker = Worker::live(&db.store).await;
@@ -179,7 +276,7 @@ async fn a_pass_of_retention_keeps_to_its_limit(db: Db) {
         assert_eq!(finish(&db.store, worker.reply(&[turn], "hello")).await, Ok(true));
         aged(&db, turn).await;
     }
-    let retention = Retention { batch: 10, lease_seconds: 0, ..Retention::default() };
+    let retention = Retention { batch: 10, pass_turns: 10, lease_seconds: 0, ..Retention::default() };
     let mut passes = Vec::new();
     for _ in 0..4 {
         passes.push(db.store.prune_past_retention(&retention).await.expect("prunes"));
@@ -271,6 +368,10 @@ crate::both!(
     removing_while_others_come_takes_nothing_from_them,
     a_shared_reply_is_kept_until_the_last_was_shown,
     a_pass_of_retention_keeps_to_its_limit,
+    retention_takes_no_turn_behind_one_that_stays,
+    a_replys_turns_go_together,
+    what_stays_holds_up_nothing_else,
+    the_retention_keeps_up,
     a_key_lives_until_it_is_revoked,
     a_newer_schema_is_accepted,
     a_database_made_before_the_first_release_is_refused,

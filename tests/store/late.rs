@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::support::Db;
 use crate::support::actors::{Worker, failure, finish};
+use crate::support::wait::eventually;
 
 /// The late reply of a failed worker changes nothing and is kept once.
 async fn a_late_reply_is_kept_once(db: Db) {
@@ -106,6 +107,24 @@ async fn a_second_incarnation_ends_the_first(db: Db) {
     assert_eq!(finish(&db.store, second.reply(&[waiting], "mine")).await, Ok(true));
 }
 
+/// A replaced incarnation is never seen dead with a turn that is open: both are one transaction, whatever happens in it.
+async fn a_replaced_incarnation_is_buried_with_its_turns(db: Db) {
+    let first = Worker::live(&db.store).await;
+    let turn = db.in_hand(&first).await;
+    // Somebody else has the marker, so the turn cannot end yet.
+    let mut other = db.store.pool().begin().await.expect("begins");
+    sqlx::query("SELECT FROM marker FOR UPDATE").execute(&mut *other).await.expect("locks");
+    let (store, credential) = (db.store.clone(), first.credential.clone());
+    let connecting = tokio::spawn(async move { Worker::connect(&store, credential).await });
+    let waits = "pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+    eventually("it comes to the turn", async || db.count(waits).await == 1).await;
+    assert_eq!(db.lease(first.incarnation).await.as_deref(), Some("live"), "not without its turn");
+    other.rollback().await.expect("unlocks");
+    connecting.await.expect("connects");
+    assert_eq!(db.lease(first.incarnation).await.as_deref(), Some("dead"));
+    assert_eq!(db.outcome(turn).await.as_deref(), Some("WorkerExited"));
+}
+
 /// A stream that closed casts suspicion only if the lease still names that stream; a wrong secret opens none.
 async fn a_closed_stream_casts_suspicion_only_if_it_is_the_leases(db: Db) {
     let worker = Worker::live(&db.store).await;
@@ -132,5 +151,6 @@ crate::both!(
     a_foreign_word_changes_nothing,
     an_old_death_spares_the_successor,
     a_second_incarnation_ends_the_first,
+    a_replaced_incarnation_is_buried_with_its_turns,
     a_closed_stream_casts_suspicion_only_if_it_is_the_leases,
 );

@@ -15,7 +15,7 @@ use super::Db;
 pub const ORGANIZATION: &str = "acme";
 pub const AGENT: &str = "bot";
 pub const USER: &str = "ada";
-/// The lease of every worker and turn that nobody said otherwise of, in seconds.
+/// The lease of every worker that nobody said otherwise of, in seconds.
 pub const LEASE: u32 = 60;
 
 /// A turn of `bot` in this conversation, with a message of its own.
@@ -39,7 +39,6 @@ pub fn message(conversation: &str, message_id: &str, text: &str) -> Arm {
         content_hash: content_hash(AGENT, USER, "api", text, &Value::Null),
         traceparent: None,
         turn_seconds: 600,
-        lease_seconds: LEASE,
         guard: None,
         object: None,
     }

@@ -21,6 +21,7 @@ crate::newest! {
     a_client_that_comes_and_goes_sees_every_byte_once,
     a_client_that_left_right_after_its_submit_finds_the_reply,
     a_reply_waits_for_days_and_over_a_restart_until_its_retention,
+    a_long_history_is_shown_page_by_page_at_once,
     text_is_cut_between_characters,
 }
 
@@ -207,6 +208,56 @@ async fn a_reply_waits_for_days_and_over_a_restart_until_its_retention(db: Db) {
     assert_eq!(client.stream(path, Some("nonsense")).await.err(), Some(StatusCode::BAD_REQUEST));
     assert_eq!(db.count("conversation").await, 0);
     assert!(client.stream(path, None).await.is_ok());
+}
+
+/// Whoever comes back to more turns than one reading of the store gives is shown them all at once, also when the first of them
+/// is open and keeps the cursor's base before it. Nothing is shown twice behind any cursor.
+async fn a_long_history_is_shown_page_by_page_at_once(db: Db) {
+    /// More than two readings of the store.
+    const TURNS: usize = 430;
+    /// A session that waits sends a comment after 15 s: nothing here may wait for that.
+    const AT_ONCE: Duration = Duration::from_secs(10);
+    let gateway = Gateway::start(&db).await;
+    let client = gateway.client();
+    for open in [false, true] {
+        let name = format!("open-{open}");
+        let first = client.submit(&name, "first", "hello").await;
+        if !open {
+            client.cancel(first.turn_id).await;
+        }
+        for part in 0..TURNS / 43 {
+            let turns = (0..43).map(|i| {
+                let (client, name) = (client.clone(), &name);
+                async move {
+                    let turn = client.submit(name, &format!("m{part}-{i}"), "hello").await.turn_id;
+                    client.cancel(turn).await;
+                }
+            });
+            futures::future::join_all(turns).await;
+        }
+        let mut session = client.session(&name, Some(&first.cursor)).await;
+        let mut ended = Vec::new();
+        while ended.len() < TURNS + usize::from(!open) {
+            let event =
+                session.next_within(AT_ONCE).await.unwrap_or_else(|| panic!("{name}: waits after {}", ended.len()));
+            let event = event.expect("no end");
+            if event.name == "complete" {
+                ended.push(event.turn());
+            }
+        }
+        assert_eq!(ended.contains(&first.turn_id), !open);
+        // The session goes on, and so does whoever has its cursor.
+        let cursor = session.last_id.clone().expect("a cursor");
+        let mut other = client.session(&name, Some(&cursor)).await;
+        let last = if open { first.turn_id } else { client.submit(&name, "last", "hello").await.turn_id };
+        client.cancel(last).await;
+        for stream in [&mut session, &mut other] {
+            let events = stream.until("complete").await;
+            assert!(events.iter().all(|e| e.name == "connected" || e.turn() == last), "{name}: {events:?}");
+        }
+        let distinct: std::collections::HashSet<_> = ended.iter().collect();
+        assert_eq!(distinct.len(), ended.len(), "{name}");
+    }
 }
 
 /// Pieces of text end between characters, wherever the worker, the log or a cursor cut.

@@ -32,10 +32,10 @@ pub async fn fill(db: &Db, after: i64, upto: i64) {
         let held = "((i - 1) / 400 % 2 = 0 AND (i - 1) % 4 = 0)";
         db.sql(format!(
             "INSERT INTO marker (turn_id, conversation_id, number, organization, agent, worker_group, phase, incarnation,
-                                 claimed_at, lease_seconds, armed_at, deadline_at)
+                                 claimed_at, armed_at, deadline_at)
              SELECT {turn}, {conversation}, {number}, 'big', 'a' || (i - 1) / 4 % 100, 'd' || (i - 1) / 4 % 1000,
                     CASE WHEN {held} THEN 'claimed' ELSE 'waiting' END,
-                    CASE WHEN {held} THEN {} END, CASE WHEN {held} THEN clock_timestamp() END, 60, {past},
+                    CASE WHEN {held} THEN {} END, CASE WHEN {held} THEN clock_timestamp() END, {past},
                     clock_timestamp() + interval '1 day' FROM {range}",
             id("3", "(i - 1) / 4 % 2000")
         ))

@@ -68,7 +68,7 @@ fn worker_group(number: usize) -> (String, String, String) {
 fn among(number: usize) -> Arm {
     let (organization, agent, worker_group) = worker_group(number);
     let arm = arm(&Uuid::new_v4().to_string());
-    Arm { organization, agent, worker_group, turn_seconds: LONG, lease_seconds: LONG, ..arm }
+    Arm { organization, agent, worker_group, turn_seconds: LONG, ..arm }
 }
 
 /// A worker for a worker group of the many, or, where it is to have nothing but what a test arms, for one of its own.
@@ -280,8 +280,9 @@ async fn loops(judge: &mut Judge<'_>) {
         .await;
     judge
         .verb("prune", async |store, i| {
-            let id = filled(4, 2000 + i);
-            db.sql(format!("UPDATE terminal SET ended_at = ended_at - interval '60 days' WHERE turn_id = '{id}'"))
+            let turn = armed(store, among(i)).await.turn_id;
+            store.fail_turn(turn, &failure(Reason::Cancelled)).await.expect("ends");
+            db.sql(format!("UPDATE terminal SET ended_at = ended_at - interval '60 days' WHERE turn_id = '{turn}'"))
                 .await;
             assert_eq!(store.prune_past_retention(&Retention::default()).await.expect("prunes"), 1);
         })
