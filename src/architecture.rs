@@ -179,8 +179,8 @@ impl House {
             let within = |place: &&str| module == place || module.starts_with(&format!("{place}::"));
             for path in paths {
                 let begins = |name: &str| path == name || path.starts_with(&format!("{name}::"));
-                let reserved = RESERVED.iter().filter(|(name, rooms)| begins(name) && !rooms.iter().any(|r| within(r)));
-                let impure = PURE.1.iter().filter(|name| begins(name) && PURE.0.iter().any(|r| within(r)));
+                let reserved = RESERVED.iter().filter(|(name, rooms)| begins(name) && !rooms.iter().any(within));
+                let impure = PURE.1.iter().filter(|name| begins(name) && PURE.0.iter().any(within));
                 for name in reserved.map(|(name, _)| name).chain(impure) {
                     found.push(format!("{} uses {path}: {name} is not for this room", self.file(module)));
                 }
