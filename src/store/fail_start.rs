@@ -25,7 +25,8 @@ impl Store {
                 .bind(start.0)
                 .execute(&mut *tx)
                 .await?;
-            // A statement of its own: it sees what was committed before the locks were taken.
+            // A second statement, since its snapshot must be younger than the locks: it sees what was committed while the first
+            // one waited for them.
             let living: Option<Uuid> =
                 sqlx::query_scalar("SELECT incarnation FROM lease WHERE start_id = $1 AND phase <> 'dead'")
                     .bind(start.0)

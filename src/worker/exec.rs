@@ -211,7 +211,7 @@ async fn copy(
     Ok(())
 }
 
-/// Writes a line of stderr, or a part of a long one, into the worker\'s log.
+/// Writes a line of stderr, or a part of a long one, into the worker's log.
 fn log_line(turn: TurnId, line: &[u8]) {
     let text = String::from_utf8_lossy(line);
     if !text.trim().is_empty() {
