@@ -89,7 +89,6 @@ impl Store {
         let mut turns = 0;
         // Each in its turn, so that none is starved by another that is always full.
         let (mut leases, mut conversations, mut terminals) = (true, true, true);
-        self.prune_agents(retention).await?;
         self.note_retention(retention).await?;
         while (leases || conversations || terminals) && turns < retention.pass_turns {
             leases = leases && self.prune_leases(retention).await?;
@@ -103,6 +102,7 @@ impl Store {
                 break;
             }
         }
+        self.prune_agents(retention).await?;
         Ok(turns)
     }
 

@@ -143,8 +143,7 @@ async fn a_beat_that_waits_for_a_slow_tick_is_no_silence(db: Db) {
     )
     .await;
     db.sql("CREATE TRIGGER slow BEFORE INSERT OR UPDATE ON gateway FOR EACH ROW EXECUTE FUNCTION slow()").await;
-    let mut slow = db.store.pool().begin().await.expect("begins");
-    sqlx::query("SELECT pg_advisory_xact_lock(4)").execute(&mut *slow).await.expect("locks");
+    let slow = db.locking("SELECT pg_advisory_xact_lock(4)").await;
     let (gathered, mut has_gathered) = tokio::sync::mpsc::unbounded_channel();
     let store = db.store.clone();
     let gateway = Replica::new("http://gateway".into());
@@ -200,7 +199,11 @@ async fn a_deadline_waits_for_words_and_not_for_a_lease(db: Db) {
         db.store.sweep().await.expect("sweeps");
         vec![db.outcome(overdue).await, db.outcome(undrained).await]
     };
-    db.overdue(overdue).await;
+    db.sql(format!(
+        "UPDATE marker SET armed_at = clock_timestamp() - interval '2 minutes',
+                deadline_at = clock_timestamp() - interval '1 minute' WHERE turn_id = '{overdue}'"
+    ))
+    .await;
     db.sql("UPDATE lease SET drain_until = clock_timestamp() - interval '1 minute' WHERE phase = 'draining'").await;
     let nothing: Vec<Option<String>> = vec![None, None];
     gap(&db).await;

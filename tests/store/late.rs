@@ -112,8 +112,7 @@ async fn a_replaced_incarnation_is_buried_with_its_turns(db: Db) {
     let first = Worker::live(&db.store).await;
     let turn = db.in_hand(&first).await;
     // Somebody else has the marker, so the turn cannot end yet.
-    let mut other = db.store.pool().begin().await.expect("begins");
-    sqlx::query("SELECT FROM marker FOR UPDATE").execute(&mut *other).await.expect("locks");
+    let other = db.locking("SELECT FROM marker FOR UPDATE").await;
     let (store, credential) = (db.store.clone(), first.credential.clone());
     let connecting = tokio::spawn(async move { Worker::connect(&store, credential).await });
     let waits = "pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
