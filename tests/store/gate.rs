@@ -4,6 +4,7 @@ use lastword::heartbeat::Heartbeats;
 use lastword::store::Replica;
 use lastword::turn::keys::{StartId, TurnId};
 use lastword::turn::reason::Reason;
+use sqlx::Connection;
 use tokio_util::sync::CancellationToken;
 
 use crate::steps::tick;
@@ -159,7 +160,7 @@ async fn a_beat_that_waits_for_a_slow_tick_is_no_silence(db: Db) {
     db.sql("UPDATE lease SET expires_at = clock_timestamp()").await;
     db.store.sweep().await.expect("sweeps");
     assert_eq!(db.outcome(turn).await, None, "the tick is under way");
-    slow.rollback().await.expect("unlocks");
+    slow.close().await.expect("unlocks");
     under_way.await.expect("no panic").expect("ticks");
     db.store.sweep().await.expect("sweeps");
     assert_eq!(db.outcome(turn).await, None, "the tick could not know of the beat");

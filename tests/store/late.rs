@@ -4,6 +4,7 @@ use lastword::store::FinishError;
 use lastword::turn::keys::Incarnation;
 use lastword::turn::reason::Reason;
 use lastword::wire::Credential;
+use sqlx::Connection;
 use uuid::Uuid;
 
 use crate::support::Db;
@@ -118,7 +119,7 @@ async fn a_replaced_incarnation_is_buried_with_its_turns(db: Db) {
     let waits = "pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
     eventually("it comes to the turn", async || db.count(waits).await == 1).await;
     assert_eq!(db.lease(first.incarnation).await.as_deref(), Some("live"), "not without its turn");
-    other.rollback().await.expect("unlocks");
+    other.close().await.expect("unlocks");
     connecting.await.expect("connects");
     assert_eq!(db.lease(first.incarnation).await.as_deref(), Some("dead"));
     assert_eq!(db.outcome(turn).await.as_deref(), Some("WorkerExited"));

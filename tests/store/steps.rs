@@ -9,6 +9,7 @@ use lastword::turn::frame::{Frame, Span};
 use lastword::turn::keys::{GatewayId, Incarnation, TurnId};
 use lastword::turn::reason::Reason;
 use lastword::turn::terminal::{Failure, Outcome};
+use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 impl Worker {
@@ -50,6 +51,16 @@ impl Db {
         let armed = self.armed(&Uuid::new_v4().to_string()).await;
         assert_eq!(worker.claim_ids(&self.store, 1).await, [armed.turn_id]);
         armed.turn_id
+    }
+
+    /// Runs one statement in a transaction of the test's own, which holds its locks until the connection is closed.
+    pub async fn locking(&self, statement: &'static str) -> PgConnection {
+        let options = self.options().options([("search_path", "lastword")]);
+        let mut connection = PgConnection::connect_with(&options).await.expect("connects");
+        for statement in ["BEGIN", statement] {
+            sqlx::query(statement).execute(&mut connection).await.expect("locks");
+        }
+        connection
     }
 
     /// A worker's lease ran out this long ago.

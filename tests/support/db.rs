@@ -9,7 +9,7 @@ use std::time::Duration;
 use lastword::local::postgres::{Embedded, Options, Version};
 use lastword::store::{PoolSizes, Store};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, PgPool, Postgres, Transaction};
+use sqlx::{AssertSqlSafe, PgPool};
 use uuid::Uuid;
 
 /// The longest that one test may take.
@@ -123,14 +123,6 @@ impl Db {
         let statement = statement.into();
         let done = sqlx::query(AssertSqlSafe(statement.clone())).execute(&self.pool).await;
         done.unwrap_or_else(|e| panic!("{statement}: {e}")).rows_affected()
-    }
-
-    /// Runs one statement in a transaction of the test's own, which holds its locks until it is rolled back or dropped.
-    #[allow(dead_code, reason = "the target `store` alone locks")]
-    pub async fn locking(&self, statement: &'static str) -> Transaction<'static, Postgres> {
-        let mut transaction = self.pool.begin().await.expect("begins");
-        sqlx::query(statement).execute(&mut *transaction).await.expect("locks");
-        transaction
     }
 
     /// The one number that a query answers.
