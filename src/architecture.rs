@@ -5,7 +5,8 @@
 //! stands above it. Within a room no files use each other in a circle; only a room's `mod.rs`, its front door, may name
 //! the files behind it while they name it.
 //!
-//! Three rooms are also bound in what they may know of the outside: see [`RESERVED`] and [`PURE`].
+//! Some crates may be named in certain rooms only ([`RESERVED`]), and some rooms are pure: they name nothing that
+//! reaches outside ([`PURE`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -32,7 +32,7 @@
 //!   time, never a frame.
 //! - Only proof kills a worker at once: a reaped process, a terminated container. Silence is judged by the sweep, and by no
 //!   sweep right after an outage.
-//! - Rooms stand on floors, and arrows between them lead down: `architecture.rs` is a test of it.
+//! - A file or folder of `src/` may use only those of lower floors. `architecture.rs` lists the floors and tests it.
 
 pub mod admin;
 pub mod agents;

@@ -10,7 +10,8 @@ use tokio::sync::watch;
 
 use crate::turn::keys::ConversationId;
 
-/// How many changes of each kind there were since the first subscription.
+/// How many changes of each kind there were since the conversation's entry was made. The counts begin again at 0 after
+/// its last subscriber is gone.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ChangeCounts {
     /// A turn was armed, or ended: what is new stands in the store.
@@ -46,7 +47,7 @@ impl Subscriptions {
         Subscription { conversation, changes, subscriptions: self.clone() }
     }
 
-    /// A turn of the conversation was armed or ended.
+    /// Wakes the conversation's subscribers: the store has something new.
     pub fn store_changed(&self, conversation: ConversationId) {
         self.with(|by_conversation| {
             if let Some(changes) = by_conversation.get(&conversation) {
@@ -55,7 +56,7 @@ impl Subscriptions {
         });
     }
 
-    /// Frames of a turn of the conversation came in.
+    /// Wakes the conversation's subscribers: the live log of one of its turns has something new.
     pub fn frames_came(&self, conversation: ConversationId) {
         self.with(|by_conversation| {
             if let Some(changes) = by_conversation.get(&conversation) {
@@ -83,7 +84,7 @@ impl Subscriptions {
 impl Subscription {
     /// Waits for a change after those that the last call returned; returns the counts. Cancel-safe.
     pub async fn changed(&mut self) -> ChangeCounts {
-        // It fails only without a sender, which stays in the map for as long as this receiver lives.
+        // `changed` fails only when the sender is dropped, and the map keeps the sender while a receiver exists.
         let _ = self.changes.changed().await;
         *self.changes.borrow_and_update()
     }

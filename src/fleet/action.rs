@@ -158,7 +158,7 @@ impl ActionRunner {
         why: &str,
     ) -> Result<bool, StoreError> {
         if !self.store.drain_worker(incarnation, reason).await? {
-            // It changed its incarnation, died, or drains already: the next pass sees which.
+            // The worker has changed its incarnation, has died, or drains already; the next pass sees which.
             return Ok(false);
         }
         self.stop_drained(incarnation, start_id, runtime_ref, why).await;

@@ -63,7 +63,7 @@ impl Reports {
             }
             self.report().await;
         }
-        // Starts that failed in the last pass are among the second.
+        // `looked` may still hold starts that failed in the fleet's last pass.
         while let Ok(death) = deaths.try_recv().or_else(|_| looked.try_recv()) {
             self.note(death);
         }
@@ -99,7 +99,7 @@ impl Reports {
                 Ok(failed) => {
                     self.pending.remove(&start);
                     self.outage.is_over();
-                    // Without an incarnation: the lease was dead already.
+                    // `None`: the lease was dead already.
                     if let Some((incarnation, failed)) = failed
                         && failed.died_now
                     {

@@ -113,7 +113,8 @@ pub(super) async fn lock(tx: &mut PgConnection, turns: &[TurnId]) -> Result<Hash
         return Ok(HashMap::new());
     }
     let open: Vec<Uuid> = markers.iter().map(|row| row.try_get("turn_id")).collect::<Result<_, _>>()?;
-    // In a statement of its own, whose snapshot is younger than the locks: no row of these turns' logs is missed.
+    // The logs are read in a second statement, whose snapshot is younger than the locks, so that no row of them is
+    // missed.
     let rows = sqlx::query(
         "SELECT i.id, t.routing, (SELECT max(end_at) FROM output o WHERE o.turn_id = i.id) AS log_end
          FROM unnest($1::uuid[]) AS i(id) LEFT JOIN turn t ON t.id = i.id",

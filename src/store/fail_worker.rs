@@ -14,8 +14,8 @@ use crate::turn::phase::LeasePhase;
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 
-/// A waiting turn is started through this many starts that somebody else stopped before they claimed anything, by an
-/// eviction say. Such a start is no fault of the agent's, and yet the turn must end at some time.
+/// A waiting turn ends after this many starts that somebody else stopped before they claimed anything (an eviction,
+/// say). Such a start is no fault of the agent's, and yet the turn must end at some time.
 const MAX_INTERRUPTED: i64 = 5;
 
 /// What the death of a worker came to.

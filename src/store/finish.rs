@@ -1,7 +1,7 @@
 //! Finish: a worker's last word on one or several turns of a conversation, a reply or an error.
 //!
-//! All words of a batch are decided in memory, on what was read under the markers' locks, each on what the ones before it
-//! left; then all that they come to is written at once. How an election works: `elect`.
+//! All words of a batch are decided in memory, on what was read under the markers' locks. Each sees the result of the
+//! words before it; then the results of the whole batch are written at once. How an election works: `elect`.
 
 use std::collections::{HashMap, HashSet};
 

@@ -14,7 +14,8 @@ use sqlx::{PgConnection, Row};
 
 use super::{Store, StoreError};
 
-/// Longer than this many seconds between two ticks is a gap: ticks come each second, and three in a row are missing.
+/// More than this many seconds between two ticks are a gap. A gateway ticks twice a second (`heartbeat::TICK`), so
+/// about seven ticks in a row are missing. [`SETTLED`] repeats the number.
 pub const GAP_SECONDS: f64 = 3.5;
 
 /// The SQL condition, over a row of `gate g` and a row with `lease_seconds`, under which silence of that length means
@@ -54,7 +55,8 @@ impl Store {
 /// One gateway's tick. Afterwards no expiry lies more than a lease ahead: a clock that stepped back cannot keep a dead
 /// worker alive.
 pub(super) async fn tick(tx: &mut PgConnection) -> Result<(), StoreError> {
-    // In a statement of its own: the time that the next one reads is then younger than every tick before it.
+    // The row is locked in a statement of its own, so that the time which the next statement reads is younger than
+    // every tick before it.
     sqlx::query("SELECT FROM gate FOR UPDATE").execute(&mut *tx).await?;
     let reset: bool = sqlx::query_scalar(
         "WITH before AS (SELECT seen, since, server_started FROM gate),

@@ -14,8 +14,9 @@ pub enum By {
     /// A worker that says that it holds the turn. `reply` is the worker's own name for its answer: when the worker
     /// sends the answer again because the acknowledgement was lost, the repeat is recognised by it.
     Worker { incarnation: Incarnation, reply: String },
-    /// A part of Lastword, on proof of a death or by the clock: cancel, guardrail, sweep, runtime. Whether the marker is
-    /// still there is the only condition.
+    /// A part of Lastword itself: the sweep, a runtime that has proof of a death, a guardrail, a person's cancellation.
+    /// That the marker is still there is the only condition. Only the test's table names this: the store ends turns for
+    /// these parts by `elect::fail_open`, which is to do what [`elect`] says for it.
     System,
 }
 

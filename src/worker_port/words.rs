@@ -112,7 +112,8 @@ pub(super) async fn goodbye(
             }
         }
         GoodbyePhase::Gone => {
-            // A task of its own: it goes on when the worker closes the connection without waiting for the answer.
+            // The ending runs in a task of its own, which goes on when the worker closes the connection without waiting
+            // for the answer.
             let ending = tokio::spawn(end_worker(port.clone(), caller.incarnation, goodbye.hand_back.clone()));
             ending.await.map_err(|_| Problem::unavailable())??;
             port.verified.remove(caller.incarnation);

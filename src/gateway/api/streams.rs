@@ -125,7 +125,7 @@ pub(super) async fn turn_stream(
 ) -> Result<Response, Problem> {
     let after = resume_at(&headers, after)?;
     let id: TurnId = turn.parse().map_err(|_| Problem::not_found("turn"))?;
-    // Only the turn's place is read here; the stream reads what it shows.
+    // Only the turn's conversation and number are read here; the stream reads what it shows.
     let turn = gateway.store.turn_head(id).await?.filter(|t| caller.sees(&t.organization, &t.owner));
     let turn = turn.ok_or_else(|| Problem::not_found("turn"))?;
     let cursor = match after {

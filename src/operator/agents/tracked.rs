@@ -83,7 +83,6 @@ impl TrackedAgent {
         TrackedAgent { agent, valid, projected: false, ..self }
     }
 
-    /// The object's UID.
     pub fn uid(&self) -> &str {
         self.agent.metadata.uid.as_deref().unwrap_or_default()
     }

@@ -1,4 +1,5 @@
-//! Reports what worker pods say: deaths to the fleet; stops, and causes that a worker does not start, to its lease row.
+//! Reports what worker pods say. Deaths are reported to the fleet. Stops, and why a worker does not start, are written
+//! on the worker's lease row.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::operator::client::{ApiCallError, bounded_by};
 use crate::store::StoreError;
 use crate::turn::keys::StartId;
 
-/// The pause before reports are tried again that the database or the API server was away for.
+/// The pause before a report is repeated that failed because the database or the API server was away.
 const RETRY: Duration = Duration::from_millis(500);
 /// Pods that are reported at a time.
 const CONCURRENCY: usize = 8;

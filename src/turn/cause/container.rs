@@ -1,4 +1,4 @@
-//! A container that ended, in the words of its kubelet and of the adapter in it.
+//! Why a container ended, by what the kubelet reports of it and what the adapter in it wrote.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -7,20 +7,21 @@ use super::pod::{Place, with};
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 
-/// What a kubelet says of a container that ended.
+/// What a kubelet reports of a container that ended.
 #[derive(Debug, Clone, Copy)]
 pub struct ContainerEnd<'a> {
     /// The container's name.
     pub container: &'a str,
     pub exit_code: i32,
     pub signal: Option<i32>,
-    /// The kubelet's word, such as `OOMKilled` or `Error`.
+    /// The status' `reason`, such as `OOMKilled` or `Error`.
     pub reason: Option<&'a str>,
-    /// What the container left in its termination log, or the kubelet's sentence.
+    /// What the container wrote to its termination log, or else a sentence of the kubelet's.
     pub message: Option<&'a str>,
 }
 
-/// The words of a kubelet that decide a container's end alone, whoever else stops the pod.
+/// What a kubelet's `reason` means. `OutOfMemory` and `NeverStarted` decide why the container ended, even if somebody
+/// stops the pod.
 enum Word {
     OutOfMemory,
     NeverStarted,
@@ -36,7 +37,8 @@ impl ContainerEnd<'_> {
         }
     }
 
-    /// `exit code 137 (signal 9), OOMKilled`.
+    /// How the container ended, as in `exit code 137 (signal 9), OOMKilled`. An exit code from 129 to 159 names a
+    /// signal, by a shell's custom.
     fn how(&self) -> String {
         let told = self.signal.filter(|s| *s != 0);
         let signal = told.or((129..=159).contains(&self.exit_code).then_some(self.exit_code - 128));
@@ -80,14 +82,14 @@ pub fn init_end(place: Place, ended: ContainerEnd, stopped: Option<Reason>) -> F
     place.failure(reason, with(what, ended.message))
 }
 
-/// What an adapter writes to its termination log: the failure that it was about to report.
+/// What an adapter writes to its termination log: the failure that it is about to report.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct LastWords {
     reason: Reason,
     #[serde(default)]
     detail: String,
-    /// How the agent program ended; what is no number says nothing.
+    /// How the agent program ended, by an exit code or by a signal. A value that is not a number is ignored.
     #[serde(default)]
     exit_code: Value,
     #[serde(default)]
@@ -99,7 +101,8 @@ impl LastWords {
         serde_json::from_str(message.trim()).ok()
     }
 
-    /// How the program ended, where the detail does not say so (of a long one only the end is kept), and the detail.
+    /// The detail, and before it how the program ended if the detail does not say so. (The beginning of a long detail
+    /// was cut off.)
     fn text(&self) -> String {
         let code = self.exit_code.as_i64().map(|code| format!("exit code {code}"));
         let signal = self.signal.as_i64().map(|signal| format!("signal {signal}"));
@@ -110,7 +113,7 @@ impl LastWords {
     }
 }
 
-/// Whether a text holds these words, not as the beginning of longer ones: `exit code 1` is not in `exit code 13`.
+/// Whether a text says how a program ended in just these words: `exit code 13` does not say `exit code 1`.
 fn says(text: &str, words: &str) -> bool {
     text.match_indices(words).any(|(at, _)| !text[at + words.len()..].starts_with(|c: char| c.is_ascii_digit()))
 }
