@@ -76,7 +76,7 @@ impl Streams {
     ) -> impl Stream<Item = Result<Bytes, io::Error>> + Send {
         async_stream::try_stream! {
             let _registered = session;
-            // The subscription begins before the first look at the store, so that no change falls between the two.
+            // Subscribed before the first look at the store, so that no change falls between the two.
             let changes = self.subscriptions.subscribe(viewer.conversation_id);
             let about = viewer.turn.as_ref().map(|(id, message)| sse::FrameSubject { turn_id: *id, message_id: message });
             yield sse::connected(&viewer.cursor, &viewer.conversation, about);
@@ -86,7 +86,7 @@ impl Streams {
                     for frame in step.frames {
                         yield frame;
                     }
-                    // When this is asked for more, the frames so far were passed on to the client's connection.
+                    // To be asked for more means that the frames so far were passed on to the client's connection.
                     stream.was_shown(&step.ended);
                     stream.last_sent = Instant::now();
                 }
