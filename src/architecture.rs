@@ -496,3 +496,24 @@ fn documents_name_what_exists() {
     }
     assert!(missing.is_empty(), "{} names that do not exist:\n{}", missing.len(), missing.join("\n"));
 }
+
+/// What turns are routed to is a worker group. A deployment is a thing of Kubernetes, and its kind is written Deployment.
+#[test]
+fn deployment_is_a_word_of_kubernetes_alone() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    let mut todo: Vec<PathBuf> =
+        ["src", "migrations", "crds", "docs", "examples"].map(|folder| root.join(folder)).into();
+    while let Some(path) = todo.pop() {
+        if path.is_dir() {
+            let entries = std::fs::read_dir(&path).expect("a folder of the tree");
+            todo.extend(entries.map(|entry| entry.expect("an entry").path()));
+        } else if !path.ends_with("src/architecture.rs")
+            && let Ok(text) = std::fs::read_to_string(&path)
+        {
+            let lines = text.lines().enumerate().filter(|(_, line)| line.contains("deployment"));
+            found.extend(lines.map(|(at, line)| format!("{}:{}: {}", path.display(), at + 1, line.trim())));
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}

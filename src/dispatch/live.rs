@@ -191,8 +191,12 @@ impl LiveLogs {
         });
         let turns: Vec<TurnId> = due.iter().map(|a| a.turn_id).collect();
         let answers = futures::future::join_all(due.into_iter().map(|append| store.append_output(append))).await;
-        match answers.iter().find_map(|answer| answer.as_ref().err()) {
-            Some(error) => outage.goes_on(error),
+        let failed = |answer: &Result<u64, AppendError>| match answer {
+            Err(AppendError::Store(error)) => Some(error.clone()),
+            _ => None,
+        };
+        match answers.iter().find_map(failed) {
+            Some(error) => outage.goes_on(&error),
             None if !answers.is_empty() => outage.is_over(),
             None => {}
         }

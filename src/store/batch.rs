@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::StoreError;
 use super::pool::Pool;
 use super::transaction::transaction;
+use crate::every::supervised;
 
 /// Items of one transaction at the most. More would gain little (measured on one machine: 17,800 turns a second at 100
 /// items, 30,000 at 500) and hold the locks longer.
@@ -68,7 +69,7 @@ impl<V: BatchedVerb> Batcher<V> {
     /// Starts the lane, which ends when the last handle is dropped.
     pub fn start(pool: Pool, verb: V) -> Self {
         let (queue, waiting) = mpsc::channel(MAX_QUEUE);
-        tokio::spawn(lane(pool, verb, waiting));
+        supervised("a lane of group commit", lane(pool, verb, waiting));
         Batcher { queue }
     }
 

@@ -128,6 +128,7 @@ pub(super) async fn lock_lease(
     .transpose()
 }
 
+/// Ends a lease in the transaction at hand, if the ground that it is ended on holds under the lease's lock.
 pub(super) async fn end_lease_within(
     tx: &mut PgConnection,
     incarnation: Incarnation,

@@ -138,6 +138,7 @@ struct DecidedBatch {
 }
 
 impl DecidedBatch {
+    /// Where a turn stands after the words that were decided so far.
     fn standing(&self, turn: TurnId) -> TurnState {
         match (self.open.get(&turn), self.ended.get(&turn)) {
             (Some(open), _) => TurnState::Open { holder: open.held_by },

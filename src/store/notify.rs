@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::pool::{Pool, bounded};
 use super::{Store, StoreError};
+use crate::every::supervised;
 use crate::turn::keys::{ConversationId, Incarnation};
 
 /// After this long without a notice the connection is asked whether it lives: nothing else is ever sent on it.
@@ -61,7 +62,7 @@ impl NoticeSender {
     pub fn start(pool: Pool) -> Self {
         let (queue, waiting) = mpsc::unbounded_channel();
         let id = Uuid::now_v7();
-        tokio::spawn(send(pool, waiting, id));
+        supervised("the sender of notices", send(pool, waiting, id));
         NoticeSender { queue, local: broadcast::channel(LOCAL_BACKLOG).0, id }
     }
 

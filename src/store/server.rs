@@ -1,5 +1,5 @@
-//! A Postgres server that somebody is starting: is it up, and does it have our database? What the supervisor of an embedded
-//! server asks, which has no schema and no pool yet.
+//! A Postgres server that is just starting: whether it takes connections, and making a database in it. The supervisor of the
+//! embedded server asks this, before there is a schema or a pool.
 
 use std::path::Path;
 use std::time::Duration;

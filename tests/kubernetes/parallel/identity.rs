@@ -31,9 +31,9 @@ impl Port {
         Port { url: cluster.worker_port().await, http }
     }
 
-    /// Exchanges a token for a session's credential.
-    async fn session(&self, token: &str) -> (StatusCode, Value) {
-        self.post("session", token, json!({})).await
+    /// Exchanges a token for a credential.
+    async fn exchange(&self, token: &str) -> (StatusCode, Value) {
+        self.post("credential", token, json!({})).await
     }
 
     async fn post(&self, path: &str, bearer: &str, body: Value) -> (StatusCode, Value) {
@@ -65,7 +65,7 @@ impl Port {
 
     /// A token that opens nothing: refused, with no credential.
     async fn refuses(&self, what: &str, token: &str) {
-        let (status, body) = self.session(token).await;
+        let (status, body) = self.exchange(token).await;
         assert!(status.is_client_error() && body["credential"].is_null(), "{what}: {status} {body}");
         let (status, body) = self.post("heartbeat", token, json!({"turns": []})).await;
         assert!(status.is_client_error(), "{what}, in place of a credential: {status} {body}");
@@ -96,7 +96,7 @@ async fn worker_of(place: &Place, agent: &str) -> Pod {
     .await
 }
 
-/// A worker whose pod runs and whose session is never begun: its token is good.
+/// A worker whose pod runs and that never asks for a credential: its token is good.
 fn never_connects() -> Value {
     let change =
         json!({"adapter": "Custom", "limits": {"minWorkers": 1, "maxWorkers": 1}, "timing": {"startSeconds": 600}});
@@ -112,12 +112,12 @@ async fn a_worker_touches_nothing_of_another_worker_group() {
     place.agent("thief", never_connects()).await;
     let chat = place.chat("victim", "secret").await;
     chat.begun().await;
-    let (status, body) = port.session(&token_of(&worker_of(&place, "victim").await)).await;
-    assert_eq!(status, StatusCode::GONE, "its adapter's session has begun: {body}");
+    let (status, body) = port.exchange(&token_of(&worker_of(&place, "victim").await)).await;
+    assert_eq!(status, StatusCode::GONE, "its adapter has used its credential: {body}");
     let thief = worker_of(&place, "thief").await;
-    let (status, session) = port.session(&token_of(&thief)).await;
-    assert_eq!(status, StatusCode::OK, "its own token is good: {session}");
-    let credential = session["credential"].as_str().expect("a credential");
+    let (status, answer) = port.exchange(&token_of(&thief)).await;
+    assert_eq!(status, StatusCode::OK, "its own token is good: {answer}");
+    let credential = answer["credential"].as_str().expect("a credential");
 
     let turn = &chat.turn;
     // As itself, connected like any worker; as a process that nobody knows; as the very incarnation that holds the turn.
@@ -167,7 +167,7 @@ async fn a_token_that_is_not_our_pods_opens_nothing() {
     // Signed by the cluster's own key; only its time differs from one that is good. (A minute is forgiven.)
     let (expired, good) = (jwt::like(&ours, -300), jwt::like(&ours, 600));
     port.refuses("expired", &expired).await;
-    let (status, body) = port.session(&good).await;
+    let (status, body) = port.exchange(&good).await;
     assert_eq!(status, StatusCode::OK, "the expired one's twin is good: {body}");
     let credential = body["credential"].as_str().expect("a credential").to_owned();
 
@@ -178,7 +178,7 @@ async fn a_token_that_is_not_our_pods_opens_nothing() {
     })
     .await;
     // The API server itself believes a token that it has just seen for 10 s more.
-    until("the deleted pod's token to be refused", async || match port.session(&ours).await {
+    until("the deleted pod's token to be refused", async || match port.exchange(&ours).await {
         (status, body) if status.is_client_error() && body["credential"].is_null() => Ok(()),
         other => Err(format!("{other:?}")),
     })

@@ -93,7 +93,7 @@ pub async fn touched_by(
     }
     let own: Vec<i32> = backends(db).await.into_iter().filter(|pid| !others.contains(pid)).collect();
     store.close().await;
-    eventually_within(Duration::from_secs(10), "the store's connections are gone", async || {
+    eventually_within(Duration::from_secs(120), "the store's connections are gone", async || {
         !backends(db).await.iter().any(|pid| own.contains(pid))
     })
     .await;
