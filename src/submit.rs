@@ -119,7 +119,7 @@ impl Submitter {
         }
         self.check_room(&submission, &agent).await?;
         let worker_group = worker_group(&submission.agent, agent.grouping(), &submission.conversation);
-        let arm = arm(&submission, &agent, worker_group.clone(), self.gateway);
+        let arm = arm_request(&submission, &agent, worker_group.clone(), self.gateway);
         let guarded = arm.guard.is_some().then(|| guarded(&arm));
         let armed = self.store.arm(arm).await?;
         if let (Some(turn), true) = (guarded, armed.fresh) {
@@ -219,7 +219,7 @@ impl Submitter {
 }
 
 /// The store's form of a submission.
-fn arm(submission: &Submission, agent: &ServedAgent, worker_group: String, gateway: GatewayId) -> Arm {
+fn arm_request(submission: &Submission, agent: &ServedAgent, worker_group: String, gateway: GatewayId) -> Arm {
     let routing = Routing::on(&submission.platform, submission.platform_metadata.clone());
     let hash = content_hash(
         &submission.agent,

@@ -94,7 +94,7 @@ pub(super) struct NewTerminal {
     /// Where the reply ends in that log. Renderers show the log up to here, then the terminal.
     pub end: u64,
     /// How many turns share the reply.
-    pub answers: usize,
+    pub turns_answered: usize,
     /// The platform whose renderer shows the terminal.
     pub platform: String,
 }
@@ -165,11 +165,11 @@ impl OpenTurn {
         let failure = Outcome::Error(failure.clone().storable());
         NewTerminal {
             turn_id,
-            outcome: decide::written(&failure, self.routing.as_ref().err()),
+            outcome: decide::outcome_to_write(&failure, self.routing.as_ref().err()),
             by: None,
             holder: turn_id,
             end: self.log_end,
-            answers: 1,
+            turns_answered: 1,
             platform: self.platform(),
         }
     }
@@ -196,7 +196,7 @@ pub(super) async fn write(tx: &mut PgConnection, terminals: &[NewTerminal]) -> R
     let incarnations: Vec<Option<Uuid>> = terminals.iter().map(|e| e.by.as_ref().map(|b| b.0.0)).collect();
     let holders: Vec<Uuid> = terminals.iter().map(|e| e.holder.0).collect();
     let ends: Vec<i64> = terminals.iter().map(|e| e.end as i64).collect();
-    let answers: Vec<i16> = terminals.iter().map(|e| e.answers as i16).collect();
+    let answers: Vec<i16> = terminals.iter().map(|e| e.turns_answered as i16).collect();
     let platforms: Vec<&str> = terminals.iter().map(|e| e.platform.as_str()).collect();
     // An `api` row is due after a second only: the sessions that are woken at once have shown nearly all of them by then.
     sqlx::query(

@@ -8,7 +8,7 @@ use super::elect::{self, Ended, Fence};
 use super::transaction::transaction;
 use super::{Notice, Store, StoreError};
 use crate::turn::cause;
-use crate::turn::cause::lease::{Ground, LeaseRecord, StartCause, Stop};
+use crate::turn::cause::lease::{Ground, LeaseRecord, LeaseStop, StartCause};
 use crate::turn::keys::{Incarnation, TurnId};
 use crate::turn::phase::LeasePhase;
 use crate::turn::reason::Reason;
@@ -83,7 +83,7 @@ impl LockedLease {
     }
 
     fn record(&self) -> LeaseRecord {
-        let stop = self.stopped().map(|reason| Stop { reason, recorded: self.stop_recorded });
+        let stop = self.stopped().map(|reason| LeaseStop { reason, recorded: self.stop_recorded });
         let start = self
             .start_cause
             .as_ref()

@@ -18,7 +18,7 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStateWaiting
 
 use super::names::ADAPTER_CONTAINER;
 use crate::crd::AGENT_CONTAINER;
-use crate::turn::cause::pod::Place;
+use crate::turn::cause::pod::PodPlace;
 use crate::turn::cause::start::Obstacle;
 use crate::turn::cause::stop::Stopper;
 use crate::turn::cause::{self, container};
@@ -60,14 +60,14 @@ pub const AFTER_DELETION_SECONDS: u32 = 2;
 pub fn classify(pod: &Pod, events: &[PodEvent]) -> PodVerdict {
     let main = adapter_status(pod);
     let model = model_server(pod);
-    if let Some(ended) = model.and_then(terminated).or_else(|| main.and_then(terminated)) {
+    if let Some(ended) = model.and_then(terminated_state).or_else(|| main.and_then(terminated_state)) {
         // If the model server ended, its end is the cause, even if the adapter has ended too: without the server the
         // adapter's turns cannot go on.
-        let status = if model.and_then(terminated).is_some() { model } else { main };
-        return PodVerdict::Dead(death(pod, status.map_or(AGENT_CONTAINER, |s| &s.name), ended));
+        let status = if model.and_then(terminated_state).is_some() { model } else { main };
+        return PodVerdict::Dead(end_of_container(pod, status.map_or(AGENT_CONTAINER, |s| &s.name), ended));
     }
-    if main.is_some_and(runs) {
-        return match model.and_then(|s| waits(s)).and_then(|w| held_up(pod, AGENT_CONTAINER, w)) {
+    if main.is_some_and(is_running) {
+        return match model.and_then(|s| waiting_state(s)).and_then(|w| obstacle_of(pod, AGENT_CONTAINER, w)) {
             Some(Obstacle::MayHeal(cause) | Obstacle::ForGood(cause)) => PodVerdict::Waiting(cause),
             None => PodVerdict::Running,
         };
@@ -81,11 +81,11 @@ pub fn classify(pod: &Pod, events: &[PodEvent]) -> PodVerdict {
     if let Some(cause) = unscheduled(pod) {
         return PodVerdict::Waiting(cause);
     }
-    let waiting = init_statuses(pod).iter().chain(main).find_map(|s| held_up(pod, &s.name, waits(s)?));
+    let waiting = init_statuses(pod).iter().chain(main).find_map(|s| obstacle_of(pod, &s.name, waiting_state(s)?));
     match waiting {
         Some(Obstacle::ForGood(cause)) => PodVerdict::Dead(cause),
         Some(Obstacle::MayHeal(cause)) => PodVerdict::Waiting(cause),
-        None => latest(events).find_map(|e| told(pod, e)).map_or(PodVerdict::Starting, PodVerdict::Waiting),
+        None => latest(events).find_map(|e| failure_of_event(pod, e)).map_or(PodVerdict::Starting, PodVerdict::Waiting),
     }
 }
 
@@ -96,7 +96,7 @@ fn latest(events: &[PodEvent]) -> impl Iterator<Item = &PodEvent> {
 }
 
 /// Whether somebody other than its worker stops the pod, and why. `gone`: the pod's object was deleted.
-pub fn stop(pod: &Pod, gone: bool) -> Option<PodStop> {
+pub fn stop_of_pod(pod: &Pod, gone: bool) -> Option<PodStop> {
     let disrupted = disruption(pod);
     let deleted = gone || pod.metadata.deletion_timestamp.is_some();
     if deleted {
@@ -114,12 +114,12 @@ pub fn is_over(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
     // Somebody other than the kubelet may set the phase `Failed`, as when the node is gone. That proves nothing of the
     // containers, so the adapter's own status is asked too.
-    matches!(phase, Some("Failed" | "Succeeded")) && !adapter_status(pod).is_some_and(runs)
+    matches!(phase, Some("Failed" | "Succeeded")) && !adapter_status(pod).is_some_and(is_running)
 }
 
 /// Whether the adapter's container has ended.
 pub fn adapter_ended(pod: &Pod) -> bool {
-    adapter_status(pod).and_then(terminated).is_some()
+    adapter_status(pod).and_then(terminated_state).is_some()
 }
 
 fn adapter_status(pod: &Pod) -> Option<&ContainerStatus> {
@@ -147,25 +147,25 @@ fn init_statuses(pod: &Pod) -> &[ContainerStatus] {
     pod.status.as_ref().and_then(|s| s.init_container_statuses.as_deref()).unwrap_or_default()
 }
 
-fn terminated(status: &ContainerStatus) -> Option<&ContainerStateTerminated> {
+fn terminated_state(status: &ContainerStatus) -> Option<&ContainerStateTerminated> {
     status.state.as_ref()?.terminated.as_ref()
 }
 
-fn waits(status: &ContainerStatus) -> Option<&ContainerStateWaiting> {
+fn waiting_state(status: &ContainerStatus) -> Option<&ContainerStateWaiting> {
     status.state.as_ref()?.waiting.as_ref()
 }
 
-fn runs(status: &ContainerStatus) -> bool {
+fn is_running(status: &ContainerStatus) -> bool {
     status.state.as_ref().is_some_and(|s| s.running.is_some())
 }
 
 /// Why a container that ran has ended.
-fn death(pod: &Pod, container: &str, ended: &ContainerStateTerminated) -> Failure {
-    container::end(place(pod), in_words(container, ended), stopped(pod))
+fn end_of_container(pod: &Pod, container: &str, ended: &ContainerStateTerminated) -> Failure {
+    container::end(place_of(pod), container_end(container, ended), stop_reason(pod))
 }
 
 /// A container's end in the form that [`cause`] takes.
-fn in_words<'a>(container: &'a str, ended: &'a ContainerStateTerminated) -> container::ContainerEnd<'a> {
+fn container_end<'a>(container: &'a str, ended: &'a ContainerStateTerminated) -> container::ContainerEnd<'a> {
     container::ContainerEnd {
         container,
         exit_code: ended.exit_code,
@@ -178,12 +178,14 @@ fn in_words<'a>(container: &'a str, ended: &'a ContainerStateTerminated) -> cont
 /// Why a pod's phase is final though its adapter never ran.
 fn never_ran(pod: &Pod) -> Failure {
     let message = pod.status.as_ref().and_then(|s| s.message.as_deref());
-    cause::pod::never_ran(place(pod), status_reason(pod).unwrap_or_default(), message, stopped(pod))
+    cause::pod::never_ran(place_of(pod), status_reason(pod).unwrap_or_default(), message, stop_reason(pod))
 }
 
 /// The reason for which the pod is or was stopped, if it was.
-fn stopped(pod: &Pod) -> Option<Reason> {
-    stop(pod, false).map(|stop| stop.reason).or_else(|| status_reason(pod).and_then(cause::pod::ended_by_kubelet))
+fn stop_reason(pod: &Pod) -> Option<Reason> {
+    stop_of_pod(pod, false)
+        .map(|stop| stop.reason)
+        .or_else(|| status_reason(pod).and_then(cause::pod::ended_by_kubelet))
 }
 
 fn status_reason(pod: &Pod) -> Option<&str> {
@@ -206,10 +208,11 @@ fn by_kubelet(pod: &Pod) -> bool {
 
 /// Why an init container failed, if one did. Then the pod's containers never run.
 fn failed_init(pod: &Pod) -> Option<Failure> {
-    let failed = |s: &&ContainerStatus| terminated(s).is_some_and(|t| t.exit_code != 0) && !is_sidecar(pod, &s.name);
+    let failed =
+        |s: &&ContainerStatus| terminated_state(s).is_some_and(|t| t.exit_code != 0) && !is_sidecar(pod, &s.name);
     let status = init_statuses(pod).iter().find(failed)?;
-    let ended = terminated(status)?;
-    Some(container::init_end(place(pod), in_words(&status.name, ended), stopped(pod)))
+    let ended = terminated_state(status)?;
+    Some(container::init_end(place_of(pod), container_end(&status.name, ended), stop_reason(pod)))
 }
 
 /// Whether an init container is a sidecar: one that is restarted for as long as the pod lives.
@@ -220,21 +223,21 @@ fn is_sidecar(pod: &Pod, name: &str) -> bool {
 
 fn unscheduled(pod: &Pod) -> Option<Failure> {
     let condition = condition(pod, "PodScheduled", "False")?;
-    Some(cause::pod::not_scheduled(place(pod), condition.message.as_deref()))
+    Some(cause::pod::not_scheduled(place_of(pod), condition.message.as_deref()))
 }
 
 /// What holds a waiting container up; `None` if it is on its way.
-fn held_up(pod: &Pod, container: &str, waiting: &ContainerStateWaiting) -> Option<Obstacle> {
-    cause::pod::waiting(place(pod), container, waiting.reason.as_deref()?, waiting.message.as_deref())
+fn obstacle_of(pod: &Pod, container: &str, waiting: &ContainerStateWaiting) -> Option<Obstacle> {
+    cause::pod::waiting(place_of(pod), container, waiting.reason.as_deref()?, waiting.message.as_deref())
 }
 
 /// What an Event tells of a pod whose containers' statuses name no obstacle.
-fn told(pod: &Pod, event: &PodEvent) -> Option<Failure> {
-    cause::pod::told(place(pod), &event.reason, &event.message)
+fn failure_of_event(pod: &Pod, event: &PodEvent) -> Option<Failure> {
+    cause::pod::told(place_of(pod), &event.reason, &event.message)
 }
 
-fn place(pod: &Pod) -> Place<'_> {
-    Place {
+fn place_of(pod: &Pod) -> PodPlace<'_> {
+    PodPlace {
         pod: pod.metadata.name.as_deref().unwrap_or_default(),
         node: pod.spec.as_ref().and_then(|s| s.node_name.as_deref()),
     }

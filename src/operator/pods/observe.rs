@@ -96,7 +96,7 @@ impl Pods {
             PodVerdict::Running => !cause_noted,
             PodVerdict::Waiting(_) | PodVerdict::Dead(_) => false,
         };
-        if says_nothing_new && classify::stop(pod, gone).is_none() {
+        if says_nothing_new && classify::stop_of_pod(pod, gone).is_none() {
             return Ok(cause_noted);
         }
         let uid = pod.uid().unwrap_or_default();
@@ -131,7 +131,7 @@ impl Pods {
 
     /// Records on the lease row that the pod is being stopped, if it is.
     pub(super) async fn record_stop(&self, start: StartId, pod: &Pod, gone: bool) -> Result<(), StoreError> {
-        let Some(stop) = classify::stop(pod, gone) else { return Ok(()) };
+        let Some(stop) = classify::stop_of_pod(pod, gone) else { return Ok(()) };
         if self.store.record_stop_of_start(start, stop.reason, stop.within_seconds).await? {
             let (pod, reason) = (reference(pod), stop.reason);
             tracing::info!(pod, %start, %reason, "pod {pod} is being stopped: {reason}");

@@ -67,7 +67,7 @@ fn patch() -> TurnOperation {
         armed_at: None,
         claimed_at: None,
         worker: None,
-        standing: AgentTurnProgress::Running,
+        progress: AgentTurnProgress::Running,
     };
     TurnOperation::PatchStatus(Box::new(DesiredStatus::OfTurn { state, at: OffsetDateTime::UNIX_EPOCH }))
 }

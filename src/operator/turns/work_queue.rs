@@ -114,7 +114,7 @@ impl WorkQueue {
         for (uid, state) in states {
             let Some(tracked) = self.turns.get_mut(&uid) else { continue };
             tracked.checked = true;
-            if !matches!(state.standing, AgentTurnProgress::Waiting | AgentTurnProgress::Running) {
+            if !matches!(state.progress, AgentTurnProgress::Waiting | AgentTurnProgress::Running) {
                 tracked.owe(Some(state.turn_id), &mut self.owed);
             }
             tracked.desire(DesiredStatus::OfTurn { state, at });

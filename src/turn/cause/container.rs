@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::pod::{Place, with};
+use super::pod::{PodPlace, with};
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 
@@ -22,18 +22,18 @@ pub struct ContainerEnd<'a> {
 
 /// What a kubelet's `reason` means. `OutOfMemory` and `NeverStarted` decide why the container ended, even if somebody
 /// stops the pod.
-enum Word {
+enum KubeletReason {
     OutOfMemory,
     NeverStarted,
     Other,
 }
 
 impl ContainerEnd<'_> {
-    fn word(&self) -> Word {
+    fn kubelet_reason(&self) -> KubeletReason {
         match self.reason {
-            Some("OOMKilled") => Word::OutOfMemory,
-            Some("StartError" | "ContainerCannotRun") => Word::NeverStarted,
-            _ => Word::Other,
+            Some("OOMKilled") => KubeletReason::OutOfMemory,
+            Some("StartError" | "ContainerCannotRun") => KubeletReason::NeverStarted,
+            _ => KubeletReason::Other,
         }
     }
 
@@ -55,12 +55,12 @@ impl ContainerEnd<'_> {
 
 /// Why the container that is the adapter, or its model server, ended. `stopped`: the reason for which the pod is being
 /// stopped, if it is.
-pub fn end(place: Place, ended: ContainerEnd, stopped: Option<Reason>) -> Failure {
+pub fn end(place: PodPlace, ended: ContainerEnd, stopped: Option<Reason>) -> Failure {
     let words = ended.message.and_then(LastWords::read);
-    let reason = match ended.word() {
-        Word::OutOfMemory => Reason::OutOfMemory,
-        Word::NeverStarted => Reason::StartFailed,
-        Word::Other => stopped.or(words.as_ref().map(|w| w.reason)).unwrap_or(Reason::WorkerExited),
+    let reason = match ended.kubelet_reason() {
+        KubeletReason::OutOfMemory => Reason::OutOfMemory,
+        KubeletReason::NeverStarted => Reason::StartFailed,
+        KubeletReason::Other => stopped.or(words.as_ref().map(|w| w.reason)).unwrap_or(Reason::WorkerExited),
     };
     let what = format!("container {}: {}", ended.container, ended.how());
     place.failure(
@@ -73,10 +73,10 @@ pub fn end(place: Place, ended: ContainerEnd, stopped: Option<Reason>) -> Failur
 }
 
 /// Why an init container failed, so that the pod's containers never run.
-pub fn init_end(place: Place, ended: ContainerEnd, stopped: Option<Reason>) -> Failure {
-    let reason = match ended.word() {
-        Word::OutOfMemory => Reason::OutOfMemory,
-        Word::NeverStarted | Word::Other => stopped.unwrap_or(Reason::StartFailed),
+pub fn init_end(place: PodPlace, ended: ContainerEnd, stopped: Option<Reason>) -> Failure {
+    let reason = match ended.kubelet_reason() {
+        KubeletReason::OutOfMemory => Reason::OutOfMemory,
+        KubeletReason::NeverStarted | KubeletReason::Other => stopped.unwrap_or(Reason::StartFailed),
     };
     let what = format!("init container {}: {}", ended.container, ended.how());
     place.failure(reason, with(what, ended.message))

@@ -21,14 +21,14 @@ pub enum Ground {
 pub struct LeaseRecord {
     pub phase: LeasePhase,
     /// The stop of the worker, if it was told to stop or got a signal.
-    pub stop: Option<Stop>,
+    pub stop: Option<LeaseStop>,
     /// What held the start up so far.
     pub start: Option<StartCause>,
 }
 
 /// The stop of a worker, as its lease records it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stop {
+pub struct LeaseStop {
     pub reason: Reason,
     /// Whether whoever stops the worker recorded the reason; otherwise the worker has guessed it.
     pub recorded: bool,

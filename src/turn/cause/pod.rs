@@ -7,12 +7,12 @@ use crate::turn::terminal::Failure;
 
 /// The pod of a worker, and its node once it has one.
 #[derive(Debug, Clone, Copy)]
-pub struct Place<'a> {
+pub struct PodPlace<'a> {
     pub pod: &'a str,
     pub node: Option<&'a str>,
 }
 
-impl Place<'_> {
+impl PodPlace<'_> {
     /// A failure whose detail also names the pod and its node.
     pub(super) fn failure(self, reason: Reason, what: String) -> Failure {
         let node = self.node.map(|n| format!(" on node {n}")).unwrap_or_default();
@@ -53,19 +53,19 @@ pub fn disrupted(reason: &str, message: Option<&str>, status_reason: Option<&str
 
 /// The failure of a pod whose phase is final though its adapter never ran. `reason` and `message` are those of the
 /// pod's status. `stopped`: the reason for which the pod was stopped, if it was.
-pub fn never_ran(place: Place, reason: &str, message: Option<&str>, stopped: Option<Reason>) -> Failure {
+pub fn never_ran(place: PodPlace, reason: &str, message: Option<&str>, stopped: Option<Reason>) -> Failure {
     let what = if reason.is_empty() { "the pod ended before the worker ran".to_owned() } else { reason.to_owned() };
     place.failure(stopped.unwrap_or(Reason::StartFailed), with(what, message))
 }
 
 /// The failure of a pod for which the scheduler has found no node so far.
-pub fn not_scheduled(place: Place, message: Option<&str>) -> Failure {
+pub fn not_scheduled(place: PodPlace, message: Option<&str>) -> Failure {
     place.failure(Reason::Unschedulable, with("not scheduled".into(), message))
 }
 
 /// What the reason means for which a container waits: whether that may heal, and the failure if it does not. `None`:
 /// the container is on its way.
-pub fn waiting(place: Place, container: &str, reason: &str, message: Option<&str>) -> Option<Obstacle> {
+pub fn waiting(place: PodPlace, container: &str, reason: &str, message: Option<&str>) -> Option<Obstacle> {
     let cause = |kind| place.failure(kind, with(format!("container {container}: {reason}"), message));
     Some(match reason {
         "InvalidImageName" | "ErrImageNeverPull" => Obstacle::ForGood(cause(Reason::ImagePull)),
@@ -86,7 +86,7 @@ pub fn waiting(place: Place, container: &str, reason: &str, message: Option<&str
 }
 
 /// What an Event tells of a pod whose containers' statuses name no obstacle. Whatever an Event tells may heal.
-pub fn told(place: Place, event: &str, message: &str) -> Option<Failure> {
+pub fn told(place: PodPlace, event: &str, message: &str) -> Option<Failure> {
     let reason = match event {
         "FailedMount"
         | "FailedAttachVolume"

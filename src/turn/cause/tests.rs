@@ -1,8 +1,8 @@
 //! One table: what has happened, and what follows from it: the reason, whether trying again can help, and the detail.
 
 use super::container::ContainerEnd;
-use super::lease::{Ground, LeaseRecord, StartCause, Stop};
-use super::pod::Place;
+use super::lease::{Ground, LeaseRecord, LeaseStop, StartCause};
+use super::pod::PodPlace;
 use super::process::ProcessEnd;
 use super::start::Obstacle;
 use super::stop::Stopper;
@@ -162,7 +162,7 @@ fn process() {
     }
 }
 
-const PLACE: Place = Place { pod: "bot-1", node: Some("node-1") };
+const PLACE: PodPlace = PodPlace { pod: "bot-1", node: Some("node-1") };
 
 #[test]
 fn container() {
@@ -275,7 +275,7 @@ fn pod() {
         ("evicted", never("Evicted", None, pod::ended_by_kubelet("Evicted")), Evicted, YES, None),
         (
             "no node",
-            pod::not_scheduled(Place { node: None, ..PLACE }, Some("0/2 nodes")),
+            pod::not_scheduled(PodPlace { node: None, ..PLACE }, Some("0/2 nodes")),
             Unschedulable,
             YES,
             Some("pod bot-1: not scheduled: 0/2 nodes"),
@@ -407,7 +407,7 @@ fn lease() {
     use LeasePhase::{Draining, Live, Starting};
     let record = |phase, stop: Option<(Reason, bool)>| LeaseRecord {
         phase,
-        stop: stop.map(|(reason, recorded)| Stop { reason, recorded }),
+        stop: stop.map(|(reason, recorded)| LeaseStop { reason, recorded }),
         start: Some(StartCause { reason: Some(ImagePull), detail: Some("no such image".into()) }),
     };
     let found = |reason| Failure::detailed(reason, "found");

@@ -1,4 +1,4 @@
-//! What one rail is given, what it answers, and what can be wrong with it.
+//! What one guardrail is given, what it answers, and what can be wrong with it.
 
 use std::sync::Arc;
 
@@ -7,10 +7,10 @@ use serde_json::Value;
 use crate::egress::Outbound;
 use crate::secrets::Secrets;
 
-/// What rails need to call services: a client, and the Secrets that may hold their URLs. Cheap to clone.
+/// What guardrails need to call services: a client, and the Secrets that may hold their URLs. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Services {
-    /// With [`Reach::Cluster`](crate::egress::Reach::Cluster).
+    /// A client with [`Reach::Cluster`](crate::egress::Reach::Cluster).
     pub outbound: Outbound,
     pub secrets: Arc<dyn Secrets>,
 }
@@ -38,18 +38,18 @@ pub struct Input<'a> {
     pub platform_metadata: &'a Value,
 }
 
-/// What one rail says of a message.
-pub(super) enum RailAnswer {
+/// What one guardrail says of a message.
+pub(super) enum GuardrailAnswer {
     Allow,
     /// With the webhook's own message for the client.
     Reject(Option<String>),
-    /// The rail could not decide; with the cause, for operators.
+    /// The guardrail could not decide; with the cause, for operators.
     Broken(String),
 }
 
-/// What is wrong with a rail.
+/// What is wrong with a guardrail.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RailProblem {
+pub enum GuardrailProblem {
     /// Neither or both of the two kinds.
     #[error("set exactly one of cel and webhook")]
     Kind,
