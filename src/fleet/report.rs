@@ -42,8 +42,9 @@ impl Reports {
         Reports { store, cause_window, wake, pending: HashMap::new(), outage }
     }
 
-    /// Reports deaths until `end`, and then until none is pending; the caller bounds that. `deaths` are the runtime's;
-    /// `looked` are those that looks at suspected workers and failed starts prove.
+    /// Reports deaths until `end`, and then until none is pending; the caller bounds that. Neither channel has a bound,
+    /// since each worker dies once. `deaths` are the runtime's; `looked` are those that looks at suspected workers and
+    /// failed starts prove.
     pub async fn run(
         mut self,
         mut deaths: mpsc::UnboundedReceiver<Death>,

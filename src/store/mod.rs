@@ -1,4 +1,4 @@
-//! All SQL, a file a verb. Nothing outside this module knows sqlx.
+//! All SQL, a file a verb or a few verbs of one subject. Nothing outside this module knows sqlx.
 //!
 //! # How a verb is written
 //!

@@ -28,7 +28,8 @@ const POLL_EVERY: Duration = Duration::from_secs(2);
 /// The most conversations that one query asks for.
 const MAX_POLLED: usize = 1000;
 
-/// Takes note of the terminals that sessions have shown, and removes their delivery rows in batches. Cheap to clone.
+/// Takes note of the terminals that sessions have shown, and removes their delivery rows in batches. The queue has no
+/// bound: it holds an id a terminal that was shown while the database did not answer. Cheap to clone.
 #[derive(Clone)]
 pub struct ShownTerminals {
     queue: mpsc::UnboundedSender<TurnId>,
