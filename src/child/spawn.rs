@@ -156,7 +156,7 @@ mod tests {
         .join()
         .expect("the asking thread ends")
         .expect("sleep starts");
-        // The signal comes a moment after the join; that none comes is seen only by waiting.
+        // A signal would come a moment after the join, so that none comes is seen only by waiting.
         thread::sleep(std::time::Duration::from_millis(200));
         assert_eq!(child.try_wait().expect("wait"), None);
         child.kill().expect("kill");

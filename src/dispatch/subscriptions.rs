@@ -14,9 +14,9 @@ use crate::turn::keys::ConversationId;
 /// its last subscriber is gone.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ChangeCounts {
-    /// A turn was armed, or ended: what is new stands in the store.
+    /// Counts turns that were armed or ended, which subscribers read from the store.
     pub store: u64,
-    /// Frames came in: what is new stands in the live logs.
+    /// Counts arrivals of frames, which subscribers read from the live logs.
     pub live: u64,
 }
 
@@ -35,7 +35,7 @@ pub struct Subscription {
 
 impl Subscriptions {
     fn with<T>(&self, f: impl FnOnce(&mut HashMap<ConversationId, watch::Sender<ChangeCounts>>) -> T) -> T {
-        // The map stays sound whatever a panicking holder did: every change is one call.
+        // A panic of another holder leaves the map sound, since every change of it is one call.
         f(&mut self.by_conversation.lock().unwrap_or_else(PoisonError::into_inner))
     }
 

@@ -122,7 +122,7 @@ impl ActionRunner {
     /// Asks the runtime for a worker whose lease is written.
     async fn make(&self, request: &StartRequest) {
         if let Err(failure) = self.runtime.start(request).await {
-            // Reported as a death, which is not lost if the database goes away just now.
+            // The failure is reported as a death, since a report is not lost if the database goes away just now.
             let _ = self.deaths.send(Death { start_id: request.start_id, cause: Some(failure) });
         }
     }

@@ -43,8 +43,8 @@ impl Reports {
     }
 
     /// Reports deaths until `end`, and then until none is pending; the caller bounds that. Neither channel has a bound,
-    /// since each worker dies once. `deaths` are the runtime's; `looked` are those that looks at suspected workers and
-    /// failed starts prove.
+    /// since a worker's death comes once, or twice with a late cause. `deaths` are the runtime's; `looked` are those
+    /// that looks at suspected workers and failed starts prove.
     pub async fn run(
         mut self,
         mut deaths: mpsc::UnboundedReceiver<Death>,

@@ -64,7 +64,7 @@ impl Expression {
                 ("conversation", input.conversation.to_owned()),
                 ("platform", input.platform.to_owned()),
             ],
-            // Without metadata, `has(metadata.x)` is to be false and not an error.
+            // A message without metadata gets an empty map, so that `has(metadata.x)` is false and not an error.
             metadata: match input.platform_metadata {
                 serde_json::Value::Null => serde_json::json!({}),
                 told => told.clone(),
@@ -75,7 +75,8 @@ impl Expression {
             let place = RUNNING.acquire().await.map_err(|closed| closed.to_string())?;
             let (answer, result) = oneshot::channel();
             let run = move || {
-                // The place is given back when this ends, also by a panic, and also if nobody awaits the result any more.
+                // The permit is given back when the thread ends, also by a panic, and also if nobody awaits the result
+                // any more.
                 let _place = place;
                 let _ = answer.send(evaluate(&program, variables));
             };

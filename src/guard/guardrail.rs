@@ -41,25 +41,25 @@ pub struct Input<'a> {
 /// What one guardrail says of a message.
 pub(super) enum GuardrailAnswer {
     Allow,
-    /// With the webhook's own message for the client.
+    /// The agent may not see the message; with the webhook's own message for the client, if it gave one.
     Reject(Option<String>),
-    /// The guardrail could not decide; with the cause, for operators.
+    /// The guardrail could not decide. The cause is for operators.
     Broken(String),
 }
 
 /// What is wrong with a guardrail.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GuardrailProblem {
-    /// Neither or both of the two kinds.
+    /// Neither `cel` nor `webhook` is set, or both are.
     #[error("set exactly one of cel and webhook")]
     Kind,
     /// The CEL expression does not compile, or is refused for its names or size.
     #[error("cel: {0}")]
     Cel(String),
-    /// Not an http(s) URL.
+    /// The URL is not one of http or https.
     #[error("webhook.url: must be an http or https URL")]
     Url,
-    /// Neither or both sources of the URL.
+    /// The URL has neither of its two sources, or both.
     #[error("webhook: set exactly one of url and urlSecretRef")]
     UrlSource,
 }

@@ -112,7 +112,8 @@ async fn exchange(services: &Services, url: &Url, input: Input<'_>) -> Result<De
         .map_err(|error| format!("its answer is not {{allow: bool, message?: string}}: {error}"))
 }
 
-/// A service's message in the form in which a client is shown it: one line, not too long; or none.
+/// A service's message in the form in which a client is shown it: one line, cut if it is too long. `None` if nothing is
+/// left of it.
 fn presentable(message: String) -> Option<String> {
     let line: String = message.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_CLIENT_MESSAGE).collect();
     let line = line.trim();

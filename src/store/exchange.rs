@@ -10,7 +10,7 @@ use crate::turn::phase::LeasePhase;
 /// What a pod that asks for a worker credential is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CredentialExchange {
-    /// The pod is this start's, and the new secret is that of the start from now on.
+    /// The pod belongs to this start, which has the new secret from now on.
     Granted(StartId),
     /// A start waits for a pod of this name, but nobody has recorded its UID yet: ask again.
     NotRecorded,
@@ -49,7 +49,7 @@ impl Store {
             let (phase, recorded): (_, Option<&str>) = (LeasePhase::of(row)?, row.try_get("pod_uid")?);
             match recorded {
                 Some(recorded) if recorded != uid => {}
-                // A worker that is being stopped needs no credential any more: one that holds turns has it already.
+                // A worker that is being stopped needs no new credential: if it holds turns, it has one already.
                 Some(_) if matches!(phase, LeasePhase::Dead | LeasePhase::Draining) => {
                     return Ok(CredentialExchange::Dead);
                 }

@@ -23,9 +23,9 @@ const MAX_INTERRUPTED: i64 = 5;
 pub struct FailedWorker {
     /// Whether this call was the one that ended the lease.
     pub died_now: bool,
-    /// Whether it had never claimed anything and was not told to stop: a failed start.
+    /// Whether the worker had never claimed anything and was not told to stop: a failed start.
     pub failed_start: bool,
-    /// The turns that ended with it.
+    /// The turns that ended with the lease.
     pub ended: Vec<TurnId>,
 }
 
@@ -34,7 +34,8 @@ impl Store {
     /// waited through `startAttempts` failed starts, unless another worker is live or starting. A start that was
     /// interrupted ends those that have waited through [`MAX_INTERRUPTED`] interrupted ones.
     ///
-    /// Keyed by incarnation: a late notice of an old death touches nothing that a successor claimed.
+    /// The worker is named by its incarnation, so a late report of an old death touches nothing that a successor
+    /// claimed.
     pub async fn fail_worker(&self, incarnation: Incarnation, failure: &Failure) -> Result<FailedWorker, StoreError> {
         self.end_lease(incarnation, failure, Ground::Proof).await
     }
@@ -64,7 +65,7 @@ pub(super) struct LockedLease {
     pub claimed: bool,
     pub start_attempts: i32,
     pub stop_reason: Option<String>,
-    /// Somebody else than Lastword began to stop the worker.
+    /// Whether somebody other than Lastword began to stop the worker.
     pub interrupted: bool,
     /// Whether whoever stopped the worker recorded `stop_reason`; otherwise it is the worker's guess.
     pub stop_recorded: bool,
@@ -77,7 +78,7 @@ pub(super) struct LockedLease {
 }
 
 impl LockedLease {
-    /// Why it was told to stop, as far as this version knows the reason.
+    /// Why the worker was told to stop; `None` if it was not, or if only a newer version of Lastword knows the reason.
     fn stopped(&self) -> Option<Reason> {
         self.stop_reason.as_deref().and_then(|r| r.parse().ok())
     }

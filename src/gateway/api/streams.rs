@@ -57,8 +57,8 @@ fn cursor_of(text: &str, conversation: &Conversation) -> Result<Cursor, Problem>
     Ok(cursor)
 }
 
-/// The answer to a cursor of a conversation that does not exist: it was removed after its turns were. A client that comes
-/// back with a cursor makes no new conversation.
+/// The answer to a cursor of a conversation that does not exist: the conversation was removed after its turns were. A
+/// client that comes back with a cursor makes no new conversation.
 fn cursor_without_conversation(cursor: &str) -> Problem {
     match Cursor::parse(cursor, ConversationId::new()) {
         Err(error @ CursorError::Malformed) => Problem::bad_request(error.to_string()),
@@ -97,7 +97,8 @@ pub(super) async fn session(
     let owner = conversation.owner == caller.principal.user;
     let given = after.map(|a| cursor_of(&a, &conversation)).transpose()?;
     let permit = admitted(&gateway)?;
-    // The session is registered, and this committed, before anything is read: what ends from now on wakes it.
+    // The session is registered, and the registration committed, before anything is read, so that every turn that ends
+    // from now on wakes the session.
     let session = SessionId::new();
     store
         .register_session(session, gateway.streams.gateway, &caller.principal.organization, conversation.id, owner)

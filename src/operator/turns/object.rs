@@ -24,7 +24,7 @@ pub struct TurnObject {
     pub version: Option<String>,
     pub generation: i64,
     pub created: Timestamp,
-    /// The spec to arm, or why it cannot be read. `None` once the turn is armed.
+    /// The spec to arm a turn from, or why it cannot be read. `None` once the turn is armed.
     pub spec: Option<Result<Arc<AgentTurnSpec>, String>>,
     pub cancel: bool,
     pub ttl_seconds: Option<u32>,

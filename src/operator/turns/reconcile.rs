@@ -135,8 +135,9 @@ impl TurnContext {
                 None => TurnReconciled::Deleted,
             },
             Err(ApiCallError::Api(Error::Api(status))) if status.is_not_found() => TurnReconciled::Deleted,
-            // The object has another version, or is another one under the same name, unless a reading shows that it is as it
-            // was. Then the conflict was about something else, and the same patch would conflict again without end.
+            // A conflict means that the object has another version, or is another one under the same name. If a reading
+            // shows the known version all the same, the conflict was about something else, and the same patch would
+            // conflict again without end.
             Err(ApiCallError::Api(Error::Api(status))) if status.is_conflict() => match reread(&api, &object).await {
                 TurnReconciled::Changed(found) if found.version == object.version => {
                     TurnReconciled::PatchRefused(status.message)
