@@ -51,10 +51,10 @@ type Arrows = BTreeMap<String, BTreeSet<(String, String)>>;
 struct House {
     /// Modules, `a::b`, and their files.
     files: BTreeMap<String, PathBuf>,
-    /// By module: absolute paths that it names, from the crate or from outside.
+    /// The absolute paths that each module names: of the crate, and from outside.
     inside: BTreeMap<String, BTreeSet<String>>,
     outside: BTreeMap<String, BTreeSet<String>>,
-    /// By module that is a front door: what it re-exports, and the module that has it.
+    /// What each front door re-exports, by module and name, and the module that has it.
     exports: BTreeMap<(String, String), String>,
     /// Type names and the modules that declare them.
     types: BTreeMap<String, Vec<String>>,

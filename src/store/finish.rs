@@ -32,7 +32,7 @@ pub struct WorkerWord {
     pub outcome: Outcome,
     /// Length of the whole log, as the worker knows it.
     pub end: u64,
-    /// What is at hand of the log's last part. May overlap what is durable.
+    /// As much of the log's last part as the gateway has. It may overlap what is durable.
     pub tail: Span,
 }
 
@@ -42,12 +42,12 @@ pub enum FinishError {
     /// The log lacks something between here and the word's `end`.
     #[error("the log is durable up to {acked} only")]
     Missing { acked: u64 },
-    /// None of the turns is in the hand of the worker that says the word.
+    /// The worker that sends the word holds none of the turns.
     #[error("none of these turns is held by this worker")]
     Foreign,
     #[error("the turns are of several conversations")]
     SeveralConversations,
-    /// Not known to be taken: say it again under the same reply id.
+    /// It is not known whether the word was taken: send it again under the same reply id.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -57,7 +57,7 @@ impl Store {
     /// it came too late, and is kept as superseded.
     pub async fn finish(&self, word: WorkerWord) -> Result<bool, FinishError> {
         let (accepted, ended) = self.finish.call(word).await??;
-        // Sessions are woken; the worker knows its own word.
+        // Only sessions are woken, since the worker knows its own word.
         ended.iter().for_each(|turn| self.notices.send(Notice::Conversation(turn.conversation_id)));
         Ok(accepted)
     }
@@ -169,7 +169,8 @@ impl DecidedBatch {
         let won = with(Election::Win);
         match decide::summary(&elections) {
             ElectionSummary::Foreign => {
-                // Kept for operators; of a turn that nobody knows there is nothing to keep it with.
+                // The word is kept for operators with the turns that exist; a turn that nobody knows has nowhere to
+                // keep it.
                 let open: Vec<TurnId> = turns.into_iter().filter(|t| self.open.contains_key(t)).collect();
                 self.writes.superseded.extend(open.into_iter().map(|turn| (turn, word.clone())));
                 return Err(FinishError::Foreign);
