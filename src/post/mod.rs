@@ -1,5 +1,5 @@
 //! Posts terminals to the platforms that an Agent's spec lists: `webhook` and `slack`. Every controller replica runs
-//! [`run`], and so does `dev`.
+//! [`run()`], and so does `dev`.
 //!
 //! A terminal is posted at least once, always under the same `webhook-id`. A renderer takes its delivery row for longer
 //! than an attempt may last, and removes the row after a 2xx. The Agent's spec, the URL and the signing secret are read

@@ -12,7 +12,7 @@
 //!            no row: somebody won     not mine: no      and delivery written
 //! ```
 //!
-//! **Delete-returning.** [`write`] is one statement: it deletes the markers, and inserts a terminal and a delivery for the
+//! **Delete-returning.** [`write()`] is one statement: it deletes the markers, and inserts a terminal and a delivery for the
 //! rows that the DELETE *returned*, not for those that it was asked for. So a terminal is written if and only if this very
 //! transaction removed the marker, and no check that was made earlier can go stale.
 //!
