@@ -5,7 +5,8 @@
 //! stands above it. Within a room no files use each other in a circle; only a room's `mod.rs`, its front door, may name
 //! the files behind it while they name it.
 //!
-//! Three rooms are also bound in what they may know of the outside: see [`RESERVED`] and [`PURE`].
+//! Some crates may be named in certain rooms only ([`RESERVED`]), and some rooms are pure: they name nothing that
+//! reaches outside ([`PURE`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -50,10 +51,10 @@ type Arrows = BTreeMap<String, BTreeSet<(String, String)>>;
 struct House {
     /// Modules, `a::b`, and their files.
     files: BTreeMap<String, PathBuf>,
-    /// By module: absolute paths that it names, from the crate or from outside.
+    /// The absolute paths that each module names: of the crate, and from outside.
     inside: BTreeMap<String, BTreeSet<String>>,
     outside: BTreeMap<String, BTreeSet<String>>,
-    /// By module that is a front door: what it re-exports, and the module that has it.
+    /// What each front door re-exports, by module and name, and the module that has it.
     exports: BTreeMap<(String, String), String>,
     /// Type names and the modules that declare them.
     types: BTreeMap<String, Vec<String>>,

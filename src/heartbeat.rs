@@ -1,7 +1,8 @@
 //! Heartbeats of workers, gathered over all workers of this replica and written together, one transaction a tick.
 //!
 //! The tick is also the gateway's own sign of life: it moves the settling gate, a row by which everybody knows whether
-//! silence of a worker means anything (while no gateway can write, it means nothing). So it comes without workers, too.
+//! silence of a worker means anything (while no gateway can write, it means nothing). So a gateway without workers
+//! ticks too.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -101,7 +102,8 @@ impl Waiting {
 
 async fn tick(store: Store, gateway: Replica, queue: mpsc::Receiver<WaitingBeat>, shutdown: CancellationToken) {
     let waiting = Mutex::new(Waiting { queue, batch: Vec::new(), unwritten: HashSet::new() });
-    // While it waits for the database, workers beat again and nobody is failed for the silence.
+    // While a tick waits for the database, workers beat again, and the settling gate keeps everybody from being failed
+    // for the silence.
     let mut ticks = Every::new("the heartbeat tick", TICK).at_once();
     while ticks.next(&shutdown).await.is_some() {
         let gather = || locked(&waiting).gather();

@@ -1,9 +1,10 @@
 //! Which of several controller replicas leads. Only the leader starts and stops workers.
 //!
-//! Leadership spares work and proves nothing: for a moment two replicas may both take themselves for the leader. Correctness
-//! does not rest on it; what each of them writes is fenced by the locks on the leases' rows in the database.
+//! Leadership spares work and proves nothing: for a moment two replicas may both take themselves for the leader.
+//! Correctness does not rest on it, because each write of a leader has a fence of its own: a lease row for starts and
+//! stops, the message id for an arm, the `resourceVersion` for a status. The table is in `operator::leader`.
 //!
-//! How a leader is elected (by a Lease object in Kubernetes) is told in `operator::leader`.
+//! `operator::leader` also says how a leader is elected: by a Lease object in Kubernetes.
 
 use tokio::sync::watch;
 

@@ -17,8 +17,8 @@
 //! | a worker is started where none is there | [`fleet`]; in Kubernetes, pods by [`operator`] |
 //! | a worker claims it, and its output is shown | [`dispatch`], [`worker_port`], [`stream`] |
 //! | a program or a model answers | [`worker`] |
-//! | it ends | [`store`], files `finish`, `fail_worker`, `fail_turn` and `elect`; [`sweep`] |
-//! | its terminal is shown | [`stream`]; webhooks and Slack in [`post`] |
+//! | it ends | [`store`], files `finish`, `fail_start`, `fail_worker`, `fail_turn`, `sweep` and `elect` |
+//! | its terminal is shown | [`stream`]; webhooks and Slack in [`post`]; an AgentTurn's status by [`operator`] |
 //!
 //! [`roles`] has the processes that there are, [`cli`] the commands for people, [`turn`] the pure part: values and decisions
 //! without IO. `ARCHITECTURE.md` draws the states of a marker and of a lease, and walks through whole turns.
@@ -32,7 +32,7 @@
 //!   time, never a frame.
 //! - Only proof kills a worker at once: a reaped process, a terminated container. Silence is judged by the sweep, and by no
 //!   sweep right after an outage.
-//! - Rooms stand on floors, and arrows between them lead down: `architecture.rs` is a test of it.
+//! - A file or folder of `src/` may use only those of lower floors. `architecture.rs` lists the floors and tests it.
 
 pub mod admin;
 pub mod agents;

@@ -7,7 +7,7 @@ use futures::future::BoxFuture;
 
 use crate::crd::SecretKeyRef;
 
-/// The longest value that is used, in bytes.
+/// The longest secret value that is accepted, in bytes. A longer one is an error.
 pub const MAX_SECRET_BYTES: usize = 64 * 1024;
 
 /// A Secret could not be read; trying again may help. The cause never holds a value.
@@ -31,7 +31,7 @@ pub trait Secrets: Debug + Send + Sync {
     ) -> BoxFuture<'a, Result<Option<String>, SecretError>>;
 }
 
-/// The Secrets of a process that may read none: none is there.
+/// For a process that may not read Secrets: every look-up finds none.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoSecrets;
 

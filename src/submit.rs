@@ -85,7 +85,7 @@ impl From<ArmError> for SubmitError {
 }
 
 impl SubmitError {
-    /// The reason that a refusal is told with; `None`: nothing is known, so it is tried again.
+    /// The reason of a refusal; `None` if it is not known whether the turn was armed, so that the caller tries again.
     pub fn reason(&self) -> Option<Reason> {
         let refusal = match self {
             SubmitError::NoAgent => Refusal::NoAgent,
@@ -104,7 +104,7 @@ pub struct Submitter {
     pub store: Store,
     pub agents: Agents,
     pub gateway: GatewayId,
-    /// What guardrails may call.
+    /// The services that guardrails may call.
     pub services: guard::Services,
 }
 
@@ -119,7 +119,7 @@ impl Submitter {
         }
         self.check_room(&submission, &agent).await?;
         let worker_group = worker_group(&submission.agent, agent.grouping(), &submission.conversation);
-        let arm = arm(&submission, &agent, worker_group.clone(), self.gateway);
+        let arm = arm_request(&submission, &agent, worker_group.clone(), self.gateway);
         let guarded = arm.guard.is_some().then(|| guarded(&arm));
         let armed = self.store.arm(arm).await?;
         if let (Some(turn), true) = (guarded, armed.fresh) {
@@ -171,13 +171,13 @@ impl Submitter {
             GuardVerdict::Allow => self.store.pass_guarded_turn(turn.turn_id, self.gateway).await.map(drop),
             GuardVerdict::Reject { message, detail } => {
                 let failure = rule::rejected(message.clone(), detail.clone());
-                // It changes nothing if another replica has let the turn pass.
+                // The rejection changes nothing if another replica has let the turn pass.
                 self.store.reject_guarded_turn(turn.turn_id, self.gateway, &failure).await.map(drop)
             }
         }
     }
 
-    /// Renews the guard hold again and again; returns when it was lost.
+    /// Renews the guard hold again and again; returns when this replica no longer has it.
     async fn keep_hold(&self, turn: TurnId) {
         loop {
             tokio::time::sleep(Duration::from_secs(u64::from(HOLD_SECONDS) / 3)).await;
@@ -202,7 +202,8 @@ impl Submitter {
         Ok(Again::Later)
     }
 
-    /// Guards a turn that was taken over. What fails here is tried again when the hold has run out once more.
+    /// Guards a turn that was taken over. If this fails, the turn is taken over again when the hold has run out once
+    /// more.
     async fn guard_again(&self, turn: GuardedTurn) {
         let turn_id = turn.turn_id;
         match self.agents.find(&self.store, &turn.organization, &turn.agent).await {
@@ -219,8 +220,8 @@ impl Submitter {
     }
 }
 
-/// The store's form of a submission.
-fn arm(submission: &Submission, agent: &ServedAgent, worker_group: String, gateway: GatewayId) -> Arm {
+/// What the store is asked to arm for a submission. Nothing is armed here.
+fn arm_request(submission: &Submission, agent: &ServedAgent, worker_group: String, gateway: GatewayId) -> Arm {
     let routing = Routing::on(&submission.platform, submission.platform_metadata.clone());
     let hash = content_hash(
         &submission.agent,

@@ -1,5 +1,5 @@
-//! Agents outside Kubernetes: the registry of those that turns can be submitted to, and what makes an Agent valid, whether it
-//! comes from a YAML file of one machine or from an object in Kubernetes.
+//! The Agents that turns can be submitted to, and what makes an Agent valid, whether it comes from a YAML file or from
+//! an object in Kubernetes. Nothing here calls Kubernetes.
 
 mod registry;
 mod validate;

@@ -76,7 +76,7 @@ impl ChildProcess {
     /// # Errors
     /// As [`ChildProcess::spawn`].
     pub fn spawn_in(mut command: Command, on_our_death: Signal, namespace: UserNamespace) -> io::Result<Spawned> {
-        // The thread first: a child that nobody can wait for is not started.
+        // The thread is started first, so that no child is started that nobody can wait for.
         let (orders, inbox) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
         let thread = thread::Builder::new().name("child-wait".into()).stack_size(STACK);
         let thread = thread.spawn(move || {
@@ -125,7 +125,7 @@ impl ChildProcess {
     pub fn exited(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut exited = self.exited.clone();
         async move {
-            // An error: the thread that waited is gone, and with it the child.
+            // An error means that the thread that waited is gone, and with it the child.
             let _ = exited.wait_for(|exited| *exited).await;
         }
     }
@@ -179,7 +179,7 @@ impl Spawned {
             exited.send_replace(true);
             then(&process);
         };
-        // The thread takes it: it waits for nothing else.
+        // The thread takes the order, since it waits for nothing else.
         let _ = orders.send(Box::new(order));
         self.child.attended = true;
         thread

@@ -4,8 +4,8 @@
 //! does. A thread of tokio's blocking pool ends after ten idle seconds, so a child forked there would be signalled
 //! for no reason. All children are therefore forked by one dedicated thread that lives as long as the process.
 //!
-//! A command's own settings (process group, uid and gid, working directory, stdio) are set on the
-//! [`Command`] as usual; the signal is set after them, because a change of uid clears it.
+//! A command's own settings (process group, uid and gid, working directory, stdio) are set on the [`Command`] as usual;
+//! the parent-death signal is set last, because a change of uid clears it.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -32,8 +32,8 @@ struct SpawnRequest {
 pub enum UserNamespace {
     /// This process's own.
     Ours,
-    /// A new one, in which our own user has the uid and gid `shown_as`. To everybody else the child's user stays ours, so
-    /// that file permissions are unchanged; but the child has no capability outside of the namespace.
+    /// A new one, in which our own user has the uid and gid `shown_as`. Outside the namespace the child is still this
+    /// process's user, so file permissions do not change, but it has no capabilities there.
     New { shown_as: u32 },
 }
 
@@ -156,7 +156,7 @@ mod tests {
         .join()
         .expect("the asking thread ends")
         .expect("sleep starts");
-        // The signal comes a moment after the join; that none comes is seen only by waiting.
+        // A signal would come a moment after the join, so that none comes is seen only by waiting.
         thread::sleep(std::time::Duration::from_millis(200));
         assert_eq!(child.try_wait().expect("wait"), None);
         child.kill().expect("kill");

@@ -24,7 +24,7 @@ impl Patience {
         Patience { backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE), patience, since: None }
     }
 
-    /// Forgets the failures so far: it went well for a while.
+    /// Forgets the failures so far. Call it when a try has succeeded.
     pub(super) fn reset(&mut self) {
         self.backoff.reset();
         self.since = None;
@@ -49,7 +49,7 @@ mod tests {
     async fn patience_counts_from_the_first_failure() {
         let mut patience = Patience::new(Duration::from_millis(40));
         assert!(!patience.is_over());
-        patience.pause().await; // 50 ms at least
+        patience.pause().await; // The first pause is 100 ms, shortened by at most half.
         assert!(patience.is_over());
         patience.reset();
         assert!(!patience.is_over());

@@ -210,7 +210,7 @@ impl StreamEvent {
     /// # Errors
     /// When the data is no JSON object, or a known event lacks a field that its meaning hangs on.
     pub fn parse(name: &str, id: &str, data: &str) -> Result<StreamEvent, serde_json::Error> {
-        // Read as a map first: serde would also read a struct from an array.
+        // The data is read as a map first, because serde would also read a struct from an array.
         let data = Value::Object(serde_json::from_str(data)?);
         let envelope = Envelope::deserialize(&data)?;
         let kind = match name {

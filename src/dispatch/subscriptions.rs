@@ -10,12 +10,13 @@ use tokio::sync::watch;
 
 use crate::turn::keys::ConversationId;
 
-/// How many changes of each kind there were since the first subscription.
+/// How many changes of each kind there were since the conversation's entry was made. The counts begin again at 0 after
+/// its last subscriber is gone.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ChangeCounts {
-    /// A turn was armed, or ended: what is new stands in the store.
+    /// Counts turns that were armed or ended, which subscribers read from the store.
     pub store: u64,
-    /// Frames came in: what is new stands in the live logs.
+    /// Counts arrivals of frames, which subscribers read from the live logs.
     pub live: u64,
 }
 
@@ -34,7 +35,7 @@ pub struct Subscription {
 
 impl Subscriptions {
     fn with<T>(&self, f: impl FnOnce(&mut HashMap<ConversationId, watch::Sender<ChangeCounts>>) -> T) -> T {
-        // The map stays sound whatever a panicking holder did: every change is one call.
+        // A panic of another holder leaves the map sound, since every change of it is one call.
         f(&mut self.by_conversation.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -46,7 +47,7 @@ impl Subscriptions {
         Subscription { conversation, changes, subscriptions: self.clone() }
     }
 
-    /// A turn of the conversation was armed or ended.
+    /// Wakes the conversation's subscribers: the store has something new.
     pub fn store_changed(&self, conversation: ConversationId) {
         self.with(|by_conversation| {
             if let Some(changes) = by_conversation.get(&conversation) {
@@ -55,7 +56,7 @@ impl Subscriptions {
         });
     }
 
-    /// Frames of a turn of the conversation came in.
+    /// Wakes the conversation's subscribers: the live log of one of its turns has something new.
     pub fn frames_came(&self, conversation: ConversationId) {
         self.with(|by_conversation| {
             if let Some(changes) = by_conversation.get(&conversation) {
@@ -83,7 +84,7 @@ impl Subscriptions {
 impl Subscription {
     /// Waits for a change after those that the last call returned; returns the counts. Cancel-safe.
     pub async fn changed(&mut self) -> ChangeCounts {
-        // It fails only without a sender, which stays in the map for as long as this receiver lives.
+        // `changed` fails only when the sender is dropped, and the map keeps the sender while a receiver exists.
         let _ = self.changes.changed().await;
         *self.changes.borrow_and_update()
     }

@@ -122,7 +122,7 @@ impl ActionRunner {
     /// Asks the runtime for a worker whose lease is written.
     async fn make(&self, request: &StartRequest) {
         if let Err(failure) = self.runtime.start(request).await {
-            // Reported as a death, which is not lost if the database goes away just now.
+            // The failure is reported as a death, since a report is not lost if the database goes away just now.
             let _ = self.deaths.send(Death { start_id: request.start_id, cause: Some(failure) });
         }
     }
@@ -158,7 +158,7 @@ impl ActionRunner {
         why: &str,
     ) -> Result<bool, StoreError> {
         if !self.store.drain_worker(incarnation, reason).await? {
-            // It changed its incarnation, died, or drains already: the next pass sees which.
+            // The worker has changed its incarnation, has died, or drains already; the next pass sees which.
             return Ok(false);
         }
         self.stop_drained(incarnation, start_id, runtime_ref, why).await;

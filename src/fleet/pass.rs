@@ -75,7 +75,8 @@ impl Passes {
             let begun = Instant::now();
             let done = self.pass(cause == Cause::Period).await;
             if let Ok(Again::AtOnce) = done {
-                // As a wake-up: the rest is done by a pass that counts as no poll, after the spacing.
+                // The rest is left to a wake-up, so that the pass which does it comes after the spacing and does not
+                // count as a poll.
                 wake.notify_one();
             }
             passes.ended(done.map(|_| Again::Later));
@@ -92,7 +93,8 @@ impl Passes {
 
     /// Makes one pass. Those that are `polled` also check the queues of all Agents and look for removed ones.
     async fn pass(&mut self, polled: bool) -> Result<Again, StoreError> {
-        // Read in this order: a worker's lease is older than its process, and its Agent is older than its lease.
+        // The order of these reads matters: a worker's lease is older than its process, and its Agent is older than its
+        // lease.
         let running = self.runtime.running().await;
         let workers = self.store.living_workers().await?;
         self.runner.withdraw(&workers).await?;

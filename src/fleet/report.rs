@@ -42,8 +42,9 @@ impl Reports {
         Reports { store, cause_window, wake, pending: HashMap::new(), outage }
     }
 
-    /// Reports deaths until `end`, and then until none is pending; the caller bounds that. `deaths` are the runtime's;
-    /// `looked` are those that looks at suspected workers and failed starts prove.
+    /// Reports deaths until `end`, and then until none is pending; the caller bounds that. Neither channel has a bound,
+    /// since a worker's death comes once, or twice with a late cause. `deaths` are the runtime's; `looked` are those
+    /// that looks at suspected workers and failed starts prove.
     pub async fn run(
         mut self,
         mut deaths: mpsc::UnboundedReceiver<Death>,
@@ -63,7 +64,7 @@ impl Reports {
             }
             self.report().await;
         }
-        // Starts that failed in the last pass are among the second.
+        // `looked` may still hold starts that failed in the fleet's last pass.
         while let Ok(death) = deaths.try_recv().or_else(|_| looked.try_recv()) {
             self.note(death);
         }
@@ -99,7 +100,7 @@ impl Reports {
                 Ok(failed) => {
                     self.pending.remove(&start);
                     self.outage.is_over();
-                    // Without an incarnation: the lease was dead already.
+                    // `None`: the lease was dead already.
                     if let Some((incarnation, failed)) = failed
                         && failed.died_now
                     {

@@ -13,7 +13,8 @@
 //! | `notices` | what this gateway does when something changed elsewhere |
 //!
 //! A *dialect* is one client protocol. Lastword's own API is in `api/`; each further one (AG-UI, OpenAI, the UI message
-//! stream) gets a folder beside it with its own `router()`, which `router.rs` merges.
+//! stream) is to get a folder beside it with its own `router()`, which `router.rs` merges. Today the frames of
+//! Lastword's own API are made in [`crate::stream`], so that comes first: CONTRIBUTING.md says what has to move.
 
 mod api;
 pub mod args;

@@ -2,9 +2,9 @@
 //!
 //! An evaluation cannot be interrupted, so it is bounded in three ways. When an expression is compiled, its length, its
 //! depth and the nesting of its loops are limited, and it may name known variables only. When it is evaluated, on a thread
-//! of its own, the result is awaited for [`TIMEOUT`]; after that the rail is broken, while the thread runs on to the end of
+//! of its own, the result is awaited for [`TIMEOUT`]; after that the guardrail is broken, while the thread runs on to the end of
 //! the expression. And of all Agents together, [`MAX_RUNNING`] evaluations run at a time, those that nobody awaits any more
-//! included; a rail that gets no place in time is broken.
+//! included; a guardrail that gets no place in time is broken.
 //!
 //! The thread is not one of tokio's blocking pool: a runtime that shuts down waits for those, so that a slow expression
 //! would hold up the drain of a gateway. To start a thread takes some 20 µs.
@@ -16,7 +16,7 @@ use cel::common::ast::{EntryExpr, Expr, IdedExpr};
 use cel::{Context, Env, Program, Value};
 use tokio::sync::{Semaphore, oneshot};
 
-use super::rail::{Input, RailAnswer};
+use super::guardrail::{GuardrailAnswer, Input};
 
 /// The longest expression, in bytes.
 pub const MAX_SOURCE_BYTES: usize = 2048;
@@ -56,7 +56,7 @@ impl Expression {
     }
 
     /// Evaluates the expression for one message.
-    pub(super) async fn ask(&self, input: Input<'_>) -> RailAnswer {
+    pub(super) async fn ask(&self, input: Input<'_>) -> GuardrailAnswer {
         let variables = Variables {
             texts: [
                 ("message", input.message.to_owned()),
@@ -64,7 +64,7 @@ impl Expression {
                 ("conversation", input.conversation.to_owned()),
                 ("platform", input.platform.to_owned()),
             ],
-            // Without metadata, `has(metadata.x)` is to be false and not an error.
+            // A message without metadata gets an empty map, so that `has(metadata.x)` is false and not an error.
             metadata: match input.platform_metadata {
                 serde_json::Value::Null => serde_json::json!({}),
                 told => told.clone(),
@@ -75,7 +75,8 @@ impl Expression {
             let place = RUNNING.acquire().await.map_err(|closed| closed.to_string())?;
             let (answer, result) = oneshot::channel();
             let run = move || {
-                // The place is given back when this ends, also by a panic, and also if nobody awaits the result any more.
+                // The permit is given back when the thread ends, also by a panic, and also if nobody awaits the result
+                // any more.
                 let _place = place;
                 let _ = answer.send(evaluate(&program, variables));
             };
@@ -86,10 +87,10 @@ impl Expression {
             result.await.map_err(|_| "evaluation panicked".to_owned())?
         };
         match tokio::time::timeout(TIMEOUT, evaluation).await {
-            Ok(Ok(true)) => RailAnswer::Allow,
-            Ok(Ok(false)) => RailAnswer::Reject(None),
-            Ok(Err(cause)) => RailAnswer::Broken(cause),
-            Err(_) => RailAnswer::Broken(format!("no result within {TIMEOUT:?}")),
+            Ok(Ok(true)) => GuardrailAnswer::Allow,
+            Ok(Ok(false)) => GuardrailAnswer::Reject(None),
+            Ok(Err(cause)) => GuardrailAnswer::Broken(cause),
+            Err(_) => GuardrailAnswer::Broken(format!("no result within {TIMEOUT:?}")),
         }
     }
 }

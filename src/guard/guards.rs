@@ -1,101 +1,104 @@
-//! The rails of one Agent: compiled once, asked for every message.
+//! The guardrails of one Agent: compiled once, asked for every message.
 
 use std::sync::Arc;
 
 use super::cel::Expression;
-use super::rail::{Input, RailAnswer, RailProblem, Services};
+use super::guardrail::{GuardrailAnswer, GuardrailProblem, Input, Services};
 use super::webhook::GuardWebhook;
 use crate::crd::{FailurePolicy, Guardrail, Guardrails};
 use crate::turn::reason::Reason;
 
-/// The largest message that is checked, in bytes; a larger one is rejected, if there is any rail.
+/// The largest message that is checked, in bytes; a larger one is rejected, if there is any guardrail.
 pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
 
-/// What the client is told if a rail was broken under `failurePolicy: Fail`.
+/// What the client is told if a guardrail could not be asked (timeout, error) under `failurePolicy: Fail`.
 pub const NOT_CHECKED: &str = "The input could not be checked. Please try again later.";
 
-/// What the rails say of a message.
+/// What the guardrails say of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GuardVerdict {
     /// The agent may see the message.
     Allow,
     /// The turn ends with [`Reason::GuardrailRejected`].
     Reject {
-        /// For the client. It comes from the Agent's author, from the webhook, or from Lastword, and tells no internals.
+        /// What the client is told. It comes from the Agent's author, from the webhook, or from Lastword, and tells no
+        /// internals.
         message: String,
-        /// For operators: which rail, and why.
+        /// Which guardrail rejected the message, and why. Only operators are shown it.
         detail: String,
     },
 }
 
-/// A rail that can never work, whatever the message.
+/// A guardrail that can never work, whatever the message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("guardrail {index}: {problem}")]
 pub struct CompileError {
-    /// The rail's index in `spec.guardrails.input`.
+    /// The guardrail's index in `spec.guardrails.input`.
     pub index: usize,
     /// What is wrong with it.
-    pub problem: RailProblem,
+    pub problem: GuardrailProblem,
 }
 
-/// The compiled rails of one Agent. Cheap to clone.
+/// The compiled guardrails of one Agent. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Guards {
-    rails: Arc<[Rail]>,
+    guardrails: Arc<[CompiledGuardrail]>,
 }
 
 #[derive(Debug)]
-struct Rail {
-    check: RailCheck,
+struct CompiledGuardrail {
+    check: GuardrailCheck,
     message: Option<String>,
     policy: FailurePolicy,
 }
 
 #[derive(Debug)]
-enum RailCheck {
+enum GuardrailCheck {
     Cel(Expression),
     Webhook(GuardWebhook),
 }
 
 impl Guards {
-    /// Compiles the rails of an Agent.
+    /// Compiles the guardrails of an Agent.
     ///
     /// # Errors
-    /// The first rail that can never work.
+    /// The first guardrail that can never work.
     pub fn compile(guardrails: &Guardrails) -> Result<Self, CompileError> {
-        let compile = |(index, rail)| compile_rail(rail).map_err(|problem| CompileError { index, problem });
-        let rails = guardrails.input.iter().enumerate().map(compile).collect::<Result<_, _>>()?;
-        Ok(Self { rails })
+        let compile =
+            |(index, guardrail)| compile_guardrail(guardrail).map_err(|problem| CompileError { index, problem });
+        let guardrails = guardrails.input.iter().enumerate().map(compile).collect::<Result<_, _>>()?;
+        Ok(Self { guardrails })
     }
 
-    /// Whether the Agent has no rails: its turns are armed as claimable at once.
+    /// Whether the Agent has no guardrails: its turns are armed as claimable at once.
     pub fn is_empty(&self) -> bool {
-        self.rails.is_empty()
+        self.guardrails.is_empty()
     }
 
-    /// Asks the rails in order. It takes at most the sum of their timeouts (CEL 1 s; webhook 5 s, at most 30 s).
+    /// Asks the guardrails in order. It takes at most the sum of their timeouts: 1 s for CEL; for a webhook its
+    /// `timeoutSeconds`, 5 s by default and 30 s at most.
     pub async fn check(&self, services: &Services, input: Input<'_>) -> GuardVerdict {
-        if !self.rails.is_empty() && input.message.len() > MAX_MESSAGE_BYTES {
+        if !self.guardrails.is_empty() && input.message.len() > MAX_MESSAGE_BYTES {
             let detail = format!("message of {} bytes is larger than {MAX_MESSAGE_BYTES}", input.message.len());
             return GuardVerdict::Reject { message: "The message is too long.".into(), detail };
         }
-        for (index, rail) in self.rails.iter().enumerate() {
-            let (kind, answer) = match &rail.check {
-                RailCheck::Cel(expression) => ("cel", expression.ask(input).await),
-                RailCheck::Webhook(service) => ("webhook", service.ask(services, input).await),
+        for (index, guardrail) in self.guardrails.iter().enumerate() {
+            let (kind, answer) = match &guardrail.check {
+                GuardrailCheck::Cel(expression) => ("cel", expression.ask(input).await),
+                GuardrailCheck::Webhook(service) => ("webhook", service.ask(services, input).await),
             };
-            match (answer, rail.policy) {
-                (RailAnswer::Allow, _) => {}
-                (RailAnswer::Reject(own), _) => {
-                    let message = own.or_else(|| rail.message.clone());
+            match (answer, guardrail.policy) {
+                (GuardrailAnswer::Allow, _) => {}
+                (GuardrailAnswer::Reject(own), _) => {
+                    let message = own.or_else(|| guardrail.message.clone());
                     let message = message.unwrap_or_else(|| Reason::GuardrailRejected.client_message().into());
                     return GuardVerdict::Reject { message, detail: format!("rejected by guardrail {index} ({kind})") };
                 }
-                (RailAnswer::Broken(cause), FailurePolicy::Ignore) => {
+                (GuardrailAnswer::Broken(cause), FailurePolicy::Ignore) => {
                     let (turn, agent) = (input.turn_id, input.agent);
                     tracing::warn!(turn, agent, "guardrail {index} ({kind}) of {agent} is ignored: {cause}");
                 }
-                (RailAnswer::Broken(cause), FailurePolicy::Fail) => {
+                (GuardrailAnswer::Broken(cause), FailurePolicy::Fail) => {
                     let detail = format!("guardrail {index} ({kind}) could not decide: {cause}");
                     return GuardVerdict::Reject { message: NOT_CHECKED.into(), detail };
                 }
@@ -105,11 +108,11 @@ impl Guards {
     }
 }
 
-fn compile_rail(rail: &Guardrail) -> Result<Rail, RailProblem> {
-    let check = match (&rail.cel, &rail.webhook) {
-        (Some(source), None) => RailCheck::Cel(Expression::compile(source).map_err(RailProblem::Cel)?),
-        (None, Some(webhook)) => RailCheck::Webhook(GuardWebhook::new(webhook)?),
-        _ => return Err(RailProblem::Kind),
+fn compile_guardrail(guardrail: &Guardrail) -> Result<CompiledGuardrail, GuardrailProblem> {
+    let check = match (&guardrail.cel, &guardrail.webhook) {
+        (Some(source), None) => GuardrailCheck::Cel(Expression::compile(source).map_err(GuardrailProblem::Cel)?),
+        (None, Some(webhook)) => GuardrailCheck::Webhook(GuardWebhook::new(webhook)?),
+        _ => return Err(GuardrailProblem::Kind),
     };
-    Ok(Rail { check, message: rail.message.clone(), policy: rail.failure_policy })
+    Ok(CompiledGuardrail { check, message: guardrail.message.clone(), policy: guardrail.failure_policy })
 }

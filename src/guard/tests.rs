@@ -1,4 +1,4 @@
-//! Rails against a real HTTP server on loopback.
+//! Guardrails against a real HTTP server on loopback.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -26,11 +26,11 @@ fn services_within(egress: Egress) -> Services {
     Services { outbound: Outbound::new(egress, Reach::Cluster).unwrap(), secrets: Arc::new(NoSecrets) }
 }
 
-fn guards(rails: Value) -> Guards {
-    Guards::compile(&serde_json::from_value(json!({ "input": rails })).unwrap()).unwrap()
+fn guards(guardrails: Value) -> Guards {
+    Guards::compile(&serde_json::from_value(json!({ "input": guardrails })).unwrap()).unwrap()
 }
 
-async fn verdict(rails: Value, message: &str) -> GuardVerdict {
+async fn verdict(guardrails: Value, message: &str) -> GuardVerdict {
     let metadata = json!({"channel": "C1", "tags": ["a", "b"], "n": 3});
     let input = Input {
         organization: "default",
@@ -43,7 +43,7 @@ async fn verdict(rails: Value, message: &str) -> GuardVerdict {
         message,
         platform_metadata: &metadata,
     };
-    guards(rails).check(&services(), input).await
+    guards(guardrails).check(&services(), input).await
 }
 
 fn rejection(verdict: GuardVerdict) -> (String, String) {
@@ -91,12 +91,12 @@ async fn cel_sees_its_variables() {
 
 #[tokio::test]
 async fn the_first_rejection_wins() {
-    let rails = json!([
+    let guardrails = json!([
         {"cel": "size < 100"},
         {"cel": "!message.contains('x')", "message": "No x, please."},
         {"cel": "false", "message": "never reached"},
     ]);
-    let (message, detail) = rejection(verdict(rails, "axb").await);
+    let (message, detail) = rejection(verdict(guardrails, "axb").await);
     assert_eq!(message, "No x, please.");
     assert_eq!(detail, "rejected by guardrail 1 (cel)");
     let (message, _) = rejection(verdict(json!([{"cel": "false"}]), "a").await);
@@ -141,23 +141,23 @@ fn what_can_never_work_does_not_compile() {
         (&long, "longer than"),
         ("[1].all(a, [1].all(b, [1].all(c, a + b + c == 3)))", "loops nested deeper"),
     ] {
-        let rails = serde_json::from_value(json!({"input": [{"cel": "true"}, {"cel": source}]})).unwrap();
-        let error = Guards::compile(&rails).unwrap_err();
+        let guardrails = serde_json::from_value(json!({"input": [{"cel": "true"}, {"cel": source}]})).unwrap();
+        let error = Guards::compile(&guardrails).unwrap_err();
         assert_eq!(error.index, 1);
         assert!(error.to_string().contains(problem), "{source:.40}: {error}");
     }
-    for (rail, problem) in [
-        (json!({}), RailProblem::Kind),
-        (json!({"webhook": {"url": "ftp://x"}}), RailProblem::Url),
-        (json!({"webhook": {}}), RailProblem::UrlSource),
+    for (guardrail, problem) in [
+        (json!({}), GuardrailProblem::Kind),
+        (json!({"webhook": {"url": "ftp://x"}}), GuardrailProblem::Url),
+        (json!({"webhook": {}}), GuardrailProblem::UrlSource),
     ] {
-        let rails = serde_json::from_value(json!({ "input": [rail] })).unwrap();
-        assert_eq!(Guards::compile(&rails).unwrap_err().problem, problem);
+        let guardrails = serde_json::from_value(json!({ "input": [guardrail] })).unwrap();
+        assert_eq!(Guards::compile(&guardrails).unwrap_err().problem, problem);
     }
 }
 
 #[tokio::test]
-async fn a_message_too_large_is_rejected_only_if_there_are_rails() {
+async fn a_message_too_large_is_rejected_only_if_there_are_guardrails() {
     let large = "x".repeat(MAX_MESSAGE_BYTES + 1);
     rejection(verdict(json!([{"cel": "true", "failurePolicy": "Ignore"}]), &large).await);
     assert_eq!(verdict(json!([{"cel": "true"}]), &large[1..]).await, GuardVerdict::Allow);
@@ -176,14 +176,14 @@ async fn a_webhook_is_asked_and_obeyed() {
     let silent = || async { axum::Json(json!({"allow": false})) };
     let address = serve(Router::new().route("/", post(decide)).route("/silent", post(silent))).await;
 
-    let rails = webhook(&format!("http://{address}/"), "Fail");
-    assert_eq!(verdict(rails.clone(), "good").await, GuardVerdict::Allow);
-    let (message, detail) = rejection(verdict(rails, "bad").await);
+    let guardrails = webhook(&format!("http://{address}/"), "Fail");
+    assert_eq!(verdict(guardrails.clone(), "good").await, GuardVerdict::Allow);
+    let (message, detail) = rejection(verdict(guardrails, "bad").await);
     assert_eq!((message.as_str(), detail.as_str()), ("Not this.", "rejected by guardrail 0 (webhook)"));
 
-    let mut rails = webhook(&format!("http://{address}/silent"), "Ignore");
-    rails[0]["message"] = json!("Said the author.");
-    assert_eq!(rejection(verdict(rails, "bad").await).0, "Said the author.");
+    let mut guardrails = webhook(&format!("http://{address}/silent"), "Ignore");
+    guardrails[0]["message"] = json!("Said the author.");
+    assert_eq!(rejection(verdict(guardrails, "bad").await).0, "Said the author.");
 
     let seen = seen.lock().unwrap();
     let expected = json!({"turnId": "t-1", "messageId": "m-1", "conversation": "c", "user": "ada", "agent": "helper",
@@ -274,7 +274,7 @@ async fn a_url_in_a_secret_is_read_at_use() {
     let address = serve(Router::new().route("/", post(|| async { axum::Json(json!({"allow": true})) }))).await;
     let secret = Arc::new(One::default());
     let services = Services { secrets: secret.clone(), ..services() };
-    let rails = guards(json!([{"webhook": {"urlSecretRef": {"name": "s", "key": "k"}}}]));
+    let guardrails = guards(json!([{"webhook": {"urlSecretRef": {"name": "s", "key": "k"}}}]));
     let metadata = Value::Null;
     let input = Input {
         organization: "default",
@@ -287,16 +287,16 @@ async fn a_url_in_a_secret_is_read_at_use() {
         message: "hi",
         platform_metadata: &metadata,
     };
-    rejection(rails.check(&services, input).await);
+    rejection(guardrails.check(&services, input).await);
     *secret.0.lock().unwrap() = Some(format!("http://{address}/\n"));
-    assert_eq!(rails.check(&services, input).await, GuardVerdict::Allow);
+    assert_eq!(guardrails.check(&services, input).await, GuardVerdict::Allow);
     *secret.0.lock().unwrap() = Some("ftp://x".into());
-    rejection(rails.check(&services, input).await);
+    rejection(guardrails.check(&services, input).await);
 
-    // This host is out of a rail's reach unless the operator allows it.
+    // This host is out of a guardrail's reach unless the operator allows it.
     *secret.0.lock().unwrap() = Some(format!("http://{address}/"));
     let strict = Services { secrets: secret, ..services_within(Egress::default()) };
-    let (message, detail) = rejection(rails.check(&strict, input).await);
+    let (message, detail) = rejection(guardrails.check(&strict, input).await);
     assert_eq!(message, NOT_CHECKED);
     assert!(detail.contains("--egress-allow") && !detail.contains("127.0.0.1"), "{detail}");
 }

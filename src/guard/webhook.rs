@@ -2,14 +2,14 @@
 //!
 //! The request is JSON, `{turnId, messageId, conversation, user, agent, organization, message}`; its header `webhook-id` is
 //! the turn's id, the same however often the turn is guarded. The answer is 2xx with JSON `{allow: bool, message?: string}`.
-//! Anything else is no decision: the rail is broken.
+//! Anything else is no decision: the guardrail is broken.
 
 use std::time::Duration;
 
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
-use super::rail::{Input, RailAnswer, RailProblem, Services};
+use super::guardrail::{GuardrailAnswer, GuardrailProblem, Input, Services};
 use crate::crd::{SecretKeyRef, Webhook};
 use crate::egress::{explain, refusal};
 
@@ -51,22 +51,22 @@ struct Decision {
 }
 
 impl GuardWebhook {
-    pub(super) fn new(webhook: &Webhook) -> Result<Self, RailProblem> {
+    pub(super) fn new(webhook: &Webhook) -> Result<Self, GuardrailProblem> {
         let url = match (&webhook.url, &webhook.url_secret_ref) {
-            (Some(url), None) => UrlSource::Url(parse(url).ok_or(RailProblem::Url)?),
+            (Some(url), None) => UrlSource::Url(parse(url).ok_or(GuardrailProblem::Url)?),
             (None, Some(secret)) => UrlSource::Secret(secret.clone()),
-            _ => return Err(RailProblem::UrlSource),
+            _ => return Err(GuardrailProblem::UrlSource),
         };
         Ok(Self { url, timeout: webhook.timeout() })
     }
 
-    pub(super) async fn ask(&self, services: &Services, input: Input<'_>) -> RailAnswer {
+    pub(super) async fn ask(&self, services: &Services, input: Input<'_>) -> GuardrailAnswer {
         let asking = async { exchange(services, &self.url(services, input.organization).await?, input).await };
         match tokio::time::timeout(self.timeout, asking).await {
-            Ok(Ok(Decision { allow: true, .. })) => RailAnswer::Allow,
-            Ok(Ok(Decision { message, .. })) => RailAnswer::Reject(message.and_then(presentable)),
-            Ok(Err(cause)) => RailAnswer::Broken(cause),
-            Err(_) => RailAnswer::Broken(format!("no answer within {:?}", self.timeout)),
+            Ok(Ok(Decision { allow: true, .. })) => GuardrailAnswer::Allow,
+            Ok(Ok(Decision { message, .. })) => GuardrailAnswer::Reject(message.and_then(presentable)),
+            Ok(Err(cause)) => GuardrailAnswer::Broken(cause),
+            Err(_) => GuardrailAnswer::Broken(format!("no answer within {:?}", self.timeout)),
         }
     }
 
@@ -112,7 +112,8 @@ async fn exchange(services: &Services, url: &Url, input: Input<'_>) -> Result<De
         .map_err(|error| format!("its answer is not {{allow: bool, message?: string}}: {error}"))
 }
 
-/// A service's message in the form in which a client is shown it: one line, not too long; or none.
+/// A service's message in the form in which a client is shown it: one line, cut if it is too long. `None` if nothing is
+/// left of it.
 fn presentable(message: String) -> Option<String> {
     let line: String = message.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_CLIENT_MESSAGE).collect();
     let line = line.trim();

@@ -64,7 +64,7 @@ pub async fn watch(store: Store, path: PathBuf, shutdown: CancellationToken) {
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf();
     // The directory is watched, not the file: editors put a new file in the place of the old one.
     let watcher = notify::recommended_watcher(move |_| {
-        // An error: a wake-up is pending already, and one is enough.
+        // An error means that a wake-up is pending already, and one is enough.
         let _ = tell.try_send(());
     })
     .and_then(|mut watcher| {

@@ -17,7 +17,7 @@
 //!
 //! | written by two leaders at once | what keeps it right | what it costs |
 //! |---|---|---|
-//! | the start of a worker | a lease row of the start, under a lock; the attempt's number is in the pod's name, and a pod that exists already is adopted | a refused insert or create |
+//! | the start of a worker | the lease row of the start is inserted under a lock, so a second insert is refused; the attempt's number is in the pod's name, and a pod that exists already is adopted | a refused insert or create |
 //! | the stop of a worker | the phase of the lease row; a pod is deleted with its UID as precondition | a repeated delete |
 //! | the arm of an AgentTurn | the message id is the object's UID, so the second arm finds the first one's turn | a transaction |
 //! | a status | the patch names the object's `resourceVersion`; the loser gets 409 and reads the object again | a call or two |
@@ -102,8 +102,8 @@ where
     Leadership::follow(seen)
 }
 
-/// Pings the database until `shutdown`. The returned value is whether it has answered within [`WITHOUT_DATABASE`]; it is
-/// false until the first answer.
+/// Pings the database until `shutdown`. The returned channel holds whether the database has answered within
+/// [`WITHOUT_DATABASE`]; it is false until the first answer.
 fn database_answers(store: Store, shutdown: CancellationToken) -> watch::Receiver<bool> {
     let (answers, seen) = watch::channel(false);
     let mut last = None;

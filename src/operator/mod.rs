@@ -11,11 +11,11 @@
 //! | [`review`] | tells a gateway which pod a ServiceAccount token belongs to | gateways |
 //! | [`secrets`] | reads the Secrets that Agents name, when they are used | gateways and controllers |
 //!
-//! A reader who knows kube-rs finds a `controller.rs` (the loop over watch events, timers and finished work), a `Context`
-//! (clients and stores that the work needs) and a reconciliation in [`agents`] and [`turns`]. Both are level-based: what is
-//! to be done is computed from the object and from the database as they are now, never from the event that told of a
-//! change. What to do is decided by pure functions; only then is it carried out, one call per object at a time, and a call
-//! that fails is queued again with a back-off.
+//! A reader who knows kube-rs finds a `controller.rs` (the loop over watch events, timers and finished work), a context
+//! (`AgentContext`, `TurnContext`: the clients and stores that the work needs) and a reconciliation in [`agents`] and
+//! [`turns`]. Both are level-based: what is to be done is computed from the object and from the database as they are
+//! now, never from the event that told of a change. What to do is decided by pure functions; only then is it carried
+//! out, one call per object at a time, and a call that fails is queued again with a back-off.
 //!
 //! The API server may be away at any time. What needs it waits and is tried again. The sweep, suspicion of silent workers
 //! and deliveries to other platforms do not need it.

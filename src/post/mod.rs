@@ -1,10 +1,10 @@
-//! The renderers of the platforms that an Agent names itself: `webhook` and `slack`. Every controller replica runs
-//! [`run`], and so does `dev`.
+//! Posts terminals to the platforms that an Agent's spec lists: `webhook` and `slack`. Every controller replica runs
+//! [`run()`], and so does `dev`.
 //!
-//! A terminal is posted at least once, always under the same `webhook-id`. A renderer takes its delivery row for longer than
-//! an attempt may last, and removes the row after a 2xx. The Agent's spec, the URL and the signing secret are read for each
-//! attempt, so that a change of them counts at once. What fails is tried again after growing pauses, and at last given up:
-//! the row is parked with the problem, for operators.
+//! A terminal is posted at least once, always under the same `webhook-id`. A renderer takes its delivery row for longer
+//! than an attempt may last, and removes the row after a 2xx. The Agent's spec, the URL and the signing secret are read
+//! for each attempt, so that a change of them counts at once. What fails is tried again after growing pauses, and at
+//! last given up: the row stays, with the error text, and is not tried again. Operators see it.
 //!
 //! - `run`: the loop that takes due rows
 //! - `attempt`: one attempt to post one terminal

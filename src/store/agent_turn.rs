@@ -54,7 +54,7 @@ pub struct AgentTurnState {
     pub claimed_at: Option<OffsetDateTime>,
     /// The claiming worker's pod as `namespace/name`, if it is one.
     pub worker: Option<String>,
-    pub standing: AgentTurnProgress,
+    pub progress: AgentTurnProgress,
 }
 
 /// How far the turn of an AgentTurn is.
@@ -270,7 +270,7 @@ fn state(row: &PgRow, texts: &HashMap<Uuid, (String, bool)>) -> Result<AgentTurn
         None => None,
     };
     let outcome: Option<String> = row.try_get("outcome")?;
-    let standing = match outcome.as_deref() {
+    let progress = match outcome.as_deref() {
         Some("reply") => {
             let (text, cut) = texts.get(&row.try_get::<Uuid, _>("holder")?).cloned().unwrap_or_default();
             AgentTurnProgress::Replied { text, cut, at: row.try_get("ended_at")? }
@@ -290,7 +290,7 @@ fn state(row: &PgRow, texts: &HashMap<Uuid, (String, bool)>) -> Result<AgentTurn
         armed_at: row.try_get("armed_at")?,
         claimed_at: row.try_get("claimed_at")?,
         worker: row.try_get("worker")?,
-        standing,
+        progress,
     })
 }
 

@@ -33,7 +33,7 @@ pub enum AppendError {
     /// The log is durable up to this offset only, and the piece begins behind it.
     #[error("the log is durable up to {0} only")]
     Gap(u64),
-    /// Not known to be appended: append again.
+    /// It is not known whether the piece was appended: append it again.
     #[error(transparent)]
     Store(#[from] StoreError),
 }

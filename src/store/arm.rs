@@ -22,7 +22,7 @@ pub struct Arm {
     pub routing: Value,
     /// The message.
     pub input: String,
-    /// See [`crate::turn::keys::content_hash`]: whether a repeated message id means the same turn.
+    /// See [`crate::turn::keys::content_hash`]. It tells whether a repeated message id means the same turn.
     pub content_hash: Vec<u8>,
     pub traceparent: Option<String>,
     /// The hard deadline, in seconds from arm.
@@ -49,15 +49,15 @@ pub struct Armed {
 /// Why no turn was armed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ArmError {
-    /// The conversation is somebody else's; to the caller it does not exist.
+    /// The conversation belongs to another user. To the caller it does not exist.
     #[error("no such conversation")]
     NotYours,
-    /// A conversation belongs to the Agent of its first turn: this one.
+    /// The conversation belongs to the Agent of its first turn, which is this one and not the caller's.
     #[error("the conversation belongs to the agent {0:?}; start another conversation")]
     OtherAgent(String),
     #[error("this messageId was used before, with other content")]
     OtherContent,
-    /// Not known to be armed: arm again with the same message id.
+    /// It is not known whether the turn was armed: arm it again with the same message id.
     #[error(transparent)]
     Store(#[from] StoreError),
 }

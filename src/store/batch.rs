@@ -18,15 +18,16 @@ use crate::every::supervised;
 /// Items of one transaction at the most. More would gain little (measured on one machine: 17,800 turns a second at 100
 /// items, 30,000 at 500) and hold the locks longer.
 const MAX_BATCH: usize = 256;
-/// What the items of one transaction weigh together at the most, in bytes, unless one alone is heavier: the large outputs
-/// of many turns are too much for one statement.
+/// The most bytes of one transaction's items, since a statement with the large outputs of many turns would be too big.
+/// One item that is heavier goes alone.
 const MAX_BATCH_BYTES: usize = 8 * 1024 * 1024;
 /// Items that may be queued. Beyond it callers wait for a place in the queue, which is the back-pressure.
 const MAX_QUEUE: usize = 4096;
 
 /// A verb that can be done for many items in one transaction.
 ///
-/// A verb whose refusals are part of its answer (`arm`: the conversation is somebody else's) has a `Result` as its answer.
+/// `Answer` is a `Result` where a verb can refuse one item, as `arm` does when the conversation belongs to another
+/// user.
 pub(super) trait BatchedVerb: Clone + Send + Sync + 'static {
     /// What one call brings.
     type Item: Clone + Send + Sync + 'static;
@@ -83,9 +84,9 @@ impl<V: BatchedVerb> Batcher<V> {
 async fn lane<V: BatchedVerb>(pool: Pool, verb: V, mut waiting: mpsc::Receiver<QueuedCall<V>>) {
     let mut batch = Vec::with_capacity(MAX_BATCH);
     while !batch.is_empty() || waiting.recv_many(&mut batch, MAX_BATCH).await > 0 {
-        let some = light(batch.iter().map(|(item, _)| verb.weight(item)));
-        let (items, answers): (Vec<_>, Vec<_>) = batch.drain(..some).unzip();
-        // In a task of its own: a panic is the fault of these items, and must not end the lane.
+        let fit = fits_in_one(batch.iter().map(|(item, _)| verb.weight(item)));
+        let (items, answers): (Vec<_>, Vec<_>) = batch.drain(..fit).unzip();
+        // The batch runs in a task of its own: a panic in it is the fault of these items, and must not end the lane.
         let (pool, verb, count) = (pool.clone(), verb.clone(), items.len());
         let settled = tokio::spawn(async move { settle(&pool, &verb, &items).await }).await.unwrap_or_else(|panic| {
             tracing::error!(%panic, "a batch panicked; this is a bug in Lastword");
@@ -99,7 +100,7 @@ async fn lane<V: BatchedVerb>(pool: Pool, verb: V, mut waiting: mpsc::Receiver<Q
 }
 
 /// How many items, from the first on, go into one transaction: at least one.
-fn light(weights: impl Iterator<Item = usize>) -> usize {
+fn fits_in_one(weights: impl Iterator<Item = usize>) -> usize {
     let mut sum = 0;
     let fits = weights.take_while(|weight| {
         sum += weight;
@@ -137,7 +138,6 @@ async fn settle<V: BatchedVerb>(pool: &Pool, verb: &V, items: &[V::Item]) -> Vec
     results
 }
 
-/// One transaction over these items.
 async fn run_in_transaction<V: BatchedVerb>(
     pool: &Pool,
     verb: &V,
@@ -165,7 +165,7 @@ mod tests {
             (&[MAX_BATCH_BYTES + 1, 1], 1),
             (&[usize::MAX / 2, usize::MAX / 2], 1),
         ] {
-            assert_eq!(light(weights.iter().copied()), count, "{weights:?}");
+            assert_eq!(fits_in_one(weights.iter().copied()), count, "{weights:?}");
         }
     }
 }

@@ -14,13 +14,13 @@ use crate::turn::routing::Routing;
 /// The most turns of one conversation that are claimed together.
 const MAX_TOGETHER: i64 = 32;
 
-/// A worker that has room.
+/// A worker that can take turns.
 #[derive(Debug, Clone)]
 pub struct ClaimFor {
     pub incarnation: Incarnation,
-    /// Turns that it can take now; with `together`, conversations.
+    /// How many turns the worker can take now. With `together` it counts conversations instead.
     pub room: u32,
-    /// Take all turns of a conversation that wait together.
+    /// Whether the worker takes all waiting turns of a conversation in one claim.
     pub together: bool,
 }
 
@@ -79,8 +79,8 @@ impl BatchedVerb for ClaimVerb {
 
     async fn run(&self, tx: &mut PgConnection, items: &[ClaimFor]) -> Result<Vec<Vec<Claimed>>, StoreError> {
         let incarnations: Vec<Uuid> = items.iter().map(|c| c.incarnation.0).collect();
-        // Whoever ends or drains a lease locks it FOR UPDATE first: either that waits for this claim, or this claim sees
-        // the lease as it left it.
+        // Ending or draining a lease locks its row FOR UPDATE, which excludes this FOR KEY SHARE. So either the other
+        // transaction waits for this claim, or this claim sees the lease as that transaction committed it.
         let live: LiveWorkers = sqlx::query(
             "SELECT incarnation, organization, worker_group, NOT claimed OR idle_since IS NOT NULL AS changes FROM lease
              WHERE incarnation = ANY($1) AND phase = 'live' ORDER BY incarnation FOR KEY SHARE",
@@ -258,7 +258,7 @@ async fn mark(
     .bind(&workers)
     .execute(&mut *tx)
     .await?;
-    // In key order, as heartbeats lock them.
+    // Leases are locked in key order, as heartbeats do, so that the two cannot deadlock.
     let changed: Vec<Uuid> = workers.into_iter().filter(|w| live.get(w).is_some_and(|worker| worker.changes)).collect();
     if !changed.is_empty() {
         sqlx::query(

@@ -19,8 +19,8 @@ impl Store {
     /// The worker groups whose turns wait, and how many do. Of each Agent only its oldest claimable turns are counted, twice
     /// as many as its workers can hold and at most 1,000: more would change no decision, and a queue may be very deep.
     pub async fn demand_of_worker_groups(&self) -> Result<Vec<WorkerGroupDemand>, StoreError> {
-        // A subquery that IS NULL, and no NOT EXISTS: Postgres makes an anti join of that, which reads all waiting turns
-        // before it has found the first one at the head of its conversation.
+        // The subquery is compared by IS NULL, because Postgres would make an anti join of NOT EXISTS, which reads all
+        // waiting turns before it has found the first one at the head of its conversation.
         let rows = sqlx::query(
             "SELECT a.namespace AS organization, a.name AS agent, m.worker_group, count(*) AS claimable
              FROM agent a CROSS JOIN LATERAL (

@@ -12,7 +12,7 @@
 //!            no row: somebody won     not mine: no      and delivery written
 //! ```
 //!
-//! **Delete-returning.** [`write`] is one statement: it deletes the markers, and inserts a terminal and a delivery for the
+//! **Delete-returning.** [`write()`] is one statement: it deletes the markers, and inserts a terminal and a delivery for the
 //! rows that the DELETE *returned*, not for those that it was asked for. So a terminal is written if and only if this very
 //! transaction removed the marker, and no check that was made earlier can go stale.
 //!
@@ -94,7 +94,7 @@ pub(super) struct NewTerminal {
     /// Where the reply ends in that log. Renderers show the log up to here, then the terminal.
     pub end: u64,
     /// How many turns share the reply.
-    pub answers: usize,
+    pub turns_answered: usize,
     /// The platform whose renderer shows the terminal.
     pub platform: String,
 }
@@ -113,7 +113,8 @@ pub(super) async fn lock(tx: &mut PgConnection, turns: &[TurnId]) -> Result<Hash
         return Ok(HashMap::new());
     }
     let open: Vec<Uuid> = markers.iter().map(|row| row.try_get("turn_id")).collect::<Result<_, _>>()?;
-    // In a statement of its own, whose snapshot is younger than the locks: no row of these turns' logs is missed.
+    // The logs are read in a second statement, whose snapshot is younger than the locks, so that no row of them is
+    // missed.
     let rows = sqlx::query(
         "SELECT i.id, t.routing, (SELECT max(end_at) FROM output o WHERE o.turn_id = i.id) AS log_end
          FROM unnest($1::uuid[]) AS i(id) LEFT JOIN turn t ON t.id = i.id",
@@ -164,11 +165,11 @@ impl OpenTurn {
         let failure = Outcome::Error(failure.clone().storable());
         NewTerminal {
             turn_id,
-            outcome: decide::written(&failure, self.routing.as_ref().err()),
+            outcome: decide::outcome_to_write(&failure, self.routing.as_ref().err()),
             by: None,
             holder: turn_id,
             end: self.log_end,
-            answers: 1,
+            turns_answered: 1,
             platform: self.platform(),
         }
     }
@@ -195,7 +196,7 @@ pub(super) async fn write(tx: &mut PgConnection, terminals: &[NewTerminal]) -> R
     let incarnations: Vec<Option<Uuid>> = terminals.iter().map(|e| e.by.as_ref().map(|b| b.0.0)).collect();
     let holders: Vec<Uuid> = terminals.iter().map(|e| e.holder.0).collect();
     let ends: Vec<i64> = terminals.iter().map(|e| e.end as i64).collect();
-    let answers: Vec<i16> = terminals.iter().map(|e| e.answers as i16).collect();
+    let answers: Vec<i16> = terminals.iter().map(|e| e.turns_answered as i16).collect();
     let platforms: Vec<&str> = terminals.iter().map(|e| e.platform.as_str()).collect();
     // An `api` row is due after a second only: the sessions that are woken at once have shown nearly all of them by then.
     sqlx::query(

@@ -10,7 +10,7 @@ use crate::turn::phase::LeasePhase;
 /// What a pod that asks for a worker credential is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CredentialExchange {
-    /// The pod is this start's, and the new secret is that of the start from now on.
+    /// The pod belongs to this start, which has the new secret from now on.
     Granted(StartId),
     /// A start waits for a pod of this name, but nobody has recorded its UID yet: ask again.
     NotRecorded,
@@ -27,8 +27,9 @@ impl Store {
     /// A pod has proven its `namespace/name` and UID, and asks for a credential: `secret` makes a new secret for the pod's
     /// start and gives its hash.
     ///
-    /// Once the worker has connected, only a `Custom` one may ask again, because its process may be started anew within its
-    /// container. Lastword's own adapters keep their credential until the container ends.
+    /// Once a worker has connected, only a worker of the adapter `Custom` may ask for another credential, because its
+    /// process may be started anew within its container. Lastword's own adapters keep their credential until the
+    /// container ends.
     pub async fn exchange_credential_of_pod(
         &self,
         runtime_ref: &str,
@@ -48,7 +49,7 @@ impl Store {
             let (phase, recorded): (_, Option<&str>) = (LeasePhase::of(row)?, row.try_get("pod_uid")?);
             match recorded {
                 Some(recorded) if recorded != uid => {}
-                // A worker that is being stopped needs no credential any more: one that holds turns has it already.
+                // A worker that is being stopped needs no new credential: if it holds turns, it has one already.
                 Some(_) if matches!(phase, LeasePhase::Dead | LeasePhase::Draining) => {
                     return Ok(CredentialExchange::Dead);
                 }
@@ -63,7 +64,8 @@ impl Store {
         Ok(answer)
     }
 
-    /// Gives a start another secret; also one whose worker has connected, if that may come `again`.
+    /// Replaces the secret of a start whose worker has not connected. With `again`, also that of a start whose worker
+    /// is live.
     async fn replace_secret(
         &self,
         start: StartId,
@@ -71,7 +73,7 @@ impl Store {
         again: bool,
         secret_hash: Vec<u8>,
     ) -> Result<CredentialExchange, StoreError> {
-        // By the UID once more: the lease was read without a lock.
+        // The UPDATE checks the UID again, since the lease was read without a lock.
         let done = sqlx::query(
             "UPDATE lease SET secret_hash = $3
              WHERE start_id = $1 AND pod_uid = $2 AND (phase = 'starting' OR (phase = 'live' AND $4))",

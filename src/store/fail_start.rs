@@ -1,4 +1,5 @@
-//! The death of a worker that is known by its start: what a runtime reports, which knows no incarnations.
+//! The death of a worker that is named by its start, which is how runtimes report deaths: they know no incarnations. It
+//! is the way of every proven death, not only of starts that failed.
 
 use uuid::Uuid;
 
@@ -25,8 +26,8 @@ impl Store {
                 .bind(start.0)
                 .execute(&mut *tx)
                 .await?;
-            // A second statement, since its snapshot must be younger than the locks: it sees what was committed while the first
-            // one waited for them.
+            // This is a second statement, because its snapshot must be younger than the locks: so it sees what was
+            // committed while the first one waited for them.
             let living: Option<Uuid> =
                 sqlx::query_scalar("SELECT incarnation FROM lease WHERE start_id = $1 AND phase <> 'dead'")
                     .bind(start.0)

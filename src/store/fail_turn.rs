@@ -22,8 +22,8 @@ impl Store {
         Ok(self.end_turns(&[turn], Fence::AnyHolder, failure).await?.into_iter().next())
     }
 
-    /// Ends a turn that this worker holds by its marker and has lost, as the worker's own heartbeats say. False: the marker
-    /// does not name the worker.
+    /// Ends a turn whose marker names this worker, and which the worker has lost, as its own heartbeats say. False if
+    /// the marker does not name the worker.
     pub async fn fail_lost_turn(
         &self,
         turn: TurnId,

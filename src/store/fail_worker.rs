@@ -8,14 +8,14 @@ use super::elect::{self, Ended, Fence};
 use super::transaction::transaction;
 use super::{Notice, Store, StoreError};
 use crate::turn::cause;
-use crate::turn::cause::lease::{Ground, LeaseRecord, StartCause, Stop};
+use crate::turn::cause::lease::{Ground, LeaseRecord, LeaseStop, StartCause};
 use crate::turn::keys::{Incarnation, TurnId};
 use crate::turn::phase::LeasePhase;
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 
-/// A waiting turn is started through this many starts that somebody else stopped before they claimed anything, by an
-/// eviction say. Such a start is no fault of the agent's, and yet the turn must end at some time.
+/// A waiting turn ends after this many starts that somebody else stopped before they claimed anything (an eviction,
+/// say). Such a start is no fault of the agent's, and yet the turn must end at some time.
 const MAX_INTERRUPTED: i64 = 5;
 
 /// What the death of a worker came to.
@@ -23,9 +23,9 @@ const MAX_INTERRUPTED: i64 = 5;
 pub struct FailedWorker {
     /// Whether this call was the one that ended the lease.
     pub died_now: bool,
-    /// Whether it had never claimed anything and was not told to stop: a failed start.
+    /// Whether the worker had never claimed anything and was not told to stop: a failed start.
     pub failed_start: bool,
-    /// The turns that ended with it.
+    /// The turns that ended with the lease.
     pub ended: Vec<TurnId>,
 }
 
@@ -34,7 +34,8 @@ impl Store {
     /// waited through `startAttempts` failed starts, unless another worker is live or starting. A start that was
     /// interrupted ends those that have waited through [`MAX_INTERRUPTED`] interrupted ones.
     ///
-    /// Keyed by incarnation: a late notice of an old death touches nothing that a successor claimed.
+    /// The worker is named by its incarnation, so a late report of an old death touches nothing that a successor
+    /// claimed.
     pub async fn fail_worker(&self, incarnation: Incarnation, failure: &Failure) -> Result<FailedWorker, StoreError> {
         self.end_lease(incarnation, failure, Ground::Proof).await
     }
@@ -64,7 +65,7 @@ pub(super) struct LockedLease {
     pub claimed: bool,
     pub start_attempts: i32,
     pub stop_reason: Option<String>,
-    /// Somebody else than Lastword began to stop the worker.
+    /// Whether somebody other than Lastword began to stop the worker.
     pub interrupted: bool,
     /// Whether whoever stopped the worker recorded `stop_reason`; otherwise it is the worker's guess.
     pub stop_recorded: bool,
@@ -77,13 +78,13 @@ pub(super) struct LockedLease {
 }
 
 impl LockedLease {
-    /// Why it was told to stop, as far as this version knows the reason.
+    /// Why the worker was told to stop; `None` if it was not, or if only a newer version of Lastword knows the reason.
     fn stopped(&self) -> Option<Reason> {
         self.stop_reason.as_deref().and_then(|r| r.parse().ok())
     }
 
     fn record(&self) -> LeaseRecord {
-        let stop = self.stopped().map(|reason| Stop { reason, recorded: self.stop_recorded });
+        let stop = self.stopped().map(|reason| LeaseStop { reason, recorded: self.stop_recorded });
         let start = self
             .start_cause
             .as_ref()

@@ -1,7 +1,7 @@
 //! Finish: a worker's last word on one or several turns of a conversation, a reply or an error.
 //!
-//! All words of a batch are decided in memory, on what was read under the markers' locks, each on what the ones before it
-//! left; then all that they come to is written at once. How an election works: `elect`.
+//! All words of a batch are decided in memory, on what was read under the markers' locks. Each sees the result of the
+//! words before it; then the results of the whole batch are written at once. How an election works: `elect`.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,7 +13,7 @@ use super::batch::BatchedVerb;
 use super::elect::{self, Ended, NewTerminal, OpenTurn};
 use super::{Notice, Store, StoreError};
 use crate::turn::cause;
-use crate::turn::decide::{self, By, Election, ElectionSummary, TurnState};
+use crate::turn::decide::{self, Election, ElectionSummary, TurnEnder, TurnState};
 use crate::turn::frame::{Span, storable};
 use crate::turn::keys::{ConversationId, Incarnation, TurnId};
 use crate::turn::routing::API;
@@ -32,7 +32,7 @@ pub struct WorkerWord {
     pub outcome: Outcome,
     /// Length of the whole log, as the worker knows it.
     pub end: u64,
-    /// What is at hand of the log's last part. May overlap what is durable.
+    /// As much of the log's last part as the gateway has. It may overlap what is durable.
     pub tail: Span,
 }
 
@@ -42,12 +42,12 @@ pub enum FinishError {
     /// The log lacks something between here and the word's `end`.
     #[error("the log is durable up to {acked} only")]
     Missing { acked: u64 },
-    /// None of the turns is in the hand of the worker that says the word.
+    /// The worker that sends the word holds none of the turns.
     #[error("none of these turns is held by this worker")]
     Foreign,
     #[error("the turns are of several conversations")]
     SeveralConversations,
-    /// Not known to be taken: say it again under the same reply id.
+    /// It is not known whether the word was taken: send it again under the same reply id.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -57,7 +57,7 @@ impl Store {
     /// it came too late, and is kept as superseded.
     pub async fn finish(&self, word: WorkerWord) -> Result<bool, FinishError> {
         let (accepted, ended) = self.finish.call(word).await??;
-        // Sessions are woken; the worker knows its own word.
+        // Only sessions are woken, since the worker knows its own word.
         ended.iter().for_each(|turn| self.notices.send(Notice::Conversation(turn.conversation_id)));
         Ok(accepted)
     }
@@ -78,8 +78,8 @@ impl BatchedVerb for FinishVerb {
         let all: Vec<TurnId> =
             items.iter().flat_map(|w| w.turn_ids.iter().copied()).collect::<HashSet<_>>().into_iter().collect();
         let open = elect::lock(tx, &all).await?;
-        let closed: Vec<TurnId> = all.iter().filter(|t| !open.contains_key(t)).copied().collect();
-        let mut batch = DecidedBatch { ended: read_ended(tx, &closed).await?, open, writes: Writes::default() };
+        let ended: Vec<TurnId> = all.iter().filter(|t| !open.contains_key(t)).copied().collect();
+        let mut batch = DecidedBatch { ended: read_ended(tx, &ended).await?, open, writes: Writes::default() };
         let answers = items.iter().map(|word| batch.decide(word)).collect();
         batch.writes.carry_out(tx).await?;
         Ok(answers)
@@ -119,13 +119,13 @@ async fn read_ended(tx: &mut PgConnection, turns: &[TurnId]) -> Result<HashMap<T
     .await?;
     rows.iter()
         .map(|row| {
-            let closed = EndedTurn {
+            let ended = EndedTurn {
                 conversation_id: ConversationId(row.try_get("conversation_id")?),
                 by: row.try_get::<Option<Uuid>, _>("incarnation")?.map(Incarnation),
                 reply: row.try_get("reply_id")?,
                 log_end: row.try_get::<Option<i64>, _>("log_end")?.unwrap_or(0) as u64,
             };
-            Ok((TurnId(row.try_get("turn_id")?), closed))
+            Ok((TurnId(row.try_get("turn_id")?), ended))
         })
         .collect()
 }
@@ -139,10 +139,10 @@ struct DecidedBatch {
 
 impl DecidedBatch {
     /// Where a turn stands after the words that were decided so far.
-    fn standing(&self, turn: TurnId) -> TurnState {
+    fn state_of(&self, turn: TurnId) -> TurnState {
         match (self.open.get(&turn), self.ended.get(&turn)) {
             (Some(open), _) => TurnState::Open { holder: open.held_by },
-            (None, Some(closed)) => TurnState::Ended { by: closed.by, reply: closed.reply.clone() },
+            (None, Some(ended)) => TurnState::Ended { by: ended.by, reply: ended.reply.clone() },
             (None, None) => TurnState::Unknown,
         }
     }
@@ -158,18 +158,19 @@ impl DecidedBatch {
     }
 
     fn decide(&mut self, word: &WorkerWord) -> Result<(bool, Vec<Ended>), FinishError> {
-        let by = By::Worker { incarnation: word.incarnation, reply: word.reply_id.clone() };
+        let by = TurnEnder::Worker { incarnation: word.incarnation, reply: word.reply_id.clone() };
         // A turn that is named twice ends once.
         let mut named = HashSet::new();
         let turns: Vec<TurnId> = word.turn_ids.iter().copied().filter(|t| named.insert(*t)).collect();
-        let elections: Vec<Election> = turns.iter().map(|&t| decide::elect(&self.standing(t), &by)).collect();
+        let elections: Vec<Election> = turns.iter().map(|&t| decide::elect(&self.state_of(t), &by)).collect();
         let with = |wanted: Election| -> Vec<TurnId> {
             turns.iter().zip(&elections).filter(|(_, e)| **e == wanted).map(|(t, _)| *t).collect()
         };
         let won = with(Election::Win);
         match decide::summary(&elections) {
             ElectionSummary::Foreign => {
-                // Kept for operators; of a turn that nobody knows there is nothing to keep it with.
+                // The word is kept for operators with the turns that exist; a turn that nobody knows has nowhere to
+                // keep it.
                 let open: Vec<TurnId> = turns.into_iter().filter(|t| self.open.contains_key(t)).collect();
                 self.writes.superseded.extend(open.into_iter().map(|turn| (turn, word.clone())));
                 return Err(FinishError::Foreign);
@@ -214,7 +215,7 @@ impl DecidedBatch {
         let shared = SharedLog {
             holder,
             end: end_of_log(&word.outcome, durable, reached, word.end),
-            answers: won.iter().filter(|t| self.open[t].routing.is_ok()).count(),
+            turns_answered: won.iter().filter(|t| self.open[t].routing.is_ok()).count(),
         };
         Ok(won.iter().map(|&turn| self.end(turn, &shared, word)).collect())
     }
@@ -225,7 +226,7 @@ impl DecidedBatch {
             Outcome::Error(failure) => Outcome::Error(failure.clone().storable()),
             Outcome::Reply => Outcome::Reply,
         };
-        let outcome = decide::written(&outcome, open.as_ref().and_then(|o| o.routing.as_ref().err()));
+        let outcome = decide::outcome_to_write(&outcome, open.as_ref().and_then(|o| o.routing.as_ref().err()));
         let shares = outcome == Outcome::Reply;
         let own_end = open.as_ref().map_or(0, |o| o.log_end);
         let conversation_id = open.as_ref().map_or(ConversationId(Uuid::nil()), |o| o.conversation_id);
@@ -241,7 +242,7 @@ impl DecidedBatch {
             by: Some((word.incarnation, word.reply_id.clone())),
             holder: if shares { log.holder } else { turn },
             end: if shares || log.holder == turn { log.end } else { own_end },
-            answers: if shares { log.answers } else { 1 },
+            turns_answered: if shares { log.turns_answered } else { 1 },
             platform: open.as_ref().map_or_else(|| API.to_string(), OpenTurn::platform),
             outcome,
         });
@@ -256,7 +257,7 @@ struct SharedLog {
     /// See [`end_of_log`].
     end: u64,
     /// How many turns share the reply.
-    answers: usize,
+    turns_answered: usize,
 }
 
 /// The `end` that a word's terminals record. It is what everybody goes by later: renderers show the log exactly up to it

@@ -21,7 +21,8 @@ use time::OffsetDateTime;
 
 use super::{Store, StoreError};
 
-/// Longer than this many seconds between two ticks is a gap: ticks come each half second, and several in a row are missing.
+/// More than this many seconds between two ticks are a gap. A gateway ticks twice a second (`heartbeat::TICK`), so
+/// about seven ticks in a row are missing.
 pub const GAP_SECONDS: f64 = 3.5;
 
 /// After a gap deadlines wait for so many seconds: replies that could not be written during the gap are sent again well
@@ -78,8 +79,8 @@ pub(super) async fn before_gathering(tx: &mut PgConnection) -> Result<OffsetDate
 /// One gateway's tick, whose beats were gathered at `gathered` or later. Afterwards no expiry lies more than a lease ahead: a
 /// clock that stepped back cannot keep a dead worker alive.
 pub(super) async fn tick(tx: &mut PgConnection, gathered: OffsetDateTime) -> Result<(), StoreError> {
-    // In a statement of its own: the time that the next one reads is then younger than every tick before it. Of two gateways'
-    // ticks the one that gathered later may commit first.
+    // The row is locked in a statement of its own, so that the time which the next statement reads is younger than every
+    // tick before it. Of two gateways' ticks the one that gathered later may commit first.
     sqlx::query("SELECT FROM gate FOR UPDATE").execute(&mut *tx).await?;
     let reset: bool = sqlx::query_scalar(
         "WITH before AS (SELECT seen, since, server_started FROM gate),

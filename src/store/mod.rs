@@ -1,4 +1,4 @@
-//! All SQL, a file a verb. Nothing outside this module knows sqlx.
+//! All SQL, a file a verb or a few verbs of one subject. Nothing outside this module knows sqlx.
 //!
 //! # How a verb is written
 //!
@@ -12,8 +12,8 @@
 //! - Time is the database's: `clock_timestamp()` to write, `statement_timestamp()` to compare.
 //! - After an error in or behind a COMMIT nobody knows whether it happened. Such an error is [`StoreError::Unavailable`],
 //!   and every verb can be called again with the same keys.
-//! - A verb that can be refused for a cause of its own has one error type with all of its causes, the database's among
-//!   them ([`ArmError`], [`FinishError`]).
+//! - A verb that can be refused has one error type with all of its causes, the database's among them ([`ArmError`],
+//!   [`FinishError`]).
 //!
 //! How a turn ends, which is the heart of it, is explained in [`elect`].
 

@@ -68,7 +68,8 @@ impl NoticeSender {
 
     /// Sends a notice soon, at most once for all that are equal.
     pub fn send(&self, notice: Notice) {
-        // Nobody may listen here; and the queue is bounded by what is committed within one round trip.
+        // It is no error if nobody listens in this process. The queue has no bound; it holds the notices of what is
+        // committed while one NOTIFY is under way.
         let _ = self.local.send(notice.clone());
         let _ = self.queue.send(notice);
     }

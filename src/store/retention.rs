@@ -170,7 +170,8 @@ impl Store {
     /// there may be more.
     async fn prune_conversations(&self, retention: &Retention) -> Result<bool, StoreError> {
         transaction!(self.general, |tx| {
-            // A row that somebody else has locked is passed over: an arm is about to give it a turn.
+            // A row that another transaction has locked is passed over, since an arm is about to give that conversation
+            // a turn.
             let empty: Vec<Uuid> = sqlx::query_scalar(
                 "SELECT id FROM conversation WHERE id IN (
                    SELECT id FROM conversation WHERE empty_since < statement_timestamp() - make_interval(secs => $1)

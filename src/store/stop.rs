@@ -20,7 +20,8 @@ impl Store {
         self.drain(incarnation, reason, false).await
     }
 
-    /// The same, unless the worker is not live or holds a turn by now: no worker that works is stopped for having been idle.
+    /// Tells a worker to stop for having been idle. False as in [`drain_worker`](Self::drain_worker), and also if the
+    /// worker is not live or holds a turn by now.
     pub async fn drain_idle_worker(&self, incarnation: Incarnation, reason: Reason) -> Result<bool, StoreError> {
         self.drain(incarnation, reason, true).await
     }
@@ -45,7 +46,8 @@ impl Store {
         Ok(done)
     }
 
-    /// Drains a start that was never carried out: no pod was made for it, and nobody has connected. False: it was.
+    /// Drains a start that was never carried out: no pod was made for it, and nobody has connected. False if a pod was
+    /// made or a worker has connected.
     pub async fn withdraw_start(&self, start: StartId, reason: Reason) -> Result<bool, StoreError> {
         let done = sqlx::query(
             "UPDATE lease SET phase = 'draining', stop_reason = $2, stop_recorded = true, drain_until = clock_timestamp()
@@ -182,8 +184,8 @@ async fn incarnation_of_start(tx: &mut PgConnection, start: StartId) -> Result<O
     Ok(id.map(Incarnation))
 }
 
-/// Whether a marker names the worker, whose lease is locked: as a statement behind the lock this sees every claim that came
-/// before it.
+/// Whether a marker names the worker. The caller has locked the worker's lease, so this later statement sees every
+/// claim that came before the lock.
 async fn holds_turns(tx: &mut PgConnection, incarnation: Incarnation) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar("SELECT EXISTS (SELECT FROM marker WHERE incarnation = $1)")
         .bind(incarnation.0)
@@ -191,8 +193,8 @@ async fn holds_turns(tx: &mut PgConnection, incarnation: Incarnation) -> Result<
         .await?)
 }
 
-/// Moves a locked lease to `draining`. Without a reason this is by the worker's own word; then a pod that somebody else
-/// stops may take as long as its grace, if that is longer than `drainSeconds`.
+/// Moves a locked lease to `draining`. `reason` is `None` if the worker itself says that it drains. If its pod is being
+/// stopped by somebody else at that time, the worker has the longer of the pod's grace and `drainSeconds`.
 async fn set_draining(
     tx: &mut PgConnection,
     incarnation: Incarnation,

@@ -28,7 +28,8 @@ const POLL_EVERY: Duration = Duration::from_secs(2);
 /// The most conversations that one query asks for.
 const MAX_POLLED: usize = 1000;
 
-/// Takes note of the terminals that sessions have shown, and removes their delivery rows in batches. Cheap to clone.
+/// Takes note of the terminals that sessions have shown, and removes their delivery rows in batches. The queue has no
+/// bound: it holds an id a terminal that was shown while the database did not answer. Cheap to clone.
 #[derive(Clone)]
 pub struct ShownTerminals {
     queue: mpsc::UnboundedSender<TurnId>,
@@ -53,7 +54,7 @@ async fn remove_shown(store: Store, mut waiting: mpsc::UnboundedReceiver<TurnId>
     while waiting.recv_many(&mut batch, 500).await > 0 {
         batch.sort();
         batch.dedup();
-        // Tried until it works: cursors are past these terminals, so no session notes them again.
+        // The removal is tried until it works: cursors are past these terminals, so no session notes them again.
         while let Err(error) = store.remove_deliveries(API, &batch).await {
             tracing::debug!(%error, "rows of shown terminals are not removed yet");
             tokio::time::sleep(RETRY).await;
@@ -110,7 +111,7 @@ async fn wake_changed(
                 subscriptions.store_changed(conversation);
             }
         }
-        // Erased conversations: their sessions find that out, and end.
+        // The conversations that are left in `gone` were erased; their sessions find that out, and end.
         gone.into_iter().for_each(|c| subscriptions.store_changed(c));
     }
     Ok(Again::Later)

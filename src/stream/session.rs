@@ -63,8 +63,8 @@ pub struct Viewer {
 
 impl Streams {
     /// Takes charge of a session that was registered in the database: it is taken off when this value is dropped.
-    pub fn registered(&self, id: SessionId) -> Registered {
-        Registered { id, store: self.store.clone() }
+    pub fn registered(&self, id: SessionId) -> SessionRegistration {
+        SessionRegistration { id, store: self.store.clone() }
     }
 
     /// The bytes of the stream. A session must have been registered before this is called, else the delivery of a terminal
@@ -72,7 +72,7 @@ impl Streams {
     pub fn open(
         self,
         viewer: Viewer,
-        session: Option<Registered>,
+        session: Option<SessionRegistration>,
     ) -> impl Stream<Item = Result<Bytes, io::Error>> + Send {
         async_stream::try_stream! {
             let _registered = session;
@@ -110,12 +110,12 @@ impl Streams {
 }
 
 /// A session in the database's registry of sessions; dropping it takes it off.
-pub struct Registered {
+pub struct SessionRegistration {
     id: SessionId,
     store: Store,
 }
 
-impl Drop for Registered {
+impl Drop for SessionRegistration {
     fn drop(&mut self) {
         let (store, id) = (self.store.clone(), self.id);
         tokio::spawn(async move {

@@ -1,5 +1,5 @@
-//! Verifies servers by a name that they share. Replicas are reached by their pods' addresses, which no certificate names;
-//! each shows a certificate for the one name that all replicas have.
+//! Verifies the certificate of another gateway replica. Replicas are reached by pod address, which no certificate
+//! names, so one name is checked that the certificates of all replicas have.
 
 use std::sync::Arc;
 

@@ -12,13 +12,13 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::TlsError;
 
-/// The longest file that is read, in bytes. Authorities go into an annotation of each worker pod, and Kubernetes allows
-/// 256 KiB for all annotations of an object.
+/// The longest file that is read, in bytes. Authorities go into an annotation of each worker pod. Kubernetes allows 256
+/// KiB for all annotations of an object, which those of the Agent's template share; this takes half at the most.
 const MAX_FILE: u64 = 128 * 1024;
 /// Characters of base64 in a line of PEM (RFC 7468).
 const LINE: usize = 64;
 
-/// A file as it was read.
+/// A PEM file's path and content, kept so that a later reading can be compared with it.
 #[derive(PartialEq, Eq)]
 pub(super) struct Pem {
     path: PathBuf,

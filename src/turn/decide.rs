@@ -10,12 +10,13 @@ use super::terminal::{Failure, Outcome};
 
 /// Who asks to end a turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum By {
+pub enum TurnEnder {
     /// A worker that says that it holds the turn. `reply` is the worker's own name for its answer: when the worker
     /// sends the answer again because the acknowledgement was lost, the repeat is recognised by it.
     Worker { incarnation: Incarnation, reply: String },
-    /// A part of Lastword, on proof of a death or by the clock: cancel, guardrail, sweep, runtime. Whether the marker is
-    /// still there is the only condition.
+    /// A part of Lastword itself: the sweep, a runtime that has proof of a death, a guardrail, a person's cancellation.
+    /// That the marker is still there is the only condition. Only the test's table names this: the store ends turns for
+    /// these parts by `elect::fail_open`, which is to do what [`elect`] says for it.
     System,
 }
 
@@ -44,14 +45,14 @@ pub enum Election {
 }
 
 /// Decides an attempt to end one turn.
-pub fn elect(standing: &TurnState, by: &By) -> Election {
-    match (standing, by) {
-        (TurnState::Open { holder: Some(holder) }, By::Worker { incarnation, .. }) if holder == incarnation => {
+pub fn elect(state: &TurnState, by: &TurnEnder) -> Election {
+    match (state, by) {
+        (TurnState::Open { holder: Some(holder) }, TurnEnder::Worker { incarnation, .. }) if holder == incarnation => {
             Election::Win
         }
-        (TurnState::Open { .. }, By::Worker { .. }) => Election::Foreign,
-        (TurnState::Open { .. }, By::System) => Election::Win,
-        (TurnState::Ended { by: Some(winner), reply: Some(written) }, By::Worker { incarnation, reply })
+        (TurnState::Open { .. }, TurnEnder::Worker { .. }) => Election::Foreign,
+        (TurnState::Open { .. }, TurnEnder::System) => Election::Win,
+        (TurnState::Ended { by: Some(winner), reply: Some(written) }, TurnEnder::Worker { incarnation, reply })
             if winner == incarnation && written == reply =>
         {
             Election::Repeat
@@ -85,7 +86,7 @@ pub fn summary(elections: &[Election]) -> ElectionSummary {
 
 /// The outcome that the terminal gets. A turn whose routing cannot be read has nowhere to show a reply, so it ends with
 /// an `Internal` error whatever its outcome was; the error's detail says for operators what the outcome was.
-pub fn written(outcome: &Outcome, unreadable: Option<&super::routing::Unreadable>) -> Outcome {
+pub fn outcome_to_write(outcome: &Outcome, unreadable: Option<&super::routing::Unreadable>) -> Outcome {
     match unreadable {
         None => outcome.clone(),
         Some(why) => {
@@ -190,24 +191,24 @@ mod tests {
     #[test]
     fn the_election_table() {
         let (me, other) = (Incarnation::new(), Incarnation::new());
-        let worker = By::Worker { incarnation: me, reply: "r1".into() };
+        let worker = TurnEnder::Worker { incarnation: me, reply: "r1".into() };
         let open = |holder| TurnState::Open { holder };
         let ended = |by, reply: &str| TurnState::Ended { by, reply: Some(reply.to_string()) };
-        for (standing, by, expected) in [
+        for (state, by, expected) in [
             (open(Some(me)), &worker, Election::Win),
             (open(Some(other)), &worker, Election::Foreign),
             (open(None), &worker, Election::Foreign),
-            (open(Some(me)), &By::System, Election::Win),
-            (open(None), &By::System, Election::Win),
+            (open(Some(me)), &TurnEnder::System, Election::Win),
+            (open(None), &TurnEnder::System, Election::Win),
             (ended(Some(me), "r1"), &worker, Election::Repeat),
             (ended(Some(me), "r2"), &worker, Election::Late),
             (ended(Some(other), "r1"), &worker, Election::Late),
             (TurnState::Ended { by: None, reply: None }, &worker, Election::Late),
-            (ended(Some(me), "r1"), &By::System, Election::Late),
+            (ended(Some(me), "r1"), &TurnEnder::System, Election::Late),
             (TurnState::Unknown, &worker, Election::Foreign),
-            (TurnState::Unknown, &By::System, Election::Foreign),
+            (TurnState::Unknown, &TurnEnder::System, Election::Foreign),
         ] {
-            assert_eq!(elect(&standing, by), expected, "{standing:?} by {by:?}");
+            assert_eq!(elect(&state, by), expected, "{state:?} by {by:?}");
         }
     }
 
@@ -222,12 +223,12 @@ mod tests {
     }
 
     #[test]
-    fn an_unreadable_marker_ends_with_a_fallback() {
+    fn a_turn_with_unreadable_routing_ends_with_an_error() {
         let bad = Unreadable("not an object".into());
-        let Outcome::Error(failure) = written(&Outcome::Reply, Some(&bad)) else { panic!("must be an error") };
+        let Outcome::Error(failure) = outcome_to_write(&Outcome::Reply, Some(&bad)) else { panic!("must be an error") };
         assert_eq!(failure.reason, Reason::Internal);
         assert!(!failure.message.contains("object"), "internals stay with operators");
-        assert_eq!(written(&Outcome::Reply, None), Outcome::Reply);
+        assert_eq!(outcome_to_write(&Outcome::Reply, None), Outcome::Reply);
     }
 
     #[test]

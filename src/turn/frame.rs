@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// The longest text of one stored or rendered frame, in bytes: text frames are not joined beyond it.
+/// Text frames are not joined beyond this many bytes. A longer one that a worker sent stays as it is.
 pub const MAX_TEXT_BYTES: usize = 64 * 1024;
 
 /// One piece of an agent's output, as a worker sends it, as the log stores it, and as the `data` of an SSE frame
@@ -42,7 +42,6 @@ pub enum Frame {
 }
 
 impl Frame {
-    /// A text frame.
     pub fn text(text: impl Into<String>) -> Self {
         Frame::Text { text: text.into() }
     }
@@ -237,7 +236,7 @@ mod tests {
         ]
     }
 
-    /// One entry per log unit that can be cut at, so that spans compare whatever their frames' borders.
+    /// The log as characters and single frames, so that two spans compare equal however their text is split.
     fn atoms(span: &Span) -> Vec<(u64, String)> {
         let mut at = span.start;
         let mut out = Vec::new();

@@ -26,7 +26,8 @@ pub enum Reason {
     Evicted,
     /// The scheduler removed the worker's pod in favour of one with a higher priority.
     Preempted,
-    /// Somebody deleted the worker's pod, and it did not finish the turn within its grace.
+    /// The worker was stopped on purpose and did not finish the turn in time: somebody deleted its pod, or Lastword
+    /// stopped it (idle, its Agent changed or is gone, not drained within `drainSeconds`).
     Deleted,
     /// The worker's node shut down and did not leave enough time to finish the turn.
     NodeShutdown,

@@ -82,7 +82,8 @@ pub(super) async fn run<A: TurnAdapter>(
         if let Outcome::Error(failure) = &outcome
             && !cancel.is_cancelled()
         {
-            // Before the report: whatever killed the program may kill this process before the gateway has heard why.
+            // The failure is noted in the termination log before it is reported: whatever killed the program may kill
+            // this process before the gateway has heard why.
             termination::note(failure);
         }
         log.close(outcome);

@@ -24,7 +24,8 @@ impl AgentProcess {
         let mut spawned = tokio::task::spawn_blocking(spawn).await.map_err(io::Error::other)??;
         let process = spawned.process().clone();
         let (stdin, stdout, stderr) = (spawned.stdin.take(), spawned.stdout.take(), spawned.stderr.take());
-        // It is reaped by `end`, not at its exit: until then the group can be signalled, and others of it may still print.
+        // The program is reaped by `end` and not at its exit: until then its process group can be signalled, and other
+        // processes of the group may still print.
         spawned.when_exited(|_| {});
         Ok(AgentProcess { process, stdin, stdout, stderr })
     }

@@ -38,7 +38,8 @@ pub(super) async fn frames(
     let live = port.live.clone();
     let body = async_stream::stream! {
         let mut at = after;
-        // Ends when the turn is no longer in hand, or when the log at `at` is no longer in memory: then the store has it.
+        // The stream ends when the turn is no longer in hand here, or when the log at `at` is no longer in memory,
+        // since then the store has it.
         while let Some(span) = live.read(turn, at) {
             if !span.is_empty() {
                 at = span.end();

@@ -28,7 +28,7 @@ pub struct WorkerPort {
 }
 
 impl WorkerPort {
-    /// For workers that this machine starts: a credential is all that they show.
+    /// A port for workers that this machine starts. They show a credential and nothing else.
     pub fn new(replica: Replica, store: Store, live: LiveLogs, workers: Workers, heartbeats: Heartbeats) -> Self {
         let (reviews, cause_window) = (None, Duration::ZERO);
         let verified = VerifiedCredentials::default();

@@ -16,7 +16,8 @@ use crate::turn::frame::Span;
 use crate::turn::keys::{Incarnation, TurnId};
 use crate::wire::{Finish, FinishResult, Finished, Goodbye, GoodbyePhase, Heartbeat, HeartbeatAnswer};
 
-/// `POST /worker/v1/finish`: the worker's word on how turns ended. The store elects it, or another word came first.
+/// `POST /worker/v1/finish`: the worker reports how turns ended. The report becomes their terminal, unless they have
+/// one already.
 pub(super) async fn finish(
     State(port): State<WorkerPort>,
     caller: AuthenticatedWorker,
@@ -55,14 +56,15 @@ pub(super) async fn finish(
     finish.turn_ids.iter().filter(|&&t| own(t)).for_each(|&t| port.live.close(t));
     match port.workers.get(caller.incarnation) {
         Some(worker) => worker.let_go(&finish.turn_ids),
-        // Another replica holds the worker's stream, and does not know yet that there is room.
+        // Another replica holds the worker's stream, and does not know yet that the worker can take another turn.
         None => port.store.notify_worker_changed(caller.incarnation),
     }
     Ok(Json(Finished { result }))
 }
 
-/// One piece out of two pieces of a log. `known` is what this replica has of it and not yet durable, `last` what came with
-/// the finish. Where they leave a gap, `last` alone is tried: the store may have the gap's content from another replica.
+/// Joins two pieces of a log. `known` is what this replica has of the log that is not yet durable, `last` is what came
+/// with the finish. Where they leave a gap, `last` alone is tried: the store may have the gap's content from another
+/// replica.
 fn join_pieces(known: Span, last: Span) -> Span {
     if known.is_empty() || last.start <= known.start || last.start > known.end() {
         return last;
@@ -112,7 +114,8 @@ pub(super) async fn goodbye(
             }
         }
         GoodbyePhase::Gone => {
-            // A task of its own: it goes on when the worker closes the connection without waiting for the answer.
+            // The ending runs in a task of its own, which goes on when the worker closes the connection without waiting
+            // for the answer.
             let ending = tokio::spawn(end_worker(port.clone(), caller.incarnation, goodbye.hand_back.clone()));
             ending.await.map_err(|_| Problem::unavailable())??;
             port.verified.remove(caller.incarnation);

@@ -1,4 +1,4 @@
-//! Arm: once a messageId, in order, by the owner (design §2, invariants 1 and 7; §3, step 1).
+//! Arm: a message id arms one turn, turns are numbered in order, and only a conversation's owner may arm.
 
 use std::collections::HashSet;
 

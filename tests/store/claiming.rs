@@ -1,4 +1,5 @@
-//! Claim: in arm order, one at a time or together, by live workers of the worker group (design §3, step 4).
+//! Claim: turns of a conversation are claimed in arm order, one at a time or together, by live workers of their worker
+//! group only.
 
 use std::collections::HashSet;
 

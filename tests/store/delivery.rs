@@ -1,4 +1,4 @@
-//! Deliveries: "shown to nobody yet" (design §2, invariant 2; §3, step 7).
+//! Deliveries: a terminal has its row until somebody was shown it.
 
 use lastword::store::{Heard, Notice, PostPlace};
 use lastword::turn::keys::{ConversationId, GatewayId, SessionId, TurnId};

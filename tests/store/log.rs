@@ -1,4 +1,4 @@
-//! A turn's log: appended by who holds the turn, without gaps, cut only between characters (design §3, step 5).
+//! A turn's log: the worker that holds the turn appends to it, without gaps, and it is cut only between characters.
 
 use lastword::store::{Append, AppendError, FinishError};
 use lastword::turn::frame::{Frame, Span};

@@ -1,4 +1,5 @@
-//! The store on a real Postgres, the oldest and the newest that Lastword runs on: the promises of the design's §2 to §4.
+//! The store on a real Postgres, the oldest and the newest that Lastword runs on: what its verbs promise (see
+//! ARCHITECTURE.md), a module a theme.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 

@@ -44,20 +44,20 @@ async fn a_tie_lives_from_arm_to_its_status(db: Db) {
     assert_eq!(db.count("agent_turn").await, 1);
     assert_eq!(db.store.turn_of_agent_turn("acme", "uid-of-t").await.expect("answers"), Some(turn));
     assert_eq!(db.store.turn_of_agent_turn("umbrella", "uid-of-t").await.expect("answers"), None);
-    assert_eq!((state(&db, turn).await.standing, moved(&db, turn).await), (AgentTurnProgress::Waiting, 0));
+    assert_eq!((state(&db, turn).await.progress, moved(&db, turn).await), (AgentTurnProgress::Waiting, 0));
     // One without an object leaves no tie.
     db.armed("c").await;
     assert_eq!(db.count("agent_turn").await, 1);
 
     assert!(worker.claim_ids(&db.store, 10).await.contains(&turn));
     let running = state(&db, turn).await;
-    assert_eq!((running.standing, moved(&db, turn).await), (AgentTurnProgress::Running, 1));
+    assert_eq!((running.progress, moved(&db, turn).await), (AgentTurnProgress::Running, 1));
     assert_eq!(running.worker, None, "a process is no pod");
     assert!(running.armed_at < running.claimed_at);
     db.sql("UPDATE lease SET runtime = 'kubernetes', runtime_ref = 'acme/bot-1'").await;
     assert_eq!(finish(&db.store, worker.reply(&[turn], "hello")).await, Ok(true));
     let shown = state(&db, turn).await;
-    assert!(matches!(shown.standing, AgentTurnProgress::Replied { ref text, cut: false, .. } if text == "hello"));
+    assert!(matches!(shown.progress, AgentTurnProgress::Replied { ref text, cut: false, .. } if text == "hello"));
     assert_eq!(shown.worker.as_deref(), Some("acme/bot-1"));
     assert_eq!(shown.object, Some(("acme".into(), object("t"))));
     assert_eq!(moved(&db, turn).await, 0, "its delivery is on its way");
@@ -70,7 +70,7 @@ async fn a_tie_lives_from_arm_to_its_status(db: Db) {
     db.store.remove_agent_turn_deliveries(&[turn]).await.expect("removes");
     assert_eq!((db.count("agent_turn").await, db.count("delivery").await), (0, 0));
     assert_eq!(db.store.prune_past_retention(&Retention::default()).await.expect("prunes"), 1);
-    assert_eq!(state(&db, turn).await.standing, AgentTurnProgress::Unknown);
+    assert_eq!(state(&db, turn).await.progress, AgentTurnProgress::Unknown);
 }
 
 /// A failed turn says whose hand it was in; a long reply is cut between two characters.
@@ -83,10 +83,10 @@ async fn a_status_is_short_and_names_the_worker(db: Db) {
     let state_of_failed = state(&db, failed).await;
     assert_eq!(state_of_failed.worker.as_deref(), Some("acme/bot-1"));
     assert!(
-        matches!(state_of_failed.standing, AgentTurnProgress::Failed { ref failure, .. } if failure.reason == Reason::OutOfMemory)
+        matches!(state_of_failed.progress, AgentTurnProgress::Failed { ref failure, .. } if failure.reason == Reason::OutOfMemory)
     );
     assert_eq!(finish(&db.store, worker.reply(&[long], &"é".repeat(20_000))).await, Ok(true));
-    let AgentTurnProgress::Replied { text, cut, .. } = state(&db, long).await.standing else { panic!("replied") };
+    let AgentTurnProgress::Replied { text, cut, .. } = state(&db, long).await.progress else { panic!("replied") };
     assert!(cut && text.len() == 16 * 1024 && text.chars().all(|c| c == 'é'));
     let failures =
         db.store.failed_turns(db.store.database_time().await.expect("now") - Duration::from_secs(60), 10).await;
@@ -122,7 +122,7 @@ async fn what_vanished_is_cancelled(db: Db) {
     assert_eq!(db.count("delivery").await, 0, "there is nothing to show it on");
     let reason = db.text(format!("SELECT reason FROM terminal WHERE turn_id = '{held}'")).await;
     assert_eq!(reason.as_deref(), Some("Cancelled"));
-    assert_eq!(state(&db, later).await.standing, AgentTurnProgress::Waiting);
+    assert_eq!(state(&db, later).await.progress, AgentTurnProgress::Waiting);
     assert_eq!(db.count("agent_turn").await, 1);
 }
 
@@ -130,9 +130,9 @@ async fn what_vanished_is_cancelled(db: Db) {
 async fn an_erased_turn_is_known_as_such(db: Db) {
     let turn = armed(&db.store, of("t")).await.turn_id;
     db.store.erase_conversation("acme", "turn-t", "ada").await.expect("erases");
-    assert_eq!((state(&db, turn).await.standing, moved(&db, turn).await), (AgentTurnProgress::Erased, 1));
+    assert_eq!((state(&db, turn).await.progress, moved(&db, turn).await), (AgentTurnProgress::Erased, 1));
     db.store.remove_agent_turn_deliveries(&[turn]).await.expect("removes");
-    assert_eq!(state(&db, turn).await.standing, AgentTurnProgress::Unknown);
+    assert_eq!(state(&db, turn).await.progress, AgentTurnProgress::Unknown);
 }
 
 /// A generation is a spec of an object: a new spec, another object or a revived one is another; an older reading is none.

@@ -1,4 +1,4 @@
-//! Starts that fail (design §3, step 3): which turns they end, and which they do not.
+//! Starts that fail: which turns they end, and which they do not.
 
 use lastword::store::NewStart;
 use lastword::turn::keys::{Incarnation, StartId};

@@ -65,7 +65,7 @@ pub fn ticker() -> Interval {
     ticker
 }
 
-/// A listener for Ctrl-C. It is to be kept: a new listener for each wait would miss what comes between two waits.
+/// A listener for Ctrl-C. Keep the listener: one made anew for each wait would miss a Ctrl-C between two waits.
 pub fn interrupts() -> std::io::Result<Signal> {
     signal(SignalKind::interrupt())
 }
@@ -138,8 +138,8 @@ pub async fn follow(
     }
 }
 
-/// How a turn ended whose `complete` was received. Where the error came before the cursor that the stream began at, the
-/// turn's record is asked for it.
+/// How a turn ended whose `complete` was received. If the stream began behind the `error` frame, the error is read from
+/// the turn's record.
 async fn ended(
     client: &ApiClient,
     turn: TurnId,

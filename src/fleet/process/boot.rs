@@ -24,12 +24,13 @@ pub(super) fn is_former(runtime_ref: &str, node: &str, boot: Uuid) -> bool {
 }
 
 /// Fails all workers that an earlier boot of this node left in the database; gives their number. To be called before
-/// [`crate::fleet::run`], by the one process that holds the node's data directory. If the database is away it may be
-/// called again.
+/// [`crate::fleet::run`], by the one process that holds the node's data directory. After an error it may be called
+/// again.
 pub async fn fail_former_boots(store: &Store, node: &str, boot: Uuid) -> Result<u32, StoreError> {
     let mut failed = 0;
     for worker in store.living_workers().await?.iter().filter(|w| is_former(&w.runtime_ref, node, boot)) {
-        // Drained first, as if it had been told to stop: turns that only waited for it get another start.
+        // The worker is drained first, as if it had been told to stop, so that turns which only waited for it get
+        // another start.
         store.drain_worker(worker.incarnation, stop::reason(Stopper::Restart)).await?;
         failed += u32::from(store.fail_worker(worker.incarnation, &process::of_a_former_run()).await?.died_now);
     }

@@ -51,7 +51,7 @@ impl WorkerLaunch {
                 return Err(error);
             }
         };
-        // Right after the start: what the process allocates before this is not counted, which harms nobody.
+        // The process is moved right after its start. What it allocated before is not counted, which harms nobody.
         if let Some(cgroup) = &cgroup
             && let Err(error) = cgroup.add(spawned.process().pid())
         {
@@ -96,7 +96,7 @@ fn reap(child: &ChildProcess, cgroup: Option<Cgroup>, stderr: &StderrTail) -> Fa
     let oom = cgroup.as_ref().and_then(Cgroup::oom_kills).is_some_and(|kills| kills > 0);
     let status = child.reap();
     if let Some(cgroup) = cgroup {
-        // In another thread: it may take a second, and the death is to be reported now.
+        // The cgroup is removed in another thread, since that may take a second and the death is to be reported now.
         thread::spawn(move || cgroup.remove());
     }
     stderr.wait_closed(READING);

@@ -86,7 +86,7 @@ impl ProcessRuntime {
             table: self.table.clone(),
             runtime: Handle::current(),
         };
-        // In a task of its own, which blocks, and which is not cancelled with this future.
+        // The launch runs in a task of its own, since it blocks and must not be cancelled with this future.
         let spawned = tokio::task::spawn_blocking(move || launch.run(command, cgroup)).await;
         match spawned {
             Ok(Ok(())) => Ok(()),
@@ -121,7 +121,8 @@ impl WorkerRuntime for ProcessRuntime {
             if runtime_ref != self.reference_of(start_id) {
                 return Look::Unknown;
             }
-            // In this order: the cause of a worker that dies is in the table before the worker is taken out.
+            // The worker is looked for before its cause: of a worker that dies, the table gets the cause before the
+            // worker is taken out.
             if self.table.get(start_id).is_some() {
                 return Look::Running;
             }

@@ -65,7 +65,7 @@ impl ProcessTable {
         causes.order.push_back(start_id);
         causes.by_start.insert(start_id, cause.clone());
         drop(causes);
-        // An error: the fleet has ended, and nobody receives deaths any more.
+        // An error means that the fleet has ended, and that nobody receives deaths any more.
         let _ = lock(&self.deaths).sender.send(Death { start_id, cause: Some(cause) });
         let mut workers = lock(&self.workers);
         workers.remove(&start_id);

@@ -1,4 +1,5 @@
-//! Records: what a turn was and what became of it. History, list, cancel, erase.
+//! The routes that read one turn, a conversation's history or a list of turns, and those that cancel a turn and erase a
+//! conversation.
 
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
@@ -23,7 +24,6 @@ const PAGE: u32 = 50;
 /// The most records that a page holds.
 const MAX_PAGE: u32 = 100;
 
-/// The routes of records.
 pub(super) fn router() -> Router<Gateway> {
     Router::new()
         .route("/v1/conversations/{conversation}/turns", get(history))
@@ -62,11 +62,11 @@ pub struct RecordView {
     claimed_at: Option<OffsetDateTime>,
     #[serde(with = "time::serde::rfc3339::option")]
     ended_at: Option<OffsetDateTime>,
-    /// The incarnation of the worker that claimed it.
+    /// The incarnation of the worker that claimed the turn.
     worker: Option<Uuid>,
     reply: Option<ReplyView>,
     error: Option<ErrorView>,
-    /// Only for operators: an answer that came too late.
+    /// A worker's answer that came too late to be the turn's terminal. Only operators are shown it.
     superseded: Option<String>,
 }
 
@@ -87,7 +87,7 @@ pub struct ErrorView {
     reason: Reason,
     message: String,
     retryable: bool,
-    /// Only for operators: exit code, stderr and the like.
+    /// Exit code, stderr and the like. Only operators are shown it.
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
 }

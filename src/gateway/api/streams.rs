@@ -14,7 +14,7 @@ use crate::gateway::Gateway;
 use crate::gateway::caller::ApiCaller;
 use crate::problem::Problem;
 use crate::store::Conversation;
-use crate::stream::session::{Registered, Viewer};
+use crate::stream::session::{SessionRegistration, Viewer};
 use crate::turn::cursor::{Cursor, CursorError};
 use crate::turn::keys::{ConversationId, SessionId, TurnId, check_conversation};
 
@@ -46,7 +46,7 @@ fn resume_at(headers: &HeaderMap, after: AfterQuery) -> Result<Option<String>, P
 }
 
 /// Reads a cursor of this conversation, and refuses one whose turns are past their retention.
-fn place(text: &str, conversation: &Conversation) -> Result<Cursor, Problem> {
+fn cursor_of(text: &str, conversation: &Conversation) -> Result<Cursor, Problem> {
     let cursor = Cursor::parse(text, conversation.id).map_err(|e| Problem::bad_request(e.to_string()))?;
     if cursor.base() > conversation.last_number {
         return Err(Problem::bad_request("the cursor is ahead of its conversation"));
@@ -57,9 +57,9 @@ fn place(text: &str, conversation: &Conversation) -> Result<Cursor, Problem> {
     Ok(cursor)
 }
 
-/// The answer to a cursor of a conversation that does not exist: it was removed after its turns were. A client that comes
-/// back with a cursor makes no new conversation.
-fn nowhere(cursor: &str) -> Problem {
+/// The answer to a cursor of a conversation that does not exist: the conversation was removed after its turns were. A
+/// client that comes back with a cursor makes no new conversation.
+fn cursor_without_conversation(cursor: &str) -> Problem {
     match Cursor::parse(cursor, ConversationId::new()) {
         Err(error @ CursorError::Malformed) => Problem::bad_request(error.to_string()),
         _ => past_retention(),
@@ -88,16 +88,17 @@ pub(super) async fn session(
     let found = store.conversation(&caller.principal.organization, &name).await?;
     let conversation = match (found, &after) {
         (Some(found), _) => found,
-        (None, Some(cursor)) => return Err(nowhere(cursor)),
+        (None, Some(cursor)) => return Err(cursor_without_conversation(cursor)),
         (None, None) => store.open_conversation(&caller.principal.organization, &name, &caller.principal.user).await?,
     };
     if !caller.sees(&caller.principal.organization, &conversation.owner) {
         return Err(Problem::not_found("conversation"));
     }
     let owner = conversation.owner == caller.principal.user;
-    let given = after.map(|a| place(&a, &conversation)).transpose()?;
+    let given = after.map(|a| cursor_of(&a, &conversation)).transpose()?;
     let permit = admitted(&gateway)?;
-    // The session is registered, and this committed, before anything is read: what ends from now on wakes it.
+    // The session is registered, and the registration committed, before anything is read, so that every turn that ends
+    // from now on wakes the session.
     let session = SessionId::new();
     store
         .register_session(session, gateway.streams.gateway, &caller.principal.organization, conversation.id, owner)
@@ -125,7 +126,7 @@ pub(super) async fn turn_stream(
 ) -> Result<Response, Problem> {
     let after = resume_at(&headers, after)?;
     let id: TurnId = turn.parse().map_err(|_| Problem::not_found("turn"))?;
-    // Only the turn's place is read here; the stream reads what it shows.
+    // Only the turn's conversation and number are read here; the stream reads what it shows.
     let turn = gateway.store.turn_head(id).await?.filter(|t| caller.sees(&t.organization, &t.owner));
     let turn = turn.ok_or_else(|| Problem::not_found("turn"))?;
     let cursor = match after {
@@ -158,7 +159,7 @@ fn stream(
     caller: &ApiCaller,
     viewer: Viewer,
     permit: OwnedSemaphorePermit,
-    session: Option<Registered>,
+    session: Option<SessionRegistration>,
 ) -> Response {
     let (auth, key) = (gateway.auth.clone(), caller.key);
     let frames = gateway.streams.clone().open(viewer, session);

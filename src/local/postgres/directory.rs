@@ -178,7 +178,7 @@ impl DataDir {
 
 impl Drop for DataDir {
     fn drop(&mut self) {
-        // One by one: the directory may hold other files, which are not ours to remove.
+        // Our own entries are removed one by one, since the directory may hold files of others.
         let mut removed = Ok(());
         if self.ephemeral {
             removed = removed
@@ -194,7 +194,7 @@ impl Drop for DataDir {
             tracing::warn!(%error, "left something behind");
         }
         if self.ephemeral {
-            // An error: it holds other files.
+            // An error means that the directory holds files of others.
             let _ = fs::remove_dir(&self.root);
         }
         if let Err(error) = self.lock_file.unlock() {

@@ -47,7 +47,8 @@ pub fn running(data_dir: &Path) -> Result<ConnectOptions, PostgresError> {
 /// A drop begins a fast shutdown and does not wait for it; that of an ephemeral cluster waits, and then removes the cluster.
 /// Others may use the directory as soon as the server has ended.
 pub struct Embedded {
-    // Dropped in this order: the server before the lock on its directory, which the cluster holds.
+    // The order of the fields matters, since they are dropped in it: the server goes before the lock on its directory,
+    // which the cluster holds.
     server: PostgresProcess,
     cluster: Cluster,
 }

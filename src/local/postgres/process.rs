@@ -48,9 +48,10 @@ impl PostgresProcess {
         let (tell, exit) = watch::channel(None);
         let reaper = spawned.when_exited(move |process| match process.reap() {
             Ok(status) => {
-                // Before the news: whoever hears it may start again at once.
+                // The directory is let go before the exit is told, since whoever hears of the exit may start a server
+                // at once.
                 drop(data_dir);
-                // An error: nobody wants to know any more.
+                // An error means that nobody waits for the status any more.
                 let _ = tell.send(Some(status));
             }
             Err(error) => tracing::error!(%error, pid = ?process.pid(), "cannot wait for a child process"),
@@ -64,7 +65,7 @@ impl PostgresProcess {
 
     /// Sends a signal; does nothing when the program has ended. The server tells its own children what they need to know.
     pub(super) fn signal(&self, signal: Signal) {
-        // An error: a sandbox forbids it. Whoever waits for the end notices that.
+        // An error means that a sandbox forbids the signal. Whoever waits for the end notices that.
         let _ = self.process.signal(signal);
     }
 

@@ -74,10 +74,10 @@ struct AgentController {
     last_started: Option<Key>,
     /// Deleted objects (namespace, name, UID) that the database still has.
     deleted: Vec<(String, String, String)>,
-    /// For each watch whose list is under way: the database's time when the list began. Without it (the database was away)
-    /// the list proves nothing of what is missing.
+    /// The database's time when a watch's list began, by watch, while the list is under way. Without it (the database
+    /// was away) the list proves nothing of what is missing.
     list_began: HashMap<usize, Option<OffsetDateTime>>,
-    /// For each watch whose list is under way: the UIDs that it showed so far.
+    /// The UIDs that a watch's list has shown so far, by watch, while the list is under way.
     listed: HashMap<usize, Vec<String>>,
     counts: HashMap<Key, AgentCounts>,
     counted_at: Option<Instant>,

@@ -56,7 +56,7 @@ pub async fn check(
 fn from_dry_run(answer: Result<(), ApiCallError>) -> AgentReadiness {
     match answer {
         Ok(()) => AgentReadiness::Ready,
-        // Admission comes before the check of the name, so a pod whose name is taken was accepted.
+        // The API server checks for an existing name after admission, so this 409 means that the pod was accepted.
         Err(ApiCallError::Api(Error::Api(status))) if status.is_already_exists() => AgentReadiness::Ready,
         Err(ApiCallError::Api(Error::Api(status))) if (400..500).contains(&status.code) && status.code != 429 => {
             AgentReadiness::NotReady("PodRejected", status.message)

@@ -19,7 +19,7 @@ const PATCH_RETRY: Duration = Duration::from_secs(5);
 pub struct TrackedAgent {
     /// The object: its metadata, and the last spec of it that could be read.
     pub agent: Agent,
-    /// Whether its newest spec can be used; else what is wrong with it.
+    /// `Ok` if the Agent's newest spec can be used; else what is wrong with it.
     pub valid: Result<(), String>,
     /// Whether the database has this spec.
     pub projected: bool,
@@ -29,7 +29,7 @@ pub struct TrackedAgent {
     pub dry_run_under_way: bool,
     /// Whether a status patch is under way.
     pub patch_under_way: bool,
-    /// After a patch that failed: when it may be tried again.
+    /// When a patch that failed may be tried again; `None` if none failed.
     patch_not_before: Option<Instant>,
     /// The status that the API server showed last.
     shown: AgentStatus,
@@ -83,7 +83,6 @@ impl TrackedAgent {
         TrackedAgent { agent, valid, projected: false, ..self }
     }
 
-    /// The object's UID.
     pub fn uid(&self) -> &str {
         self.agent.metadata.uid.as_deref().unwrap_or_default()
     }
@@ -159,7 +158,7 @@ fn read(
     (agent, valid)
 }
 
-/// Stands in for the spec of an Agent that has none that could be read. It is never used for workers.
+/// Stands in for the spec of an Agent none of whose specs could be read. It is never used for workers.
 fn unreadable() -> AgentSpec {
     AgentSpec {
         scope: Default::default(),

@@ -156,7 +156,7 @@ impl Building<'_> {
         if let Some(name) = taken {
             return Err(cannot(format!("the container name {name} is reserved")));
         }
-        // A mount of our volumes is refused, too: the token is for the adapter alone.
+        // A template that mounts our volumes is refused too, since the token is for the adapter alone.
         let mounts =
             containers.iter().chain(&self.init).flat_map(|c| c["volumeMounts"].as_array().into_iter().flatten());
         match self.volumes.iter().chain(mounts).map(named).find(|name| name.starts_with("lastword-")) {

@@ -1,5 +1,5 @@
-//! What a pod's status says of the worker in it. Pure: from a pod, and what its latest Events tell, to a [`PodVerdict`]. Here it
-//! is read what has happened; [`cause`] says which reason that is.
+//! What a pod's status says of the worker in it. Pure: a pod's object and its latest Events give a [`PodVerdict`]. This
+//! module reads what happened; [`cause`] picks the reason.
 //!
 //! What counts is the container that is the adapter: `agent`, or `lastword` beside a model server. The pod's phase alone
 //! proves nothing: an extra container may run on after the adapter died, or fail while it works.
@@ -7,16 +7,18 @@
 //! | the adapter's container | verdict |
 //! |---|---|
 //! | terminated | dead |
-//! | never ran, and the pod is over | dead: refused by its node, evicted, an init container failed |
-//! | waits for what may heal | waiting, with the reason for the day when the start deadline passes |
+//! | never ran, and the pod's phase is final or an init container failed | dead: refused by its node, evicted, cannot be initialized |
+//! | waits for what may heal | waiting, with the reason to give if the start deadline passes |
 //! | waits for what cannot heal | dead |
-//! | runs | running, whatever else fails; but beside a model server that ended dead, and while that one waits, waiting |
+//! | runs, and the pod has no model server | running, whatever else fails |
+//! | runs, and the model server has ended | dead |
+//! | runs, and the model server is held up | waiting |
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, Pod, PodCondition};
 
 use super::names::ADAPTER_CONTAINER;
 use crate::crd::AGENT_CONTAINER;
-use crate::turn::cause::pod::Place;
+use crate::turn::cause::pod::PodPlace;
 use crate::turn::cause::start::Obstacle;
 use crate::turn::cause::stop::Stopper;
 use crate::turn::cause::{self, container};
@@ -36,11 +38,11 @@ pub enum PodVerdict {
     Dead(Failure),
 }
 
-/// The pod is being stopped by somebody other than its worker.
+/// A pod is being stopped, and not by its worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodStop {
     pub reason: Reason,
-    /// How many seconds its containers have from SIGTERM on. `None`: the pod's own grace.
+    /// How many seconds the pod's containers have from SIGTERM on. `None`: as many as the pod's own grace.
     pub within_seconds: Option<u32>,
 }
 
@@ -51,20 +53,21 @@ pub struct PodEvent {
     pub message: String,
 }
 
-/// A pod whose object is gone has no grace left, but its worker may have a moment to say so.
+/// Seconds that a worker gets to say goodbye when its pod's object is already gone.
 pub const AFTER_DELETION_SECONDS: u32 = 2;
 
-/// Reads a pod.
+/// What a pod's status, and its Events (oldest first), say of its worker.
 pub fn classify(pod: &Pod, events: &[PodEvent]) -> PodVerdict {
     let main = adapter_status(pod);
     let model = model_server(pod);
-    if let Some(ended) = model.and_then(terminated).or_else(|| main.and_then(terminated)) {
-        // A model server that ended takes its adapter's turns along, and is the cause of its adapter's end.
-        let status = if model.and_then(terminated).is_some() { model } else { main };
-        return PodVerdict::Dead(death(pod, status.map_or(AGENT_CONTAINER, |s| &s.name), ended));
+    if let Some(ended) = model.and_then(terminated_state).or_else(|| main.and_then(terminated_state)) {
+        // If the model server ended, its end is the cause, even if the adapter has ended too: without the server the
+        // adapter's turns cannot go on.
+        let status = if model.and_then(terminated_state).is_some() { model } else { main };
+        return PodVerdict::Dead(end_of_container(pod, status.map_or(AGENT_CONTAINER, |s| &s.name), ended));
     }
-    if main.is_some_and(runs) {
-        return match model.and_then(|s| waits(s)).and_then(|w| held_up(pod, AGENT_CONTAINER, w)) {
+    if main.is_some_and(is_running) {
+        return match model.and_then(|s| waiting_state(s)).and_then(|w| obstacle_of(pod, AGENT_CONTAINER, w)) {
             Some(Obstacle::MayHeal(cause) | Obstacle::ForGood(cause)) => PodVerdict::Waiting(cause),
             None => PodVerdict::Running,
         };
@@ -78,21 +81,22 @@ pub fn classify(pod: &Pod, events: &[PodEvent]) -> PodVerdict {
     if let Some(cause) = unscheduled(pod) {
         return PodVerdict::Waiting(cause);
     }
-    let waiting = init_statuses(pod).iter().chain(main).find_map(|s| held_up(pod, &s.name, waits(s)?));
+    let waiting = init_statuses(pod).iter().chain(main).find_map(|s| obstacle_of(pod, &s.name, waiting_state(s)?));
     match waiting {
         Some(Obstacle::ForGood(cause)) => PodVerdict::Dead(cause),
         Some(Obstacle::MayHeal(cause)) => PodVerdict::Waiting(cause),
-        None => latest(events).find_map(|e| told(pod, e)).map_or(PodVerdict::Starting, PodVerdict::Waiting),
+        None => latest(events).find_map(|e| failure_of_event(pod, e)).map_or(PodVerdict::Starting, PodVerdict::Waiting),
     }
 }
 
-/// The latest Events first, back to where the pod last came forward: what was wrong before that has healed.
+/// The newest Events first, up to the last sign of progress (Pulled, Created, Started): trouble that is older has
+/// healed.
 fn latest(events: &[PodEvent]) -> impl Iterator<Item = &PodEvent> {
     events.iter().rev().take_while(|e| !matches!(e.reason.as_str(), "Pulled" | "Created" | "Started"))
 }
 
-/// Whether the pod is being stopped by another hand than its worker's, and why. `gone`: its object was deleted.
-pub fn stop(pod: &Pod, gone: bool) -> Option<PodStop> {
+/// Whether somebody other than its worker stops the pod, and why. `gone`: the pod's object was deleted.
+pub fn stop_of_pod(pod: &Pod, gone: bool) -> Option<PodStop> {
     let disrupted = disruption(pod);
     let deleted = gone || pod.metadata.deletion_timestamp.is_some();
     if deleted {
@@ -100,20 +104,22 @@ pub fn stop(pod: &Pod, gone: bool) -> Option<PodStop> {
         let within = if gone { Some(AFTER_DELETION_SECONDS) } else { grace.map(|g| g.max(AFTER_DELETION_SECONDS)) };
         return Some(PodStop { reason: cause::stop::reason(Stopper::PodDeletion(disrupted)), within_seconds: within });
     }
-    // The others say so right before they delete, and may take it back.
+    // The eviction API, the scheduler and the taint manager set the condition just before they delete the pod, and may
+    // not delete it after all. Only the kubelet's own condition counts without a deletion.
     disrupted.filter(|_| by_kubelet(pod)).map(|reason| PodStop { reason, within_seconds: None })
 }
 
-/// Whether no container of the pod runs, nor will.
+/// Whether the pod's phase is final and its adapter does not run. Sidecars are not looked at.
 pub fn is_over(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
-    // A pod whose node is gone is called Failed by others than its kubelet: that proves nothing of its containers.
-    matches!(phase, Some("Failed" | "Succeeded")) && !adapter_status(pod).is_some_and(runs)
+    // Somebody other than the kubelet may set the phase `Failed`, as when the node is gone. That proves nothing of the
+    // containers, so the adapter's own status is asked too.
+    matches!(phase, Some("Failed" | "Succeeded")) && !adapter_status(pod).is_some_and(is_running)
 }
 
 /// Whether the adapter's container has ended.
 pub fn adapter_ended(pod: &Pod) -> bool {
-    adapter_status(pod).and_then(terminated).is_some()
+    adapter_status(pod).and_then(terminated_state).is_some()
 }
 
 fn adapter_status(pod: &Pod) -> Option<&ContainerStatus> {
@@ -141,25 +147,25 @@ fn init_statuses(pod: &Pod) -> &[ContainerStatus] {
     pod.status.as_ref().and_then(|s| s.init_container_statuses.as_deref()).unwrap_or_default()
 }
 
-fn terminated(status: &ContainerStatus) -> Option<&ContainerStateTerminated> {
+fn terminated_state(status: &ContainerStatus) -> Option<&ContainerStateTerminated> {
     status.state.as_ref()?.terminated.as_ref()
 }
 
-fn waits(status: &ContainerStatus) -> Option<&ContainerStateWaiting> {
+fn waiting_state(status: &ContainerStatus) -> Option<&ContainerStateWaiting> {
     status.state.as_ref()?.waiting.as_ref()
 }
 
-fn runs(status: &ContainerStatus) -> bool {
+fn is_running(status: &ContainerStatus) -> bool {
     status.state.as_ref().is_some_and(|s| s.running.is_some())
 }
 
 /// Why a container that ran has ended.
-fn death(pod: &Pod, container: &str, ended: &ContainerStateTerminated) -> Failure {
-    container::end(place(pod), in_words(container, ended), stopped(pod))
+fn end_of_container(pod: &Pod, container: &str, ended: &ContainerStateTerminated) -> Failure {
+    container::end(place_of(pod), container_end(container, ended), stop_reason(pod))
 }
 
-/// A container's end as [`cause`] takes it.
-fn in_words<'a>(container: &'a str, ended: &'a ContainerStateTerminated) -> container::ContainerEnd<'a> {
+/// A container's end in the form that [`cause`] takes.
+fn container_end<'a>(container: &'a str, ended: &'a ContainerStateTerminated) -> container::ContainerEnd<'a> {
     container::ContainerEnd {
         container,
         exit_code: ended.exit_code,
@@ -169,15 +175,17 @@ fn in_words<'a>(container: &'a str, ended: &'a ContainerStateTerminated) -> cont
     }
 }
 
-/// A pod that is over though its adapter never ran.
+/// Why a pod's phase is final though its adapter never ran.
 fn never_ran(pod: &Pod) -> Failure {
     let message = pod.status.as_ref().and_then(|s| s.message.as_deref());
-    cause::pod::never_ran(place(pod), status_reason(pod).unwrap_or_default(), message, stopped(pod))
+    cause::pod::never_ran(place_of(pod), status_reason(pod).unwrap_or_default(), message, stop_reason(pod))
 }
 
 /// The reason for which the pod is or was stopped, if it was.
-fn stopped(pod: &Pod) -> Option<Reason> {
-    stop(pod, false).map(|stop| stop.reason).or_else(|| status_reason(pod).and_then(cause::pod::ended_by_kubelet))
+fn stop_reason(pod: &Pod) -> Option<Reason> {
+    stop_of_pod(pod, false)
+        .map(|stop| stop.reason)
+        .or_else(|| status_reason(pod).and_then(cause::pod::ended_by_kubelet))
 }
 
 fn status_reason(pod: &Pod) -> Option<&str> {
@@ -188,7 +196,7 @@ fn condition<'a>(pod: &'a Pod, kind: &str, status: &str) -> Option<&'a PodCondit
     pod.status.as_ref()?.conditions.as_ref()?.iter().find(|c| c.type_ == kind && c.status == status)
 }
 
-/// Why the pod is disrupted, by its condition.
+/// Why the pod is disrupted, as its condition `DisruptionTarget` says.
 fn disruption(pod: &Pod) -> Option<Reason> {
     let condition = condition(pod, "DisruptionTarget", "True")?;
     cause::pod::disrupted(condition.reason.as_deref()?, condition.message.as_deref(), status_reason(pod))
@@ -198,15 +206,16 @@ fn by_kubelet(pod: &Pod) -> bool {
     condition(pod, "DisruptionTarget", "True").is_some_and(|c| c.reason.as_deref() == Some("TerminationByKubelet"))
 }
 
-/// An init container that failed, so that the pod's containers never run.
+/// Why an init container failed, if one did. Then the pod's containers never run.
 fn failed_init(pod: &Pod) -> Option<Failure> {
-    let failed = |s: &&ContainerStatus| terminated(s).is_some_and(|t| t.exit_code != 0) && !is_sidecar(pod, &s.name);
+    let failed =
+        |s: &&ContainerStatus| terminated_state(s).is_some_and(|t| t.exit_code != 0) && !is_sidecar(pod, &s.name);
     let status = init_statuses(pod).iter().find(failed)?;
-    let ended = terminated(status)?;
-    Some(container::init_end(place(pod), in_words(&status.name, ended), stopped(pod)))
+    let ended = terminated_state(status)?;
+    Some(container::init_end(place_of(pod), container_end(&status.name, ended), stop_reason(pod)))
 }
 
-/// An init container that is restarted for as long as the pod lives.
+/// Whether an init container is a sidecar: one that is restarted for as long as the pod lives.
 fn is_sidecar(pod: &Pod, name: &str) -> bool {
     let containers = pod.spec.as_ref().and_then(|s| s.init_containers.as_deref()).unwrap_or_default();
     containers.iter().any(|c| c.name == name && c.restart_policy.as_deref() == Some("Always"))
@@ -214,21 +223,21 @@ fn is_sidecar(pod: &Pod, name: &str) -> bool {
 
 fn unscheduled(pod: &Pod) -> Option<Failure> {
     let condition = condition(pod, "PodScheduled", "False")?;
-    Some(cause::pod::not_scheduled(place(pod), condition.message.as_deref()))
+    Some(cause::pod::not_scheduled(place_of(pod), condition.message.as_deref()))
 }
 
-/// What holds a container up.
-fn held_up(pod: &Pod, container: &str, waiting: &ContainerStateWaiting) -> Option<Obstacle> {
-    cause::pod::waiting(place(pod), container, waiting.reason.as_deref()?, waiting.message.as_deref())
+/// What holds a waiting container up; `None` if it is on its way.
+fn obstacle_of(pod: &Pod, container: &str, waiting: &ContainerStateWaiting) -> Option<Obstacle> {
+    cause::pod::waiting(place_of(pod), container, waiting.reason.as_deref()?, waiting.message.as_deref())
 }
 
-/// What an Event tells of a pod that is only said to be on its way.
-fn told(pod: &Pod, event: &PodEvent) -> Option<Failure> {
-    cause::pod::told(place(pod), &event.reason, &event.message)
+/// What an Event tells of a pod whose containers' statuses name no obstacle.
+fn failure_of_event(pod: &Pod, event: &PodEvent) -> Option<Failure> {
+    cause::pod::told(place_of(pod), &event.reason, &event.message)
 }
 
-fn place(pod: &Pod) -> Place<'_> {
-    Place {
+fn place_of(pod: &Pod) -> PodPlace<'_> {
+    PodPlace {
         pod: pod.metadata.name.as_deref().unwrap_or_default(),
         node: pod.spec.as_ref().and_then(|s| s.node_name.as_deref()),
     }

@@ -190,14 +190,14 @@ fn stops() {
         (with_state(running(), disrupted("PreemptionByScheduler")), false, None),
         (with_state(running(), disrupted("TerminationByKubelet")), false, stopped(Reason::Evicted, None)),
     ] {
-        assert_eq!(stop(&pod, gone), expected, "{:?} {gone}", pod.metadata);
+        assert_eq!(stop_of_pod(&pod, gone), expected, "{:?} {gone}", pod.metadata);
     }
     let shutdown = with_state(ended(137, "Error"), |p| {
         p["status"]["phase"] = json!("Failed");
         p["status"]["reason"] = json!("Terminated");
         p["status"]["conditions"] = json!([self::disrupted("TerminationByKubelet")]);
     });
-    assert_eq!(stop(&shutdown, false), stopped(Reason::NodeShutdown, None));
+    assert_eq!(stop_of_pod(&shutdown, false), stopped(Reason::NodeShutdown, None));
     assert_eq!(said(&shutdown, &[]), "Dead(NodeShutdown)");
     assert_eq!(said(&with_state(ended(137, "Error"), both("EvictionByEvictionAPI")), &[]), "Dead(Evicted)");
     assert_eq!(said(&with_state(ended(143, "Error"), deleted), &[]), "Dead(Deleted)");

@@ -10,7 +10,7 @@ use crate::operator::client::FIELD_MANAGER;
 /// Creates a pod. With `dry_run` the API server admits or refuses the pod, and creates nothing.
 ///
 /// # Errors
-/// The API server's refusal; [`refusal`](super::refusal) tells what it means for a worker's start.
+/// The API server's refusal; [`refused`](crate::turn::cause::start::refused) says what it means for a worker's start.
 pub async fn create(client: &Client, namespace: &str, pod: &Value, dry_run: bool) -> Result<Pod, kube::Error> {
     let params = PostParams { dry_run, field_manager: Some(FIELD_MANAGER.to_owned()) };
     let body = serde_json::to_vec(pod).map_err(kube::Error::SerdeError)?;

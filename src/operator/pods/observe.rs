@@ -1,4 +1,5 @@
-//! Reports what worker pods say: deaths to the fleet; stops, and causes that a worker does not start, to its lease row.
+//! Reports what worker pods say. Deaths are reported to the fleet. Stops, and why a worker does not start, are written
+//! on the worker's lease row.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::operator::client::{ApiCallError, bounded_by};
 use crate::store::StoreError;
 use crate::turn::keys::StartId;
 
-/// The pause before reports are tried again that the database or the API server was away for.
+/// The pause before a report is repeated that failed because the database or the API server was away.
 const RETRY: Duration = Duration::from_millis(500);
 /// Pods that are reported at a time.
 const CONCURRENCY: usize = 8;
@@ -95,7 +96,7 @@ impl Pods {
             PodVerdict::Running => !cause_noted,
             PodVerdict::Waiting(_) | PodVerdict::Dead(_) => false,
         };
-        if says_nothing_new && classify::stop(pod, gone).is_none() {
+        if says_nothing_new && classify::stop_of_pod(pod, gone).is_none() {
             return Ok(cause_noted);
         }
         let uid = pod.uid().unwrap_or_default();
@@ -130,7 +131,7 @@ impl Pods {
 
     /// Records on the lease row that the pod is being stopped, if it is.
     pub(super) async fn record_stop(&self, start: StartId, pod: &Pod, gone: bool) -> Result<(), StoreError> {
-        let Some(stop) = classify::stop(pod, gone) else { return Ok(()) };
+        let Some(stop) = classify::stop_of_pod(pod, gone) else { return Ok(()) };
         if self.store.record_stop_of_start(start, stop.reason, stop.within_seconds).await? {
             let (pod, reason) = (reference(pod), stop.reason);
             tracing::info!(pod, %start, %reason, "pod {pod} is being stopped: {reason}");

@@ -12,9 +12,10 @@
 //!   to; [`audit`] finds objects that were deleted while nobody watched.
 //! - Statuses are level-based: each is computed as a whole from the database's state of the turn, so one that was missed or
 //!   overtaken needs no repair.
-//! - The tie between an object and its turn is written by the transaction that arms the turn (`store/object.rs`). The
-//!   turn's delivery row for the platform `kubernetes` triggers the terminal status. The status patch is fenced by the
-//!   object's `resourceVersion`; when it is written, the delivery row and the tie are removed.
+//! - The tie between an object and its turn is written by the transaction that arms the turn (`store/arm.rs`;
+//!   `store/agent_turn.rs` describes the tie). The turn's delivery row for the platform `kubernetes` triggers the
+//!   terminal status. The status patch is fenced by the object's `resourceVersion`; when it is written, the delivery
+//!   row and the tie are removed.
 //! - Only the leader runs this. A new leader takes a fresh list and goes by the ties. It may arm an object again: the
 //!   message id is the object's UID unless the object names one, so arming finds the same turn.
 

@@ -24,17 +24,17 @@ pub struct TurnObject {
     pub version: Option<String>,
     pub generation: i64,
     pub created: Timestamp,
-    /// The spec to arm, or why it cannot be read. `None` once the turn is armed.
+    /// The spec to arm a turn from, or why it cannot be read. `None` once the turn is armed.
     pub spec: Option<Result<Arc<AgentTurnSpec>, String>>,
     pub cancel: bool,
     pub ttl_seconds: Option<u32>,
-    /// The status: its phase,
+    /// The phase that the object's status shows.
     pub phase: Option<Phase>,
-    /// the generation that it speaks of,
+    /// The generation that the object's status speaks of.
     pub observed_generation: i64,
-    /// the turn's id once it is armed,
+    /// The turn's id that the object's status shows, once the turn is armed.
     pub turn_id: Option<TurnId>,
-    /// and when the turn ended.
+    /// When the turn ended, as the object's status shows.
     pub completed: Option<Timestamp>,
 }
 

@@ -31,7 +31,7 @@ pub struct TurnContext {
     pub client: Client,
 }
 
-/// Carries out one operation.
+/// Does what the work queue decided for an AgentTurn. What it came to goes back to the queue, errors included.
 pub async fn reconcile(object: TurnObject, operation: TurnOperation, context: &TurnContext) -> TurnReconciled {
     match operation {
         TurnOperation::Arm(Ok(spec)) => context.arm(&object, &spec).await,
@@ -88,7 +88,7 @@ impl TurnContext {
         }
     }
 
-    /// Refuses to arm, unless a turn was armed for the object before, when that was possible.
+    /// Refuses the object. If a turn was armed for it earlier, while that was allowed, that turn counts instead.
     async fn refuse(&self, object: &TurnObject, failure: Failure) -> TurnReconciled {
         let looked = async {
             let turn = self.store.turn_of_agent_turn(&object.namespace, &object.uid).await?;
@@ -135,8 +135,9 @@ impl TurnContext {
                 None => TurnReconciled::Deleted,
             },
             Err(ApiCallError::Api(Error::Api(status))) if status.is_not_found() => TurnReconciled::Deleted,
-            // The object has another version, or is another one under the same name, unless a reading shows that it is as it
-            // was. Then the conflict was about something else, and the same patch would conflict again without end.
+            // A conflict means that the object has another version, or is another one under the same name. If a reading
+            // shows the known version all the same, the conflict was about something else, and the same patch would
+            // conflict again without end.
             Err(ApiCallError::Api(Error::Api(status))) if status.is_conflict() => match reread(&api, &object).await {
                 TurnReconciled::Changed(found) if found.version == object.version => {
                     TurnReconciled::PatchRefused(status.message)
@@ -167,7 +168,7 @@ impl TurnContext {
     }
 }
 
-/// Reads an object again that was not as it was known.
+/// Reads the object again after a patch found another version than the one known here.
 async fn reread(api: &Api<DynamicObject>, object: &TurnObject) -> TurnReconciled {
     match bounded(api.get_opt(&object.name)).await {
         Err(ApiCallError::Api(Error::Api(status))) if is_refusal(status.code) => {

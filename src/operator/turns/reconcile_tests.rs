@@ -67,7 +67,7 @@ fn patch() -> TurnOperation {
         armed_at: None,
         claimed_at: None,
         worker: None,
-        standing: AgentTurnProgress::Running,
+        progress: AgentTurnProgress::Running,
     };
     TurnOperation::PatchStatus(Box::new(DesiredStatus::OfTurn { state, at: OffsetDateTime::UNIX_EPOCH }))
 }
@@ -89,7 +89,7 @@ async fn a_status_goes_to_the_object_that_it_is_for() {
         ("unwritable", vec![(STATUS, 422, refused(422, "Invalid"))]),
         ("unwritable", vec![(STATUS, 403, refused(403, "Forbidden"))]),
         ("unwritable", vec![conflict(), (READ, 403, refused(403, "Forbidden"))]),
-        // A conflict that is not about the version: at once again would be without end.
+        // This conflict is not about the version, so a repeat at once would be repeated without end.
         ("unwritable", vec![conflict(), (READ, 200, object("u", "1", "Armed"))]),
     ];
     for (expected, script) in cases {

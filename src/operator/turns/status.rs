@@ -32,7 +32,7 @@ impl DesiredStatus {
         match self {
             DesiredStatus::Pending { .. } => Phase::Pending,
             DesiredStatus::Refused { .. } => Phase::Failed,
-            DesiredStatus::OfTurn { state, .. } => match state.standing {
+            DesiredStatus::OfTurn { state, .. } => match state.progress {
                 AgentTurnProgress::Waiting => Phase::Armed,
                 AgentTurnProgress::Running => Phase::Running,
                 AgentTurnProgress::Replied { .. } => Phase::Succeeded,
@@ -69,8 +69,8 @@ impl DesiredStatus {
 }
 
 /// When a turn ended, and by which failure if not by a reply; `None` while it is open.
-fn ending(standing: &AgentTurnProgress, at: Timestamp) -> Option<(Timestamp, Option<Failure>)> {
-    match standing {
+fn ending(progress: &AgentTurnProgress, at: Timestamp) -> Option<(Timestamp, Option<Failure>)> {
+    match progress {
         AgentTurnProgress::Waiting | AgentTurnProgress::Running => None,
         AgentTurnProgress::Replied { at, .. } => Some((timestamp(*at), None)),
         AgentTurnProgress::Failed { failure, at } => Some((timestamp(*at), Some(failure.clone()))),
@@ -82,7 +82,7 @@ fn ending(standing: &AgentTurnProgress, at: Timestamp) -> Option<(Timestamp, Opt
 fn of_turn(object: &TurnObject, state: &AgentTurnState, at: Timestamp) -> AgentTurnStatus {
     let armed = state.armed_at.map_or(object.created, timestamp);
     let claimed = state.claimed_at.map(timestamp);
-    let ended = ending(&state.standing, at);
+    let ended = ending(&state.progress, at);
     let why = match &ended {
         Some((_, Some(failure))) => (failure.reason.as_str(), failure.message.as_str()),
         Some((_, None)) => ("Succeeded", ""),
@@ -111,7 +111,7 @@ fn of_turn(object: &TurnObject, state: &AgentTurnState, at: Timestamp) -> AgentT
         Some((_, None)) => Phase::Succeeded,
         Some(_) => Phase::Failed,
     };
-    let (reply, reply_truncated) = match &state.standing {
+    let (reply, reply_truncated) = match &state.progress {
         AgentTurnProgress::Replied { text, cut, .. } => (Some(text.clone()), cut.then_some(true)),
         _ => (None, None),
     };

@@ -15,14 +15,14 @@ fn object() -> TurnObject {
 }
 
 /// A turn that was armed at second 0 and, if `claimed`, claimed at second 1.
-fn state(claimed: bool, standing: AgentTurnProgress) -> AgentTurnState {
+fn state(claimed: bool, progress: AgentTurnProgress) -> AgentTurnState {
     AgentTurnState {
         turn_id: TurnId::new(),
         object: None,
         armed_at: Some(at(0)),
         claimed_at: claimed.then(|| at(1)),
         worker: claimed.then(|| "team/bot-x-1".into()),
-        standing,
+        progress,
     }
 }
 
@@ -36,7 +36,7 @@ fn replied(text: &str) -> AgentTurnProgress {
 
 #[test]
 fn a_standing_is_one_status() {
-    let turn = |claimed, standing| DesiredStatus::OfTurn { state: state(claimed, standing), at: at(9) };
+    let turn = |claimed, progress| DesiredStatus::OfTurn { state: state(claimed, progress), at: at(9) };
     let pending = DesiredStatus::Pending { reason: Reason::AgentNotFound, message: "no".into() };
     let refused = DesiredStatus::Refused { failure: Failure::new(Reason::QuotaExceeded), at: at(5) };
     // Phase; Armed, Dispatched, Succeeded, Terminal; the reason of Terminal.
@@ -64,7 +64,7 @@ fn a_standing_is_one_status() {
         assert!(status.conditions.iter().all(|c| !c.reason.is_empty()), "Kubernetes demands a reason");
         assert_eq!(status.error.is_some(), phase == Phase::Failed);
         assert_eq!(status.completion_time.is_some(), matches!(phase, Phase::Succeeded | Phase::Failed));
-        assert_eq!(status, desired.status(&object()), "the same standing is the same status");
+        assert_eq!(status, desired.status(&object()), "the same progress is the same status");
     }
 }
 

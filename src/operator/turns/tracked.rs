@@ -285,7 +285,7 @@ fn armed_status(armed: &Armed) -> DesiredStatus {
         armed_at: Some(armed.armed_at),
         claimed_at: None,
         worker: None,
-        standing: AgentTurnProgress::Waiting,
+        progress: AgentTurnProgress::Waiting,
     };
     DesiredStatus::OfTurn { state, at: armed.armed_at }
 }

@@ -1,8 +1,8 @@
 //! The AgentTurns that may still need something, and the order in which they get it: a work queue as Kubernetes controllers
 //! have one, with timers. Pure: no IO, and the time is an argument.
 //!
-//! AgentTurns are keyed by UID. There is one operation at a time for an object; what is learned meanwhile is merged, and a
-//! status that was overtaken is never written.
+//! AgentTurns are keyed by UID. There is one operation at a time for an object. While it is under way, new readings and
+//! desired statuses replace the older ones, and an older status is never written.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Instant;
@@ -16,10 +16,11 @@ use crate::operator::clock::Now;
 use crate::store::{AgentTurnProgress, AgentTurnState};
 use crate::turn::keys::TurnId;
 
-/// A terminal that the API server refused this often in a row is postponed: something has to be corrected first.
+/// A terminal whose patch the API server refused this often in a row is postponed, since somebody has to correct
+/// something first.
 const MAX_REFUSALS: u32 = 3;
-/// A terminal whose patch failed this often in a row, for whatever reason, is postponed if others need its room. That is after
-/// about 6 s.
+/// A terminal whose patch failed this often in a row, for whatever reason, is postponed when the number of AgentTurns
+/// that owe a terminal has reached its limit. Six failures take about 6 s.
 const MAX_FAILURES: u32 = 6;
 
 /// The work queue of AgentTurns.
@@ -30,23 +31,24 @@ pub struct WorkQueue {
     queue: VecDeque<Uid>,
     /// AgentTurns to look at later, by time.
     timers: BTreeSet<(Instant, Uid)>,
-    /// How many statuses owe a terminal.
+    /// How many AgentTurns have a status that does not show their turn's terminal yet.
     owed: usize,
     /// For each watch, the number of its latest list.
     lists: HashMap<usize, u64>,
-    /// Objects (namespace, UID) that were deleted. Their turns are to be cancelled, and their ties removed.
+    /// Objects (namespace, UID) that were deleted. Their turns are to be cancelled, and their rows of `agent_turn`
+    /// removed.
     pub deleted: Vec<(String, String)>,
-    /// Turns whose terminals their objects show. Their deliveries are to be removed.
+    /// Turns whose terminals are in their objects' statuses. Their delivery rows are to be removed.
     pub shown: Vec<TurnId>,
-    /// Turns whose terminals cannot be shown now. Their deliveries are to be put off.
+    /// Turns whose terminals cannot be written to a status now. Their delivery rows are to become due again later.
     pub postponed: Vec<TurnId>,
 }
 
-/// A turn whose state the store is to be asked for, and its object.
+/// A turn whose state is to be read from the store, and the UID of its object.
 pub type TurnOfObject = (TurnId, Uid);
 
 impl WorkQueue {
-    /// A list of this watch begins.
+    /// A watch begins a list of its objects. `scope` is the number of the watch.
     pub fn list_begins(&mut self, scope: usize) {
         *self.lists.entry(scope).or_default() += 1;
     }
@@ -86,8 +88,8 @@ impl WorkQueue {
         }
     }
 
-    /// Takes in turns that have ended and whose deliveries were claimed: their objects are to show it. `at` is the database's
-    /// time of the reading.
+    /// Takes in turns that have ended and whose delivery rows this replica has claimed: their objects' statuses are to
+    /// show the ends. `at` is the database's time of the reading.
     pub fn deliveries_due(&mut self, states: Vec<AgentTurnState>, at: OffsetDateTime, now: Now) {
         for state in states {
             let Some((namespace, object)) = state.object.clone() else {
@@ -107,12 +109,12 @@ impl WorkQueue {
         }
     }
 
-    /// Takes in the states of turns that were asked for. `at` is the database's time of the reading.
+    /// Takes in the states of turns that were read from the store. `at` is the database's time of the reading.
     pub fn states_read(&mut self, states: Vec<(Uid, AgentTurnState)>, at: OffsetDateTime, now: Now) {
         for (uid, state) in states {
             let Some(tracked) = self.turns.get_mut(&uid) else { continue };
             tracked.checked = true;
-            if !matches!(state.standing, AgentTurnProgress::Waiting | AgentTurnProgress::Running) {
+            if !matches!(state.progress, AgentTurnProgress::Waiting | AgentTurnProgress::Running) {
                 tracked.owe(Some(state.turn_id), &mut self.owed);
             }
             tracked.desire(DesiredStatus::OfTurn { state, at });
@@ -135,8 +137,8 @@ impl WorkQueue {
         waiting.iter().for_each(|uid| self.look_at(uid, now));
     }
 
-    /// The turns whose state the store is to be asked for: those that were never asked for, and those that are armed and not
-    /// known to run.
+    /// Two lists of turns whose states are to be read from the store: turns that were not read since their object
+    /// became known, and armed turns that may have been claimed since.
     pub fn to_ask_for(&self) -> (Vec<TurnOfObject>, Vec<TurnOfObject>) {
         let (mut unchecked, mut armed) = (Vec::new(), Vec::new());
         for tracked in self.turns.values().filter(|e| e.owes.is_none() && !e.gone && !e.object.has_ended()) {
@@ -150,17 +152,17 @@ impl WorkQueue {
         (unchecked, armed)
     }
 
-    /// Has the store asked for the state of every turn once more.
+    /// Has the state of every turn read from the store once more.
     pub fn recheck_all(&mut self) {
         self.turns.values_mut().for_each(|tracked| tracked.checked = false);
     }
 
-    /// How many statuses owe a terminal.
+    /// How many AgentTurns have a status that does not show their turn's terminal yet.
     pub fn owed(&self) -> usize {
         self.owed
     }
 
-    /// Postpones terminals whose patch failed often, since others need their room.
+    /// Postpones the terminals whose patch failed [`MAX_FAILURES`] times in a row, so that fewer AgentTurns owe one.
     pub fn make_room(&mut self) {
         let stuck =
             |tracked: &&TrackedTurn| tracked.owes.is_some() && !tracked.busy && tracked.failures >= MAX_FAILURES;
@@ -168,7 +170,8 @@ impl WorkQueue {
         stuck.iter().for_each(|uid| self.postpone(uid));
     }
 
-    /// Lets go of a terminal that cannot be shown now, and of its text. Its delivery comes again later.
+    /// Drops a terminal that cannot be written to its status now, whose text takes memory, and has its delivery row put
+    /// off. The row becomes due again later.
     fn postpone(&mut self, uid: &Uid) {
         let Some(tracked) = self.turns.get_mut(uid) else { return };
         let Some(turn) = tracked.owe(None, &mut self.owed) else { return };
@@ -244,7 +247,8 @@ impl WorkQueue {
         self.look_at(uid, now);
     }
 
-    /// An object was deleted: its turn is to be cancelled. An operation that is under way for it ends first.
+    /// Has the turn of a deleted object cancelled, and forgets the object. An operation that is under way for the
+    /// object ends first.
     fn object_is_gone(&mut self, uid: &Uid) {
         let Some(tracked) = self.turns.get_mut(uid) else { return };
         if tracked.busy {

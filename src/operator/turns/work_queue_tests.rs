@@ -97,7 +97,7 @@ fn ended(turn_id: TurnId) -> AgentTurnState {
         armed_at: Some(database(1)),
         claimed_at: Some(database(2)),
         worker: None,
-        standing: AgentTurnProgress::Replied { text: "hello".into(), cut: false, at: database(3) },
+        progress: AgentTurnProgress::Replied { text: "hello".into(), cut: false, at: database(3) },
     }
 }
 
@@ -183,7 +183,7 @@ fn what_says_armed_and_is_unknown_has_failed() {
     assert!(scene.next().is_none());
     let (unchecked, _) = scene.queue.to_ask_for();
     assert_eq!(unchecked, [(turn, "u".into())]);
-    let state = AgentTurnState { object: None, claimed_at: None, standing: AgentTurnProgress::Unknown, ..ended(turn) };
+    let state = AgentTurnState { object: None, claimed_at: None, progress: AgentTurnProgress::Unknown, ..ended(turn) };
     scene.queue.states_read(vec![("u".into(), state)], database(9), scene.now);
     assert_eq!(scene.writes(), crate::crd::Phase::Failed);
     // The former leader wrote its end, and our list was older.

@@ -1,4 +1,5 @@
-//! A worker whose lease ends: by silence, after a stop, or by a proof that is weighed against what the lease has on record.
+//! Why the turns of a worker fail whose lease ends: by silence, after a stop, or by a proof, which is compared with
+//! what the lease has on record.
 
 use crate::turn::phase::LeasePhase;
 use crate::turn::reason::Reason;
@@ -7,40 +8,41 @@ use crate::turn::terminal::Failure;
 /// On what ground a lease is ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ground {
-    /// Proof of the worker's death is at hand, or its own word.
+    /// There is proof of the worker's death, or the worker has said that it ends.
     Proof,
     /// No sign of life came for a whole lease, or no worker connected within the start deadline.
     Silence,
-    /// It was told to stop, and its time to drain is over.
+    /// The worker was told to stop, and its time to drain is over.
     DrainOver,
 }
 
-/// What a lease has on record, as the one who ends it finds it.
+/// What a lease has on record when it is ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseRecord {
     pub phase: LeasePhase,
-    pub stop: Option<Stop>,
+    /// The stop of the worker, if it was told to stop or got a signal.
+    pub stop: Option<LeaseStop>,
     /// What held the start up so far.
     pub start: Option<StartCause>,
 }
 
-/// A stop on record.
+/// The stop of a worker, as its lease records it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stop {
+pub struct LeaseStop {
     pub reason: Reason,
-    /// Whoever stops the worker said so; else it is the worker's guess.
+    /// Whether whoever stops the worker recorded the reason; otherwise the worker has guessed it.
     pub recorded: bool,
 }
 
 /// What held a start up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StartCause {
-    /// `None`: a reason that only a newer version knows.
+    /// `None` if only a newer version of Lastword knows the reason.
     pub reason: Option<Reason>,
     pub detail: Option<String>,
 }
 
-/// What ends the turns of a worker: what the lease knows better than whoever ends it, else what that one `found`.
+/// Picks the failure of a dead worker's turns: from the lease's record where it knows more than `found`, else `found`.
 pub fn known_better(record: &LeaseRecord, found: &Failure, ground: Ground) -> Failure {
     let but = |reason| Failure { detail: found.detail.clone(), ..Failure::new(reason) };
     let mere_exit = found.reason == Reason::WorkerExited;
@@ -49,7 +51,7 @@ pub fn known_better(record: &LeaseRecord, found: &Failure, ground: Ground) -> Fa
         (Some(stop), _) if !stop.recorded && ground == Ground::Proof && !mere_exit => found.clone(),
         // What a worker leaves behind after it was told to stop carries the reason of the stop.
         (Some(stop), _) => but(stop.reason),
-        // Nobody was connected that could have exited.
+        // No worker had connected, so none can have exited while it worked.
         (None, LeasePhase::Starting) if mere_exit => but(Reason::StartFailed),
         (None, LeasePhase::Starting) if ground == Ground::Silence => match &record.start {
             Some(StartCause { reason, detail }) => Failure {
@@ -62,7 +64,7 @@ pub fn known_better(record: &LeaseRecord, found: &Failure, ground: Ground) -> Fa
     }
 }
 
-/// A lease that ran out in this phase.
+/// The failure of a worker whose lease ran out in this phase.
 pub fn lapsed(phase: LeasePhase) -> Failure {
     match phase {
         LeasePhase::Starting => Failure::detailed(Reason::StartFailed, "no worker connected within startSeconds"),
@@ -72,33 +74,34 @@ pub fn lapsed(phase: LeasePhase) -> Failure {
     }
 }
 
-/// A worker that was told to stop and still holds turns when its time is over.
+/// The failure of a worker that was told to stop and still holds turns when its time to drain is over.
 pub fn not_drained() -> Failure {
     Failure::detailed(Reason::Deleted, "not finished within drainSeconds")
 }
 
-/// A worker that said goodbye for good and still holds turns.
+/// The failure of a worker that said that it ends, and still holds turns.
 pub fn left() -> Failure {
     Failure::detailed(Reason::WorkerExited, "the worker left with the turn in hand")
 }
 
-/// A worker whose container or process has another incarnation now: the process that was the first is gone.
+/// The failure of a worker whose container or process has connected as another incarnation, which proves that the first
+/// process is gone.
 pub fn replaced() -> Failure {
     Failure::detailed(Reason::WorkerExited, "another incarnation started under the same credential")
 }
 
-/// A worker that is proven dead, and nobody could say why for as long as a cause is waited for.
+/// The failure of a worker that is proven dead and whose cause of death did not become known within the cause window.
 pub fn unexplained() -> Failure {
     Failure::detailed(Reason::WorkerExited, "the cause was not learnt in time")
 }
 
-/// A turn that still names a worker that died before, with the reason and detail of that death. `None`: a reason that only
-/// a newer version knows, which is no reason to leave the turn open.
+/// The failure of a turn that still names a worker which died before: the reason and detail of that death. The reason
+/// is `None` if only a newer version of Lastword knows it; the turn ends all the same.
 pub fn died_before(reason: Option<Reason>, detail: Option<String>) -> Failure {
     Failure { detail, ..Failure::new(reason.unwrap_or(Reason::WorkerExited)) }
 }
 
-/// A turn that a worker was given, and that is not among those that its heartbeats name.
+/// The failure of a turn that a worker was given, and that is not among the turns that its heartbeats name.
 pub fn lost_by_worker() -> Failure {
     Failure::detailed(Reason::AgentError, "the worker was pushed the turn and does not hold it")
 }

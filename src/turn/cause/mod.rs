@@ -1,8 +1,8 @@
 //! Why a turn ended without a reply. Every part of Lastword that ends a turn asks here; nothing else picks a [`Reason`].
 //!
-//! The callers read (an exit status, a pod, a row) and write (a report, a terminal); the functions here only turn what was
-//! read, as plain numbers, words and enums, into a [`Failure`]: the reason that a client is told, and the detail for
-//! operators. `tests.rs` holds one table over all of them.
+//! The callers do the reading (of an exit status, a pod, a row) and the writing (of a report, a terminal). The
+//! functions here take plain numbers, words and enums, and give a [`Failure`]: the reason that a client is told, and
+//! the detail for operators. `tests.rs` holds one table over all of them.
 //!
 //! | what has happened | who asks | answered by |
 //! |---|---|---|
@@ -15,29 +15,31 @@
 //! | somebody stops a worker on purpose or by a signal | the fleet, the operator, the worker itself | [`stop`] |
 //! | a person, a limit or a rule ends the turn, or refuses it | gateway, operator, guard, store | [`rule`] |
 //!
-//! Several of them may speak about one death. The first whose word is committed ends the turn; which reason it writes is
-//! ranked twice. **What one pod tells** ([`container::end`]), the first that applies:
+//! Several parts may report one death. The report that is committed first ends the turn. Its reason is picked by two
+//! rankings. **By what one pod tells** ([`container::end`]); the first row that applies counts:
 //!
 //! | | knowledge | reason |
 //! |---|---|---|
 //! | 1 | the kubelet says that the kernel killed it for want of memory, or that it never started it | `OutOfMemory`, `StartFailed` |
-//! | 2 | the pod is being stopped: deleted, evicted, preempted, its node shuts down | the stop's, since the container's end is its doing |
-//! | 3 | the adapter's own words in the termination log | theirs: the exit code is only the adapter's, the words are of the program |
-//! | 4 | an exit code or a signal alone | `WorkerExited`: nobody knows more |
+//! | 2 | the pod is being stopped: deleted, evicted, preempted, its node shuts down | the stop's, since the stop made the container end |
+//! | 3 | the failure that the adapter wrote to its termination log | that one's: it tells of the program, the exit code only of the adapter |
+//! | 4 | an exit code or a signal alone | `WorkerExited`, since nobody knows more |
 //!
-//! **What the lease has on record** against what its ender found, such as a pod's telling ([`lease::known_better`]):
+//! **By what the lease has on record**, compared with what the caller that ends the lease has found, such as the
+//! failure that a pod gives ([`lease::known_better`]); the first row that applies counts:
 //!
 //! | | the lease's record | reason |
 //! |---|---|---|
-//! | 1 | a stop that its author recorded | the stop's: what a worker leaves behind after it was told to stop is the stop's doing |
-//! | 2 | a stop that the worker only guessed from a signal, and a proof of more than a mere exit | the proof's: a proof beats a guess |
-//! | 3 | a stop that the worker guessed, and nothing but an exit or silence | the guess: it is all that is known of the signal |
-//! | 4 | the worker never connected, and all that was found is an exit | `StartFailed`: there was nobody who could have exited |
-//! | 5 | the worker never connected within its time | what held its start up, if that was noted |
-//! | 6 | nothing of these | what was found: the proof's, or for silence `LeaseLapsed` or `StartFailed` |
+//! | 1 | a stop, recorded by whoever stops the worker | the stop's, since the worker would have finished its turns otherwise |
+//! | 2 | a stop that the worker only guessed from a signal; a proof was found that tells more than an exit | the proof's, since it beats a guess |
+//! | 3 | a stop that the worker guessed; nothing but an exit or silence was found | the guessed one, since nobody knows more of the signal |
+//! | 4 | the worker never connected; nothing but an exit was found | `StartFailed`, since no worker had begun to work |
+//! | 5 | the worker did not connect within its time | that of what held its start up, if it was noted |
+//! | 6 | anything else | that of what was found: the proof's; for silence `LeaseLapsed` or `StartFailed` |
 //!
-//! A worker's own word on its turn stands as it says, that of a worker which somebody else wrote too. There is one exception:
-//! that its program was killed by a signal is, while the worker is being stopped, that stop's doing ([`stop::explained`]).
+//! The reason that a worker reports for its turn is kept, also that of a worker which is not Lastword's own adapter.
+//! There is one exception: a report that the program was killed, made while the worker is being stopped, gets the
+//! stop's reason ([`stop::explained`]).
 
 mod signal;
 

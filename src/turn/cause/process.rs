@@ -1,4 +1,4 @@
-//! A process' end, and a worker process that was reaped by the runtime `process`.
+//! How a process ended, and why a worker process ended that the runtime `process` reaped.
 
 use std::fmt;
 
@@ -10,9 +10,9 @@ use crate::turn::terminal::{Exit, Failure};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProcessEnd {
     Exit(Exit),
-    /// Neither by a code nor by a signal; in the system's words.
+    /// It ended neither by an exit code nor by a signal; this is the system's description.
     Otherwise(String),
-    /// Its exit status could not be had; with the error, where there is one.
+    /// Its exit status could not be read; with the error, if there was one.
     Unknown(Option<String>),
 }
 
@@ -31,9 +31,9 @@ impl fmt::Display for ProcessEnd {
     }
 }
 
-/// Why a worker process ended. `out_of_memory`: the kernel killed in the worker's cgroup for want of memory. That explains a
-/// SIGKILL and every failing exit code, since a parent reports its killed child by a code of its own; neither a clean exit nor
-/// another signal, which somebody else sent.
+/// Why a worker process ended. `out_of_memory`: the kernel killed in the worker's cgroup for want of memory. That
+/// explains a SIGKILL, and every exit code but 0, since a parent reports its killed child by an exit code that it
+/// chooses. It explains neither an exit code 0 nor another signal, which somebody else sent.
 pub fn end(ended: &ProcessEnd, out_of_memory: bool, stderr: &str) -> Failure {
     let abnormal = match ended {
         ProcessEnd::Exit(Exit::Code(code)) => *code != 0,
@@ -45,7 +45,7 @@ pub fn end(ended: &ProcessEnd, out_of_memory: bool, stderr: &str) -> Failure {
     Failure::detailed(reason, detail)
 }
 
-/// A worker of an earlier run of this `lastword` process: it died with it.
+/// The failure of a worker that an earlier run of this `lastword` process had started. The worker died with that run.
 pub fn of_a_former_run() -> Failure {
     Failure::detailed(Reason::WorkerExited, "lastword was restarted")
 }

@@ -1,4 +1,4 @@
-//! The agent program, or the model server that an adapter runs: why its end is no reply.
+//! Why the end of an agent program, or of the model server that an adapter runs, is no reply.
 
 use std::fmt::Display;
 
@@ -10,8 +10,9 @@ use crate::turn::terminal::{Exit, Failure, Outcome};
 /// The exit code with which a shell says that its program was killed by SIGKILL: 128 and the signal's number.
 const SHELL_SAYS_KILLED: i32 = 128 + signal::KILL;
 
-/// What a program's end means for the turn that it worked on. `said`: it printed text that can be a reply.
-/// `out_of_memory`: the kernel killed for want of memory while it ran. `stderr`: the end of what it wrote there.
+/// What a program's end means for the turn that it worked on. `said`: the program printed text that can be a reply.
+/// `out_of_memory`: the kernel killed something for want of memory while the program ran. `stderr`: the end of what the
+/// program wrote to stderr.
 pub fn answer(ended: &ProcessEnd, said: bool, out_of_memory: bool, stderr: &str) -> Outcome {
     let success = *ended == ProcessEnd::Exit(Exit::Code(0));
     if success && said {
@@ -29,7 +30,7 @@ pub fn answer(ended: &ProcessEnd, said: bool, out_of_memory: bool, stderr: &str)
     Outcome::Error(failure)
 }
 
-/// Why a program that should not have ended did.
+/// Why a program ended that should not have. `out_of_memory` as for [`answer`].
 pub fn end(ended: &ProcessEnd, out_of_memory: bool) -> Failure {
     let (reason, what) = match ended {
         ProcessEnd::Exit(Exit::Code(SHELL_SAYS_KILLED)) if out_of_memory => {
@@ -47,8 +48,8 @@ pub fn end(ended: &ProcessEnd, out_of_memory: bool) -> Failure {
     Failure { exit, ..Failure::detailed(reason, what) }
 }
 
-/// Why a model server ended. It serves many turns, so whatever its exit code, it has left those in hand alone: that is
-/// the worker's end, not the agent's error.
+/// Why a model server ended. It serves many turns, and whatever its exit code, its end breaks off all of them. So the
+/// reason is `WorkerExited` and not `AgentError`.
 pub fn server_end(ended: &ProcessEnd, out_of_memory: bool) -> Failure {
     let failure = end(ended, out_of_memory);
     if failure.reason != Reason::AgentError {
@@ -57,44 +58,44 @@ pub fn server_end(ended: &ProcessEnd, out_of_memory: bool) -> Failure {
     Failure { reason: Reason::WorkerExited, ..failure }.with_message(Reason::WorkerExited.client_message())
 }
 
-/// A program that could not be started.
+/// The failure of a program that could not be started.
 pub fn not_started(program: &str, error: impl Display) -> Failure {
     Failure::detailed(Reason::StartFailed, format!("cannot start {program}: {error}"))
 }
 
-/// A model, or its server, gave no whole answer; `why` says what came instead.
+/// The failure of a turn to which the model, or its server, gave no whole answer. `why` says what came instead.
 pub fn no_answer(why: impl Into<String>) -> Failure {
     Failure::detailed(Reason::AgentError, why)
 }
 
-/// The output is longer than a turn's log may be.
+/// The failure of a turn whose output is longer than a turn's log may be.
 pub fn too_long() -> Failure {
     Failure::new(Reason::AgentError).with_message("the agent's output is too long")
 }
 
-/// Nobody took the output; `why` is the gateways' answer.
+/// The failure of a turn whose output no gateway took. `why` is a gateway's answer.
 pub fn output_refused(why: impl Into<String>) -> Failure {
     Failure::detailed(Reason::Internal, why)
 }
 
-/// The adapter itself failed while it ran the turn.
+/// The failure of a turn that the adapter itself could not run.
 pub fn adapter_failed(error: impl Display) -> Failure {
     Failure::detailed(Reason::Internal, format!("the adapter failed: {error}"))
 }
 
-/// The turn was to be answered together with one that was stopped.
+/// The failure of a turn that was to be answered together with another, which was cancelled.
 pub fn stopped_together() -> Failure {
     let message = "A message that was answered together with this one was cancelled. Send this one again.";
     Failure::new(Reason::AgentError).with_message(message)
 }
 
-/// The echo adapter was sent nothing but space.
+/// The failure of a turn in which the echo adapter was sent nothing but space.
 pub fn nothing_to_echo() -> Failure {
     Failure::new(Reason::AgentError).with_message("There is nothing to echo.")
 }
 
-/// A worker's word on a turn whose log ends at `log_end`. A reply without any output is none: nobody is shown an empty
-/// "done".
+/// The outcome that a worker reports for a turn whose log ends at `log_end`. A reply without output becomes an error,
+/// since nobody is to be shown an empty answer.
 pub fn reply(outcome: Outcome, log_end: u64) -> Outcome {
     match outcome {
         Outcome::Reply if log_end == 0 => {
@@ -104,7 +105,7 @@ pub fn reply(outcome: Outcome, log_end: u64) -> Outcome {
     }
 }
 
-/// `SIGSEGV (signal 11)`.
+/// A signal by name and number, as in `SIGSEGV (signal 11)`.
 fn named(signal: i32) -> String {
     match signal::name(signal) {
         Some(name) => format!("{name} (signal {signal})"),

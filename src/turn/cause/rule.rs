@@ -1,4 +1,4 @@
-//! Turns that a person, a limit or a rule of Lastword ends, and submissions that it refuses.
+//! Why turns end by a person, a limit or a rule of Lastword, and why Lastword refuses submissions.
 
 use std::fmt::Display;
 
@@ -36,7 +36,7 @@ pub fn rejected(message: impl Into<String>, detail: impl Into<String>) -> Failur
     Failure::detailed(Reason::GuardrailRejected, detail).with_message(message)
 }
 
-/// The turn is beyond its Agent's queue, which became shorter after it was armed.
+/// The turn has no place in its Agent's queue any more, whose limit was lowered after the turn was armed.
 pub fn shed() -> Failure {
     Failure::new(Reason::QuotaExceeded)
 }
@@ -46,26 +46,27 @@ pub fn agent_gone() -> Failure {
     Failure::new(Reason::AgentNotFound)
 }
 
-/// The turn's routing cannot be read, so nobody could be shown the outcome (`was`); that goes to operators.
+/// The turn's routing cannot be read (`why`), so nobody can be shown the turn's outcome (`was`). The detail tells
+/// operators both.
 pub fn unreadable(why: impl Display, was: impl Display) -> Failure {
     Failure::detailed(Reason::Internal, format!("{why}; the outcome was {was}"))
 }
 
-/// The database refused the content of the worker's word, which was a `was`.
+/// The database refused the content of a worker's reply or error. `was` says which of the two.
 pub fn unstorable(was: &str) -> Failure {
     Failure::detailed(Reason::Internal, format!("the database refused the content of the {was}"))
 }
 
-/// An AgentTurn whose spec no turn can be made of; `why` is for whoever wrote it.
+/// No turn can be made of an AgentTurn's spec; `why` is for whoever wrote the spec.
 pub fn unusable(why: impl Into<String>) -> Failure {
     Failure::new(refused(Refusal::Unusable)).with_message(why)
 }
 
-/// Why a submission arms no turn, for good.
+/// Why a submission arms no turn, now or when it is repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
     NoAgent,
-    /// The Agent's queue, or the conversation, has no place.
+    /// The Agent's queue is full, or the conversation has as many open turns as it may.
     Full,
     /// The message id, or the conversation, is already taken by something else.
     Taken,
@@ -73,7 +74,7 @@ pub enum Refusal {
     Unusable,
 }
 
-/// The reason that a refusal is told with.
+/// The reason of a refused submission.
 pub fn refused(refusal: Refusal) -> Reason {
     match refusal {
         Refusal::NoAgent => Reason::AgentNotFound,

@@ -1,6 +1,6 @@
 //! The names of signals.
 
-/// Two signals whose numbers Linux and the BSDs (macOS) number differently.
+/// The numbers of SIGBUS and SIGSYS, which differ between Linux and the BSDs (macOS).
 const BUS: i32 = if cfg!(target_os = "linux") { 7 } else { 10 };
 const SYS: i32 = if cfg!(target_os = "linux") { 31 } else { 12 };
 
@@ -27,5 +27,5 @@ pub(super) fn name(signal: i32) -> Option<&'static str> {
     })
 }
 
-/// The signal that the kernel sends for want of memory, and that nobody can catch.
+/// SIGKILL, which no process can catch. The kernel sends it to free memory.
 pub(super) const KILL: i32 = 9;

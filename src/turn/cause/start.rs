@@ -1,4 +1,4 @@
-//! A worker that cannot be started: refused by the API server, or not to be made as its Agent asks.
+//! Why a worker cannot be started: the API server refuses its pod, or it cannot be made as its Agent asks.
 
 use std::fmt::Display;
 
@@ -8,13 +8,14 @@ use crate::turn::terminal::Failure;
 /// What is in the way of a start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Obstacle {
-    /// It may pass by itself: the start waits until its deadline, and ends with this then.
+    /// The obstacle may pass by itself. The start waits until its deadline, and then ends with this failure.
     MayHeal(Failure),
-    /// The same start fails the same way: it ends now.
+    /// The same start would fail the same way again, so it ends now.
     ForGood(Failure),
 }
 
-/// Reads the API server's refusal of a pod. Kubernetes tells its reasons apart by words alone.
+/// Whether the API server's refusal of a pod may heal. Kubernetes gives the same status code for different causes, so
+/// the message is searched for known words.
 pub fn refused(code: u16, message: &str) -> Obstacle {
     let says = |words: &str| message.contains(words);
     let failure = |reason| Failure::detailed(reason, format!("the pod was refused (status {code}): {message}"));
@@ -22,11 +23,11 @@ pub fn refused(code: u16, message: &str) -> Obstacle {
         403 if says("exceeded quota") || says("status unknown for quota") => {
             Obstacle::MayHeal(failure(Reason::QuotaExceeded))
         }
-        // Our own rights, or a namespace whose ServiceAccount is not made yet.
+        // The controller lacks a right, or the namespace's ServiceAccount is not made yet.
         403 if says("cannot create resource") || says("error looking up service account") => {
             Obstacle::MayHeal(failure(Reason::StartFailed))
         }
-        // Our own token, or a proxy on the way: nothing that is wrong with the pod.
+        // The controller's own token, or a proxy on the way, is the cause. The pod is not.
         401 | 407 | 408 => Obstacle::MayHeal(failure(Reason::StartFailed)),
         400..=428 if code != 409 => Obstacle::ForGood(failure(Reason::StartFailed)),
         _ => Obstacle::MayHeal(failure(Reason::StartFailed)),
@@ -39,7 +40,7 @@ pub fn unanswered(why: impl Display) -> Obstacle {
     Obstacle::MayHeal(Failure::detailed(Reason::StartFailed, detail))
 }
 
-/// A pod, a command, a memory limit that cannot be made as the Agent asks; `why` says what is wrong with it.
+/// A pod, a command or a memory limit cannot be made as the Agent asks; `why` says what is wrong with it.
 pub fn impossible(why: impl Into<String>) -> Failure {
     Failure::detailed(Reason::StartFailed, why)
 }
@@ -49,12 +50,12 @@ pub fn name_taken(pod: &str) -> Failure {
     impossible(format!("a pod {pod} that is not of this start exists already"))
 }
 
-/// A start that was stopped while there was no pod yet.
+/// The start was stopped while there was no pod yet.
 pub fn stopped_before_made() -> Failure {
     impossible("it was stopped before its pod was made")
 }
 
-/// A start of which the fleet does not know whether its row was written.
+/// The fleet does not know whether the start's row was written.
 pub fn unsure() -> Failure {
     impossible("the database was away when the start was written")
 }

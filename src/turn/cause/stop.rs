@@ -1,4 +1,4 @@
-//! A worker that is stopped, on purpose or by a signal: what it leaves behind carries the stop's reason.
+//! Stops of a worker, on purpose or by a signal: the turns that the worker does not finish get the stop's reason.
 
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
@@ -8,15 +8,17 @@ use crate::turn::terminal::Failure;
 pub enum Stopper {
     /// The fleet's plan: the worker was idle, its Agent changed or is gone, or another conversation needs the place.
     Plan,
-    /// The process that runs the workers shuts down, and they with it.
+    /// The process that runs the workers shuts down and stops them.
     ShutDown,
-    /// Nobody: the process that ran it was restarted, and it is gone.
+    /// Nobody stopped the worker: the process that ran it was restarted, and the worker ended with it.
     Restart,
     /// The fleet takes back a start that was never carried out.
     Withdrawal,
-    /// Somebody who sent the worker a signal. The worker guesses: whoever stopped the pod, if it is one, records it soon.
+    /// Somebody sent the worker a signal, and the worker does not know why. In Kubernetes the controller, which sees
+    /// the pod, soon records the reason.
     Signal,
-    /// Somebody deleted the worker's pod; with the disruption that the pod names, if it does.
+    /// Somebody deleted the worker's pod. The reason is that of the disruption which the pod's status names, if it
+    /// names one.
     PodDeletion(Option<Reason>),
 }
 
@@ -31,12 +33,12 @@ pub fn reason(stopper: Stopper) -> Reason {
     }
 }
 
-/// Whether a worker's word on a turn may be a stop's doing: its program was killed, and it does not know by whom.
+/// Whether a stop may explain this failure: the agent's program was killed, and the worker cannot know who did it.
 pub fn may_explain(failure: &Failure) -> bool {
     failure.reason == Reason::WorkerExited
 }
 
-/// A worker's word that its program was killed: while the worker is being stopped, that is the stop's doing.
+/// Gives a worker's report that its program was killed the reason of the stop, if the worker is being stopped.
 pub fn explained(failure: Failure, stop: Option<Reason>) -> Failure {
     match stop.filter(|_| may_explain(&failure)) {
         Some(reason) => Failure { detail: failure.detail, ..Failure::new(reason) },

@@ -1,8 +1,8 @@
-//! One table: what has happened, and the reason, whether trying again can help, and the detail that follow.
+//! One table: what has happened, and what follows from it: the reason, whether trying again can help, and the detail.
 
 use super::container::ContainerEnd;
-use super::lease::{Ground, LeaseRecord, StartCause, Stop};
-use super::pod::Place;
+use super::lease::{Ground, LeaseRecord, LeaseStop, StartCause};
+use super::pod::PodPlace;
 use super::process::ProcessEnd;
 use super::start::Obstacle;
 use super::stop::Stopper;
@@ -156,13 +156,13 @@ fn process() {
         ("of a former run", process::of_a_former_run(), WorkerExited, YES, Some("lastword was restarted")),
     ]);
     use std::os::unix::process::ExitStatusExt;
-    // As wait(2) tells it: a code in the second byte, a signal in the first.
+    // wait(2) gives a code in the second byte of the status, a signal in the first.
     for (status, ended) in [(0, code(0)), (3 << 8, code(3)), (11, signal(11))] {
         assert_eq!(ProcessEnd::from(std::process::ExitStatus::from_raw(status)), ended);
     }
 }
 
-const PLACE: Place = Place { pod: "bot-1", node: Some("node-1") };
+const PLACE: PodPlace = PodPlace { pod: "bot-1", node: Some("node-1") };
 
 #[test]
 fn container() {
@@ -275,7 +275,7 @@ fn pod() {
         ("evicted", never("Evicted", None, pod::ended_by_kubelet("Evicted")), Evicted, YES, None),
         (
             "no node",
-            pod::not_scheduled(Place { node: None, ..PLACE }, Some("0/2 nodes")),
+            pod::not_scheduled(PodPlace { node: None, ..PLACE }, Some("0/2 nodes")),
             Unschedulable,
             YES,
             Some("pod bot-1: not scheduled: 0/2 nodes"),
@@ -313,7 +313,7 @@ fn pod() {
 
 #[test]
 fn start() {
-    // Whether it may heal, else it is for good; `None`: nothing is in the way.
+    // `true` in a row: the obstacle may heal; `false`: it is there for good. `None`: nothing is in the way.
     let held = |obstacle: Option<Obstacle>| match obstacle {
         Some(Obstacle::MayHeal(failure)) => Some((true, failure.reason)),
         Some(Obstacle::ForGood(failure)) => Some((false, failure.reason)),
@@ -407,7 +407,7 @@ fn lease() {
     use LeasePhase::{Draining, Live, Starting};
     let record = |phase, stop: Option<(Reason, bool)>| LeaseRecord {
         phase,
-        stop: stop.map(|(reason, recorded)| Stop { reason, recorded }),
+        stop: stop.map(|(reason, recorded)| LeaseStop { reason, recorded }),
         start: Some(StartCause { reason: Some(ImagePull), detail: Some("no such image".into()) }),
     };
     let found = |reason| Failure::detailed(reason, "found");
@@ -439,7 +439,7 @@ fn lease() {
         ),
         ("left behind by a newer version", lease::died_before(None, None), WorkerExited, YES, None),
         ("lost", lease::lost_by_worker(), AgentError, YES, Some("the worker was pushed the turn and does not hold it")),
-        // What the lease knows better.
+        // From here on the lease has a record: which of the two knows more, the lease or whoever ends it?
         ("live, exit", by_proof(Live, None, WorkerExited), WorkerExited, YES, Some("found")),
         ("live, proof", by_proof(Live, None, OutOfMemory), OutOfMemory, YES, Some("found")),
         ("live, silence", by_silence(Live, None, LeaseLapsed), LeaseLapsed, YES, Some("found")),

@@ -252,7 +252,7 @@ fn close(state: &mut GatewayState, finish: &Finish) {
 async fn heartbeat(State(shared): FakeState, Json(heartbeat): Json<Heartbeat>) -> Json<HeartbeatAnswer> {
     let mut state = shared.state();
     let push = state.owed(&heartbeat.turns);
-    // Finished turns are not among them: a worker that got no answer to its last word is to repeat it.
+    // Finished turns are not among those to stop, since a worker that got no answer to its last word is to repeat it.
     let stopped = |turn: &TurnId| state.turns.get(turn).is_none_or(|log| log.cancelled || log.handed_back);
     let stop = heartbeat.turns.iter().filter(|turn| stopped(turn)).copied().collect();
     state.heartbeats.push((Instant::now(), heartbeat.turns));

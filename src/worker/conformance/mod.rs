@@ -1,4 +1,5 @@
-//! `lastword worker conformance`: acts as a gateway, starts a worker in any language, and checks what it does.
+//! `lastword worker conformance`: acts as a gateway, starts a worker in any language, and checks that the worker keeps
+//! the worker protocol.
 
 mod bench;
 mod checks;

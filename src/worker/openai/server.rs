@@ -1,4 +1,5 @@
-//! A model server that the worker itself starts and watches: on one machine, where no container of a pod runs it.
+//! A model server that the worker itself starts and watches. Used outside Kubernetes; in a pod the model server is a
+//! container of its own.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -46,7 +47,7 @@ impl ModelServer {
                 () = process.exited() => {
                     let ended = process.wait().await.map_or(ProcessEnd::Unknown(None), ProcessEnd::from);
                     let _ = tell.send(Some(cause::program::server_end(&ended, oom::kills() > kills)));
-                    // The task lives on with the channel, so that those who ask later learn of it too.
+                    // The task keeps the sender alive, so that a later caller of `ended` still reads the failure.
                     stopped.cancelled().await;
                 }
                 () = stopped.cancelled() => drop(process.stop(GRACE).await),

@@ -41,7 +41,8 @@ pub(in crate::worker_port) async fn exchange_token(
         }
     })?;
     let reference = format!("{}/{}", pod.namespace, pod.name);
-    // A credential names its start, and only the store finds out which start the pod belongs to.
+    // The credential contains the start's id, which only the store can look up; so the store calls `hash` with the id,
+    // and `fresh` carries the credential out of that closure.
     let fresh = Mutex::new(None);
     let hash = |start| {
         let credential = Credential::new(start);
@@ -68,7 +69,7 @@ pub(in crate::worker_port) async fn exchange_token(
         (CredentialExchange::AlreadyConnected, _) => {
             tracing::warn!(
                 pod = reference,
-                "pod {reference} asked for another credential: not by its adapter, which has one"
+                "pod {reference} asked for another credential: the request did not come from its adapter, which already has one"
             );
             Err(Problem::new(StatusCode::GONE, "this pod has used its credential, and is given no other"))
         }

@@ -1,4 +1,4 @@
-//! What one rail is given, what it answers, and what can be wrong with it.
+//! What one guardrail is given, what it answers, and what can be wrong with it.
 
 use std::sync::Arc;
 
@@ -7,10 +7,10 @@ use serde_json::Value;
 use crate::egress::Outbound;
 use crate::secrets::Secrets;
 
-/// What rails need to call services: a client, and the Secrets that may hold their URLs. Cheap to clone.
+/// What guardrails need to call services: a client, and the Secrets that may hold their URLs. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Services {
-    /// With [`Reach::Cluster`](crate::egress::Reach::Cluster).
+    /// A client with [`Reach::Cluster`](crate::egress::Reach::Cluster).
     pub outbound: Outbound,
     pub secrets: Arc<dyn Secrets>,
 }
@@ -38,28 +38,28 @@ pub struct Input<'a> {
     pub platform_metadata: &'a Value,
 }
 
-/// What one rail says of a message.
-pub(super) enum RailAnswer {
+/// What one guardrail says of a message.
+pub(super) enum GuardrailAnswer {
     Allow,
-    /// With the webhook's own message for the client.
+    /// The agent may not see the message; with the webhook's own message for the client, if it gave one.
     Reject(Option<String>),
-    /// The rail could not decide; with the cause, for operators.
+    /// The guardrail could not decide. The cause is for operators.
     Broken(String),
 }
 
-/// What is wrong with a rail.
+/// What is wrong with a guardrail.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RailProblem {
-    /// Neither or both of the two kinds.
+pub enum GuardrailProblem {
+    /// Neither `cel` nor `webhook` is set, or both are.
     #[error("set exactly one of cel and webhook")]
     Kind,
     /// The CEL expression does not compile, or is refused for its names or size.
     #[error("cel: {0}")]
     Cel(String),
-    /// Not an http(s) URL.
+    /// The URL is not one of http or https.
     #[error("webhook.url: must be an http or https URL")]
     Url,
-    /// Neither or both sources of the URL.
+    /// The URL has neither of its two sources, or both.
     #[error("webhook: set exactly one of url and urlSecretRef")]
     UrlSource,
 }
