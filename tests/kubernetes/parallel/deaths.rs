@@ -40,10 +40,10 @@ async fn a_killed_program_is_told_by_its_adapter() {
 }
 
 /// The adapter tells it itself. The aim is 50 ms at the median; many rows share the cores here, so what is asserted is
-/// only that nothing but the adapter was waited for.
+/// only that nothing but the adapter was waited for: the pod lives on, and only the end of its lease would tell it then.
 fn fast(times: &Times) {
     let Some(p50) = times.client_p50() else { return };
-    assert!(p50.as_millis() < 1000, "a program's end is told by its adapter: {p50:?}");
+    assert!(p50.as_millis() < 5000, "a program's end is told by its adapter: {p50:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
