@@ -20,7 +20,7 @@ const FLOORS: [&[&str]; 10] = [
     &["turn"],
     // The ground: things that any program needs, and that know nothing of turns but their names.
     &["backoff", "every", "ids", "lines"],
-    &["leadership", "problem", "telemetry", "tls"],
+    &["leadership", "private", "problem", "telemetry", "tls"],
     &["child", "crd", "egress", "wire"],
     &["secrets", "store", "worker"],
     &["admin", "dispatch", "guard", "heartbeat", "sweep"],

@@ -53,6 +53,7 @@ pub mod lines;
 pub mod local;
 pub mod operator;
 pub mod post;
+pub mod private;
 pub mod problem;
 pub mod roles;
 pub mod secrets;

@@ -1,4 +1,4 @@
-//! Parses the command line, with defaults from `lastword.env`, and runs the role that it names.
+//! Parses the command line, for roles with defaults from `lastword.env`, and runs what it names.
 
 use std::process::ExitCode;
 
@@ -15,15 +15,11 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    let pairs = match cli::env_file::load_env_file(cli::env_file::ENV_FILE.as_ref()) {
-        Ok(pairs) => pairs,
+    let command = match cli::env_file::with_defaults(Cli::command(), std::env::args_os()) {
+        Ok(command) => command,
         Err(error) => return cli::report(&error.into()),
     };
-    let command = Cli::command();
-    for name in cli::env_file::unknown_names(&command, &pairs) {
-        eprintln!("note: {}: nothing reads {name}", cli::env_file::ENV_FILE);
-    }
-    let mut matches = cli::env_file::apply_env_file(command, &pairs).get_matches();
+    let mut matches = command.get_matches();
     match Cli::from_arg_matches_mut(&mut matches) {
         Ok(cli) => roles::run(cli.role),
         Err(error) => error.exit(),

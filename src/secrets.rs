@@ -10,12 +10,14 @@ use crate::crd::SecretKeyRef;
 /// The longest secret value that is accepted, in bytes. A longer one is an error.
 pub const MAX_SECRET_BYTES: usize = 64 * 1024;
 
-/// A Secret could not be read; trying again may help. The cause never holds a value.
+/// A Secret could not be read. The cause never holds a value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("cannot read Secret {name}: {cause}")]
 pub struct SecretError {
     pub name: String,
     pub cause: String,
+    /// Whether trying again may help: what holds the Secrets was away. Otherwise somebody has to change something.
+    pub passing: bool,
 }
 
 /// A place that holds Secrets: Kubernetes, or the environment of one machine.

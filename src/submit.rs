@@ -167,14 +167,13 @@ impl Submitter {
     }
 
     async fn try_verdict(&self, turn: &GuardedTurn, verdict: &GuardVerdict) -> Result<(), StoreError> {
-        match verdict {
-            GuardVerdict::Allow => self.store.pass_guarded_turn(turn.turn_id, self.gateway).await.map(drop),
-            GuardVerdict::Reject { message, detail } => {
-                let failure = rule::rejected(message.clone(), detail.clone());
-                // The rejection changes nothing if another replica has let the turn pass.
-                self.store.reject_guarded_turn(turn.turn_id, self.gateway, &failure).await.map(drop)
-            }
-        }
+        let failure = match verdict {
+            GuardVerdict::Allow => return self.store.pass_guarded_turn(turn.turn_id, self.gateway).await.map(drop),
+            GuardVerdict::Reject { message, detail } => rule::rejected(message.clone(), detail.clone()),
+            GuardVerdict::NotAsked { detail } => rule::not_asked(detail.clone()),
+        };
+        // This changes nothing if another replica has the hold now, and has let the turn pass.
+        self.store.reject_guarded_turn(turn.turn_id, self.gateway, &failure).await.map(drop)
     }
 
     /// Renews the guard hold again and again; returns when this replica no longer has it.

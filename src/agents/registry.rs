@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::crd::{AgentSpec, Scope};
@@ -16,6 +17,8 @@ const READ_SPACING: Duration = Duration::from_millis(50);
 
 /// An Agent that turns can be submitted to.
 pub struct ServedAgent {
+    /// What the rest was read from.
+    stored: Value,
     pub spec: AgentSpec,
     /// The guardrails of the spec, compiled.
     pub guards: Guards,
@@ -74,21 +77,29 @@ impl Agents {
         self.read(store, &mut read_began).await
     }
 
-    /// Reads the table, under the lock, so that an older reading never replaces a newer one. An Agent whose spec cannot be read
-    /// stays as it was read last.
+    /// Reads the table, under the lock, so that an older reading never replaces a newer one. An Agent whose spec has not changed
+    /// is not read again, so that its guardrails are compiled once. One whose spec cannot be read stays as it was read last.
     async fn read(&self, store: &Store, read_began: &mut Option<Instant>) -> Result<(), StoreError> {
         let began = Instant::now();
         let mut fresh = HashMap::new();
         for stored in store.agents().await? {
-            let key = (stored.namespace.clone(), stored.name.clone());
-            match ServedAgent::read(stored.spec) {
-                Ok(agent) => drop(fresh.insert(key, Arc::new(agent))),
-                Err(error) => {
-                    tracing::error!(agent = %stored.name, error, "the agent {} cannot be read", stored.name);
-                    if let Some(before) = self.get(&key.0, &key.1) {
-                        fresh.insert(key, before);
+            let before = self.get(&stored.namespace, &stored.name);
+            let agent = match before {
+                Some(before) if before.stored == stored.spec => Some(before),
+                before => match ServedAgent::read(stored.spec) {
+                    Ok(agent) => {
+                        // Many Agents may be new at once, and other tasks of this thread wait.
+                        tokio::task::yield_now().await;
+                        Some(Arc::new(agent))
                     }
-                }
+                    Err(error) => {
+                        tracing::error!(agent = %stored.name, error, "the agent {} cannot be read", stored.name);
+                        before
+                    }
+                },
+            };
+            if let Some(agent) = agent {
+                fresh.insert((stored.namespace, stored.name), agent);
             }
         }
         *self.known.write().unwrap_or_else(PoisonError::into_inner) = fresh;
@@ -98,10 +109,10 @@ impl Agents {
 }
 
 impl ServedAgent {
-    fn read(spec: Value) -> Result<Self, String> {
-        let spec: AgentSpec = serde_json::from_value(spec).map_err(|e| e.to_string())?;
+    fn read(stored: Value) -> Result<Self, String> {
+        let spec = AgentSpec::deserialize(&stored).map_err(|e| e.to_string())?;
         let guards = Guards::compile(&spec.guardrails).map_err(|e| e.to_string())?;
-        Ok(ServedAgent { spec, guards })
+        Ok(ServedAgent { stored, spec, guards })
     }
 
     /// How the Agent's turns are grouped onto workers.

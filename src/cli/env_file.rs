@@ -1,34 +1,83 @@
-//! `lastword.env`: defaults for flags, written by `lastword init`.
+//! `lastword.env` in the working directory: defaults for the flags of roles, written by `lastword init`.
 //!
 //! A line is `NAME=value`, where `NAME` is a flag's environment variable (`LASTWORD_DATABASE_URL`). A flag on the
 //! command line wins over the environment, and the environment over the file. The process's environment is not
 //! touched: changing it is unsound once there are threads.
+//!
+//! Anybody may put a file of this name into a directory in which somebody else works. So only commands that own such a
+//! directory read it ([`ROLES`]), and only a file of the user's own that nobody else may write. It names no program that is
+//! run, and no gateway that a key is sent to: clients (`chat`, `turns`) read [`client_file`](super::client_file).
 
 use std::ffi::OsString;
-use std::io;
 use std::path::{Path, PathBuf};
 
-use clap::Command;
+use clap::{Command, ValueHint};
 
-/// The name of the file, which every role reads in its working directory.
+use crate::private::{self, Others, PrivateError};
+
+/// The name of the file.
 pub const ENV_FILE: &str = "lastword.env";
+/// The commands that read it.
+pub const ROLES: [&str; 5] = ["dev", "gateway", "controller", "migrate", "keys"];
+/// What is the clients' own: a gateway's URL, and the key for it.
+const OF_CLIENTS: [&str; 2] = ["LASTWORD_GATEWAY_URL", "LASTWORD_API_KEY"];
 
 /// What is wrong with the file.
 #[derive(Debug, thiserror::Error)]
 pub enum EnvFileError {
     #[error("{file} line {line}: {what}; a line is NAME=value, a comment starts with #")]
     Line { file: PathBuf, line: usize, what: &'static str },
-    #[error("cannot read {file}: {source}")]
-    Read { file: PathBuf, source: io::Error },
+    #[error("{file}: {name} says which programs to run, and is not taken from a file; set it in the environment")]
+    Program { file: PathBuf, name: String },
+    #[error(transparent)]
+    Private(#[from] PrivateError),
 }
 
 /// Reads the file. A file that does not exist counts as an empty one.
+///
+/// # Errors
+/// If it may be somebody else's work, or a line is none.
 pub fn load_env_file(file: &Path) -> Result<Vec<(String, String)>, EnvFileError> {
-    match std::fs::read_to_string(file) {
-        Ok(text) => parse_env_file(&text).map_err(|(line, what)| EnvFileError::Line { file: file.into(), line, what }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(source) => Err(EnvFileError::Read { file: file.into(), source }),
+    let Some(text) = private::read(file, Others::MayRead)? else { return Ok(Vec::new()) };
+    parse_env_file(&text).map_err(|(line, what)| EnvFileError::Line { file: file.into(), line, what })
+}
+
+/// The command as this process runs it, `arguments` being its command line: with the defaults of the file in the working
+/// directory, if it is a role's. What is odd in the file is told on stderr.
+///
+/// # Errors
+/// As [`load_env_file`], and if the file names a program.
+pub fn with_defaults(command: Command, mut arguments: impl Iterator<Item = OsString>) -> Result<Command, EnvFileError> {
+    // No flag stands before the subcommand.
+    let role = arguments.nth(1).filter(|first| ROLES.iter().any(|role| first == role));
+    if role.is_none() {
+        return Ok(command);
     }
+    let file = Path::new(ENV_FILE);
+    let mut pairs = load_env_file(file)?;
+    for name in unknown_names(&command, &pairs) {
+        eprintln!("note: {ENV_FILE}: nothing reads {}", super::text::printable(name));
+    }
+    if let Some(name) = program_names(&command).into_iter().find(|name| pairs.iter().any(|(found, _)| found == name)) {
+        return Err(EnvFileError::Program { file: file.into(), name });
+    }
+    pairs.retain(|(name, _)| {
+        let of_clients = OF_CLIENTS.contains(&name.as_str());
+        if of_clients {
+            eprintln!(
+                "note: {ENV_FILE}: {name} is for clients, which do not read this file; see `lastword init --help`"
+            );
+        }
+        !of_clients
+    });
+    Ok(apply_env_file(command, &pairs))
+}
+
+/// The variables that say which programs to run: those of flags with this hint.
+fn program_names(command: &Command) -> Vec<String> {
+    let own = command.get_arguments().filter(|arg| arg.get_value_hint() == ValueHint::ExecutablePath);
+    let own = own.filter_map(|arg| Some(arg.get_env()?.to_string_lossy().into_owned()));
+    own.chain(command.get_subcommands().flat_map(program_names)).collect()
 }
 
 /// Reads `NAME=value` lines. A value may stand in single or double quotes, which are removed; nothing inside is

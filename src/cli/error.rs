@@ -5,6 +5,8 @@ use std::process::ExitCode;
 use console::style;
 use serde::Deserialize;
 
+use super::print::labelled;
+
 /// An error response of the gateway: RFC 9457 problem details.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -69,7 +71,7 @@ impl ClientError {
             }
             ClientError::Invalid(_) => None,
             ClientError::Problem(problem) => match problem.status {
-                401 => Some("set --api-key (LASTWORD_API_KEY); `lastword keys create` makes one".into()),
+                401 => Some("set --api-key (LASTWORD_API_KEY); `lastword keys create --save` makes one".into()),
                 403 => Some("this call needs an operator's key (`lastword keys create --role operator`)".into()),
                 410 => Some("its turns are past their retention; start again without a cursor".into()),
                 429 => Some(match problem.retry_after {
@@ -92,6 +94,8 @@ pub enum CliError {
     Store(#[from] crate::store::keys::KeyError),
     #[error(transparent)]
     Probe(#[from] crate::store::probe::ProbeError),
+    #[error(transparent)]
+    Private(#[from] crate::private::PrivateError),
     #[error(transparent)]
     EnvFile(#[from] super::env_file::EnvFileError),
     /// The command line asks for something that is not possible.
@@ -121,10 +125,17 @@ impl CliError {
 /// Prints a command's failure and its hint on stderr, and gives the exit code, 1.
 pub fn report(error: &CliError) -> ExitCode {
     if !error.is_broken_pipe() {
-        eprintln!("{} {error}", style("error:").for_stderr().red().bold());
+        fail(&error.to_string());
         if let Some(hint) = error.hint() {
-            eprintln!("{} {hint}", style("hint:").for_stderr().dim());
+            // Where stderr is gone, there is nobody to tell.
+            let _ = labelled(&mut std::io::stderr(), &style("hint:").for_stderr().dim(), &hint);
         }
     }
     ExitCode::FAILURE
+}
+
+/// Prints why a command failed, in words that may be a server's.
+pub fn fail(why: &str) {
+    // Where stderr is gone, there is nobody to tell.
+    let _ = labelled(&mut std::io::stderr(), &style("error:").for_stderr().red().bold(), why);
 }

@@ -1,23 +1,29 @@
-//! `lastword init`: asks which database to use, and writes the answer to `lastword.env`, which every role reads.
+//! `lastword init`: asks which database to use, and writes the answer to `lastword.env`, which roles read in their working
+//! directory. Where the user has none yet, it also writes the file of clients, with the gateway that listens here.
 
-use std::fs::OpenOptions;
 use std::io::{self, IsTerminal, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use console::style;
 
+use super::client_file::{self, SavedGateway};
 use super::env_file::ENV_FILE;
 use super::error::CliError;
+use crate::private;
 use crate::store::probe;
+use crate::store::server::{ConnectOptions, in_cleartext};
 
 /// Where an embedded database lives, unless told otherwise.
 const EMBEDDED: &str = ".lastword";
 
 /// Choose the database and write the choice to ./lastword.env.
 ///
-/// Every role reads that file in its working directory; flags and the environment win over it.
+/// `dev`, `gateway`, `controller`, `migrate` and `keys` read that file in their working directory, if it is the user's own and
+/// nobody else may write it; flags and the environment win over it. It names no programs (--postgres-bin, --cache-dir).
+/// Clients (`chat`, `turns`) read ~/.config/lastword/client.env alone: a gateway's URL, and the key for it. That is written
+/// too, if there is none.
 #[derive(Debug, Clone, clap::Args)]
 pub struct InitArgs {
     /// Use this Postgres (15 or newer): `postgres://USER:PASSWORD@HOST/DATABASE`. It is asked for its version first.
@@ -27,9 +33,12 @@ pub struct InitArgs {
     /// Use an embedded Postgres whose data lives in this directory [default directory: .lastword].
     #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = EMBEDDED, conflicts_with = "database_url")]
     pub embedded: Option<PathBuf>,
+    /// Use that Postgres though the connection may be in cleartext, and is to another machine.
+    #[arg(long)]
+    pub allow_cleartext: bool,
     /// Where the gateway listens for clients.
     #[arg(long, value_name = "ADDRESS")]
-    pub gateway_listen: Option<std::net::SocketAddr>,
+    pub gateway_listen: Option<SocketAddr>,
     /// Ask nothing; an embedded database, unless another is named.
     #[arg(long, short)]
     pub yes: bool,
@@ -47,7 +56,7 @@ enum DatabaseChoice {
 /// Runs `lastword init` in the working directory.
 pub async fn run(args: InitArgs) -> Result<ExitCode, CliError> {
     let file = Path::new(ENV_FILE);
-    if file.exists() && !args.force {
+    if file.symlink_metadata().is_ok() && !args.force {
         return Err(CliError::Usage(format!("{ENV_FILE} exists; --force replaces it")));
     }
     let database = match (args.database_url, args.embedded) {
@@ -61,18 +70,33 @@ pub async fn run(args: InitArgs) -> Result<ExitCode, CliError> {
     };
     let value = match database {
         DatabaseChoice::External(url) => {
+            let options: ConnectOptions =
+                url.parse().map_err(|error| CliError::Usage(format!("the database's URL: {error}")))?;
+            if let Some(host) = in_cleartext(&options).filter(|_| !args.allow_cleartext) {
+                return Err(CliError::Usage(format!(
+                    "the connection to Postgres at {host} may be in cleartext: say sslmode=verify-full in its URL, or allow \
+                     it with --allow-cleartext"
+                )));
+            }
             println!("connected: Postgres {}", probe::version(&url).await?);
             url
         }
         DatabaseChoice::Embedded(dir) => absolute(&dir)?,
     };
     let mut pairs = vec![("LASTWORD_DATABASE_URL", value)];
+    if args.allow_cleartext {
+        pairs.push(("LASTWORD_ALLOW_CLEARTEXT", "true".into()));
+    }
     if let Some(listen) = args.gateway_listen {
         pairs.push(("LASTWORD_LISTEN", listen.to_string()));
     }
     write(file, &contents(&pairs)?, args.force)?;
     println!("wrote {}", style(ENV_FILE).bold());
-    println!("{}", style("next: `lastword dev` runs everything here; `lastword keys create NAME` makes a key").dim());
+    name_gateway(args.gateway_listen)?;
+    println!(
+        "{}",
+        style("next: `lastword dev` runs everything here; `lastword keys create NAME --save` makes a key").dim()
+    );
     Ok(ExitCode::SUCCESS)
 }
 
@@ -130,21 +154,29 @@ fn contents(pairs: &[(&str, String)]) -> Result<String, CliError> {
     Ok(text)
 }
 
-/// Writes the file, which only its owner may read, since the URL may hold a password. An old file is replaced by a rename,
-/// so that it is replaced as a whole or not at all.
+/// Writes the file, which only its owner may read, since the URL may hold a password.
 fn write(file: &Path, text: &str, replace: bool) -> Result<(), CliError> {
-    let failed = |source| CliError::Io { doing: format!("write {}", file.display()), source };
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(0o600);
-    if !replace {
-        let mut new = options.open(file).map_err(failed)?;
-        return new.write_all(text.as_bytes()).map_err(failed);
+    if replace {
+        return Ok(private::write(file, text)?);
     }
-    let next = file.with_extension("env.next");
-    let _ = std::fs::remove_file(&next); // a former run that was killed may have left it
-    let mut new = options.open(&next).map_err(failed)?;
-    new.write_all(text.as_bytes()).map_err(failed)?;
-    std::fs::rename(&next, file).map_err(failed)
+    let failed = |source| CliError::Io { doing: format!("write {}", file.display()), source };
+    private::create(file)?.write_all(text.as_bytes()).map_err(failed)
+}
+
+/// Writes the clients' file, unless the user has one: it may name another gateway, with a key.
+fn name_gateway(listen: Option<SocketAddr>) -> Result<(), CliError> {
+    let Some(file) = client_file::path() else { return Ok(()) };
+    if file.symlink_metadata().is_ok() {
+        println!("{}", style(format!("{} stays as it is", file.display())).dim());
+        return Ok(());
+    }
+    let listen = listen.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)));
+    let host = if listen.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { listen.ip() };
+    let gateway = format!("http://{}", SocketAddr::new(host, listen.port()));
+    let gateway = gateway.parse().map_err(|error| CliError::Usage(format!("{gateway}: {error}")))?;
+    client_file::write(&file, &SavedGateway { gateway, api_key: None })?;
+    println!("wrote {}", style(file.display()).bold());
+    Ok(())
 }
 
 #[cfg(test)]

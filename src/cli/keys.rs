@@ -1,20 +1,22 @@
 //! `lastword keys`: makes, lists and revokes API keys, directly in the database. No API makes keys: whoever can connect to
 //! the database may.
 
-use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use console::style;
 use time::OffsetDateTime;
+use url::Url;
 use uuid::Uuid;
 
+use super::args::LOCAL_GATEWAY;
+use super::client_file::{self, SavedGateway};
 use super::error::CliError;
-use super::print::{PrintFormat, columns, print_json};
-use super::text::{age, between, one_line};
+use super::print::{self, PrintFormat, columns, print_json};
+use super::text::{age, between, one_line, printable};
+use crate::private::{self, Others};
 use crate::store::Pool;
 use crate::store::keys::{self, KeyInfo, KeyRole, NewKey};
 
@@ -69,9 +71,15 @@ pub struct CreateArgs {
     #[arg(long, short, env = "LASTWORD_OUTPUT", value_name = "FORMAT", default_value = "table")]
     pub output: PrintFormat,
     /// Write it to this file as `LASTWORD_API_KEY=…` in place of printing it; the file is new, and its owner's alone.
-    /// A `lastword.env` serves commands that run in its directory.
     #[arg(long, value_name = "FILE")]
     pub to: Option<PathBuf>,
+    /// Write it, with its gateway's URL, to ~/.config/lastword/client.env in place of printing it: `chat` and `turns` read
+    /// that file. What was in it is replaced.
+    #[arg(long, conflicts_with = "to")]
+    pub save: bool,
+    /// The gateway that the saved key is for [default: that of the file, else http://127.0.0.1:8080].
+    #[arg(long, env = "LASTWORD_GATEWAY_URL", value_name = "URL")]
+    pub gateway: Option<Url>,
 }
 
 /// Runs `lastword keys`.
@@ -95,33 +103,48 @@ async fn create(args: CreateArgs, pool: &Pool) -> Result<(), CliError> {
         valid_for: args.expires_in,
     };
     // The file is made before the key: a key that cannot be written down is of no use.
-    let mut file = args.to.as_deref().map(create_private).transpose()?;
+    let mut file = args.to.as_deref().map(private::create).transpose()?;
+    let saving = args.save.then(|| saving(args.gateway)).transpose()?;
     let (info, key) = keys::create(pool, &new).await?;
     if let Some(file) = &mut file {
         return Ok(writeln!(file, "LASTWORD_API_KEY={}", key.reveal())?);
     }
+    if let Some((file, gateway)) = saving {
+        client_file::write(&file, &SavedGateway { gateway: gateway.clone(), api_key: Some(key.reveal()) })?;
+        let said = format!("key {} for {gateway} is in {}", info.id, file.display());
+        return Ok(print::line(&mut io::stderr(), &said)?);
+    }
     if args.output == PrintFormat::Json {
         let mut value = serde_json::to_value(&info).map_err(io::Error::from)?;
         value["key"] = key.reveal().into();
-        return print_json(&value);
+        return Ok(print_json(&value)?);
     }
     let KeyInfo { user, role, organization, .. } = &info;
-    eprintln!(
-        "{}",
-        style(format!("key {} of {role} {user} in {organization}; it is shown this once:", info.id)).for_stderr().dim()
-    );
+    let said = format!("key {} of {role} {user} in {organization}; it is shown this once:", info.id);
+    eprintln!("{}", style(printable(&said)).for_stderr().dim());
     Ok(writeln!(io::stdout(), "{}", key.reveal())?)
 }
 
-/// Makes a file that only its owner may read; one that is there already is an error.
-fn create_private(path: &Path) -> Result<File, CliError> {
-    let opened = File::options().write(true).create_new(true).mode(0o600).open(path);
-    opened.map_err(|source| CliError::Io { doing: format!("create {}", path.display()), source })
+/// The clients' file, and the gateway to write into it. Its directory is there afterwards.
+fn saving(gateway: Option<Url>) -> Result<(PathBuf, Url), CliError> {
+    let file =
+        client_file::path().ok_or_else(|| CliError::Usage("no home directory to save it in; use --to FILE".into()))?;
+    if let Some(directory) = file.parent() {
+        private::directory(directory, Others::MayRead)?;
+    }
+    let gateway = match gateway {
+        Some(gateway) => gateway,
+        None => match client_file::read(&file)? {
+            Some(saved) => saved.gateway,
+            None => LOCAL_GATEWAY.parse().map_err(|error| CliError::Usage(format!("{LOCAL_GATEWAY}: {error}")))?,
+        },
+    };
+    Ok((file, gateway))
 }
 
 fn list(keys: &[KeyInfo], output: PrintFormat) -> Result<(), CliError> {
     if output == PrintFormat::Json {
-        return print_json(&serde_json::json!({"keys": keys}));
+        return Ok(print_json(&serde_json::json!({"keys": keys}))?);
     }
     if keys.is_empty() {
         eprintln!("no keys; `lastword keys create NAME` makes one");
@@ -184,16 +207,6 @@ fn duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_key_file_is_new_and_private() {
-        use std::os::unix::fs::PermissionsExt;
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("lastword.env");
-        let made = create_private(&path).unwrap();
-        assert_eq!(made.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(create_private(&path).is_err(), "a file that is there is not written over");
-    }
 
     #[test]
     fn durations() {

@@ -7,6 +7,7 @@
 mod args;
 pub mod chat;
 pub mod client;
+pub mod client_file;
 pub mod env_file;
 mod error;
 pub mod init;
@@ -19,5 +20,5 @@ pub mod turns;
 pub mod types;
 
 pub use args::ClientArgs;
-pub use error::{ApiProblem, CliError, ClientError, report};
+pub use error::{ApiProblem, CliError, ClientError, fail, report};
 pub use print::PrintFormat;

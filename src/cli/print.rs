@@ -1,11 +1,13 @@
-//! How commands print their results: tables as kubectl's, or JSON.
+//! How commands print: tables as kubectl's, JSON, and lines. What a server, a database or an agent said is printed here, or has
+//! gone through [`printable`], so that a terminal obeys none of it.
 
 use std::io::{self, Write};
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
+use console::StyledObject;
 
-use super::error::CliError;
+use super::text::{printable, printable_json};
 
 /// How a command prints its result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -31,8 +33,17 @@ pub(super) fn columns(headings: &[&str], rows: impl IntoIterator<Item = Vec<Stri
 }
 
 /// Prints indented JSON on stdout, with a newline at the end.
-pub(super) fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
-    let mut out = io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, value).map_err(io::Error::from)?;
-    Ok(writeln!(out)?)
+pub(super) fn print_json(value: &impl serde::Serialize) -> io::Result<()> {
+    let json = serde_json::to_string_pretty(value).map_err(io::Error::from)?;
+    writeln!(io::stdout(), "{}", printable_json(&json))
+}
+
+/// Prints a line of text that may be somebody else's.
+pub(super) fn line(out: &mut impl Write, text: &str) -> io::Result<()> {
+    writeln!(out, "{}", printable(text))
+}
+
+/// Prints a line of text that may be somebody else's behind a word of ours.
+pub(super) fn labelled(out: &mut impl Write, label: &StyledObject<&str>, text: &str) -> io::Result<()> {
+    writeln!(out, "{label} {}", printable(text))
 }

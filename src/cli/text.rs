@@ -5,14 +5,44 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
-/// Removes from somebody else's text what a terminal would obey: escape sequences and control characters. Newlines and
-/// tabs stay.
+/// Removes from somebody else's text what a terminal would obey: escape sequences, and characters that are
+/// [`obeyed`].
 pub fn printable(text: &str) -> Cow<'_, str> {
-    let obeyed = |c: char| c.is_control() && c != '\n' && c != '\t';
     if !text.contains(obeyed) {
         return Cow::Borrowed(text);
     }
     Cow::Owned(console::strip_ansi_codes(text).replace(obeyed, ""))
+}
+
+/// JSON text in which every character that a terminal would obey is written as an escape (`\u202e`), so that it means the same
+/// to a program, and nothing to a terminal.
+pub fn printable_json(json: &str) -> Cow<'_, str> {
+    if !json.contains(obeyed) {
+        return Cow::Borrowed(json);
+    }
+    // Outside of strings, JSON has no such character.
+    let mut escaped = String::with_capacity(json.len() + 16);
+    for c in json.chars() {
+        if obeyed(c) {
+            c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| escaped.push_str(&format!("\\u{unit:04x}")));
+        } else {
+            escaped.push(c);
+        }
+    }
+    Cow::Owned(escaped)
+}
+
+/// Whether a terminal obeys a character in place of showing it: control characters (but newlines and tabs), those that change
+/// the direction of writing, by which a text looks like another, and those that are never seen.
+fn obeyed(c: char) -> bool {
+    match c {
+        '\n' | '\t' => false,
+        // The Arabic letter mark, and the marks, embeddings, overrides and isolates of direction.
+        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{206f}' => true,
+        // Separators of lines and paragraphs, the byte order mark, annotations, tags.
+        '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}' => true,
+        _ => c.is_control(),
+    }
 }
 
 /// [`printable`] text in one line of at most `width` columns.
@@ -67,8 +97,20 @@ mod tests {
     fn a_terminal_is_told_nothing_but_text() {
         assert_eq!(printable("a\tb\n\u{e4}"), "a\tb\n\u{e4}");
         assert_eq!(printable("\u{1b}[31mred\u{1b}[0m\r\n\u{7}\u{1b}]0;title\u{7}x\u{9b}2Jy"), "red\nxy");
+        assert_eq!(printable("a\u{202e}b\u{2066}c\u{200f}d\u{feff}e\u{e0041}f\u{7f}\u{85}\u{2028}g"), "abcdefg");
+        assert_eq!(printable("\u{1f469}\u{200d}\u{1f4bb} \u{5d0}\u{5d1}"), "\u{1f469}\u{200d}\u{1f4bb} \u{5d0}\u{5d1}");
         assert_eq!(one_line("  a\n\n b\u{1b}[2J ", 40), "a b");
         assert_eq!(one_line("abcdef", 4), "abc\u{2026}");
+    }
+
+    #[test]
+    fn json_means_the_same_and_is_nothing_but_text() {
+        let value = serde_json::json!({"a\u{202e}": "\u{1b}]0;t\u{7}\u{9b}2J\u{7f}\u{e0041}\n", "b": "\u{e4}"});
+        for json in [value.to_string(), serde_json::to_string_pretty(&value).unwrap()] {
+            let text = printable_json(&json);
+            assert!(!text.contains(obeyed) && text.contains("\\u202e") && text.contains('\u{e4}'), "{text}");
+            assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
+        }
     }
 
     #[test]

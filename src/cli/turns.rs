@@ -11,7 +11,7 @@ use time::format_description::well_known::Rfc3339;
 use super::args::ClientArgs;
 use super::client::ApiClient;
 use super::error::CliError;
-use super::print::{PrintFormat, columns, print_json};
+use super::print::{self, PrintFormat, columns, print_json};
 use super::text::{age, between, one_line, printable, took};
 use super::types::{TurnFilter, TurnRecord};
 use crate::turn::keys::TurnId;
@@ -126,7 +126,7 @@ async fn list(client: &ApiClient, args: ListArgs) -> Result<(), CliError> {
     }
     records.truncate(args.limit as usize);
     if args.output == PrintFormat::Json {
-        return print_json(&serde_json::json!({"turns": records, "next": next}));
+        return Ok(print_json(&serde_json::json!({"turns": records, "next": next}))?);
     }
     if records.is_empty() {
         eprintln!("no turns");
@@ -181,10 +181,10 @@ fn row(record: &TurnRecord, wide: bool, now: OffsetDateTime) -> Vec<String> {
 
 fn show(records: &[TurnRecord], output: PrintFormat) -> Result<(), CliError> {
     if output == PrintFormat::Json {
-        return match records {
+        return Ok(match records {
             [record] => print_json(record),
             _ => print_json(&records),
-        };
+        }?);
     }
     let mut out = io::stdout().lock();
     for (at, record) in records.iter().enumerate() {
@@ -250,17 +250,16 @@ fn instant(at: OffsetDateTime) -> String {
 
 fn cancelled(record: &TurnRecord, output: PrintFormat) -> Result<(), CliError> {
     if output == PrintFormat::Json {
-        return print_json(record);
+        return Ok(print_json(record)?);
     }
     let turn = record.turn_id;
-    let mut out = io::stdout().lock();
-    match &record.error {
-        Some(error) if error.reason == "Cancelled" => writeln!(out, "turn {turn} is cancelled")?,
-        Some(error) => writeln!(out, "turn {turn} had ended before: {} ({})", record.phase, printable(&error.reason))?,
-        None if record.is_open() => writeln!(out, "turn {turn} is still {}", record.phase)?,
-        None => writeln!(out, "turn {turn} had ended before: {}", record.phase)?,
-    }
-    Ok(())
+    let said = match &record.error {
+        Some(error) if error.reason == "Cancelled" => format!("turn {turn} is cancelled"),
+        Some(error) => format!("turn {turn} had ended before: {} ({})", record.phase, error.reason),
+        None if record.is_open() => format!("turn {turn} is still {}", record.phase),
+        None => format!("turn {turn} had ended before: {}", record.phase),
+    };
+    Ok(print::line(&mut io::stdout(), &said)?)
 }
 
 #[cfg(test)]

@@ -32,7 +32,26 @@ pub struct GatewayArgs {
     pub max_streams: usize,
 }
 
+/// Workers, and other replicas, would be served in cleartext on other machines.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "workers would connect to {0} in cleartext, with their credentials: name a certificate with --worker-tls-cert and \
+     --worker-tls-key, or allow it with --allow-cleartext (LASTWORD_ALLOW_CLEARTEXT)"
+)]
+pub struct CleartextWorkers(SocketAddr);
+
 impl GatewayArgs {
+    /// Refuses a worker port that other machines reach in cleartext.
+    ///
+    /// # Errors
+    /// If it listens beyond this machine without TLS, and that is not allowed.
+    pub fn check_cleartext(&self, has_tls: bool, allowed: bool) -> Result<(), CleartextWorkers> {
+        if has_tls || allowed || self.worker_listen.ip().is_loopback() {
+            return Ok(());
+        }
+        Err(CleartextWorkers(self.worker_listen))
+    }
+
     /// The configuration that these flags describe. `workers` is the address that the worker port was bound to: with port 0
     /// the kernel chose it.
     pub fn config(&self, workers: SocketAddr, worker_tls: Option<WorkerTls>) -> GatewayConfig {

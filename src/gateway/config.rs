@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::auth::AuthMode;
 use crate::egress::Egress;
+use crate::guard::Evaluators;
 use crate::secrets::{NoSecrets, Secrets};
 use crate::tls::Renewed;
 use crate::worker_port::identity::Reviewer;
@@ -35,6 +36,8 @@ pub struct GatewayConfig {
     pub egress: Egress,
     /// Where the Secrets are read that hold these webhooks' URLs.
     pub secrets: Arc<dyn Secrets>,
+    /// The processes that evaluate guardrails' expressions.
+    pub evaluators: Evaluators,
 }
 
 /// TLS on the worker port, which workers and other replicas connect to.
@@ -61,6 +64,7 @@ impl Default for GatewayConfig {
             shutdown_grace: Duration::from_secs(5),
             egress: Egress::default(),
             secrets: Arc::new(NoSecrets),
+            evaluators: Evaluators::default(),
         }
     }
 }

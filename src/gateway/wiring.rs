@@ -4,13 +4,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::auth::{Auth, AuthMode};
 use super::config::{GatewayConfig, WorkerTls};
-use super::notices::NoticeRouter;
+use super::notices::{self, NoticeRouter};
 use super::{Gateway, router, serve};
 use crate::agents::Agents;
 use crate::dispatch::follow::{self, Follower};
@@ -106,7 +106,7 @@ async fn gateway(
         tracing::warn!(%error, "the agents are not known yet; they are read when the database is back");
     }
     let outbound = Outbound::new(config.egress.clone(), Reach::Cluster)?;
-    let services = Services { outbound, secrets: config.secrets.clone() };
+    let services = Services::new(outbound, config.secrets.clone(), config.evaluators.clone());
     let submitter = Submitter { store: store.clone(), agents: agents.clone(), gateway: streams.gateway, services };
     Ok(Gateway {
         auth: Auth::new(config.auth, store.clone()),
@@ -139,6 +139,10 @@ fn spawn_loops(
         delivery::poll(store.clone(), subscriptions.clone(), shutdown.clone()),
     ));
     tasks.spawn(watched("the guarding of waiting turns", submitter.clone().reguard(shutdown.clone())));
-    let notices = NoticeRouter { gateway: gateway.clone(), subscriptions };
+    let agents_changed = Arc::new(Notify::new());
+    let readings =
+        notices::refresh_agents(gateway.agents.clone(), store.clone(), agents_changed.clone(), shutdown.clone());
+    tasks.spawn(watched("the reading of Agents", readings));
+    let notices = NoticeRouter { gateway: gateway.clone(), subscriptions, agents_changed };
     tasks.spawn(watched("hearing notices", notices.run(shutdown.clone())));
 }

@@ -1,29 +1,18 @@
 //! Guardrails in CEL: one expression over the message; true lets the message pass.
 //!
-//! An evaluation cannot be interrupted, so it is bounded in three ways. When an expression is compiled, its length, its
-//! depth and the nesting of its loops are limited, and it may name known variables only. When it is evaluated, on a thread
-//! of its own, the result is awaited for [`TIMEOUT`]; after that the guardrail is broken, while the thread runs on to the end of
-//! the expression. And of all Agents together, [`MAX_RUNNING`] evaluations run at a time, those that nobody awaits any more
-//! included; a guardrail that gets no place in time is broken.
-//!
-//! The thread is not one of tokio's blocking pool: a runtime that shuts down waits for those, so that a slow expression
-//! would hold up the drain of a gateway. To start a thread takes some 20 µs.
+//! Here is what an expression may be, and how one is evaluated. When it is compiled, its length, its depth and the nesting of
+//! its loops are limited, and it may name known variables only. That does not bound the work of an evaluation, and an
+//! evaluation cannot be interrupted. So expressions are evaluated in processes of their own, which can be killed: see
+//! [`evaluators`](super::evaluators).
 
 use std::sync::{Arc, LazyLock};
-use std::time::Duration;
 
 use cel::common::ast::{EntryExpr, Expr, IdedExpr};
 use cel::{Context, Env, Program, Value};
-use tokio::sync::{Semaphore, oneshot};
-
-use super::guardrail::{GuardrailAnswer, Input};
+use serde::{Deserialize, Serialize};
 
 /// The longest expression, in bytes.
 pub const MAX_SOURCE_BYTES: usize = 2048;
-/// The time for one evaluation, waiting for a place included.
-pub const TIMEOUT: Duration = Duration::from_secs(1);
-/// The most evaluations at a time in this process.
-pub const MAX_RUNNING: usize = 16;
 /// The deepest syntax tree: evaluation recurses, and a stack that overflows would end the process.
 const MAX_DEPTH: usize = 64;
 /// The deepest nesting of `all`, `exists`, `map` and the like: each multiplies the cost of an evaluation by the length of
@@ -35,86 +24,54 @@ const VARIABLES: [&str; 6] = ["message", "user", "conversation", "platform", "me
 const NAMES: [&str; 11] =
     ["bool", "bytes", "double", "dyn", "int", "list", "map", "null_type", "optional", "string", "uint"];
 
-static RUNNING: Semaphore = Semaphore::const_new(MAX_RUNNING);
 static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib()));
 
-/// A compiled expression.
-#[derive(Clone, Debug)]
-pub(super) struct Expression {
-    program: Arc<Program>,
+/// An expression and the values of its variables, as one process hands them to another.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Question {
+    pub source: String,
+    pub message: String,
+    pub user: String,
+    pub conversation: String,
+    pub platform: String,
+    /// JSON. It is text here, so that metadata may be nested as deep as in a request, and not a level less.
+    pub metadata: String,
 }
 
-impl Expression {
-    /// Compiles `source`; refuses an expression that is too large or names an unknown variable.
-    pub(super) fn compile(source: &str) -> Result<Self, String> {
-        if source.len() > MAX_SOURCE_BYTES {
-            return Err(format!("longer than {MAX_SOURCE_BYTES} bytes"));
-        }
-        let program = ENV.compile(source).map_err(|errors| errors.to_string())?;
-        visit(program.expression(), &mut Vec::new(), 0, 0)?;
-        Ok(Self { program: Arc::new(program) })
+/// Compiles `source`; refuses an expression that is too large or names an unknown variable.
+pub(super) fn compile(source: &str) -> Result<Program, String> {
+    if source.len() > MAX_SOURCE_BYTES {
+        return Err(format!("longer than {MAX_SOURCE_BYTES} bytes"));
     }
-
-    /// Evaluates the expression for one message.
-    pub(super) async fn ask(&self, input: Input<'_>) -> GuardrailAnswer {
-        let variables = Variables {
-            texts: [
-                ("message", input.message.to_owned()),
-                ("user", input.user.to_owned()),
-                ("conversation", input.conversation.to_owned()),
-                ("platform", input.platform.to_owned()),
-            ],
-            // A message without metadata gets an empty map, so that `has(metadata.x)` is false and not an error.
-            metadata: match input.platform_metadata {
-                serde_json::Value::Null => serde_json::json!({}),
-                told => told.clone(),
-            },
-        };
-        let program = self.program.clone();
-        let evaluation = async {
-            let place = RUNNING.acquire().await.map_err(|closed| closed.to_string())?;
-            let (answer, result) = oneshot::channel();
-            let run = move || {
-                // The permit is given back when the thread ends, also by a panic, and also if nobody awaits the result
-                // any more.
-                let _place = place;
-                let _ = answer.send(evaluate(&program, variables));
-            };
-            std::thread::Builder::new()
-                .name("guard-cel".into())
-                .spawn(run)
-                .map_err(|error| format!("no thread for it: {error}"))?;
-            result.await.map_err(|_| "evaluation panicked".to_owned())?
-        };
-        match tokio::time::timeout(TIMEOUT, evaluation).await {
-            Ok(Ok(true)) => GuardrailAnswer::Allow,
-            Ok(Ok(false)) => GuardrailAnswer::Reject(None),
-            Ok(Err(cause)) => GuardrailAnswer::Broken(cause),
-            Err(_) => GuardrailAnswer::Broken(format!("no result within {TIMEOUT:?}")),
-        }
-    }
+    let program = ENV.compile(source).map_err(|errors| errors.to_string())?;
+    visit(program.expression(), &mut Vec::new(), 0, 0)?;
+    Ok(program)
 }
 
-struct Variables {
-    texts: [(&'static str, String); 4],
-    metadata: serde_json::Value,
-}
-
-fn evaluate(program: &Program, variables: Variables) -> Result<bool, String> {
+/// Evaluates an expression. It takes the time and the memory that the expression takes.
+///
+/// # Errors
+/// What the expression cannot do.
+pub(super) fn evaluate(question: Question) -> Result<bool, String> {
+    let program = compile(&question.source)?;
     let mut context = Context::with_env(ENV.clone());
-    for (name, text) in variables.texts {
-        if name == "message" {
-            context.add_variable_from_value("size", i64::try_from(text.len()).unwrap_or(i64::MAX));
-        }
-        context.add_variable_from_value(name, text);
-    }
-    let metadata = cel::to_value(variables.metadata).map_err(|error| error.to_string())?;
+    context.add_variable_from_value("size", i64::try_from(question.message.len()).unwrap_or(i64::MAX));
+    context.add_variable_from_value("message", question.message);
+    context.add_variable_from_value("user", question.user);
+    context.add_variable_from_value("conversation", question.conversation);
+    context.add_variable_from_value("platform", question.platform);
+    let metadata: serde_json::Value = serde_json::from_str(&question.metadata).map_err(|error| error.to_string())?;
+    let metadata = match metadata {
+        // A message without metadata gets an empty map, so that `has(metadata.x)` is false and not an error.
+        serde_json::Value::Null => serde_json::json!({}),
+        told => told,
+    };
+    let metadata = cel::to_value(metadata).map_err(|error| error.to_string())?;
     context.add_variable_from_value("metadata", metadata);
     match program.execute(&context) {
         Ok(Value::Bool(allow)) => Ok(allow),
         Ok(other) => Err(format!("the result is a {}, not a bool", other.type_of())),
-        // An error may quote values such as the message. Operators get its beginning, which names the operation.
-        Err(error) => Err(error.to_string().chars().take(200).collect()),
+        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -1,19 +1,6 @@
 //! What one guardrail is given, what it answers, and what can be wrong with it.
 
-use std::sync::Arc;
-
 use serde_json::Value;
-
-use crate::egress::Outbound;
-use crate::secrets::Secrets;
-
-/// What guardrails need to call services: a client, and the Secrets that may hold their URLs. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Services {
-    /// A client with [`Reach::Cluster`](crate::egress::Reach::Cluster).
-    pub outbound: Outbound,
-    pub secrets: Arc<dyn Secrets>,
-}
 
 /// A turn's message and where it comes from.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +32,8 @@ pub(super) enum GuardrailAnswer {
     Reject(Option<String>),
     /// The guardrail could not decide. The cause is for operators.
     Broken(String),
+    /// The guardrail was not asked, since Lastword lacks something. What, is for operators.
+    Lacking(String),
 }
 
 /// What is wrong with a guardrail.

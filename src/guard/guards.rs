@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use super::cel::Expression;
-use super::guardrail::{GuardrailAnswer, GuardrailProblem, Input, Services};
+use super::cel::{self, Question};
+use super::guardrail::{GuardrailAnswer, GuardrailProblem, Input};
+use super::services::Services;
 use super::webhook::GuardWebhook;
 use crate::crd::{FailurePolicy, Guardrail, Guardrails};
 use crate::turn::reason::Reason;
@@ -25,6 +26,12 @@ pub enum GuardVerdict {
         /// internals.
         message: String,
         /// Which guardrail rejected the message, and why. Only operators are shown it.
+        detail: String,
+    },
+    /// A guardrail could not be asked for want of something that Lastword owes: a place, memory, a Secret that could not be
+    /// read. No policy of the Agent decides this; the turn ends with [`Reason::Internal`].
+    NotAsked {
+        /// Which guardrail, and what was lacking. Only operators are shown it.
         detail: String,
     },
 }
@@ -54,7 +61,8 @@ struct CompiledGuardrail {
 
 #[derive(Debug)]
 enum GuardrailCheck {
-    Cel(Expression),
+    /// The expression. It was compiled once, and is again in the process that evaluates it.
+    Cel(String),
     Webhook(GuardWebhook),
 }
 
@@ -75,8 +83,9 @@ impl Guards {
         self.guardrails.is_empty()
     }
 
-    /// Asks the guardrails in order. It takes at most the sum of their timeouts: 1 s for CEL; for a webhook its
-    /// `timeoutSeconds`, 5 s by default and 30 s at most.
+    /// Asks the guardrails in order. It takes at most the sum of their times: a webhook's `timeoutSeconds`, 5 s by default and
+    /// 30 s at most; for either kind the time of waiting for what Lastword lacks, 30 s
+    /// ([`PATIENCE`](super::evaluators::PATIENCE)).
     pub async fn check(&self, services: &Services, input: Input<'_>) -> GuardVerdict {
         if !self.guardrails.is_empty() && input.message.len() > MAX_MESSAGE_BYTES {
             let detail = format!("message of {} bytes is larger than {MAX_MESSAGE_BYTES}", input.message.len());
@@ -84,7 +93,9 @@ impl Guards {
         }
         for (index, guardrail) in self.guardrails.iter().enumerate() {
             let (kind, answer) = match &guardrail.check {
-                GuardrailCheck::Cel(expression) => ("cel", expression.ask(input).await),
+                GuardrailCheck::Cel(expression) => {
+                    ("cel", services.evaluators.ask(input.organization, &question(expression, input)).await)
+                }
                 GuardrailCheck::Webhook(service) => ("webhook", service.ask(services, input).await),
             };
             match (answer, guardrail.policy) {
@@ -93,6 +104,11 @@ impl Guards {
                     let message = own.or_else(|| guardrail.message.clone());
                     let message = message.unwrap_or_else(|| Reason::GuardrailRejected.client_message().into());
                     return GuardVerdict::Reject { message, detail: format!("rejected by guardrail {index} ({kind})") };
+                }
+                (GuardrailAnswer::Lacking(cause), _) => {
+                    return GuardVerdict::NotAsked {
+                        detail: format!("guardrail {index} ({kind}) was not asked: {cause}"),
+                    };
                 }
                 (GuardrailAnswer::Broken(cause), FailurePolicy::Ignore) => {
                     let (turn, agent) = (input.turn_id, input.agent);
@@ -108,9 +124,24 @@ impl Guards {
     }
 }
 
+/// An expression with what it may look at.
+fn question(expression: &str, input: Input<'_>) -> Question {
+    Question {
+        source: expression.to_owned(),
+        message: input.message.to_owned(),
+        user: input.user.to_owned(),
+        conversation: input.conversation.to_owned(),
+        platform: input.platform.to_owned(),
+        metadata: input.platform_metadata.to_string(),
+    }
+}
+
 fn compile_guardrail(guardrail: &Guardrail) -> Result<CompiledGuardrail, GuardrailProblem> {
     let check = match (&guardrail.cel, &guardrail.webhook) {
-        (Some(source), None) => GuardrailCheck::Cel(Expression::compile(source).map_err(GuardrailProblem::Cel)?),
+        (Some(source), None) => {
+            cel::compile(source).map_err(GuardrailProblem::Cel)?;
+            GuardrailCheck::Cel(source.clone())
+        }
         (None, Some(webhook)) => GuardrailCheck::Webhook(GuardWebhook::new(webhook)?),
         _ => return Err(GuardrailProblem::Kind),
     };

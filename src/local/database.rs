@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 
 use super::postgres::{self, Embedded, Options, PostgresError};
+use crate::store::server::in_cleartext;
 use crate::store::{ConnectOptions, PoolSizes};
 
 /// The flags that say where the state is kept.
@@ -22,12 +23,17 @@ pub struct DatabaseArgs {
     )]
     pub database_url: String,
     /// For an embedded Postgres: use the programs in this directory, no others.
-    #[arg(long, global = true, env = "LASTWORD_POSTGRES_BIN", value_name = "DIR")]
+    // The hint tells `cli::env_file` too that no file may set it; so for the next.
+    #[arg(long, global = true, env = "LASTWORD_POSTGRES_BIN", value_name = "DIR", value_hint = ValueHint::ExecutablePath)]
     pub postgres_bin: Option<PathBuf>,
     /// For an embedded Postgres: where its programs are kept once fetched [default: lastword in the user's cache
     /// directory].
-    #[arg(long, global = true, env = "LASTWORD_CACHE_DIR", value_name = "DIR")]
+    #[arg(long, global = true, env = "LASTWORD_CACHE_DIR", value_name = "DIR", value_hint = ValueHint::ExecutablePath)]
     pub cache_dir: Option<PathBuf>,
+    /// Let the database's password, workers' credentials and messages go to other machines in cleartext: without TLS to
+    /// Postgres, or on the worker port. For a network that nobody else is on, or that encrypts by itself.
+    #[arg(long, global = true, env = "LASTWORD_ALLOW_CLEARTEXT")]
+    pub allow_cleartext: bool,
     /// Connections for submits, reads and output; a third of them for reads by key, whose plans are kept.
     #[arg(long, global = true, env = "LASTWORD_POOL_GENERAL", value_name = "COUNT", default_value_t = 12, value_parser = clap::value_parser!(u32).range(2..=1000))]
     pub pool_general: u32,
@@ -61,6 +67,11 @@ pub enum DatabaseError {
         "--database-url {0:?} is a directory of this machine; replicas share a postgres://… (`lastword dev` runs one process)"
     )]
     NotShared(String),
+    #[error(
+        "the connection to Postgres at {0} may be in cleartext: say sslmode=verify-full (with sslrootcert=FILE for an \
+         authority of your own) in --database-url, or allow it with --allow-cleartext (LASTWORD_ALLOW_CLEARTEXT)"
+    )]
+    Cleartext(String),
     #[error("--database-url cannot be read: {0}")]
     Malformed(String),
     #[error(transparent)]
@@ -73,10 +84,14 @@ enum DatabaseLocation {
     Directory(PathBuf),
 }
 
-fn locate(url: &str) -> Result<DatabaseLocation, DatabaseError> {
+fn locate(args: &DatabaseArgs) -> Result<DatabaseLocation, DatabaseError> {
+    let url = args.database_url.as_str();
     if url.starts_with("postgres://") || url.starts_with("postgresql://") {
         let options: ConnectOptions = url.parse().map_err(|error| DatabaseError::Malformed(format!("{error}")))?;
-        return Ok(DatabaseLocation::External(Box::new(options)));
+        return match in_cleartext(&options) {
+            Some(host) if !args.allow_cleartext => Err(DatabaseError::Cleartext(host.to_owned())),
+            _ => Ok(DatabaseLocation::External(Box::new(options))),
+        };
     }
     match url.strip_prefix("file://") {
         Some(dir) if !dir.is_empty() => Ok(DatabaseLocation::Directory(dir.into())),
@@ -90,7 +105,7 @@ fn locate(url: &str) -> Result<DatabaseLocation, DatabaseError> {
 /// # Errors
 /// [`DatabaseError::NotShared`] if the URL names a directory: an embedded Postgres belongs to one process.
 pub fn external(args: &DatabaseArgs) -> Result<ConnectOptions, DatabaseError> {
-    match locate(&args.database_url)? {
+    match locate(args)? {
         DatabaseLocation::External(options) => Ok(*options),
         DatabaseLocation::Directory(_) => Err(DatabaseError::NotShared(args.database_url.clone())),
     }
@@ -101,7 +116,7 @@ pub fn external(args: &DatabaseArgs) -> Result<ConnectOptions, DatabaseError> {
 /// # Errors
 /// Those of the URL, and for an embedded Postgres those of [`Embedded::start`]. Whether an external one is there is not asked.
 pub async fn open(args: &DatabaseArgs) -> Result<Database, DatabaseError> {
-    match locate(&args.database_url)? {
+    match locate(args)? {
         DatabaseLocation::External(options) => Ok(Database { options: *options, embedded: None, directory: None }),
         DatabaseLocation::Directory(directory) => {
             let options = Options { bin_dir: args.postgres_bin.clone(), ..Options::new(&directory, cache_dir(args)) };
@@ -120,7 +135,7 @@ pub async fn open(args: &DatabaseArgs) -> Result<Database, DatabaseError> {
 /// # Errors
 /// As [`open`].
 pub async fn visit(args: &DatabaseArgs) -> Result<Database, DatabaseError> {
-    match (open(args).await, locate(&args.database_url)?) {
+    match (open(args).await, locate(args)?) {
         (Err(DatabaseError::Embedded(PostgresError::Locked { .. })), DatabaseLocation::Directory(directory)) => {
             let options = postgres::running(&directory)?;
             Ok(Database { options, embedded: None, directory: Some(directory) })

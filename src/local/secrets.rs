@@ -39,7 +39,9 @@ impl LocalSecrets {
 
 impl Secrets for LocalSecrets {
     fn get<'a>(&'a self, _: &'a str, secret: &'a SecretKeyRef) -> BoxFuture<'a, Result<Option<String>, SecretError>> {
-        let read = self.read(secret).map_err(|e| SecretError { name: secret.name.clone(), cause: e.to_string() });
+        let failed =
+            |e: std::io::Error| SecretError { name: secret.name.clone(), cause: e.to_string(), passing: false };
+        let read = self.read(secret).map_err(failed);
         Box::pin(std::future::ready(read))
     }
 }

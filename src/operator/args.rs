@@ -10,7 +10,8 @@ use crate::tls::{self, TlsError};
 /// How the controller works in Kubernetes.
 #[derive(Debug, Clone, Args)]
 pub struct OperatorArgs {
-    /// Namespaces whose Agents and AgentTurns are served, comma-separated [default: all].
+    /// Namespaces whose Agents and AgentTurns are served, comma-separated [default: all but the controller's own and those
+    /// whose names begin with kube-].
     #[arg(long, env = "LASTWORD_WATCH_NAMESPACES", value_name = "NAMESPACE,…", value_delimiter = ',')]
     pub watch_namespaces: Vec<String>,
     /// The controller's own namespace. The Lease of its leader election is there.

@@ -21,6 +21,15 @@ pub struct OperatorConfig {
     pub injector: Injector,
 }
 
+impl OperatorConfig {
+    /// Whether nothing is served in this namespace, though all namespaces are watched: Lastword's own, where its Secrets are,
+    /// and those of Kubernetes itself. A worker pod there could mount what is there. The operator may name one explicitly.
+    pub fn leaves_out(&self, namespace: &str) -> bool {
+        let named = self.namespaces.iter().any(|watched| watched == namespace);
+        !named && (namespace == self.own_namespace || namespace.starts_with("kube-"))
+    }
+}
+
 /// The image from which an init container of each worker pod copies the binary `lastword`.
 #[derive(Debug, Clone)]
 pub struct Injector {
@@ -30,4 +39,31 @@ pub struct Injector {
     pub pull_policy: Option<String>,
     /// Names of image pull Secrets in the namespace of the worker pod.
     pub pull_secrets: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn its_own_namespace_and_those_of_kubernetes_are_left_out_unless_they_are_named() {
+        let config = |namespaces: &[&str]| OperatorConfig {
+            namespaces: namespaces.iter().map(|name| name.to_string()).collect(),
+            own_namespace: "lastword-system".into(),
+            identity: String::new(),
+            worker_gateways: Vec::new(),
+            worker_ca: None,
+            injector: Injector { image: "i".into(), pull_policy: None, pull_secrets: Vec::new() },
+        };
+        for (namespace, left_out) in [
+            ("team", false),
+            ("default", false),
+            ("lastword-system", true),
+            ("kube-system", true),
+            ("kube-public", true),
+        ] {
+            assert_eq!(config(&[]).leaves_out(namespace), left_out, "{namespace}");
+            assert!(!config(&[namespace]).leaves_out(namespace), "{namespace} is named");
+        }
+    }
 }

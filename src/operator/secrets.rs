@@ -7,7 +7,7 @@ use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 
-use super::client::bounded_by;
+use super::client::{ApiCallError, bounded_by};
 use crate::crd::SecretKeyRef;
 use crate::secrets::{MAX_SECRET_BYTES, SecretError, Secrets};
 
@@ -27,9 +27,10 @@ impl KubeSecrets {
     }
 
     async fn read(&self, namespace: &str, secret: &SecretKeyRef) -> Result<Option<String>, SecretError> {
-        let failed = |cause: String| SecretError { name: secret.name.clone(), cause };
+        let failed = |cause: String| SecretError { name: secret.name.clone(), cause, passing: false };
         let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-        let found = bounded_by(GET_TIMEOUT, api.get_opt(&secret.name)).await.map_err(|e| failed(e.to_string()))?;
+        let found = bounded_by(GET_TIMEOUT, api.get_opt(&secret.name)).await;
+        let found = found.map_err(|error| SecretError { passing: !is_refusal(&error), ..failed(error.to_string()) })?;
         let Some(value) = found.and_then(|s| s.data).and_then(|mut data| data.remove(&secret.key)) else {
             return Ok(None);
         };
@@ -39,6 +40,11 @@ impl KubeSecrets {
         // The error must not carry the value's bytes, which `FromUtf8Error` would.
         String::from_utf8(value.0).map(Some).map_err(|_| failed(format!("its key {} is not UTF-8", secret.key)))
     }
+}
+
+/// Whether the API server answered that this may not be read, which only a change of RBAC mends.
+fn is_refusal(error: &ApiCallError) -> bool {
+    matches!(error, ApiCallError::Api(kube::Error::Api(status)) if matches!(status.code, 401 | 403))
 }
 
 impl std::fmt::Debug for KubeSecrets {

@@ -145,7 +145,8 @@ impl Poster {
         };
         let url = Url::parse(url.trim()).map_err(|_| PostOutcome::Refused { problem: "its URL is none".into() })?;
         let refused = |why: egress::Refused| PostOutcome::Refused { problem: format!("{}: {why}", host(&url)) };
-        let mut request = self.outbound.post(&url).map_err(refused)?.header("content-type", "application/json");
+        let mut request =
+            self.outbound.post(&url, namespace).map_err(refused)?.header("content-type", "application/json");
         if let Some(secret) = secret {
             let keys = webhook::keys(&self.secret(namespace, secret).await?);
             let keys = keys.map_err(|why| PostOutcome::Refused {

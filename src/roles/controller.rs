@@ -11,7 +11,7 @@ use super::timing::TimingArgs;
 use crate::admin::{self, AdminArgs, Readiness};
 use crate::egress::{EgressArgs, Outbound, Reach};
 use crate::every::supervised;
-use crate::guard::Services;
+use crate::guard::{Evaluators, Services};
 use crate::local::database::DatabaseArgs;
 use crate::operator::args::OperatorArgs;
 use crate::operator::secrets::KubeSecrets;
@@ -43,12 +43,16 @@ pub(super) async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), RoleError> {
     let config = args.operator.config()?;
+    let in_cleartext = config.worker_gateways.iter().find(|gateway| gateway.starts_with("http://"));
+    if let Some(gateway) = in_cleartext.filter(|_| !args.database.allow_cleartext) {
+        return Err(RoleError::CleartextGateway(gateway.clone()));
+    }
+    let store = open_store(&args.database)?;
     let client = operator::client().await?;
     let for_posts = Outbound::new(args.egress.egress(), Reach::Public)?;
     let for_guards = Outbound::new(args.egress.egress(), Reach::Cluster)?;
     let readiness = Readiness::default();
     let end = CancellationToken::new();
-    let store = open_store(&args.database)?;
     let admin = supervised("the admin port", admin::run(admin, store.clone(), readiness.clone(), end.clone()));
     if wait_for_schema(&store, &shutdown).await {
         readiness.set();
@@ -57,7 +61,7 @@ pub(super) async fn run(
         let sweep = supervised("the sweep", sweep::sweep(store.clone(), retention, every, shutdown.clone()));
         let posts = post::run(store.clone(), secrets.clone(), for_posts, shutdown.clone());
         let posts = supervised("the posts to platforms", posts);
-        let services = Services { outbound: for_guards, secrets };
+        let services = Services::new(for_guards, secrets, Evaluators::default());
         let cause_window = args.timing.cause_window();
         operator::run(config, store.clone(), client, services, cause_window, shutdown.clone()).await;
         // Supervised tasks end with the shutdown, or with the process.

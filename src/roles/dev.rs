@@ -27,9 +27,13 @@ use crate::local::database::{self, DatabaseArgs};
 use crate::local::postgres::Embedded;
 use crate::local::secrets::LocalSecrets;
 use crate::post;
+use crate::private::{self, Others};
 use crate::store::Store;
 use crate::sweep;
 use crate::telemetry::LogArgs;
+
+/// The Agents' file, if none is named.
+const AGENTS: &str = "examples/agents.yaml";
 
 /// Run everything on one machine: Postgres, gateway, controller, and workers as child processes.
 #[derive(Debug, Clone, clap::Args)]
@@ -43,7 +47,7 @@ pub struct DevArgs {
     #[command(flatten)]
     pub timing: TimingArgs,
     /// YAML with Agents; watched.
-    #[arg(long, env = "LASTWORD_AGENTS", value_name = "FILE", default_value = "examples/agents.yaml")]
+    #[arg(long, env = "LASTWORD_AGENTS", value_name = "FILE", default_value = AGENTS)]
     pub agents: PathBuf,
     /// A directory with Secrets, one file a key: DIR/NAME/KEY. What is not there is looked for as a variable NAME_KEY.
     #[arg(long, env = "LASTWORD_SECRETS", value_name = "DIR")]
@@ -65,10 +69,15 @@ pub(super) async fn ports(args: &DevArgs) -> Result<Ports, CannotListen> {
 /// Runs until `shutdown` or a fault. It stops in an order: first the fleet, whose workers need the gateway for their last
 /// words; then everything else; Postgres at the end.
 pub(super) async fn run(args: DevArgs, ports: Ports, shutdown: CancellationToken) -> Result<(), RoleError> {
+    args.gateway.check_cleartext(false, args.database.allow_cleartext)?;
+    if args.agents == Path::new(AGENTS) {
+        // Nobody named it: it was found in the working directory, and says which programs to run.
+        private::check_file(&args.agents, Others::GroupMayWrite)?;
+    }
     let database = database::open(&args.database).await?;
     let store = Store::open(database.options.clone(), args.database.pools());
     store.migrate().await?;
-    let node = node(database.directory.as_deref()).map_err(|(path, error)| RoleError::Node { path, error })?;
+    let node = node(database.directory.as_deref())?;
     let boot = Uuid::now_v7();
     let former = fleet::fail_former_boots(&store, &node, boot).await?;
     if former > 0 {
@@ -172,22 +181,20 @@ fn base_dir(agents: &Path) -> PathBuf {
 
 /// The name of this machine's `dev`, the same over its runs, so that it knows the workers of its former run. It is kept in
 /// the file `node`, in the embedded database's directory, or in `.lastword` in the working directory.
-fn node(directory: Option<&Path>) -> Result<String, (PathBuf, std::io::Error)> {
+fn node(directory: Option<&Path>) -> Result<String, RoleError> {
     let directory = directory.unwrap_or(Path::new(".lastword"));
     let path = directory.join("node");
-    let failed = |error| (path.clone(), error);
-    match std::fs::read_to_string(&path) {
-        Ok(text) => match text.trim().parse::<Uuid>() {
+    private::directory(directory, Others::GroupMayWrite)?;
+    match private::read(&path, Others::MayRead)? {
+        Some(text) => match text.trim().parse::<Uuid>() {
             Ok(node) => Ok(node.to_string()),
-            Err(error) => Err(failed(std::io::Error::other(error))),
+            Err(_) => Err(RoleError::Node(path)),
         },
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+        None => {
             let node = Uuid::now_v7();
-            std::fs::create_dir_all(directory).map_err(failed)?;
-            std::fs::write(&path, format!("{node}\n")).map_err(failed)?;
+            private::write(&path, &format!("{node}\n"))?;
             Ok(node.to_string())
         }
-        Err(error) => Err(failed(error)),
     }
 }
 

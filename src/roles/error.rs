@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use crate::admin::CannotListen;
 use crate::gateway::GatewayError;
+use crate::gateway::args::CleartextWorkers;
 use crate::local::agents_file::AgentsFileError;
 use crate::local::database::DatabaseError;
+use crate::private::PrivateError;
 use crate::store::StoreError;
 use crate::tls::TlsError;
 
@@ -21,6 +23,12 @@ pub enum RoleError {
     #[error(transparent)]
     Listen(#[from] CannotListen),
     #[error(transparent)]
+    CleartextWorkers(#[from] CleartextWorkers),
+    #[error(
+        "worker pods would connect to {0} in cleartext, with their credentials: use https://, or allow it with --allow-cleartext (LASTWORD_ALLOW_CLEARTEXT)"
+    )]
+    CleartextGateway(String),
+    #[error(transparent)]
     Tls(#[from] TlsError),
     #[error(transparent)]
     Agents(#[from] AgentsFileError),
@@ -29,8 +37,10 @@ pub enum RoleError {
     #[error("cannot make an HTTP client: {0}")]
     Http(#[from] reqwest::Error),
     /// `dev` keeps its machine's identity in a file, so that it knows the workers of its former run.
-    #[error("cannot keep this machine's identity in {path}: {error}")]
-    Node { path: PathBuf, error: std::io::Error },
+    #[error("this machine's identity in {0} cannot be read; remove the file if no `dev` runs")]
+    Node(PathBuf),
+    #[error(transparent)]
+    Private(#[from] PrivateError),
     #[error("the embedded Postgres ended by itself; its log is postgres.log in the data directory")]
     PostgresEnded,
 }

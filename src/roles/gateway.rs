@@ -47,6 +47,7 @@ pub(super) async fn ports(args: &GatewayRole) -> Result<Ports, CannotListen> {
 /// Runs until `shutdown`, and then on for the drain delay.
 pub(super) async fn run(args: GatewayRole, ports: Ports, shutdown: CancellationToken) -> Result<(), RoleError> {
     let worker_tls = args.worker_tls.worker_tls()?;
+    args.gateway.check_cleartext(worker_tls.is_some(), args.database.allow_cleartext)?;
     let readiness = Readiness::default();
     let end = CancellationToken::new();
     let store = open_store(&args.database)?;

@@ -21,7 +21,7 @@ use std::process::ExitCode;
 
 use crate::cli::{self, CliError};
 use crate::local::database::DatabaseArgs;
-use crate::{telemetry, worker};
+use crate::{guard, telemetry, worker};
 pub use error::RoleError;
 
 /// What this process does.
@@ -49,10 +49,16 @@ pub enum Role {
     /// Print the CustomResourceDefinitions.
     Crds,
     Init(cli::init::InitArgs),
+    /// Evaluate guardrails' expressions; gateways and controllers start such processes for themselves.
+    #[command(name = guard::evaluators::SUBCOMMAND, hide = true)]
+    Evaluate,
 }
 
 /// Runs a role to its end.
 pub fn run(role: Role) -> ExitCode {
+    if matches!(role, Role::Evaluate) {
+        return guard::evaluate();
+    }
     // rustls takes one provider of cryptography for the whole process. A second call is refused, which does no harm.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut runtime = match role {
@@ -95,6 +101,7 @@ async fn run_role(role: Role) -> ExitCode {
             }
             Err(error) => fail(&error),
         },
+        Role::Evaluate => guard::evaluate(),
         Role::Init(args) => command(cli::init::run(args).await),
     }
 }
@@ -124,6 +131,6 @@ fn command(ended: Result<ExitCode, CliError>) -> ExitCode {
 }
 
 fn fail(why: &impl Display) -> ExitCode {
-    eprintln!("error: {why}");
+    cli::fail(&why.to_string());
     ExitCode::FAILURE
 }

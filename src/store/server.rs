@@ -1,6 +1,7 @@
 //! A Postgres server that is just starting: whether it takes connections, and making a database in it. The supervisor of the
 //! embedded server asks this, before there is a schema or a pool.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -22,6 +23,20 @@ pub fn by_socket(directory: &Path, user: &str, database: &str) -> ConnectOptions
         .username(user)
         .database(database)
         .ssl_mode(PgSslMode::Disable)
+}
+
+/// The host that a connection may be made to in cleartext: it is another machine, and TLS is not required. `None` if there is no
+/// such danger.
+pub fn in_cleartext(options: &ConnectOptions) -> Option<&str> {
+    let host = options.get_host();
+    let is_here = options.get_socket().is_some()
+        || host.starts_with('/')
+        || host == "localhost"
+        || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    // `allow` and `prefer` fall back to cleartext, at the word of whoever answers.
+    let is_encrypted =
+        matches!(options.get_ssl_mode(), PgSslMode::Require | PgSslMode::VerifyCa | PgSslMode::VerifyFull);
+    (!is_here && !is_encrypted).then_some(host)
 }
 
 /// Why a server takes no connections.
@@ -79,4 +94,30 @@ impl ServerConnection {
 fn is_starting(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     code.as_deref() == Some(CANNOT_CONNECT_NOW)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_tls_that_is_required_keeps_cleartext_away() {
+        for (url, clear) in [
+            ("postgres://h/d?sslmode=require", None),
+            ("postgres://h/d?sslmode=verify-ca", None),
+            ("postgres://h/d?sslmode=verify-full", None),
+            ("postgres://h/d?sslmode=prefer", Some("h")),
+            ("postgres://h/d?sslmode=allow", Some("h")),
+            ("postgres://h/d?sslmode=disable", Some("h")),
+            ("postgres://10.0.0.1:5432/d?sslmode=disable", Some("10.0.0.1")),
+            ("postgres://localhost.example/d?sslmode=disable", Some("localhost.example")),
+            ("postgres://127.0.0.1/d?sslmode=disable", None),
+            ("postgres://localhost/d?sslmode=disable", None),
+            ("postgres://localhost/d?host=/run/postgresql&sslmode=disable", None),
+            ("postgres://h/d?host=/run/postgresql&sslmode=disable", None),
+        ] {
+            let options: ConnectOptions = url.parse().expect("a URL");
+            assert_eq!(in_cleartext(&options), clear, "{url}");
+        }
+    }
 }

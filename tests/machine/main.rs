@@ -15,6 +15,7 @@ mod dev;
 mod embedded_postgres;
 mod endings;
 mod fleet;
+mod guardrails;
 mod hostile;
 mod outage;
 mod platforms;

@@ -113,6 +113,11 @@ impl Db {
         self.options.clone()
     }
 
+    /// The same as a URL, for `--database-url`.
+    pub fn url(&self) -> String {
+        sqlx::ConnectOptions::to_url_lossy(&self.options).to_string()
+    }
+
     /// Another replica's store on the same database.
     pub fn another_store(&self) -> Store {
         Store::open(self.options.clone(), PoolSizes::default())

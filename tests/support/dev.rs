@@ -121,7 +121,8 @@ impl Dev {
         for (name, _) in std::env::vars().filter(|(n, _)| n.starts_with("LASTWORD_") && n != "LASTWORD_CACHE_DIR") {
             command.env_remove(name);
         }
-        command.current_dir(self.dir()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.env("XDG_CONFIG_HOME", self.dir()).current_dir(self.dir());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
 

@@ -59,12 +59,29 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{/* The directory where the files of gateway.workerTls are mounted. */}}
 {{- define "lastword.workerTlsDirectory" -}}/etc/lastword/worker-tls{{- end -}}
 
+{{/* Whether something has a certificate of the release's own authority: the worker port, or the evaluation Postgres. */}}
+{{- define "lastword.ownTls" -}}
+{{- $tls := .Values.gateway.workerTls -}}
+{{- or (and $tls.enabled (not $tls.secretName)) .Values.postgres.evaluation.enabled -}}
+{{- end -}}
+
+{{/* The Secret of that authority and its certificates. */}}
+{{- define "lastword.ownTlsSecret" -}}{{ include "lastword.fullname" . }}-tls{{- end -}}
+
 {{/* The source of a projected volume that holds the authorities of gateway.workerTls. */}}
 {{- define "lastword.workerCa" -}}
 {{- $tls := .Values.gateway.workerTls -}}
 secret:
-  name: {{ $tls.caSecret.name | default $tls.secretName | quote }}
+  name: {{ $tls.caSecret.name | default $tls.secretName | default (include "lastword.ownTlsSecret" .) | quote }}
   items: [{key: {{ ternary $tls.caSecret.key "ca.crt" (ne $tls.caSecret.name "") | quote }}, path: ca.crt}]
+{{- end -}}
+
+{{/* The source of a projected volume that holds the worker port's certificate and key. */}}
+{{- define "lastword.workerCertificate" -}}
+{{- $named := .Values.gateway.workerTls.secretName -}}
+secret:
+  name: {{ $named | default (include "lastword.ownTlsSecret" .) | quote }}
+  items: [{key: {{ ternary "tls" "workers" (ne $named "") }}.crt, path: tls.crt}, {key: {{ ternary "tls" "workers" (ne $named "") }}.key, path: tls.key}]
 {{- end -}}
 
 {{- define "lastword.pullSecrets" -}}
@@ -148,15 +165,18 @@ securityContext:
       name: {{ .Values.database.existingSecret.name | quote }}
       key: {{ .Values.database.existingSecret.key | quote }}
       {{- end }}
-{{- with .Values.database.caSecret }}
-{{- if .name }}
+{{- $ca := .Values.database.caSecret }}
+{{- if .Values.postgres.evaluation.enabled }}
+{{- $ca = dict "name" (include "lastword.ownTlsSecret" .) "key" "ca.crt" }}
+{{- end }}
+{{- if $ca.name }}
 - name: PGSSLROOTCERT
   valueFrom:
-    secretKeyRef: {name: {{ .name | quote }}, key: {{ .key | quote }}}
+    secretKeyRef: {name: {{ $ca.name | quote }}, key: {{ $ca.key | quote }}}
 {{- end }}
-{{- end }}
-{{- with .Values.database.sslMode | default (ternary "verify-full" "" (ne .Values.database.caSecret.name "")) }}
-- {name: PGSSLMODE, value: {{ . }}}
+- {name: PGSSLMODE, value: {{ .Values.database.sslMode | default (ternary "verify-full" "require" (ne $ca.name "")) }}}
+{{- if .Values.allowCleartext }}
+- {name: LASTWORD_ALLOW_CLEARTEXT, value: "true"}
 {{- end }}
 {{- end -}}
 
@@ -168,6 +188,9 @@ securityContext:
 - {name: LASTWORD_ADMIN_LISTEN, value: {{ include "lastword.listen" (dict "root" . "port" 9090) | quote }}}
 {{- with .Values.egress.allow }}
 - {name: LASTWORD_EGRESS_ALLOW, value: {{ join "," . | quote }}}
+{{- end }}
+{{- with .Values.egress.namespaces }}
+- {name: LASTWORD_EGRESS_NAMESPACES, value: {{ join "," . | quote }}}
 {{- end }}
 {{- with .Values.egress.deny }}
 - {name: LASTWORD_EGRESS_DENY, value: {{ join "," . | quote }}}

@@ -23,6 +23,7 @@ use crate::cli::error::{CliError, ClientError, report};
 use crate::cli::stream::{StreamSource, Streamed};
 use crate::cli::text::{one_line, printable, width};
 use crate::cli::types::{EventKind, StreamEvent, SubmitRequest, TurnRecord};
+use crate::private::{self, Others};
 use crate::turn::frame::Frame;
 use crate::turn::keys::TurnId;
 
@@ -175,7 +176,7 @@ impl Chat {
             Ok(Streamed::Reconnecting { .. }) => return Ok(()),
             Err(error) => {
                 self.is_lost = true;
-                return Ok(printer(format!("{}\n", style(format!("session lost: {error}")).dim()))?);
+                return Ok(printer(format!("{}\n", style(printable(&format!("session lost: {error}"))).dim()))?);
             }
         };
         let StreamEvent { turn_id: Some(turn), kind, .. } = event else { return Ok(()) };
@@ -275,7 +276,7 @@ fn show(record: &TurnRecord) {
         (_, Some(error)) => {
             println!("{} {}: {}", style("error:").red(), printable(&error.reason), printable(&error.message));
         }
-        _ => println!("{}", style(record.phase.to_lowercase()).dim()),
+        _ => println!("{}", style(printable(&record.phase.to_lowercase())).dim()),
     }
 }
 
@@ -345,6 +346,7 @@ fn io_error(error: ReadlineError) -> io::Error {
 fn history_file() -> Option<PathBuf> {
     let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
     let dir = state.or_else(|| Some(std::env::home_dir()?.join(".local/state")))?.join("lastword");
-    std::fs::create_dir_all(&dir).ok()?;
+    // What a person has asked is theirs alone.
+    private::directory(&dir, Others::MayRead).ok()?;
     Some(dir.join("chat_history"))
 }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use console::{Term, style};
 
-use crate::cli::text::{one_line, printable, width};
+use crate::cli::print;
+use crate::cli::text::{one_line, printable, printable_json, width};
 use crate::cli::types::{ApiFailure, EventKind, StreamEvent};
 use crate::turn::frame::Frame;
 use crate::turn::keys::TurnId;
@@ -91,7 +92,7 @@ impl View {
         match self.mode {
             Mode::Json => {
                 let line = serde_json::json!({"event": event.name, "id": event.cursor, "data": event.data});
-                writeln!(io::stdout(), "{line}")?;
+                writeln!(io::stdout(), "{}", printable_json(&line.to_string()))?;
             }
             Mode::Text => {
                 if let EventKind::Output(Frame::Text { text }) = &event.kind {
@@ -142,7 +143,7 @@ impl View {
             return Ok(());
         }
         if self.spinner.is_none() {
-            writeln!(io::stderr(), "note: {}", printable(note))?;
+            print::line(&mut io::stderr(), &format!("note: {note}"))?;
         } else if !self.waiting {
             self.newline()?;
             self.waiting = true;
@@ -170,8 +171,8 @@ impl View {
         self.rest()?;
         let Some(failure) = failure else { return Ok(()) };
         let mut stderr = io::stderr().lock();
-        let (reason, message) = (printable(&failure.reason), printable(&failure.message));
-        writeln!(stderr, "{} {reason}: {message}", style("error:").for_stderr().red().bold())?;
+        let why = format!("{}: {}", failure.reason, failure.message);
+        print::labelled(&mut stderr, &style("error:").for_stderr().red().bold(), &why)?;
         if failure.retryable {
             writeln!(stderr, "{} sending it again may help", style("hint:").for_stderr().dim())?;
         }

@@ -24,6 +24,7 @@ use tokio::time::{sleep, timeout};
 
 use super::error::{PostgresError, at};
 use super::options::Options;
+use crate::private::{self, Others};
 
 /// How long the registry may take to answer a small request before it counts as unreachable.
 const REACH: Duration = Duration::from_secs(20);
@@ -118,10 +119,11 @@ enum FetchError {
 async fn cached(cache: &Path, pin: &PinnedArchive) -> Result<PathBuf, FetchError> {
     let name = format!("postgres-{}-{}-{}", pin.version, pin.arch, &pin.sha256[..16]);
     let home = cache.join(&name);
+    // What lies there is run. Without a home, the cache is in a directory that everybody may write to.
+    private::directory(cache, Others::MayRead).map_err(PostgresError::from).map_err(FetchError::Fatal)?;
     if home.join("bin/postgres").is_file() {
         return Ok(home.join("bin"));
     }
-    fs::create_dir_all(cache).map_err(at("create", cache)).map_err(FetchError::Fatal)?;
     let _lock = download_lock(&cache.join(format!("{name}.lock"))).await?;
     if !home.join("bin/postgres").is_file() {
         let bytes = download(pin).await?;
@@ -138,7 +140,7 @@ async fn cached(cache: &Path, pin: &PinnedArchive) -> Result<PathBuf, FetchError
 /// Waits for the lock that one process holds while it downloads an archive, so that others need not. If the lock cannot be
 /// had, the archive is downloaded twice, which does no harm.
 async fn download_lock(path: &Path) -> Result<File, FetchError> {
-    let file = File::create(path).map_err(at("create", path)).map_err(FetchError::Fatal)?;
+    let file = private::open_or_create(path).map_err(PostgresError::from).map_err(FetchError::Fatal)?;
     let taken = timeout(DOWNLOAD, async {
         while let Err(TryLockError::WouldBlock) = file.try_lock() {
             sleep(Duration::from_millis(50)).await;

@@ -1,6 +1,7 @@
 //! The data directory: its lock, its layout, and what an earlier run left behind in it.
 //!
 //! ```text
+//! DATA/                made for its owner alone (root's may be passed through, for the server's user)
 //! DATA/lock           locked (flock) by the process that serves the cluster; holds its pid
 //! DATA/postgres/      the cluster (PGDATA), owned by the user that the server runs as
 //! DATA/postgres.new/  a cluster that initdb has not finished; removed at the next start
@@ -8,15 +9,16 @@
 //! DATA/run/           the socket, mode 0700; in the system's temporary directory instead if DATA's path is too long
 //! ```
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::error::{PostgresError, at};
+use crate::private::{self, Others};
 
 /// The longest path of a Unix socket, in bytes: `sun_path` of unix(7) has 108, with the NUL at its end.
 const SOCKET_PATH: usize = 107;
@@ -43,21 +45,16 @@ pub(super) struct DataDir {
 }
 
 impl DataDir {
-    /// Locks the directory, which is created if it does not exist.
+    /// Locks the directory, which is created if it does not exist. One that others may have filled is not taken: a directory
+    /// whose path is relative was found in the working directory, and so its group may not write it either.
     ///
     /// # Errors
-    /// [`PostgresError::Locked`] if another process has locked it.
+    /// [`PostgresError::Locked`] if another process has locked it, [`PostgresError::Private`] if it may be somebody else's.
     pub(super) fn lock(directory: &Path, ephemeral: bool) -> Result<DataDir, PostgresError> {
-        fs::create_dir_all(directory).map_err(at("create", directory))?;
+        private::directory(directory, if directory.is_absolute() { Others::GroupMayWrite } else { Others::MayRead })?;
         let root = directory.canonicalize().map_err(at("enter", directory))?;
         let path = root.join("lock");
-        let mut lock = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(at("open", &path))?;
+        let mut lock = private::open_or_create(&path)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -96,7 +93,7 @@ impl DataDir {
     /// started now begins.
     pub(super) fn open_log(&self) -> Result<(File, u64), PostgresError> {
         let path = self.log();
-        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(at("open", &path))?;
+        let file = private::open_to_append(&path)?;
         let mut length = file.metadata().map_err(at("read", &path))?.len();
         if length > LOG_BYTES {
             file.set_len(0).map_err(at("truncate", &path))?;

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::private::PrivateError;
 use crate::store::server::CannotCreate;
 
 /// Why an embedded Postgres could not be started.
@@ -95,6 +96,9 @@ pub enum PostgresError {
         nothing of worth, else look at its postgres.log"
     )]
     Database(#[source] CannotCreate),
+    /// The data directory, or a file in it, may be somebody else's work.
+    #[error(transparent)]
+    Private(#[from] PrivateError),
     /// The operating system refused something.
     #[error("cannot {what} {}: {source}; check the directory's permissions and free space", path.display())]
     Io {

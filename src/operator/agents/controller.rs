@@ -155,6 +155,16 @@ impl AgentController {
         let key = (object.namespace().unwrap_or_default(), object.name_any());
         let shown: AgentStatus = serde_json::from_value(object.data["status"].take()).unwrap_or_default();
         let spec = serde_json::from_value::<AgentSpec>(object.data["spec"].take()).map_err(|e| e.to_string());
+        let spec = if self.context.config.leaves_out(&key.0) {
+            // One that was served before, by an older version, is so no longer.
+            self.deleted.extend(object.uid().map(|uid| (key.0.clone(), key.1.clone(), uid)));
+            Err(format!(
+                "no Agents are served in the namespace {}; name it in --watch-namespaces if they should be",
+                key.0
+            ))
+        } else {
+            spec
+        };
         let before = self.agents.remove(&key).filter(|known| known.agent.metadata.uid == object.metadata.uid);
         let generation = object.metadata.generation;
         if let Some(mut same) = before {

@@ -12,7 +12,7 @@ use super::super::status::DesiredStatus;
 use super::*;
 use crate::agents::Agents;
 use crate::egress::{Egress, Outbound, Reach};
-use crate::guard::Services;
+use crate::guard::{Evaluators, Services};
 use crate::secrets::NoSecrets;
 use crate::store::{AgentTurnProgress, AgentTurnState};
 use crate::turn::keys::{GatewayId, TurnId};
@@ -41,7 +41,7 @@ fn context_with(script: Vec<(&'static str, u16, Value)>) -> (TurnContext, Calls)
     });
     let store = Store::away();
     let outbound = Outbound::new(Egress::default(), Reach::Cluster).expect("a client");
-    let services = Services { outbound, secrets: Arc::new(NoSecrets) };
+    let services = Services::new(outbound, Arc::new(NoSecrets), Evaluators::default());
     let submitter = Submitter { store: store.clone(), agents: Agents::default(), gateway: GatewayId::new(), services };
     (TurnContext { store, submitter, client: Client::new(service, "team") }, calls)
 }

@@ -36,6 +36,12 @@ pub fn rejected(message: impl Into<String>, detail: impl Into<String>) -> Failur
     Failure::detailed(Reason::GuardrailRejected, detail).with_message(message)
 }
 
+/// A guardrail could not be asked for want of something that Lastword owes; `detail` says what, for operators. The person may
+/// try again, and no policy of the Agent decides it.
+pub fn not_asked(detail: impl Into<String>) -> Failure {
+    Failure::detailed(Reason::Internal, detail)
+}
+
 /// The turn has no place in its Agent's queue any more, whose limit was lowered after the turn was armed.
 pub fn shed() -> Failure {
     Failure::new(Reason::QuotaExceeded)

@@ -513,6 +513,7 @@ fn rule() {
         ("a forgotten turn", rule::forgotten(), Internal, YES, None),
         ("deadline", rule::too_late(), DeadlineExceeded, NO, None),
         ("guardrail", rule::rejected("Not here.", "rule 1"), GuardrailRejected, NO, Some("rule 1")),
+        ("a guardrail that was not asked", rule::not_asked("no place"), Internal, YES, Some("no place")),
         ("an unusable spec", rule::unusable("no input"), Internal, YES, None),
         ("shed", rule::shed(), QuotaExceeded, YES, None),
         ("no agent", rule::agent_gone(), AgentNotFound, NO, None),

@@ -131,6 +131,10 @@ async fn an_upgrade_to_tls_and_back_serves_on() {
     for n in 0..6 {
         place.chat("cat", &format!("{n}")).await.replied(&place, &format!("{n}\n")).await;
     }
+    // With the authority of the release's own, which workers that know the former one do not trust.
+    change(&["--set-string", "gateway.workerTls.secretName="]).await.expect("to the chart's own certificate");
+    place.agent("own", with(exec(&["cat"]), json!({"limits": {"maxWorkers": 1, "turnsPerWorker": 4}}))).await;
+    place.chat("own", "own").await.replied(&place, "own\n").await;
     place.done().await;
 
     change(&["--set", "gateway.workerTls.enabled=false"]).await.expect("and back");

@@ -1,6 +1,8 @@
 //! The built binary against a scripted gateway that speaks `docs/api.md` over real connections: what a person or a
 //! script sees on stdout, on stderr and as the exit code.
 
+mod cleartext;
+mod own_files;
 mod stub;
 
 use std::process::{Output, Stdio};
@@ -194,27 +196,55 @@ async fn a_conversation_is_held_at_the_terminal() {
     assert!(history.contains("what is 6*7?"), "{history}");
 }
 
-#[tokio::test]
-async fn init_writes_what_other_commands_read() {
-    let stub = Stub::start(vec![]).await;
-    let dir = tempfile::tempdir().unwrap();
-    let init = |args: &[&str]| lastword(&stub, args).current_dir(dir.path()).spawn().unwrap();
-    let (code, _, stderr) = finish(init(&["init", "--yes"])).await;
-    assert_eq!(code, Some(0), "{stderr}");
-    let file = dir.path().join("lastword.env");
-    let written = std::fs::read_to_string(&file).unwrap();
-    assert!(written.contains("LASTWORD_DATABASE_URL=\"/") && written.contains("/.lastword\""), "{written}");
-    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
-    assert_eq!(mode & 0o777, 0o600);
-    let (code, _, stderr) = finish(init(&["init", "--yes"])).await;
-    assert!(code == Some(1) && stderr.contains("--force"), "{stderr}");
-    assert_eq!(finish(init(&["init", "--embedded", "elsewhere", "--force"])).await.0, Some(0));
-    assert!(std::fs::read_to_string(&file).unwrap().contains("/elsewhere\""));
+/// What a terminal would obey: a title, a reset, colours, a cursor in C1, and text that is written from right to left.
+const TRICKS: &str = "\u{1b}]0;owned\u{7}\u{1b}c\u{1b}[31m\u{9b}2J\u{202e}\u{2066}\u{7f}\r";
 
-    std::fs::write(&file, "LASTWORD_AGENT=from-file\n").unwrap();
-    let stub = Stub::start(vec![text("ok"), complete("reply")]).await;
-    let mut chat = lastword(&stub, &["chat", "x"]);
-    let (code, _, stderr) = finish(chat.env_remove("LASTWORD_AGENT").current_dir(dir.path()).spawn().unwrap()).await;
-    assert_eq!(code, Some(0), "{stderr}");
-    assert_eq!(stub.submits()[0]["agent"], "from-file");
+/// Whatever the command, and whatever of the answer it prints.
+#[tokio::test]
+async fn a_terminal_obeys_nothing_that_a_server_said() {
+    let turn = |stub: &Stub| stub.turn.to_string();
+    let mut log = vec![
+        text("a"),
+        stub::progress("p"),
+        stub::frame("data", serde_json::json!({"name": "n", "value": {"k": "v"}})),
+    ];
+    log.push(stub::frame("tool-call", serde_json::json!({"id": "i", "name": "n", "arguments": {"k": "v"}})));
+    log.push(stub::frame("tool-result", serde_json::json!({"id": "i", "result": "r"})));
+    log.extend(error("AgentError", "m", true));
+    for (command, refused) in [
+        ("chat x", false),
+        ("chat x", true),
+        ("chat --json x", false),
+        ("turns list", false),
+        ("turns list -o wide", false),
+        ("turns list -o json", false),
+        ("turns show TURN", false),
+        ("turns show TURN -o json", false),
+        ("turns cancel TURN", false),
+        ("turns cancel TURN -o json", false),
+    ] {
+        let stub = Stub::start(log.clone()).await;
+        stub.prefix(TRICKS);
+        if refused {
+            stub.refuse(&[404]);
+        }
+        let command = command.replace("TURN", &turn(&stub));
+        // With a terminal, as a person has one, and without.
+        let mut at_terminal = Command::new("script");
+        at_terminal.args(["-qec", &format!("{LASTWORD} {command}"), "/dev/null"]).env_clear();
+        at_terminal.env("LASTWORD_GATEWAY_URL", stub.url()).env("LASTWORD_AGENT", "bc").env("TERM", "dumb");
+        at_terminal.env("PATH", std::env::var_os("PATH").unwrap()).env("SHELL", "/bin/sh").env("NO_COLOR", "1");
+        at_terminal.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let (_, seen, _) = finish(at_terminal.spawn().unwrap()).await;
+        let words: Vec<&str> = command.split(' ').collect();
+        let (_, stdout, stderr) = run(&stub, &words).await;
+        // Of a reply that goes into a pipe nothing is changed.
+        let piped = if words[0] == "chat" && words[1] == "x" { String::new() } else { stdout };
+        for (what, said) in [("terminal", seen.replace("\r\n", "\n")), ("stdout", piped), ("stderr", stderr)] {
+            for c in TRICKS.chars().filter(|c| !c.is_ascii_alphanumeric() && !c.is_ascii_punctuation()) {
+                assert!(!said.contains(c), "{command}: {c:?} in {what}: {said:?}");
+            }
+        }
+        assert!(!seen.is_empty(), "{command} said something");
+    }
 }

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex};
 
 use async_stream::stream;
 use axum::body::{Body, Bytes};
-use axum::extract::{Query, State};
+use axum::extract::{Query, Request, State};
 use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -50,6 +51,9 @@ struct Script {
     refusals: VecDeque<u16>,
     cuts: VecDeque<(usize, bool)>,
     resumed: Vec<Option<usize>>,
+    keys: Vec<Option<String>>,
+    /// What every text of the server's begins with.
+    prefix: String,
 }
 
 #[derive(Clone)]
@@ -71,6 +75,7 @@ impl Stub {
             .route("/v1/turns/{turn}/cancel", post(cancel))
             .route("/v1/turns/{turn}", get(record))
             .route("/v1/turns", get(list))
+            .layer(axum::middleware::from_fn_with_state(stub.clone(), note_key))
             .with_state(stub.clone());
         stub.url = serve(router).await;
         stub
@@ -94,19 +99,56 @@ impl Stub {
         self.script.lock().unwrap().submits.clone()
     }
 
+    /// The `Authorization` of each request so far.
+    pub fn keys(&self) -> Vec<Option<String>> {
+        self.script.lock().unwrap().keys.clone()
+    }
+
     /// The cursor of each connection so far.
     pub fn resumed(&self) -> Vec<Option<usize>> {
         self.script.lock().unwrap().resumed.clone()
     }
 
+    /// From now on every text that the server says begins with this, names of unknown fields too.
+    pub fn prefix(&self, prefix: &str) {
+        self.script.lock().unwrap().prefix = prefix.to_string();
+    }
+
+    fn prefixed(&self, value: Value) -> Value {
+        prefixed(&self.script.lock().unwrap().prefix, value)
+    }
+
     fn record(&self) -> Value {
+        let record = self.plain_record();
+        let keep = ["turnId", "armedAt", "claimedAt", "endedAt"].map(|name| (name, record[name].clone()));
+        let mut record = self.prefixed(record);
+        keep.into_iter().for_each(|(name, value)| record[name] = value);
+        record
+    }
+
+    fn plain_record(&self) -> Value {
         json!({
             "turnId": self.turn, "messageId": "m", "organization": "default", "conversation": "c", "number": 1,
             "agent": "bc", "workerGroup": "bc", "user": "local", "platform": "api", "message": "6*7",
             "phase": "Failed", "armedAt": "2026-01-01T00:00:00Z", "claimedAt": null, "endedAt": "2026-01-01T00:00:09Z",
-            "worker": null, "reply": null, "superseded": null,
+            "worker": null, "reply": null, "superseded": {"text": "late"}, "unknown": {"field": "of a newer server"},
             "error": {"reason": "OutOfMemory", "message": "m", "retryable": true, "detail": "exit code 137"}
         })
+    }
+}
+
+async fn note_key(State(stub): State<Stub>, request: Request, next: Next) -> Response {
+    let key = request.headers().get("authorization").map(|key| key.to_str().unwrap().to_owned());
+    stub.script.lock().unwrap().keys.push(key);
+    next.run(request).await
+}
+
+fn prefixed(prefix: &str, value: Value) -> Value {
+    match value {
+        Value::String(text) => format!("{prefix}{text}").into(),
+        Value::Array(items) => items.into_iter().map(|item| prefixed(prefix, item)).collect(),
+        Value::Object(fields) => fields.into_iter().map(|(name, value)| (name, prefixed(prefix, value))).collect(),
+        other => other,
     }
 }
 
@@ -115,6 +157,7 @@ async fn submit(State(stub): State<Stub>, Json(body): Json<Value>) -> Response {
     script.submits.push(body.clone());
     if let Some(status) = script.refusals.pop_front() {
         let problem = json!({"title": format!("status {status}"), "status": status, "detail": "no such thing"});
+        let problem = prefixed(&script.prefix, problem);
         return (StatusCode::from_u16(status).unwrap(), Json(problem)).into_response();
     }
     let armed = json!({
@@ -153,6 +196,7 @@ async fn events(State(stub): State<Stub>, headers: HeaderMap) -> Response {
                 if log.changed().await.is_err() { break } else { continue }
             };
             at += 1;
+            data = stub.prefixed(data);
             (data["turnId"], data["messageId"]) = (json!(stub.turn), json!("m"));
             yield Ok(sse(at, &event, data));
             if event == "complete" && cut.is_none() {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use lastword::egress::{Egress, Outbound, Reach};
-use lastword::guard::Services;
+use lastword::guard::{Evaluators, Services};
 use lastword::leadership::Leadership;
 use lastword::operator::turns;
 use lastword::secrets::NoSecrets;
@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::api_server::ApiServer;
 use crate::support::Db;
+use crate::support::LASTWORD;
 use crate::support::gateway::{AGENT, ORGANIZATION};
 use crate::support::wait::eventually;
 
@@ -50,7 +51,7 @@ impl Scene {
     async fn lead(&mut self) {
         self.leader = CancellationToken::new();
         let outbound = Outbound::new(Egress::default(), Reach::Cluster).expect("a client");
-        let services = Services { outbound, secrets: Arc::new(NoSecrets) };
+        let services = Services::new(outbound, Arc::new(NoSecrets), Evaluators::new(LASTWORD));
         let namespaces: Arc<[String]> = Arc::from([]);
         let (store, client) = (self.db.store.clone(), self.client.clone());
         tokio::spawn(turns::run(store, client, services, namespaces, Leadership::always(), self.leader.clone()));

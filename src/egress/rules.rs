@@ -1,33 +1,10 @@
-//! Where requests may go whose URL the author of an Agent gave. Such a URL must not lead to what only Lastword's own process
-//! or node can reach.
-//!
-//! The addresses that are really connected to are checked, not the URL. So a name that points to an inner address does not
-//! get past, and neither does one that changes its address between the check and the connection.
-//!
-//! | address | platforms ([`Reach::Public`]) | guardrails ([`Reach::Cluster`]) |
-//! |---|---|---|
-//! | loopback, link-local, unspecified, multicast, reserved, cloud metadata | refused | refused |
-//! | private: 10/8, 172.16/12, 192.168/16, 100.64/10, 198.18/15, fc00::/7, fec0::/10 | refused | http and https |
-//! | all others | https | https |
-//! | in `--egress-deny` | refused | refused |
-//! | in `--egress-allow`, and not in `--egress-deny` | http and https | http and https |
-//!
-//! Guardrails reach further, since they are services in the cluster as a rule, and what they are asked is a decision that
-//! their author may make anyway. The gateway's loopback and its node stay closed to them too. An IPv6 address that stands for
-//! an IPv4 address is judged as that one.
+//! Which addresses requests may go to.
 
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
 
 use clap::Args;
 use ipnet::IpNet;
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::{Client, RequestBuilder, Url, redirect};
-use url::Host;
 
-/// The connection must be made within this time; the request's own timeout bounds the rest.
-const CONNECT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 /// Loopback, which `dev` allows.
 const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
 /// Addresses at which no receiver is: this host, link-local, protocol assignments, multicast, reserved. The metadata services
@@ -61,7 +38,7 @@ const PRIVATE: [&str; 7] =
 pub enum Reach {
     /// To public addresses alone.
     Public,
-    /// To private addresses too.
+    /// To Services of the cluster too, in namespaces that are allowed.
     Cluster,
 }
 
@@ -69,18 +46,24 @@ pub enum Reach {
 #[derive(Debug, Clone, Args)]
 pub struct EgressArgs {
     /// Networks (CIDR) that Agents' URLs may lead to though they are loopback, link-local or private; http is taken there
-    /// too. Guardrails may lead to private ones anyway. `dev` allows loopback.
+    /// too. `dev` allows loopback.
     #[arg(long, env = "LASTWORD_EGRESS_ALLOW", value_name = "CIDR,…", value_delimiter = ',')]
     pub egress_allow: Vec<IpNet>,
     /// Networks (CIDR) that no Agent's URL may lead to; wins over --egress-allow.
     #[arg(long, env = "LASTWORD_EGRESS_DENY", value_name = "CIDR,…", value_delimiter = ',')]
     pub egress_deny: Vec<IpNet>,
+    /// Namespaces whose Services the guardrails of every Agent may ask, beside those of the Agent's own namespace.
+    #[arg(long, env = "LASTWORD_EGRESS_NAMESPACES", value_name = "NAMESPACE,…", value_delimiter = ',')]
+    pub egress_namespaces: Vec<String>,
 }
 
 impl EgressArgs {
-    /// The lists as rules.
+    /// The lists as rules. In a cluster the API server is refused too, which is a Service of the namespace `default`.
     pub fn egress(&self) -> Egress {
-        Egress { allow: self.egress_allow.clone(), deny: self.egress_deny.clone() }
+        let api_server = std::env::var("KUBERNETES_SERVICE_HOST").ok().and_then(|host| host.parse::<IpAddr>().ok());
+        let deny = self.egress_deny.iter().copied().chain(api_server.map(IpNet::from)).collect();
+        let namespaces = self.egress_namespaces.iter().filter(|name| !name.is_empty()).cloned().collect();
+        Egress { allow: self.egress_allow.clone(), deny, namespaces }
     }
 }
 
@@ -90,6 +73,8 @@ pub struct Egress {
     pub allow: Vec<IpNet>,
     /// An address in both lists is refused.
     pub deny: Vec<IpNet>,
+    /// Namespaces whose Services every guardrail may ask.
+    pub namespaces: Vec<String>,
 }
 
 /// An address that may not be connected to, and why. It names no URL.
@@ -99,8 +84,13 @@ pub enum Refused {
     Denied,
     #[error("the address is loopback, link-local or otherwise never a peer's; allow it with --egress-allow")]
     Special,
-    #[error("the address is in a private or cluster range; allow it with --egress-allow")]
+    #[error(
+        "the address is in a private or cluster range; guardrails reach Services of their own namespace \
+        (NAME.NAMESPACE.svc), others by --egress-namespaces or --egress-allow"
+    )]
     Private,
+    #[error("the Service is an alias of another name (ExternalName); name what it stands for")]
+    Alias,
     #[error("http is refused but for destinations in --egress-allow; use https")]
     Plain,
     #[error("only http and https URLs with a host can be posted to")]
@@ -129,6 +119,7 @@ impl Egress {
         if holds(nets(&SPECIAL), address) {
             return Err(Refused::Special);
         }
+        // Whether a name with this address is that of a Service that may be asked was decided before: see `outbound`.
         match (holds(nets(&PRIVATE), address), reach) {
             (true, Reach::Public) => Err(Refused::Private),
             (true, Reach::Cluster) => Ok(()),
@@ -162,121 +153,13 @@ fn nets(table: &'static [&'static str]) -> impl Iterator<Item = IpNet> {
     table.iter().filter_map(|net| net.parse().ok())
 }
 
-/// An HTTP client that keeps the rules. Cheap to clone.
-#[derive(Clone)]
-pub struct Outbound {
-    secure: Client,
-    plain: Client,
-    egress: Arc<Egress>,
-    reach: Reach,
-}
-
-impl fmt::Debug for Outbound {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Outbound").field("egress", &self.egress).field("reach", &self.reach).finish_non_exhaustive()
-    }
-}
-
-impl Outbound {
-    /// A client for requests of one kind. It follows no redirects and uses no proxy of the environment, since both would
-    /// connect to what was not checked. The process must have installed a rustls provider before.
-    ///
-    /// # Errors
-    /// If the TLS backend cannot be initialised.
-    pub fn new(egress: Egress, reach: Reach) -> Result<Self, reqwest::Error> {
-        let egress = Arc::new(egress);
-        let client = |plain| {
-            crate::tls::http()
-                .redirect(redirect::Policy::none())
-                .no_proxy()
-                .user_agent(concat!("lastword/", env!("CARGO_PKG_VERSION")))
-                .connect_timeout(CONNECT_TIMEOUT)
-                .dns_resolver(Arc::new(Filtered { egress: egress.clone(), reach, plain }))
-                .build()
-        };
-        Ok(Outbound { secure: client(false)?, plain: client(true)?, egress, reach })
-    }
-
-    /// A POST to this URL. An address in the URL is judged here. A name is judged when it is resolved, on sending: see
-    /// [`refusal`].
-    ///
-    /// # Errors
-    /// The rule that refuses it.
-    pub fn post(&self, url: &Url) -> Result<RequestBuilder, Refused> {
-        let plain = match url.scheme() {
-            "https" => false,
-            "http" => true,
-            _ => return Err(Refused::NoHost),
-        };
-        match url.host().ok_or(Refused::NoHost)? {
-            Host::Domain(_) => {}
-            // The resolver, which judges the addresses of names, is not asked for these.
-            Host::Ipv4(address) => self.egress.check(address.into(), self.reach, plain)?,
-            Host::Ipv6(address) => self.egress.check(address.into(), self.reach, plain)?,
-        }
-        let client = if plain { &self.plain } else { &self.secure };
-        Ok(client.post(url.clone()))
-    }
-}
-
-/// The rule by which a request was refused, if that is why it failed.
-pub fn refusal(error: &reqwest::Error) -> Option<Refused> {
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        if let Some(refused) = error.downcast_ref::<Refused>() {
-            return Some(*refused);
-        }
-        cause = error.source();
-    }
-    None
-}
-
-/// The text of an error with its causes, but without the URL, which may be a secret.
-pub fn explain(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(&error);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
-
-/// The system's resolver, whose answers lack the addresses that are refused.
-struct Filtered {
-    egress: Arc<Egress>,
-    reach: Reach,
-    plain: bool,
-}
-
-impl Resolve for Filtered {
-    fn resolve(&self, name: Name) -> Resolving {
-        let (egress, reach, plain) = (self.egress.clone(), self.reach, self.plain);
-        Box::pin(async move {
-            let mut permitted = Vec::new();
-            let mut refused = None;
-            for address in tokio::net::lookup_host((name.as_str(), 0)).await? {
-                match egress.check(address.ip(), reach, plain) {
-                    Ok(()) => permitted.push(address),
-                    Err(why) => refused = Some(why),
-                }
-            }
-            match refused {
-                Some(why) if permitted.is_empty() => Err(why.into()),
-                _ => Ok(Box::new(permitted.into_iter()) as Addrs),
-            }
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn egress(allow: &[&str], deny: &[&str]) -> Egress {
         let parse = |list: &[&str]| list.iter().map(|n| n.parse().expect("a net")).collect();
-        Egress { allow: parse(allow), deny: parse(deny) }
+        Egress { allow: parse(allow), deny: parse(deny), namespaces: Vec::new() }
     }
 
     #[test]
@@ -289,7 +172,7 @@ mod tests {
     #[test]
     fn the_table_of_addresses() {
         use Refused::{Plain, Private, Special};
-        // address; platforms over https and http; guardrails over https and http
+        // address; public names over https and http; Services over https and http
         let public = [Ok(()), Err(Plain), Ok(()), Err(Plain)];
         let private = [Err(Private), Err(Private), Ok(()), Ok(())];
         let own = [Err(Special); 4];
@@ -365,35 +248,5 @@ mod tests {
         }
         let dev = Egress::default().with_loopback();
         assert_eq!(dev.check("::1".parse().expect("an address"), Reach::Public, true), Ok(()));
-    }
-
-    /// Addresses in URLs in every spelling, and names, before anything is connected to.
-    #[tokio::test]
-    async fn a_url_into_a_refused_range_is_refused() {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let outbound = Outbound::new(Egress::default(), Reach::Public).expect("a client");
-        for (url, expected) in [
-            ("https://127.0.0.1/", Refused::Special),
-            ("https://2130706433/", Refused::Special),
-            ("https://0x7f.1/", Refused::Special),
-            ("https://0177.0.0.1/", Refused::Special),
-            ("https://[::1]/", Refused::Special),
-            ("https://[::ffff:169.254.169.254]/", Refused::Special),
-            ("https://user@10.0.0.1:443/", Refused::Private),
-            ("http://1.1.1.1/", Refused::Plain),
-            ("ftp://1.1.1.1/", Refused::NoHost),
-        ] {
-            let url = Url::parse(url).expect("a URL");
-            assert_eq!(outbound.post(&url).err(), Some(expected), "{url}");
-        }
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("bound").port();
-        for scheme in ["http", "https"] {
-            let url = Url::parse(&format!("{scheme}://localhost:{port}/")).expect("a URL");
-            let failed = outbound.post(&url).expect("a name").send().await.expect_err("refused");
-            assert_eq!(refusal(&failed), Some(Refused::Special), "{failed:?}");
-        }
-        listener.set_nonblocking(true).expect("set");
-        assert!(listener.accept().is_err(), "nobody connected");
     }
 }

@@ -1,8 +1,8 @@
-//! Guardrails against a real HTTP server on loopback.
+//! What guardrails answer: expressions in the processes that evaluate them, webhooks on a real HTTP server on loopback.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::{HeaderMap, StatusCode};
@@ -10,11 +10,15 @@ use axum::response::Redirect;
 use axum::routing::post;
 use serde_json::{Value, json};
 
-use super::*;
-use crate::crd::SecretKeyRef;
-use crate::egress::{Egress, Outbound, Reach};
-use crate::secrets::{NoSecrets, SecretError, Secrets};
-use crate::turn::reason::Reason;
+use lastword::crd::SecretKeyRef;
+use lastword::egress::{Egress, Outbound, Reach};
+use lastword::guard::{
+    Evaluators, GuardVerdict, GuardrailProblem, Guards, Input, MAX_MESSAGE_BYTES, NOT_CHECKED, Services,
+};
+use lastword::secrets::{NoSecrets, SecretError, Secrets};
+use lastword::turn::reason::Reason;
+
+use crate::support::{LASTWORD, crypto};
 
 /// Receivers here are on loopback, which is refused otherwise.
 fn services() -> Services {
@@ -22,17 +26,25 @@ fn services() -> Services {
 }
 
 fn services_within(egress: Egress) -> Services {
-    rustls::crypto::ring::default_provider().install_default().ok();
-    Services { outbound: Outbound::new(egress, Reach::Cluster).unwrap(), secrets: Arc::new(NoSecrets) }
+    services_with(egress, Arc::new(NoSecrets))
+}
+
+fn services_with(egress: Egress, secrets: Arc<dyn Secrets>) -> Services {
+    crypto();
+    Services::new(Outbound::new(egress, Reach::Cluster).unwrap(), secrets, Evaluators::new(LASTWORD))
+}
+
+fn services_by(evaluators: Evaluators) -> Services {
+    let Services { outbound, secrets, .. } = services();
+    Services::new(outbound, secrets, evaluators)
 }
 
 fn guards(guardrails: Value) -> Guards {
     Guards::compile(&serde_json::from_value(json!({ "input": guardrails })).unwrap()).unwrap()
 }
 
-async fn verdict(guardrails: Value, message: &str) -> GuardVerdict {
-    let metadata = json!({"channel": "C1", "tags": ["a", "b"], "n": 3});
-    let input = Input {
+fn input(metadata: &Value) -> Input<'_> {
+    Input {
         organization: "default",
         conversation: "c",
         user: "ada",
@@ -40,16 +52,30 @@ async fn verdict(guardrails: Value, message: &str) -> GuardVerdict {
         platform: "api",
         message_id: "m-1",
         turn_id: "t-1",
-        message,
-        platform_metadata: &metadata,
-    };
-    guards(guardrails).check(&services(), input).await
+        message: "hi",
+        platform_metadata: metadata,
+    }
+}
+
+async fn verdict(guardrails: Value, message: &str) -> GuardVerdict {
+    let metadata = json!({"channel": "C1", "tags": ["a", "b"], "n": 3});
+    guards(guardrails).check(&services(), Input { message, ..input(&metadata) }).await
+}
+
+/// Writes a program. No test of this process forks while it is open for writing, or the kernel would refuse to run it.
+fn executable(path: &std::path::Path, script: &str) {
+    let made = std::process::Command::new("sh")
+        .args(["-c", "printf %s \"$2\" > \"$1\" && chmod 755 \"$1\"", "sh"])
+        .arg(path)
+        .arg(script)
+        .status();
+    assert!(made.unwrap().success());
 }
 
 fn rejection(verdict: GuardVerdict) -> (String, String) {
     match verdict {
         GuardVerdict::Reject { message, detail } => (message, detail),
-        GuardVerdict::Allow => panic!("allowed"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -82,7 +108,7 @@ async fn cel_sees_its_variables() {
         "!has(metadata.absent)",
         "!message.matches('(?i)password')",
         "[1, 2].map(x, x * 2)[1] == 4",
-        // As deep as is allowed, on the thread that evaluates.
+        // As deep as is allowed, in the process that evaluates.
         &format!("{} == 60", vec!["1"; 60].join(" + ")),
     ] {
         assert_eq!(verdict(json!([{ "cel": allows }]), "hi").await, GuardVerdict::Allow, "{allows}");
@@ -115,23 +141,93 @@ async fn a_broken_expression_follows_its_policy() {
     }
 }
 
+/// An expression that is broken by a limit: both policies decide, and the next question is answered as if nothing had been.
+async fn assert_limited(expression: &str, message: &str, limit: &str) {
+    let services = services();
+    let ask = async |guardrails: Value, message: &str| {
+        let metadata = Value::Null;
+        guards(guardrails).check(&services, Input { message, ..input(&metadata) }).await
+    };
+    let (told, detail) = rejection(ask(json!([{ "cel": expression }]), message).await);
+    assert_eq!(told, NOT_CHECKED);
+    assert!(detail.contains(limit), "{detail}");
+    let ignored = json!([{"cel": expression, "failurePolicy": "Ignore"}, {"cel": "message == 'hi'"}]);
+    rejection(ask(ignored, message).await);
+    assert_eq!(ask(json!([{"cel": "message == 'hi'"}]), "hi").await, GuardVerdict::Allow);
+}
+
 #[tokio::test]
-async fn an_endless_expression_is_broken_in_time() {
-    // 400² evaluations of a regular expression take far longer than the limit, yet end.
+async fn an_endless_expression_is_broken() {
+    // 400² evaluations of a regular expression take minutes.
     let list = format!("[{}]", vec!["1"; 400].join(","));
     let slow = format!("{list}.all(a, {list}.all(b, message.matches('x{{900}}')  || a == b))");
-    let started = Instant::now();
-    let (message, detail) = rejection(verdict(json!([{ "cel": slow }]), &"x".repeat(899)).await);
-    assert_eq!(message, NOT_CHECKED);
-    assert!(detail.contains("no result within 1s"), "{detail}");
-    assert!(started.elapsed() < Duration::from_secs(5));
+    assert_limited(&slow, &"x".repeat(899), "processor time").await;
+}
+
+#[tokio::test]
+async fn an_expression_that_takes_too_much_memory_is_broken() {
+    let list = format!("[{}]", vec!["1"; 100].join(","));
+    assert_limited(&format!("size({list}.map(a, message + message)) == 100"), &"x".repeat(1 << 20), "memory").await;
+}
+
+/// Whatever becomes of the process that evaluates, short of a limit, is no answer of the guardrail: it is asked again.
+#[tokio::test]
+async fn a_question_whose_process_was_killed_is_asked_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("program");
+    let first = directory.path().join("first").display().to_string();
+    let script = format!("#!/bin/sh\nif mkdir '{first}'; then kill -9 $$; fi\nexec '{LASTWORD}' \"$@\"\n");
+    executable(&program, &script);
+    let metadata = Value::Null;
+    let services = services_by(Evaluators::new(&program));
+    let ignored = guards(json!([{"cel": "message != 'hi'", "failurePolicy": "Ignore"}]));
+    rejection(ignored.check(&services, input(&metadata)).await);
+    assert!(directory.path().join("first").exists(), "one was killed");
+}
+
+#[tokio::test]
+async fn a_question_that_nobody_can_evaluate_is_not_the_policys_to_decide() {
+    let evaluators = Evaluators::new("/nonexistent").with_patience(Duration::from_millis(300));
+    let services = services_by(evaluators);
+    for policy in ["Ignore", "Fail"] {
+        let guards = guards(json!([{"cel": "true", "failurePolicy": policy}]));
+        let verdict = guards.check(&services, input(&Value::Null)).await;
+        let GuardVerdict::NotAsked { detail } = verdict else { panic!("{policy}: {verdict:?}") };
+        assert!(detail.contains("could be started"), "{detail}");
+    }
+}
+
+/// That the place where Secrets are is away is waited for; that a Secret may not be read is the installation's decision.
+#[tokio::test]
+async fn a_secret_that_cannot_be_read_now_is_waited_for() {
+    #[derive(Debug)]
+    struct Away(Mutex<u32>, bool);
+    impl Secrets for Away {
+        fn get<'a>(
+            &'a self,
+            _: &'a str,
+            secret: &'a SecretKeyRef,
+        ) -> futures::future::BoxFuture<'a, Result<Option<String>, SecretError>> {
+            let mut asked = self.0.lock().unwrap();
+            *asked += 1;
+            let error = SecretError { name: secret.name.clone(), cause: "away".into(), passing: self.1 };
+            let answer = if *asked == 1 { Err(error) } else { Ok(Some("https://127.0.0.1:9/".into())) };
+            Box::pin(std::future::ready(answer))
+        }
+    }
+    for (passing, cause) in [(true, "--egress-allow"), (false, "cannot read Secret s: away")] {
+        let services = services_with(Egress::default(), Arc::new(Away(Mutex::default(), passing)));
+        let guards = guards(json!([{"webhook": {"urlSecretRef": {"name": "s", "key": "k"}}}]));
+        let (_, detail) = rejection(guards.check(&services, input(&Value::Null)).await);
+        assert!(detail.contains(cause), "{detail}");
+    }
 }
 
 #[test]
 fn what_can_never_work_does_not_compile() {
     let sum = vec!["1"; 1000].join("+");
     let deep = format!("{}1{} == 1", "(".repeat(500), ")".repeat(500));
-    let long = format!("message == '{}'", "x".repeat(cel::MAX_SOURCE_BYTES));
+    let long = format!("message == '{}'", "x".repeat(2048));
     for (source, problem) in [
         ("message ==", "cel:"),
         ("mesage == 'a'", "unknown variable mesage"),
@@ -228,17 +324,7 @@ async fn a_webhook_that_does_not_decide_is_broken() {
     assert_eq!(*elsewhere.lock().unwrap(), 0, "a redirect is not followed");
 
     let metadata = Value::Null;
-    let input = Input {
-        organization: "o",
-        conversation: "c",
-        user: "u",
-        agent: "a",
-        platform: "api",
-        message_id: "m",
-        turn_id: "t",
-        message: "hi",
-        platform_metadata: &metadata,
-    };
+    let input = input(&metadata);
     let absent = guards(json!([{"cel": "!has(metadata.channel)"}]));
     assert_eq!(absent.check(&services(), input).await, GuardVerdict::Allow, "no metadata is empty metadata");
 }
@@ -273,20 +359,10 @@ async fn a_url_in_a_secret_is_read_at_use() {
     }
     let address = serve(Router::new().route("/", post(|| async { axum::Json(json!({"allow": true})) }))).await;
     let secret = Arc::new(One::default());
-    let services = Services { secrets: secret.clone(), ..services() };
+    let services = services_with(Egress::default().with_loopback(), secret.clone());
     let guardrails = guards(json!([{"webhook": {"urlSecretRef": {"name": "s", "key": "k"}}}]));
     let metadata = Value::Null;
-    let input = Input {
-        organization: "default",
-        conversation: "c",
-        user: "u",
-        agent: "a",
-        platform: "api",
-        message_id: "m",
-        turn_id: "t",
-        message: "hi",
-        platform_metadata: &metadata,
-    };
+    let input = input(&metadata);
     rejection(guardrails.check(&services, input).await);
     *secret.0.lock().unwrap() = Some(format!("http://{address}/\n"));
     assert_eq!(guardrails.check(&services, input).await, GuardVerdict::Allow);
@@ -295,7 +371,7 @@ async fn a_url_in_a_secret_is_read_at_use() {
 
     // This host is out of a guardrail's reach unless the operator allows it.
     *secret.0.lock().unwrap() = Some(format!("http://{address}/"));
-    let strict = Services { secrets: secret, ..services_within(Egress::default()) };
+    let strict = services_with(Egress::default(), secret);
     let (message, detail) = rejection(guardrails.check(&strict, input).await);
     assert_eq!(message, NOT_CHECKED);
     assert!(detail.contains("--egress-allow") && !detail.contains("127.0.0.1"), "{detail}");

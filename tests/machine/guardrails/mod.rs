@@ -1,0 +1,4 @@
+//! Guardrails: what they answer, and that nobody's guardrails switch off another's.
+
+mod asked;
+mod walls;
