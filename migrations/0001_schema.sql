@@ -108,6 +108,7 @@ CREATE TABLE terminal (
     message         text,                           -- for the client
     retryable       boolean,
     detail          text,                           -- for operators alone
+    finish_reason   text,                           -- why the model stopped, in its server's words, where one did
     reply_id        text,                           -- the worker's name for its word, by which a repeat is known
     incarnation     uuid,                           -- the worker whose word it is; null: Lastword itself ended the turn
     held_by         uuid,                           -- the worker that had claimed the turn, whoever ended it

@@ -253,6 +253,7 @@ impl Workers {
             message: turn.input,
             acked: turn.log_end,
             history: exchanges,
+            seconds_left: turn.seconds_left,
             traceparent: turn.traceparent,
         }
     }

@@ -48,6 +48,8 @@ pub struct Record {
     pub worker: Option<Incarnation>,
     pub reply: Option<RecordedReply>,
     pub failure: Option<Failure>,
+    /// Why the model stopped, in its server's words, such as `length`.
+    pub finish_reason: Option<String>,
     /// A word that came too late, in one line, for operators.
     pub superseded: Option<String>,
 }
@@ -88,7 +90,7 @@ pub struct ListFilter {
 /// What [`records`] reads of a turn.
 const RECORD: &str = r#"SELECT t.id, t.conversation_id, t.organization, t.conversation, t.number, t.message_id, t.agent,
     t.worker_group, t."user", t.routing, t.input, t.armed_at, coalesce(m.claimed_at, e.claimed_at) AS claimed_at, m.turn_id IS NOT NULL AS open,
-    coalesce(m.incarnation, e.incarnation) AS worker, e.ended_at, e.outcome, e.reason, e.message, e.detail, e.reply_id,
+    coalesce(m.incarnation, e.incarnation) AS worker, e.ended_at, e.outcome, e.reason, e.message, e.detail, e.finish_reason, e.reply_id,
     e.holder, e.end_at, c.owner,
     (SELECT s.outcome || coalesce(': ' || s.reason, '') || coalesce(': ' || nullif(s.text, ''), '') FROM superseded s WHERE s.turn_id = t.id) AS superseded
     FROM turn t JOIN conversation c ON c.id = t.conversation_id
@@ -256,6 +258,7 @@ async fn records(connection: &mut PgConnection, rows: &[PgRow]) -> Result<Vec<Re
                 worker: row.try_get::<Option<Uuid>, _>("worker")?.map(Incarnation),
                 reply,
                 failure: failure(row)?,
+                finish_reason: row.try_get("finish_reason")?,
                 superseded: row.try_get("superseded")?,
             })
         })

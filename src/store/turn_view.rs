@@ -29,6 +29,8 @@ pub struct TurnView {
 pub struct Terminal {
     /// `None` for a reply.
     pub failure: Option<Failure>,
+    /// Why the model stopped, in its server's words.
+    pub finish_reason: Option<String>,
     /// The turn whose log holds the reply.
     pub holder: TurnId,
     /// Where the reply, or what there is of output, ends in that log.
@@ -52,7 +54,8 @@ pub struct TurnHead {
 
 /// What [`view`] reads of a turn `t`, its marker `m` and its terminal `e`.
 const VIEW: &str = "t.id, t.conversation_id, t.number, t.message_id, m.incarnation AS worker,
-    e.turn_id IS NOT NULL AS ended, e.reason, e.message, e.detail, e.holder, e.end_at, e.answers";
+    e.turn_id IS NOT NULL AS ended, e.reason, e.message, e.detail, e.finish_reason, e.holder, e.end_at,
+    e.answers";
 
 impl Store {
     /// The turns of these conversations behind the given numbers, in order; of each conversation the next [`MAX_VIEWED`] at
@@ -133,6 +136,7 @@ fn view(row: &PgRow) -> Result<TurnView, StoreError> {
     let terminal = if ended {
         Some(Terminal {
             failure: failure(row)?,
+            finish_reason: row.try_get("finish_reason")?,
             holder: TurnId(row.try_get("holder")?),
             end: row.try_get::<i64, _>("end_at")? as u64,
             answers: row.try_get::<i16, _>("answers")? as u32,

@@ -83,14 +83,15 @@ pub fn terminal(
             frames.push(make(cursor));
         }
     };
+    let finish = terminal.finish_reason.as_deref();
     match &terminal.failure {
         None => say(cursor, 1, true, &|c| {
-            sse::complete(c, about, "reply", if answered.is_empty() { &own } else { answered })
+            sse::complete(c, about, ("reply", finish), if answered.is_empty() { &own } else { answered })
         }),
         Some(failure) => {
             say(cursor, 1, false, &|c| sse::error(c, "error", about, failure));
             say(cursor, 2, false, &|c| sse::error(c, "agent-error", about, failure));
-            say(cursor, 3, true, &|c| sse::complete(c, about, "error", &own));
+            say(cursor, 3, true, &|c| sse::complete(c, about, ("error", finish), &own));
         }
     }
     frames
@@ -118,8 +119,13 @@ mod tests {
 
     fn failed() -> (TurnView, Terminal) {
         let mut view = view(1, None);
-        let terminal =
-            Terminal { failure: Some(Failure::new(Reason::WorkerExited)), holder: view.turn_id, end: 3, answers: 1 };
+        let terminal = Terminal {
+            failure: Some(Failure::new(Reason::WorkerExited)),
+            finish_reason: None,
+            holder: view.turn_id,
+            end: 3,
+            answers: 1,
+        };
         view.terminal = Some(terminal.clone());
         (view, terminal)
     }
@@ -154,7 +160,7 @@ mod tests {
     #[test]
     fn a_reply_to_several_is_shown_once_on_a_session_and_in_full_on_each_turns_stream() {
         let holder = view(1, None);
-        let end = Terminal { failure: None, holder: holder.turn_id, end: 2, answers: 2 };
+        let end = Terminal { failure: None, finish_reason: None, holder: holder.turn_id, end: 2, answers: 2 };
         let other = TurnView { terminal: Some(end.clone()), number: 2, ..view(2, None) };
         let mut cursor = Cursor::after(other.conversation_id, 0);
         assert_eq!(owed(&other, &cursor, StreamKind::Session), None);

@@ -38,6 +38,7 @@ pub(super) async fn finish(
         turn_ids: finish.turn_ids.clone(),
         reply_id: finish.reply_id,
         outcome: port.outcome_of(caller.incarnation, cause::program::reply(finish.outcome, finish.end)).await?,
+        finish_reason: finish.finish_reason,
         end: finish.end,
         tail,
     };
