@@ -16,6 +16,8 @@ use crate::utf8::Decoder;
 
 /// How much of a line that is no field is kept, in bytes.
 const STRANGE_BYTES: usize = 4 * 1024;
+/// The fields that the standard knows.
+const FIELDS: [&str; 4] = ["data", "event", "id", "retry"];
 /// What ends an event that its sender did not end.
 const EVENT_END: &[u8] = b"\n\n";
 
@@ -195,8 +197,8 @@ impl LineWatch {
         Ok(())
     }
 
-    /// The present line, if it cannot be a field: a field's name is one word. A comment, which begins with a colon, has an
-    /// empty name.
+    /// The present line, if it is no field. A field's name is one word, and a word alone is a known name. `error` is the name
+    /// of a field that no standard knows, and in which some servers say why the stream ends.
     fn strange(&self) -> Option<String> {
         if self.strangers == Strangers::Ignored {
             return None;
@@ -205,9 +207,12 @@ impl LineWatch {
             true => self.line.trim_start_matches('\u{feff}'),
             false => &self.line,
         };
-        let name = line.split(':').next().unwrap_or_default();
-        let is_word = name.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '.'));
-        (!is_word && !line.trim().is_empty()).then(|| line.to_owned())
+        let is_word = |name: &str| name.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '.'));
+        let is_field = match line.split_once(':') {
+            Some((name, _)) => is_word(name) && name != "error",
+            None => FIELDS.contains(&line) || line.trim().is_empty(),
+        };
+        (!is_field).then(|| line.to_owned())
     }
 }
 
@@ -279,7 +284,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_line_that_is_no_field_is_passed_over_or_told() {
-        for strange in ["{\"error\": \"boom\"}", "Internal Server Error", "<html>", "upstream error: gone"] {
+        for strange in [
+            "{\"error\": \"boom\"}",
+            "Internal Server Error",
+            "<html>",
+            "upstream error: gone",
+            "error: {\"code\": 400}",
+            "Unauthorized",
+        ] {
             for end in ["", "\n", "\n\ndata: two\n\n"] {
                 let text = format!("data: one\n\n{strange}{end}");
                 for size in [1, 7, text.len()] {

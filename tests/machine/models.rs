@@ -48,8 +48,6 @@ async fn the_servers_words_reach_the_record_and_the_log_and_no_person() {
     let agents = [
         model_agent("model", json!({"baseURL": server.base, "model": "m"})),
         model_agent("nobody", json!({"baseURL": nobody, "model": "m", "retries": 0})),
-        model_agent("hasty", json!({"baseURL": server.base, "model": "m"}))
-            .replace(r#""scope""#, r#""timing":{"turnSeconds":45},"scope""#),
     ];
     let mut dev = Dev::start(&agents.concat()).await;
     let api = dev.api();
@@ -58,7 +56,6 @@ async fn the_servers_words_reach_the_record_and_the_log_and_no_person() {
         ("model", "unavailable", "ModelUnavailable", true, "no healthy upstream"),
         ("model", "broken", "AgentError", true, "boom 7"),
         ("nobody", "hello", "ModelUnavailable", true, &nobody),
-        ("hasty", "wait", "ModelUnavailable", true, "it asks for a pause of 300 s"),
     ] {
         let turn = api.submit(&format!("c-{agent}-{message}"), agent, message).await.turn;
         let stream = api.turn(&turn);
@@ -76,6 +73,22 @@ async fn the_servers_words_reach_the_record_and_the_log_and_no_person() {
         })
         .await;
     }
+    assert!(dev.interrupt().await.success());
+}
+
+#[tokio::test]
+async fn a_pause_that_is_longer_than_the_turn_is_told_at_once() {
+    let server = ModelServer::start(by_message).await;
+    let spec = json!({"baseURL": server.base, "model": "m"});
+    let hasty = model_agent("hasty", spec).replace(r#""scope""#, r#""timing":{"turnSeconds":45},"scope""#);
+    let mut dev = Dev::start(&hasty).await;
+    let api = dev.api();
+    let turn = api.submit("c", "hasty", "wait").await.turn;
+    let record = api.phase(&turn, "Failed").await;
+    assert_eq!(record["error"]["reason"], "ModelUnavailable", "{record}");
+    let detail = record["error"]["detail"].as_str().unwrap();
+    assert!(detail.contains("it asks for a pause of 300 s") && detail.contains("slow down"), "{detail}");
+    assert_eq!(server.requests().len(), 1);
     assert!(dev.interrupt().await.success());
 }
 

@@ -167,6 +167,31 @@ async fn comments_keep_a_model_that_thinks_from_being_given_up_and_hold_up_no_wh
     assert_eq!((text(&frames).as_str(), outcome), ("hi", Outcome::Reply));
 }
 
+/// A model server that ends behind its answer; a process that it leaves keeps the connection open.
+const LEAVES: &str = r#"
+import http.server, os, time
+class Server(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+    def do_POST(self):
+        self.rfile.read(int(self.headers['content-length']))
+        self.send_response(200); self.end_headers()
+        self.wfile.write(b'data: {"choices":[{"delta":{"content":"whole"},"finish_reason":"stop"}]}\n\n')
+        if os.fork() == 0:
+            os.setsid(); time.sleep(5)
+        os._exit(3)
+http.server.HTTPServer(('127.0.0.1', int(os.environ['PORT'])), Server).serve_forever()
+"#;
+
+#[tokio::test]
+async fn a_whole_answer_stays_one_though_its_server_ends() {
+    let base = format!("http://{}/v1", free_address());
+    let args = ["openai", "--base-url", &base, "--model", "m", "--model-server", "--", "python3", "-c", LEAVES];
+    let bench = Bench::start(&args).await;
+    let (frames, outcome) = bench.turn("hello").await;
+    assert_eq!((text(&frames).as_str(), outcome), ("whole", Outcome::Reply));
+}
+
 #[tokio::test]
 async fn a_model_server_that_dies_fails_its_turns_and_ends_the_worker() {
     let base = format!("http://{}/v1", free_address());

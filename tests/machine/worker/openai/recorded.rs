@@ -163,6 +163,10 @@ async fn answers_of_the_same_kinds_become_what_they_are() {
             "sentence",
             eof(stream(&[HELLO, "Internal Server Error", DONE]), error("AgentError", "Internal Server Error")),
         ),
+        (
+            "error-field",
+            eof(stream(&[HELLO, r#"error: {"code":500,"message":"slot lost"}"#]), error("AgentError", "slot lost")),
+        ),
         ("cut-line", eof(stream(&[HELLO]) + "data: {\"choices\":[{\"del", error("AgentError", "not understood"))),
         ("done-alone", eof(stream(&[DONE]), error("AgentError", "empty"))),
         // A whole one.

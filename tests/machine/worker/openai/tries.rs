@@ -54,13 +54,13 @@ async fn an_overloaded_server_is_asked_once_more_after_the_pause_that_it_wants()
 
 #[tokio::test]
 async fn a_pause_that_the_turn_does_not_have_is_told_at_once() {
-    let server = ModelServer::start(|_| status("429 Too Many Requests", "Retry-After: 3600\r\n", "slow down")).await;
+    let server = ModelServer::start(|_| status("429 Too Many Requests", "Retry-After: 300\r\n", "slow down")).await;
     let bench = bench(&server, &[]).await;
     let turn = bench.gateway.push_with("m", "c", |turn| turn.seconds_left = Some(40));
     let failure = failure(bench.over(turn).await.1);
     let detail = failure.detail.unwrap();
     assert_eq!((failure.reason.as_str(), server.requests().len()), ("ModelUnavailable", 1));
-    assert!(detail.contains("a pause of 3600 s") && detail.contains("slow down"), "{detail}");
+    assert!(detail.contains("a pause of 300 s") && detail.contains("slow down"), "{detail}");
 }
 
 #[tokio::test]
