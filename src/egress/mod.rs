@@ -26,4 +26,4 @@ mod rules;
 mod service;
 
 pub use outbound::{Outbound, explain, refusal};
-pub use rules::{Egress, EgressArgs, Reach, Refused};
+pub use rules::{Egress, EgressArgs, Reach, Refused, is_internal};

@@ -7,6 +7,8 @@ use ipnet::IpNet;
 
 /// Loopback, which `dev` allows.
 const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
+/// Addresses that mean this machine or its link.
+const LINK_LOCAL: [&str; 4] = ["0.0.0.0/32", "169.254.0.0/16", "::/128", "fe80::/10"];
 /// Addresses at which no receiver is: this host, link-local, protocol assignments, multicast, reserved. The metadata services
 /// of clouds are here, too. Most are link-local, and Oracle's is in 192.0.0.0/24; those of Alibaba and Azure, and over IPv6
 /// those of AWS, Google and Oracle, have addresses of their own in this table.
@@ -129,6 +131,12 @@ impl Egress {
     }
 }
 
+/// Whether an address is of this machine, or of a network that is not public, such as a cluster's.
+pub fn is_internal(address: IpAddr) -> bool {
+    let address = canonical(address);
+    holds(nets(&LOOPBACK).chain(nets(&LINK_LOCAL)).chain(nets(&PRIVATE)), address)
+}
+
 /// The IPv4 address that an IPv6 one stands for (mapped, translated, compatible, NAT64, 6to4), or the address itself.
 fn canonical(address: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = address else { return address };
@@ -248,5 +256,25 @@ mod tests {
         }
         let dev = Egress::default().with_loopback();
         assert_eq!(dev.check("::1".parse().expect("an address"), Reach::Public, true), Ok(()));
+    }
+
+    #[test]
+    fn what_is_internal() {
+        for (address, internal) in [
+            ("127.8.8.8", true),
+            ("::1", true),
+            ("::ffff:127.0.0.1", true),
+            ("10.96.0.1", true),
+            ("172.31.0.1", true),
+            ("100.64.0.1", true),
+            ("fd12::1", true),
+            ("fe80::1", true),
+            ("0.0.0.0", true),
+            ("1.1.1.1", false),
+            ("172.32.0.1", false),
+            ("2606:4700::1111", false),
+        ] {
+            assert_eq!(is_internal(address.parse().expect("an address")), internal, "{address}");
+        }
     }
 }

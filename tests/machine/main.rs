@@ -17,6 +17,7 @@ mod endings;
 mod fleet;
 mod guardrails;
 mod hostile;
+mod models;
 mod outage;
 mod platforms;
 mod pods;
