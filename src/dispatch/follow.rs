@@ -19,6 +19,7 @@ use crate::store::Store;
 use crate::tls::Renewed;
 use crate::turn::frame::{Frame, Span};
 use crate::turn::keys::{ConversationId, GatewayId, Incarnation, TurnId};
+use crate::turn::objects::objects_only;
 
 /// A replica that takes no connection within this time is not followed for now.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -31,6 +32,7 @@ const MAX_LINE_BYTES: usize = 16 * 1024 * 1024;
 
 /// A line of the answer: frames of the followed turn.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct PeerFrames {
     /// Where the first frame begins in the turn's log, in log units.
     pub start: u64,
@@ -134,3 +136,5 @@ impl Follower {
         }
     }
 }
+
+objects_only!(both PeerFrames);
