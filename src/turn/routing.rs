@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::turn::objects::objects_only;
+
 /// The default platform: the terminal is shown to clients of the gateway's API.
 pub const API: &str = "api";
 /// The platform of AgentTurns: the terminal is shown in the object's status. Only the controller arms such turns.
@@ -12,6 +14,7 @@ pub const KUBERNETES: &str = "kubernetes";
 /// wrote can be read: `platform` is `api`, `team` is the platform's name, `channel` is empty.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[serde(remote = "Self")]
 pub struct Routing {
     pub platform: String,
     pub team: String,
@@ -65,6 +68,8 @@ impl Routing {
         })
     }
 }
+
+objects_only!(both Routing);
 
 #[cfg(test)]
 mod tests {

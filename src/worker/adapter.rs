@@ -63,6 +63,13 @@ impl OutputSink {
         self.log.note_finish_reason(reason);
     }
 
+    /// Has the turn fail with this, and the adapter stop, as at an output that is too long.
+    pub(super) fn refuse(&self, failure: Failure) -> Stopped {
+        let stopped = self.log.refuse(failure);
+        self.cancel.cancel();
+        stopped
+    }
+
     /// Whether the turn has any text so far.
     pub fn has_text(&self) -> bool {
         self.log.has_text()

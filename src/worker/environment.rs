@@ -2,12 +2,13 @@
 
 use std::process::Command;
 
+use super::process::kept_command;
 use crate::wire::env;
 
-/// A command that inherits the worker's environment without the variables that are meant for the worker: above all, without
-/// its credential.
+/// A command for [`AgentProcess::start`](super::process::AgentProcess::start) that inherits the worker's environment without
+/// the variables that are meant for the worker: above all, without its credential.
 pub(super) fn agent_command(program: &str) -> Command {
-    let mut command = Command::new(program);
+    let mut command = kept_command(program);
     for name in [env::CREDENTIAL, env::TOKEN_FILE, env::GATEWAY, env::CAPACITY, env::DRAIN_SECONDS] {
         command.env_remove(name);
     }

@@ -14,6 +14,7 @@ mod cli;
 mod dev;
 mod embedded_postgres;
 mod endings;
+mod examples;
 mod fleet;
 mod hostile;
 mod models;
