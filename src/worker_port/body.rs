@@ -1,9 +1,7 @@
 //! Checks of what callers of the worker port send. What is wrong with a body is answered as a problem that its sender can
 //! mend.
 
-use axum::body::Bytes;
 use axum::http::StatusCode;
-use serde::de::DeserializeOwned;
 
 use crate::problem::Problem;
 use crate::turn::frame::Frame;
@@ -12,11 +10,6 @@ use crate::wire::{Finish, MAX_FRAME_BYTES, MAX_LOG_UNITS};
 
 /// The most turns that one finish may end.
 const MAX_TURNS_OF_A_FINISH: usize = 64;
-
-/// Reads a JSON body.
-pub(super) fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Problem> {
-    serde_json::from_slice(body).map_err(|e| Problem::bad_request(format!("the body is malformed: {e}")))
-}
 
 /// Frames in the form in which they are stored. A frame over [`MAX_FRAME_BYTES`] is refused, since no client and no other
 /// replica could be sent it whole; text is exempt, because it may be cut anywhere.

@@ -4,14 +4,14 @@
 //! worker what is durable; the worker keeps the rest, and sends it again if this replica dies.
 
 use axum::Json;
-use axum::body::Bytes;
+use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use uuid::Uuid;
 
 use super::WorkerPort;
-use super::body::{check_offset, parse, storable};
+use super::body::{check_offset, storable};
 use super::identity::AuthenticatedWorker;
 use crate::dispatch::live::OutputRefused;
 use crate::problem::Problem;
@@ -32,11 +32,12 @@ pub(super) async fn output(
     caller: AuthenticatedWorker,
     Path(turn): Path<Uuid>,
     Query(at): Query<OutputOffset>,
-    body: Bytes,
+    body: Body,
 ) -> Result<Json<Acked>, Problem> {
     let turn = TurnId(turn);
     check_offset(at.offset)?;
-    let output: Output = parse(&body)?;
+    let body = port.room.output.whole(&caller.account(), body).await?;
+    let output: Output = body.json()?;
     let span = Span::new(at.offset, storable(output.frames)?);
     let open = port.live.is_open(turn, caller.incarnation);
     let behind = open && port.live.lacks(turn, at.offset);

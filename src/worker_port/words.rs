@@ -1,12 +1,12 @@
 //! What a worker says of its turns and of itself: the end of turns, the heartbeat, the goodbye.
 
 use axum::Json;
-use axum::body::Bytes;
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
 
 use super::WorkerPort;
-use super::body::{check_finish, parse, storable};
+use super::body::{check_finish, storable};
 use super::identity::{AuthenticatedWorker, gone};
 use super::output::not_held;
 use crate::problem::Problem;
@@ -21,9 +21,10 @@ use crate::wire::{Finish, FinishResult, Finished, Goodbye, GoodbyePhase, Heartbe
 pub(super) async fn finish(
     State(port): State<WorkerPort>,
     caller: AuthenticatedWorker,
-    body: Bytes,
+    body: Body,
 ) -> Result<Json<Finished>, Problem> {
-    let finish: Finish = parse(&body)?;
+    let body = port.room.finish.whole(&caller.account(), body).await?;
+    let finish: Finish = body.json()?;
     check_finish(&finish)?;
     // The output is the first turn's; the others share it.
     let lead = finish.turn_ids[0];
@@ -79,9 +80,9 @@ fn join_pieces(known: Span, last: Span) -> Span {
 pub(super) async fn heartbeat(
     State(port): State<WorkerPort>,
     caller: AuthenticatedWorker,
-    body: Bytes,
+    body: Body,
 ) -> Result<Json<HeartbeatAnswer>, Problem> {
-    let beat: Heartbeat = parse(&body)?;
+    let beat: Heartbeat = port.room.signs.whole(&caller.account(), body).await?.json()?;
     let answer = port.heartbeats.beat(caller.incarnation, !beat.turns.is_empty()).await?;
     match answer {
         Some(answer) => Ok(Json(port.workers.compare(caller.incarnation, &beat.turns, answer, 0).await?)),
@@ -96,9 +97,9 @@ pub(super) async fn heartbeat(
 pub(super) async fn goodbye(
     State(port): State<WorkerPort>,
     caller: AuthenticatedWorker,
-    body: Bytes,
+    body: Body,
 ) -> Result<StatusCode, Problem> {
-    let goodbye: Goodbye = parse(&body)?;
+    let goodbye: Goodbye = port.room.signs.whole(&caller.account(), body).await?.json()?;
     let worker = port.workers.get(caller.incarnation);
     if let Some(worker) = &worker {
         worker.stop_claiming();
