@@ -103,6 +103,7 @@ impl Store {
             }
         }
         self.prune_agents(retention).await?;
+        self.prune_audit().await?;
         Ok(turns)
     }
 

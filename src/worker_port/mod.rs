@@ -23,11 +23,10 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 
-pub use state::WorkerPort;
+pub use state::{WorkerBodyLimits, WorkerPort, WorkerRoom};
 pub use stream::SUSPICION_GRACE;
 
 use crate::problem::Problem;
-use crate::wire::MAX_BODY_BYTES;
 
 impl WorkerPort {
     /// The routes of the worker port.
@@ -41,7 +40,8 @@ impl WorkerPort {
             .route("/worker/v1/goodbye", post(words::goodbye))
             .route("/peer/v1/turns/{id}/frames", get(peers::frames))
             .fallback(|| async { Problem::not_found("path; this is the worker port") })
-            .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+            // Bodies are read by `Bodies::whole` alone.
+            .layer(DefaultBodyLimit::max(0))
             .with_state(self)
     }
 }

@@ -1,11 +1,19 @@
 use std::path::Path;
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::routing::get;
 use tokio::sync::Notify;
 
 use super::*;
 use crate::tls;
+
+const LIMITS: PortLimits = PortLimits {
+    connections: 100,
+    header_timeout: Duration::from_secs(10),
+    header_bytes: 16 * 1024,
+    shutdown_grace: Duration::from_secs(5),
+    know_users: false,
+};
 
 /// One router on two ports, the second with TLS: their base URLs, and a client.
 async fn ports(router: Router, shutdown: &CancellationToken) -> ([String; 2], reqwest::Client) {
@@ -17,7 +25,7 @@ async fn ports(router: Router, shutdown: &CancellationToken) -> ([String; 2], re
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         *url = format!("{scheme}://localhost:{}", listener.local_addr().expect("bound").port());
         let (router, shutdown) = (router.clone(), shutdown.clone());
-        tokio::spawn(async move { serve(listener, router, &GatewayConfig::default(), tls, shutdown).await });
+        tokio::spawn(async move { serve(listener, router, &LIMITS, tls, shutdown).await });
     }
     let authorities = tls::Authorities::read(&file("first-ca.crt")).expect("an authority");
     (urls, tls::http_trusting(&authorities).no_proxy().build().expect("a client"))
