@@ -44,6 +44,7 @@ pub mod dispatch;
 pub mod egress;
 pub mod every;
 pub mod fleet;
+mod framing;
 pub mod gateway;
 pub mod guard;
 pub mod heartbeat;

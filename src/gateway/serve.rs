@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::config::GatewayConfig;
+use crate::framing::never_unframed;
 use crate::problem::{self, Problem};
 use crate::tls::Renewed;
 
@@ -44,12 +45,12 @@ pub(super) async fn serve(
 ) -> io::Result<()> {
     let body_timeout = config.body_timeout;
     let bodies = middleware::from_fn(move |request, next| whole_body(body_timeout, request, next));
-    let router = router.layer(bodies).layer(middleware::map_response(as_problem)).layer(CatchPanicLayer::custom(
-        |_: Box<dyn std::any::Any + Send>| {
-            tracing::error!("a handler panicked; this is a bug in Lastword");
-            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "a fault of Lastword; it was logged").into_response()
-        },
-    ));
+    let unframed = middleware::from_fn(never_unframed);
+    let router = router.layer(bodies).layer(unframed).layer(middleware::map_response(as_problem));
+    let router = router.layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
+        tracing::error!("a handler panicked; this is a bug in Lastword");
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "a fault of Lastword; it was logged").into_response()
+    }));
     let connections = TaskTracker::new();
     let room = Arc::new(Semaphore::new(config.max_connections));
     loop {

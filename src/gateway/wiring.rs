@@ -139,6 +139,6 @@ fn spawn_loops(
         delivery::poll(store.clone(), subscriptions.clone(), shutdown.clone()),
     ));
     tasks.spawn(watched("the guarding of waiting turns", submitter.clone().reguard(shutdown.clone())));
-    let notices = NoticeRouter { gateway: gateway.clone(), subscriptions };
+    let notices = NoticeRouter { gateway: gateway.clone(), subscriptions, refreshing: Arc::default() };
     tasks.spawn(watched("hearing notices", notices.run(shutdown.clone())));
 }
