@@ -381,6 +381,14 @@ impl Workers {
         }
     }
 
+    /// [`Workers::refresh`] for every worker that is connected here, one after the other.
+    pub async fn refresh_all(&self) {
+        let connected: Vec<Incarnation> = self.with(|c| c.keys().copied().collect());
+        for incarnation in connected {
+            self.refresh(incarnation).await;
+        }
+    }
+
     /// Forgets the live logs of workers that have not been connected here for a whole period, until `shutdown`. A worker
     /// that lives keeps what is not durable of its output.
     pub async fn tidy(self, shutdown: CancellationToken) {
