@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::config::ProcessConfig;
 use crate::child::keeper;
-use crate::crd::{Adapter, AgentSpec, Container, DetachedProcesses};
+use crate::crd::{Adapter, AgentSpec, Container, DetachedProcesses, SecretKeyRef};
 use crate::fleet::model::{ModelValue, model_adapter};
 use crate::fleet::runtime::StartRequest;
 use crate::turn::cause;
