@@ -19,6 +19,7 @@ use crate::turn::reason::Reason;
     version = "v1alpha1",
     kind = "Agent",
     namespaced,
+    shortname = "lwagent",
     status = "AgentStatus",
     derive = "PartialEq",
     category = "lastword",
