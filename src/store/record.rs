@@ -288,8 +288,7 @@ async fn texts(connection: &mut PgConnection, ends: &[(TurnId, u64)]) -> Result<
     Ok(texts)
 }
 
-/// By holder, the turns that the reply in its log answers, with their message ids, in order. Close numbers: see
-/// [`Store::turns_answered_by`].
+/// By holder, the turns that the reply in its log answers, with their message ids, in order.
 async fn answered(
     connection: &mut PgConnection,
     holders: &[(TurnId, u64)],
@@ -300,9 +299,9 @@ async fn answered(
     let ids: Vec<Uuid> = holders.iter().map(|h| h.0.0).collect();
     let rows: Vec<(Uuid, Uuid, String)> = sqlx::query_as(
         "SELECT h.turn_id, t.id, t.message_id FROM terminal h
-         JOIN terminal e ON e.conversation_id = h.conversation_id AND e.number BETWEEN h.number - 100 AND h.number + 100
-                        AND e.holder = h.turn_id AND e.outcome = 'reply'
-         JOIN turn t ON t.id = e.turn_id WHERE h.turn_id = ANY($1) ORDER BY t.number",
+         CROSS JOIN LATERAL (SELECT h.turn_id AS its WHERE h.answers = 1
+                             UNION ALL SELECT e.turn_id FROM terminal e WHERE e.holder = h.turn_id AND e.answers > 1) a
+         JOIN turn t ON t.id = a.its WHERE h.turn_id = ANY($1) ORDER BY t.number",
     )
     .bind(&ids)
     .fetch_all(connection)
