@@ -42,7 +42,7 @@ pub(super) fn container(spec: &AgentSpec) -> Option<&Container> {
 }
 
 /// The command that starts a worker under its keeper, and the program that it starts.
-pub(super) struct WorkerCommand {
+pub(super) struct KeptCommand {
     pub command: Command,
     /// For people: what cannot be started, if it cannot.
     pub program: String,
@@ -52,7 +52,7 @@ pub(super) struct WorkerCommand {
 ///
 /// # Errors
 /// `StartFailed`, with what in the spec cannot work on this machine as the detail for operators.
-pub(super) fn command(config: &ProcessConfig, request: &StartRequest) -> Result<WorkerCommand, Failure> {
+pub(super) fn command(config: &ProcessConfig, request: &StartRequest) -> Result<KeptCommand, Failure> {
     let spec = &*request.spec;
     let container = container(spec);
     let directory = working_directory(config, container)?;
@@ -89,7 +89,7 @@ pub(super) fn command(config: &ProcessConfig, request: &StartRequest) -> Result<
     command.args(&line[1..]).current_dir(directory).env_clear();
     command.envs(std::env::vars_os().filter(|(name, _)| is_inherited(spec.adapter, &name.to_string_lossy())));
     command.envs(environment).envs(own);
-    Ok(WorkerCommand { command, program: line[0].to_string_lossy().into_owned() })
+    Ok(KeptCommand { command, program: line[0].to_string_lossy().into_owned() })
 }
 
 /// Whether a variable of this process's environment is passed on.
