@@ -19,7 +19,7 @@ use super::options::CommonArgs;
 use super::output_log::Stopped;
 use super::process::AgentProcess;
 use super::start::{self, Wants};
-use super::text::{Decoder, FrameLines, LineTooLong};
+use super::text::{FrameLines, LineTooLong};
 use crate::child::keeper::Keep;
 use crate::child::output::copy_stderr;
 use crate::turn::cause;
@@ -27,6 +27,7 @@ use crate::turn::cause::process::ProcessEnd;
 use crate::turn::frame::{Frame, storable};
 use crate::turn::keys::TurnId;
 use crate::turn::terminal::{Failure, Outcome};
+use crate::utf8::Decoder;
 use crate::wire::{TurnPush, env};
 
 /// How long the ends of stdout and stderr are waited for after the program has ended: a child of the program may still print,

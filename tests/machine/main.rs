@@ -17,6 +17,7 @@ mod endings;
 mod examples;
 mod fleet;
 mod hostile;
+mod models;
 mod outage;
 mod platforms;
 mod pods;

@@ -14,7 +14,8 @@ use serde_json::Value;
 
 use super::config::ProcessConfig;
 use crate::child::keeper;
-use crate::crd::{Adapter, AgentSpec, Container, DetachedProcesses, OpenAi, SecretKeyRef};
+use crate::crd::{Adapter, AgentSpec, Container, DetachedProcesses, SecretKeyRef};
+use crate::fleet::model::{ModelValue, model_adapter};
 use crate::fleet::runtime::StartRequest;
 use crate::turn::cause;
 use crate::turn::terminal::Failure;
@@ -24,12 +25,6 @@ use crate::wire::env;
 const AGENT: &str = "agent";
 /// A command of this name is not looked up in PATH: it is this very binary.
 const OUR_NAME: &str = "lastword";
-/// The variable in which the adapter `openai` finds its API key.
-const API_KEY: &str = "LASTWORD_OPENAI_API_KEY";
-/// The variable in which the adapter `openai` finds the system prompt, which would be too long for a command line that
-/// people read in `ps`.
-const SYSTEM_PROMPT: &str = "LASTWORD_OPENAI_SYSTEM_PROMPT";
-
 /// What a program inherits of this process's environment, besides the variables LC_…: none of it is a secret.
 const INHERITED: [&str; 9] = ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR"];
 /// What the adapter `openai` inherits besides, also in lower case, to reach a server as this process would. A proxy's URL may
@@ -58,11 +53,11 @@ pub(super) fn command(config: &ProcessConfig, request: &StartRequest) -> Result<
     let directory = working_directory(config, container)?;
     let environment = container.map(|c| environment(config, c)).transpose()?.unwrap_or_default();
     let program = container.map(|c| words(c, &environment)).unwrap_or_default();
-    let mut own: Vec<(&str, OsString)> = vec![
-        (env::GATEWAY, config.gateway.clone().into()),
-        (env::CREDENTIAL, request.credential.reveal().into()),
-        (env::CAPACITY, spec.limits.turns_per_worker().to_string().into()),
-        (env::DRAIN_SECONDS, spec.timing.drain_seconds().to_string().into()),
+    let mut own: Vec<(String, OsString)> = vec![
+        (env::GATEWAY.into(), config.gateway.clone().into()),
+        (env::CREDENTIAL.into(), request.credential.reveal().into()),
+        (env::CAPACITY.into(), spec.limits.turns_per_worker().to_string().into()),
+        (env::DRAIN_SECONDS.into(), spec.timing.drain_seconds().to_string().into()),
     ];
     let mut line: Vec<OsString> = Vec::new();
     let ours = |adapter: &str| [config.program.clone().into_os_string(), "worker".into(), adapter.into()];
@@ -72,12 +67,12 @@ pub(super) fn command(config: &ProcessConfig, request: &StartRequest) -> Result<
             line.push("--".into());
             line.extend(required(program, "Exec")?.into_iter().map(OsString::from));
             if spec.detached_processes == DetachedProcesses::EndWithWorker {
-                own.push((env::KEEP_DETACHED, "true".into()));
+                own.push((env::KEEP_DETACHED.into(), "true".into()));
             }
         }
         Adapter::OpenAI => {
             line.extend(ours("openai"));
-            line.extend(openai(config, spec.openai.as_ref(), &program, &mut own)?);
+            line.extend(openai(config, spec, &program, &mut own)?);
         }
         Adapter::Custom => {
             let program = required(program, "Custom")?;
@@ -98,29 +93,26 @@ fn is_inherited(adapter: Adapter, name: &str) -> bool {
     INHERITED.contains(&name) || name.starts_with("LC_") || of_network
 }
 
-/// What follows `worker openai` on the command line; `server` is the command of a model server that it is to start, if any.
+/// What follows `worker openai` on the command line; `server` is the command of a model server that it is to start, if any. The
+/// variables that it needs are added to `own`.
 fn openai(
     config: &ProcessConfig,
-    openai: Option<&OpenAi>,
+    spec: &AgentSpec,
     server: &[String],
-    own: &mut Vec<(&str, OsString)>,
+    own: &mut Vec<(String, OsString)>,
 ) -> Result<Vec<OsString>, Failure> {
-    let openai = openai.ok_or_else(|| cannot("the adapter OpenAI needs spec.openai"))?;
-    // One word with "=", so that a value that begins with "-" is not taken for a flag.
-    let mut line: Vec<OsString> =
-        vec![format!("--base-url={}", openai.base_url).into(), format!("--model={}", openai.model).into()];
-    if let Some(prompt) = &openai.system_prompt {
-        own.push((SYSTEM_PROMPT, prompt.into()));
-    }
-    if let Some(secret) = &openai.api_key_secret_ref {
-        let key = (config.secrets)(secret).ok_or_else(|| {
-            cannot(format!(
-                "spec.openai.apiKeySecretRef: no secret {:?} with a key {:?} is known here",
-                secret.name, secret.key
-            ))
-        })?;
-        own.push((API_KEY, key.into()));
-        line.push(format!("--api-key-env={API_KEY}").into());
+    let openai = spec.openai.as_ref().ok_or_else(|| cannot("the adapter OpenAI needs spec.openai"))?;
+    let adapter = model_adapter(spec, openai, !server.is_empty());
+    let mut line: Vec<OsString> = adapter.flags.into_iter().map(OsString::from).collect();
+    for (name, value) in adapter.variables {
+        let value = match value {
+            ModelValue::Plain(text) => text.to_owned(),
+            ModelValue::Secret { field, secret } => (config.secrets)(secret).ok_or_else(|| {
+                let (name, key) = (&secret.name, &secret.key);
+                cannot(format!("{field}: no secret {name:?} with a key {key:?} is known here"))
+            })?,
+        };
+        own.push((name, value.into()));
     }
     if !server.is_empty() {
         line.extend(["--model-server", "--"].map(OsString::from));
