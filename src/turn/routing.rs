@@ -23,6 +23,17 @@ pub struct Routing {
     pub platform_metadata: Value,
 }
 
+/// A routing as it is stored: what is absent has a default.
+#[derive(Deserialize)]
+#[serde(remote = "Self", rename_all = "camelCase")]
+struct StoredRouting {
+    platform: Option<String>,
+    team: Option<String>,
+    channel: Option<String>,
+    #[serde(default)]
+    platform_metadata: Value,
+}
+
 /// Why a turn's routing cannot be read. Such a turn ends with an `Internal` error, which is shown on [`API`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("routing is unreadable: {0}")]
@@ -42,20 +53,8 @@ impl Routing {
 
     /// Reads the database's column; `None` stands for a turn whose row is gone.
     pub fn read(stored: Option<&Value>) -> Result<Self, Unreadable> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Stored {
-            platform: Option<String>,
-            team: Option<String>,
-            channel: Option<String>,
-            #[serde(default)]
-            platform_metadata: Value,
-        }
         let stored = stored.ok_or_else(|| Unreadable("the turn's row is missing".into()))?;
-        if !stored.is_object() {
-            return Err(Unreadable("not an object".into()));
-        }
-        let stored = Stored::deserialize(stored).map_err(|e| Unreadable(e.to_string()))?;
+        let stored = <StoredRouting as Deserialize>::deserialize(stored).map_err(|e| Unreadable(e.to_string()))?;
         let platform = stored.platform.unwrap_or_else(|| API.into());
         if platform.is_empty() {
             return Err(Unreadable("platform is empty".into()));
@@ -70,6 +69,7 @@ impl Routing {
 }
 
 objects_only!(both Routing);
+objects_only!(read StoredRouting);
 
 #[cfg(test)]
 mod tests {

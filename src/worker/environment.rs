@@ -12,6 +12,10 @@ pub(super) fn agent_command(program: &str) -> Command {
     for name in [env::CREDENTIAL, env::TOKEN_FILE, env::GATEWAY, env::CAPACITY, env::DRAIN_SECONDS] {
         command.env_remove(name);
     }
+    // The key of a model's API and the like: in a pod, the model server beside the adapter has none of them either.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LASTWORD_OPENAI_")) {
+        command.env_remove(name);
+    }
     command
 }
 

@@ -37,7 +37,7 @@ pub(super) fn container(spec: &AgentSpec) -> Option<&Container> {
 }
 
 /// The command that starts a worker under its keeper, and the program that it starts.
-pub(super) struct WorkerCommand {
+pub(super) struct KeptCommand {
     pub command: Command,
     /// For people: what cannot be started, if it cannot.
     pub program: String,
@@ -47,7 +47,7 @@ pub(super) struct WorkerCommand {
 ///
 /// # Errors
 /// `StartFailed`, with what in the spec cannot work on this machine as the detail for operators.
-pub(super) fn command(config: &ProcessConfig, request: &StartRequest) -> Result<WorkerCommand, Failure> {
+pub(super) fn command(config: &ProcessConfig, request: &StartRequest) -> Result<KeptCommand, Failure> {
     let spec = &*request.spec;
     let container = container(spec);
     let directory = working_directory(config, container)?;
@@ -84,7 +84,7 @@ pub(super) fn command(config: &ProcessConfig, request: &StartRequest) -> Result<
     command.args(&line[1..]).current_dir(directory).env_clear();
     command.envs(std::env::vars_os().filter(|(name, _)| is_inherited(spec.adapter, &name.to_string_lossy())));
     command.envs(environment).envs(own);
-    Ok(WorkerCommand { command, program: line[0].to_string_lossy().into_owned() })
+    Ok(KeptCommand { command, program: line[0].to_string_lossy().into_owned() })
 }
 
 /// Whether a variable of this process's environment is passed on.
@@ -93,8 +93,8 @@ fn is_inherited(adapter: Adapter, name: &str) -> bool {
     INHERITED.contains(&name) || name.starts_with("LC_") || of_network
 }
 
-/// What follows `worker openai` on the command line; `server` is the command of a model server that it is to start, if any.
-/// The variables that it needs are added to `own`.
+/// What follows `worker openai` on the command line; `server` is the command of a model server that it is to start, if any. The
+/// variables that it needs are added to `own`.
 fn openai(
     config: &ProcessConfig,
     spec: &AgentSpec,
@@ -103,7 +103,7 @@ fn openai(
 ) -> Result<Vec<OsString>, Failure> {
     let openai = spec.openai.as_ref().ok_or_else(|| cannot("the adapter OpenAI needs spec.openai"))?;
     let adapter = model_adapter(spec, openai, !server.is_empty());
-    let mut line: Vec<OsString> = adapter.flags.iter().map(OsString::from).collect();
+    let mut line: Vec<OsString> = adapter.flags.into_iter().map(OsString::from).collect();
     for (name, value) in adapter.variables {
         let value = match value {
             ModelValue::Plain(text) => text.to_owned(),

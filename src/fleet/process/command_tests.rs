@@ -37,12 +37,12 @@ fn agent(container: serde_json::Value) -> serde_json::Value {
 }
 
 /// What the keeper runs.
-fn line(command: &WorkerCommand) -> Vec<String> {
+fn line(command: &KeptCommand) -> Vec<String> {
     assert_eq!(command.command.get_program(), "/bin/lastword", "the keeper");
     command.command.get_args().map(|w| w.to_string_lossy().into_owned()).collect()
 }
 
-fn variable(command: &WorkerCommand, name: &str) -> Option<String> {
+fn variable(command: &KeptCommand, name: &str) -> Option<String> {
     command.command.get_envs().find(|(n, _)| *n == name)?.1.map(|v| v.to_string_lossy().into_owned())
 }
 

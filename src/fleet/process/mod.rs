@@ -29,7 +29,7 @@ use crate::turn::keys::StartId;
 use crate::turn::terminal::Failure;
 pub use boot::fail_former_boots;
 use boot::{is_former, reference};
-use command::{WorkerCommand, command, container};
+use command::{KeptCommand, command, container};
 pub use config::{ProcessConfig, SecretLookup};
 use launch::WorkerLaunch;
 use table::ProcessTable;
@@ -75,7 +75,7 @@ impl ProcessRuntime {
     }
 
     async fn spawn(&self, request: &StartRequest) -> Result<(), Failure> {
-        let WorkerCommand { mut command, program } = command(&self.config, request)?;
+        let KeptCommand { mut command, program } = command(&self.config, request)?;
         let cgroup = self.cgroup(request)?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let launch = WorkerLaunch {

@@ -152,7 +152,7 @@ class Keeper(worker.Worker):
         self.goodbye("gone")
         os._exit(0)
 
-def answer(message, cancelled):
+def answer(message, history, cancelled):
     with open("begun", "a") as begun:
         begun.write(message + "\n")
     yield {"type": "text", "text": "answered " + message}

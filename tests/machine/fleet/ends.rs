@@ -42,13 +42,9 @@ async fn a_killed_worker_fails_its_turn_within_moments_and_with_the_cause(db: Db
 }
 
 async fn what_a_worker_has_detached_ends_with_it(db: Db) {
-    for how in ["exits", "is killed", "is stopped by Lastword", "kills its keeper first"] {
+    for how in ["exits", "is killed", "is stopped by Lastword"] {
         let scene = Scene::new(&db.store).await;
-        let end = match how {
-            "exits" => "exit 1",
-            "kills its keeper first" => "kill -9 $PPID; sleep 300",
-            _ => "exec sleep 300",
-        };
+        let end = if how == "exits" { "exit 1" } else { "exec sleep 300" };
         let detach = "setsid env -i sleep 301 < /dev/null > /dev/null 2>&1 & echo $! > left";
         let script =
             format!("{detach}; echo $LASTWORD_CREDENTIAL > credential; echo $$ > pid; {end}").replace('$', "$$");
