@@ -129,6 +129,11 @@ fn the_rules_know_the_defaults() {
         format!("is stopped; default {}", defaults::IDLE_SECONDS),
         format!("new turns are refused; default {}", defaults::MAX_QUEUED_TURNS),
         format!("whole answer; default {}", defaults::WEBHOOK_TIMEOUT_SECONDS),
+        format!("to be made; default {}", defaults::MODEL_CONNECT_SECONDS),
+        format!("or within it; default {}", defaults::MODEL_SILENCE_SECONDS),
+        format!("pauses included; default {}", defaults::MODEL_COMPLETION_SECONDS),
+        format!("of an answer; default {}", defaults::MODEL_RETRIES),
+        format!("are sent along; default {}", defaults::MODEL_HISTORY_TURNS),
     ] {
         assert!(text.contains(&stated), "{stated}");
     }
