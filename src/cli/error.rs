@@ -6,10 +6,12 @@ use console::style;
 use serde::Deserialize;
 
 use super::print::labelled;
+use crate::turn::objects::objects_only;
 
 /// An error response of the gateway: RFC 9457 problem details.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
+#[serde(remote = "Self")]
 pub struct ApiProblem {
     pub title: String,
     /// The HTTP status of the response.
@@ -72,7 +74,10 @@ impl ClientError {
             ClientError::Invalid(_) => None,
             ClientError::Problem(problem) => match problem.status {
                 401 => Some("set --api-key (LASTWORD_API_KEY); `lastword keys create --save` makes one".into()),
-                403 => Some("this call needs an operator's key (`lastword keys create --role operator`)".into()),
+                // Other refusals say themselves what is to be done.
+                403 if problem.detail.as_ref().is_some_and(|detail| detail.contains("operators")) => {
+                    Some("this call needs an operator's key (`lastword keys create --role operator`)".into())
+                }
                 410 => Some("its turns are past their retention; start again without a cursor".into()),
                 429 => Some(match problem.retry_after {
                     Some(seconds) => format!("send it again in {seconds} s"),
@@ -139,3 +144,5 @@ pub fn fail(why: &str) {
     // Where stderr is gone, there is nobody to tell.
     let _ = labelled(&mut std::io::stderr(), &style("error:").for_stderr().red().bold(), why);
 }
+
+objects_only!(read ApiProblem);

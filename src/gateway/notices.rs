@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 use tokio_util::sync::CancellationToken;
 
 use super::Gateway;
@@ -24,6 +24,8 @@ pub(super) struct NoticeRouter {
     pub subscriptions: Subscriptions,
     /// Wakes [`refresh_agents`].
     pub agents_changed: Arc<Notify>,
+    /// Held while every worker is told what changed for it.
+    pub refreshing: Arc<Mutex<()>>,
 }
 
 impl NoticeRouter {
@@ -61,6 +63,14 @@ impl NoticeRouter {
         self.gateway.workers.wake_all();
         self.gateway.auth.forget();
         self.agents_changed.notify_one();
+        // One pass at a time: behind a pooler this comes every second. What a pass left out is told by the next heartbeat.
+        if let Ok(pass) = self.refreshing.clone().try_lock_owned() {
+            let workers = self.gateway.workers.clone();
+            tokio::spawn(async move {
+                workers.refresh_all().await;
+                drop(pass);
+            });
+        }
     }
 }
 

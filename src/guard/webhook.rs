@@ -16,6 +16,7 @@ use super::places::Place;
 use super::services::Services;
 use crate::crd::{SecretKeyRef, Webhook};
 use crate::egress::{explain, refusal};
+use crate::turn::objects::objects_only;
 
 /// The largest answer that is read, in bytes.
 pub const MAX_ANSWER_BYTES: usize = 64 * 1024;
@@ -60,6 +61,7 @@ struct GuardRequest<'a> {
 }
 
 #[derive(Deserialize)]
+#[serde(remote = "Self")]
 struct Decision {
     allow: bool,
     message: Option<String>,
@@ -185,3 +187,5 @@ fn presentable(message: String) -> Option<String> {
     let line = line.trim();
     (!line.is_empty()).then(|| line.to_owned())
 }
+
+objects_only!(read Decision);

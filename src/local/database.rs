@@ -6,7 +6,7 @@ use clap::{Args, ValueHint};
 
 use super::postgres::{self, Embedded, Options, PostgresError};
 use crate::store::server::in_cleartext;
-use crate::store::{ConnectOptions, PoolSizes};
+use crate::store::{ConnectOptions, PoolSizes, Pooler, Reach};
 
 /// The flags that say where the state is kept.
 #[derive(Debug, Clone, Args)]
@@ -22,6 +22,13 @@ pub struct DatabaseArgs {
         hide_env_values = true
     )]
     pub database_url: String,
+    /// The same database past a pooler in transaction mode (pgbouncer and the like), if `--database-url` names one: for
+    /// LISTEN and for migrations. Without it, replicas look once a second for what others did.
+    #[arg(long, global = true, env = "LASTWORD_DATABASE_DIRECT_URL", value_name = "URL", hide_env_values = true)]
+    pub database_direct_url: Option<String>,
+    /// Whether `--database-url` names a pooler in transaction mode.
+    #[arg(long, global = true, env = "LASTWORD_DATABASE_POOLER", value_name = "MODE", default_value = "auto")]
+    pub database_pooler: Pooler,
     /// For an embedded Postgres: use the programs in this directory, no others.
     // The hint tells `cli::env_file` too that no file may set it; so for the next.
     #[arg(long, global = true, env = "LASTWORD_POSTGRES_BIN", value_name = "DIR", value_hint = ValueHint::ExecutablePath)]
@@ -47,6 +54,22 @@ impl DatabaseArgs {
     pub fn pools(&self) -> PoolSizes {
         PoolSizes { general: self.pool_general, vital: self.pool_vital }
     }
+
+    /// How connections reach the database.
+    ///
+    /// # Errors
+    /// The direct URL is none of a Postgres, or leads to another machine in cleartext.
+    pub fn reach(&self) -> Result<Reach, DatabaseError> {
+        let direct = self.database_direct_url.as_deref().filter(|url| !url.is_empty());
+        let direct = match direct.map(|url| locate(url, self.allow_cleartext)) {
+            None => None,
+            Some(Err(error @ DatabaseError::Cleartext(_))) => return Err(error),
+            Some(Ok(DatabaseLocation::External(options))) => Some(options),
+            // The URL is not repeated: it has a password.
+            Some(_) => return Err(DatabaseError::Direct),
+        };
+        Ok(Reach { pooler: self.database_pooler, direct })
+    }
 }
 
 /// A database to open a [`crate::store::Store`] on.
@@ -69,9 +92,11 @@ pub enum DatabaseError {
     NotShared(String),
     #[error(
         "the connection to Postgres at {0} may be in cleartext: say sslmode=verify-full (with sslrootcert=FILE for an \
-         authority of your own) in --database-url, or allow it with --allow-cleartext (LASTWORD_ALLOW_CLEARTEXT)"
+         authority of your own) in its URL, or allow it with --allow-cleartext (LASTWORD_ALLOW_CLEARTEXT)"
     )]
     Cleartext(String),
+    #[error("--database-direct-url is not postgres://USER:PASSWORD@HOST:PORT/DATABASE")]
+    Direct,
     #[error("--database-url cannot be read: {0}")]
     Malformed(String),
     #[error(transparent)]
@@ -84,12 +109,11 @@ enum DatabaseLocation {
     Directory(PathBuf),
 }
 
-fn locate(args: &DatabaseArgs) -> Result<DatabaseLocation, DatabaseError> {
-    let url = args.database_url.as_str();
+fn locate(url: &str, allow_cleartext: bool) -> Result<DatabaseLocation, DatabaseError> {
     if url.starts_with("postgres://") || url.starts_with("postgresql://") {
         let options: ConnectOptions = url.parse().map_err(|error| DatabaseError::Malformed(format!("{error}")))?;
         return match in_cleartext(&options) {
-            Some(host) if !args.allow_cleartext => Err(DatabaseError::Cleartext(host.to_owned())),
+            Some(host) if !allow_cleartext => Err(DatabaseError::Cleartext(host.to_owned())),
             _ => Ok(DatabaseLocation::External(Box::new(options))),
         };
     }
@@ -105,7 +129,7 @@ fn locate(args: &DatabaseArgs) -> Result<DatabaseLocation, DatabaseError> {
 /// # Errors
 /// [`DatabaseError::NotShared`] if the URL names a directory: an embedded Postgres belongs to one process.
 pub fn external(args: &DatabaseArgs) -> Result<ConnectOptions, DatabaseError> {
-    match locate(args)? {
+    match locate(&args.database_url, args.allow_cleartext)? {
         DatabaseLocation::External(options) => Ok(*options),
         DatabaseLocation::Directory(_) => Err(DatabaseError::NotShared(args.database_url.clone())),
     }
@@ -116,7 +140,7 @@ pub fn external(args: &DatabaseArgs) -> Result<ConnectOptions, DatabaseError> {
 /// # Errors
 /// Those of the URL, and for an embedded Postgres those of [`Embedded::start`]. Whether an external one is there is not asked.
 pub async fn open(args: &DatabaseArgs) -> Result<Database, DatabaseError> {
-    match locate(args)? {
+    match locate(&args.database_url, args.allow_cleartext)? {
         DatabaseLocation::External(options) => Ok(Database { options: *options, embedded: None, directory: None }),
         DatabaseLocation::Directory(directory) => {
             let options = Options { bin_dir: args.postgres_bin.clone(), ..Options::new(&directory, cache_dir(args)) };
@@ -135,7 +159,7 @@ pub async fn open(args: &DatabaseArgs) -> Result<Database, DatabaseError> {
 /// # Errors
 /// As [`open`].
 pub async fn visit(args: &DatabaseArgs) -> Result<Database, DatabaseError> {
-    match (open(args).await, locate(args)?) {
+    match (open(args).await, locate(&args.database_url, args.allow_cleartext)?) {
         (Err(DatabaseError::Embedded(PostgresError::Locked { .. })), DatabaseLocation::Directory(directory)) => {
             let options = postgres::running(&directory)?;
             Ok(Database { options, embedded: None, directory: Some(directory) })

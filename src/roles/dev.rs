@@ -15,6 +15,7 @@ use super::error::RoleError;
 use super::ports::Ports;
 use super::timing::TimingArgs;
 use crate::admin::{self, AdminArgs, CannotListen, Readiness};
+use crate::child::ours::adopt_orphans;
 use crate::egress::{EgressArgs, Outbound, Reach};
 use crate::every::supervised;
 use crate::fleet::process::{ProcessConfig, ProcessRuntime};
@@ -74,8 +75,9 @@ pub(super) async fn run(args: DevArgs, ports: Ports, shutdown: CancellationToken
         // Nobody named it: it was found in the working directory, and says which programs to run.
         private::check_file(&args.agents, Others::GroupMayWrite)?;
     }
+    adopt_orphans();
     let database = database::open(&args.database).await?;
-    let store = Store::open(database.options.clone(), args.database.pools());
+    let store = Store::reach(database.options.clone(), args.database.pools(), args.database.reach()?);
     store.migrate().await?;
     let node = node(database.directory.as_deref())?;
     let boot = Uuid::now_v7();

@@ -52,6 +52,8 @@ async fn a_database_of_another_machine_needs_tls() {
             refuses(&args).await;
         }
         refuses(&["init", "--database-url", &url]).await;
+        let direct = ["migrate", "--database-url", "postgres://127.0.0.1:1/d", "--database-direct-url", &url];
+        refuses(&direct).await;
     }
     for (mode, flag) in [("?sslmode=require", None), ("?sslmode=verify-full", None), ("", Some("--allow-cleartext"))] {
         let url = format!("postgres://u:secret@{NOWHERE}/d{mode}");
