@@ -11,6 +11,8 @@ use cel::common::ast::{EntryExpr, Expr, IdedExpr};
 use cel::{Context, Env, Program, Value};
 use serde::{Deserialize, Serialize};
 
+use crate::turn::objects::objects_only;
+
 /// The longest expression, in bytes.
 pub const MAX_SOURCE_BYTES: usize = 2048;
 /// The deepest syntax tree: evaluation recurses, and a stack that overflows would end the process.
@@ -28,6 +30,7 @@ static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib()));
 
 /// An expression and the values of its variables, as one process hands them to another.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub(super) struct Question {
     pub source: String,
     pub message: String,
@@ -37,6 +40,8 @@ pub(super) struct Question {
     /// JSON. It is text here, so that metadata may be nested as deep as in a request, and not a level less.
     pub metadata: String,
 }
+
+objects_only!(both Question);
 
 /// Compiles `source`; refuses an expression that is too large or names an unknown variable.
 pub(super) fn compile(source: &str) -> Result<Program, String> {
