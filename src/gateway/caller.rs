@@ -31,6 +31,8 @@ impl FromRequestParts<Gateway> for ApiCaller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, gateway: &Gateway) -> Result<Self, Problem> {
-        gateway.auth.caller(parts).await
+        let caller = gateway.auth.caller(parts).await?;
+        gateway.counters.count_request(&caller.principal, parts)?;
+        Ok(caller)
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::auth::AuthMode;
+use super::limits::PrincipalQuotas;
 use crate::egress::Egress;
 use crate::secrets::{NoSecrets, Secrets};
 use crate::tls::Renewed;
@@ -19,6 +20,8 @@ pub struct GatewayConfig {
     pub worker_tls: Option<WorkerTls>,
     /// How many SSE streams may be open at once; a further one is answered 429.
     pub max_streams: usize,
+    /// What one principal may have.
+    pub quotas: PrincipalQuotas,
     /// How many connections a port may have at once; further ones wait in the kernel's queue.
     pub max_connections: usize,
     /// How long a client may take to send a request's header, and before that to do the TLS handshake.
@@ -53,6 +56,7 @@ impl Default for GatewayConfig {
             advertise: "http://127.0.0.1:8081".into(),
             worker_tls: None,
             max_streams: 20_000,
+            quotas: PrincipalQuotas::default(),
             max_connections: 40_000,
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),

@@ -9,6 +9,7 @@
 //! | `serve` | one port: connections, TLS, time limits, errors as problem details |
 //! | `router` | the client port's routes, merged from those of each dialect |
 //! | `auth`, `caller` | API keys, and who calls |
+//! | `limits` | what one principal may do: requests a second, streams |
 //! | `api/` | Lastword's own client API (`docs/api.md`), a file an area of it |
 //! | `notices` | what this gateway does when something changed elsewhere |
 //!
@@ -21,6 +22,7 @@ pub mod args;
 pub mod auth;
 mod caller;
 mod config;
+mod limits;
 mod notices;
 mod router;
 mod serve;
@@ -37,6 +39,7 @@ use crate::stream::session::Streams;
 use crate::submit::Submitter;
 pub use auth::{Auth, AuthMode};
 pub use config::{GatewayConfig, WorkerTls};
+pub use limits::PrincipalQuotas;
 pub use wiring::{GatewayError, Listeners, run};
 
 /// What the handlers of the client port work with.
@@ -50,4 +53,6 @@ pub struct Gateway {
     pub workers: Workers,
     /// One permit for each SSE stream that may be open.
     pub open_streams: Arc<Semaphore>,
+    /// What principals do here, and may.
+    pub counters: limits::PrincipalCounters,
 }

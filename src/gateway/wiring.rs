@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use super::auth::{Auth, AuthMode};
 use super::config::{GatewayConfig, WorkerTls};
+use super::limits::PrincipalCounters;
 use super::notices::NoticeRouter;
 use super::{Gateway, router, serve};
 use crate::agents::Agents;
@@ -111,6 +112,7 @@ async fn gateway(
     Ok(Gateway {
         auth: Auth::new(config.auth, store.clone()),
         open_streams: Arc::new(Semaphore::new(config.max_streams)),
+        counters: PrincipalCounters::new(config.quotas),
         store,
         agents,
         submitter,

@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::Pool;
-use crate::turn::keys::{NameError, check_name, hex};
+use crate::turn::keys::{NameError, check_name, check_user, hex};
 
 /// What every key begins with, so that scanners for leaked secrets can know it.
 const PREFIX: &str = "lwk_";
@@ -230,7 +230,7 @@ const FIND: &str = r#"
 pub async fn create(pool: &Pool, new: &NewKey) -> Result<(KeyInfo, ApiKey), KeyError> {
     check_name("organization", &new.organization)?;
     check_name("name", &new.name)?;
-    check_name("user", &new.user)?;
+    check_user(&new.user)?;
     if new.valid_for.is_some_and(|time| time < Duration::from_secs(1) || time > LONGEST) {
         return Err(KeyError::Validity);
     }
@@ -282,7 +282,7 @@ pub async fn is_good(pool: &Pool, id: Uuid) -> Result<bool, KeyError> {
 pub async fn authenticate(pool: &Pool, presented: &str) -> Result<Option<(Principal, Uuid)>, KeyError> {
     let Ok(key) = presented.parse::<ApiKey>() else { return Ok(None) };
     let Some((info, hash)) = find(pool, key.id).await? else { return Ok(None) };
-    if !key.matches(&hash) || info.expired || info.revoked_at.is_some() {
+    if !key.matches(&hash) || info.expired || info.revoked_at.is_some() || check_user(&info.user).is_err() {
         return Ok(None);
     }
     let KeyInfo { organization, user, role, .. } = info;

@@ -23,4 +23,5 @@ mod programs;
 mod replicas;
 mod serial;
 mod sessions;
+mod tenants;
 mod worker;
