@@ -111,11 +111,11 @@ pub(super) async fn count_conversations(
 
 /// Which of these turns their principals have no room for, each with what its principal may have: an answer for each, the limit
 /// for one that has none. Only the principals are counted of whom a turn is to be counted exactly.
-pub(super) async fn without_room(
+pub(super) async fn without_room<'a>(
     tx: &mut PgConnection,
-    turns: &[(Owner<'_>, Option<PrincipalLimits>)],
+    turns: &[(Owner<'a>, Option<PrincipalLimits>)],
 ) -> Result<Vec<Option<u32>>, StoreError> {
-    let mut left: BTreeMap<Owner<'_>, (u32, u32)> = turns
+    let mut left: BTreeMap<Owner<'a>, (u32, u32)> = turns
         .iter()
         .filter_map(|(owner, limits)| Some((*owner, limits.filter(|limits| limits.exact)?)))
         .map(|(owner, limits)| (owner, (limits.open_turns, limits.open_turns)))
@@ -149,11 +149,13 @@ pub(super) async fn without_room(
             *room = room.saturating_sub(open as u32);
         }
     }
-    let full = |(owner, _): &(Owner<'_>, _)| {
-        let (max, room) = left.get_mut(owner)?;
-        let full = (*room == 0).then_some(*max);
-        *room = room.saturating_sub(1);
-        full
-    };
-    Ok(turns.iter().map(full).collect())
+    let mut full = Vec::with_capacity(turns.len());
+    for (owner, _) in turns {
+        full.push(left.get_mut(owner).and_then(|(max, room)| {
+            let full = (*room == 0).then_some(*max);
+            *room = room.saturating_sub(1);
+            full
+        }));
+    }
+    Ok(full)
 }
