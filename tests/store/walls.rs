@@ -227,7 +227,7 @@ async fn a_backlog_holds_up_nobody_else(db: Db) {
     // Every second claim was of somebody's first turn, oldest first: the tenth of those who came has waited for nine like it.
     for (nth, (turn, came)) in sent.iter().take(18).enumerate() {
         let at = place(turn).unwrap_or_else(|| panic!("the light turn {nth} was not served"));
-        assert!(at <= came.max(&0) + 2 * (nth + 1), "{nth}: came at {came}, served at {at}");
+        assert!(at <= came + 2 * (nth + 1), "{nth}: came at {came}, served at {at}");
     }
     // And every second one was of the longest waiting: the backlog goes on, in its order.
     let heavies: Vec<usize> = heavy.iter().filter_map(place).collect();
