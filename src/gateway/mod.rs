@@ -6,10 +6,11 @@
 //! |---|---|
 //! | `args`, `config` | flags, and the configuration that they make |
 //! | `wiring` | [`run`]: makes the parts of a gateway, starts its background loops, serves both ports |
-//! | `serve` | one port: connections, TLS, time limits, errors as problem details |
 //! | `router` | the client port's routes, merged from those of each dialect |
-//! | `auth`, `caller` | API keys, and who calls |
+//! | `origin` | which hosts and which web pages are answered |
+//! | `auth`, `known_keys`, `caller` | who calls, and what is known of API keys |
 //! | `limits` | what one principal may do: requests a second, streams |
+//! | `audit` | which reads of operators are written down |
 //! | `api/` | Lastword's own client API (`docs/api.md`), a file an area of it |
 //! | `notices` | what this gateway does when something changed elsewhere |
 //!
@@ -19,13 +20,15 @@
 
 mod api;
 pub mod args;
+mod audit;
 pub mod auth;
 mod caller;
 mod config;
+mod known_keys;
 mod limits;
 mod notices;
+mod origin;
 mod router;
-mod serve;
 mod wiring;
 
 use std::sync::Arc;
@@ -34,12 +37,15 @@ use tokio::sync::Semaphore;
 
 use crate::agents::Agents;
 use crate::dispatch::workers::Workers;
+use crate::edge::bodies::Bodies;
 use crate::store::Store;
 use crate::stream::session::Streams;
 use crate::submit::Submitter;
+use audit::ReadAudit;
 pub use auth::{Auth, AuthMode};
 pub use config::{GatewayConfig, WorkerTls};
 pub use limits::PrincipalQuotas;
+pub use origin::ServedHost;
 pub use wiring::{GatewayError, Listeners, run};
 
 /// What the handlers of the client port work with.
@@ -47,6 +53,7 @@ pub use wiring::{GatewayError, Listeners, run};
 pub struct Gateway {
     pub store: Store,
     pub auth: Auth,
+    pub(in crate::gateway) audit: ReadAudit,
     pub agents: Agents,
     pub submitter: Submitter,
     pub streams: Streams,
@@ -55,4 +62,6 @@ pub struct Gateway {
     pub open_streams: Arc<Semaphore>,
     /// What principals do here, and may.
     pub counters: limits::PrincipalCounters,
+    /// The room for what clients send.
+    pub bodies: Bodies,
 }

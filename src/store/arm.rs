@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::Value;
-use sqlx::{PgConnection, Row};
+use sqlx::Row;
 use time::OffsetDateTime;
 
 use super::batch::BatchedVerb;
+use super::connection::DbConnection;
 use super::principal::{self, Owner, PrincipalLimits};
 use super::{AgentTurnRef, Notice, Store, StoreError};
 use crate::turn::keys::{ConversationId, GatewayId, Grouping, TurnId, WorkerGroup};
@@ -107,7 +108,7 @@ impl BatchedVerb for ArmVerb {
         arm.input.len()
     }
 
-    async fn run(&self, tx: &mut PgConnection, items: &[Arm]) -> Result<Vec<Self::Answer>, StoreError> {
+    async fn run(&self, tx: &mut DbConnection, items: &[Arm]) -> Result<Vec<Self::Answer>, StoreError> {
         let conversations = open_conversations(tx, items).await?;
         let mut answers: Vec<Option<Self::Answer>> = Vec::with_capacity(items.len());
         for (arm, conversation) in items.iter().zip(&conversations) {
@@ -172,7 +173,7 @@ fn key(arm: &Arm) -> ConversationKey<'_> {
 /// two arms in one conversation the one that commits first has the lower number: everybody sees the same order. `Err` is for
 /// one that its owner may not make: the most that the owner may have.
 async fn open_conversations(
-    tx: &mut PgConnection,
+    tx: &mut DbConnection,
     items: &[Arm],
 ) -> Result<Vec<Result<LockedConversation, u64>>, StoreError> {
     let ids: Vec<uuid::Uuid> = items.iter().map(|_| ConversationId::new().0).collect();
@@ -227,7 +228,7 @@ async fn open_conversations(
 /// Counts the conversations that this batch has made, and gives up those beyond what their owners may have. Answers with these:
 /// their ids, and the most that the owner may have.
 async fn count_made(
-    tx: &mut PgConnection,
+    tx: &mut DbConnection,
     items: &[Arm],
     by_key: &HashMap<ConversationKey<'_>, (uuid::Uuid, Option<String>)>,
     made: &[uuid::Uuid],
@@ -265,7 +266,7 @@ async fn count_made(
 }
 
 /// Numbers the allowed items behind the last turns of their conversations, and inserts turns and markers.
-async fn insert(tx: &mut PgConnection, allowed: &[&AllowedArm<'_>]) -> Result<(), StoreError> {
+async fn insert(tx: &mut DbConnection, allowed: &[&AllowedArm<'_>]) -> Result<(), StoreError> {
     if allowed.is_empty() {
         return Ok(());
     }
@@ -354,7 +355,7 @@ struct FoundTurn {
 }
 
 /// Reads what stands under each allowed item's messageId now, if anything does.
-async fn find(tx: &mut PgConnection, allowed: &[AllowedArm<'_>]) -> Result<Vec<Option<FoundTurn>>, StoreError> {
+async fn find(tx: &mut DbConnection, allowed: &[AllowedArm<'_>]) -> Result<Vec<Option<FoundTurn>>, StoreError> {
     if allowed.is_empty() {
         return Ok(Vec::new());
     }

@@ -3,8 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use sqlx::PgConnection;
-
+use super::connection::DbConnection;
 use super::{Store, StoreError};
 
 /// A principal: an organization, and a user of it.
@@ -79,7 +78,7 @@ impl Store {
 /// Adds to the numbers of conversations that these principals own, who stand in order, or takes off them; answers with the
 /// numbers as they are now. The caller holds the locks of the conversations that are counted.
 pub(super) async fn count_conversations(
-    tx: &mut PgConnection,
+    tx: &mut DbConnection,
     more: &[(Owner<'_>, i64)],
 ) -> Result<HashMap<(String, String), u64>, StoreError> {
     let organizations: Vec<&str> = more.iter().map(|(owner, _)| owner.0).collect();
@@ -112,7 +111,7 @@ pub(super) async fn count_conversations(
 /// Which of these turns their principals have no room for, each with what its principal may have: an answer for each, the limit
 /// for one that has none. Only the principals are counted of whom a turn is to be counted exactly.
 pub(super) async fn without_room<'a>(
-    tx: &mut PgConnection,
+    tx: &mut DbConnection,
     turns: &[(Owner<'a>, Option<PrincipalLimits>)],
 ) -> Result<Vec<Option<u32>>, StoreError> {
     let mut left: BTreeMap<Owner<'a>, (u32, u32)> = turns

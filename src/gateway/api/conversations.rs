@@ -7,6 +7,7 @@ use axum::http::StatusCode;
 use serde::Deserialize;
 
 use crate::gateway::Gateway;
+use crate::gateway::audit::Subject;
 use crate::gateway::caller::ApiCaller;
 use crate::problem::Problem;
 use crate::store::Conversation;
@@ -19,11 +20,24 @@ pub(super) struct OwnerQuery {
     pub owner: Option<String>,
 }
 
-/// Finds the conversation; `None`: there is none that the caller sees.
+/// Finds the conversation; `None`: there is none that the caller sees. That an operator sees another's is written down before.
 ///
 /// # Errors
 /// 403 for somebody else's name of a conversation, unless an operator asks.
 pub(super) async fn find(
+    gateway: &Gateway,
+    caller: &ApiCaller,
+    conversation: &str,
+    owner: Option<&str>,
+) -> Result<Option<Conversation>, Problem> {
+    let found = look(gateway, caller, conversation, owner).await?;
+    if let Some(found) = &found {
+        gateway.audit.reads(caller, &found.owner, Subject::Conversation(found.id)).await?;
+    }
+    Ok(found)
+}
+
+async fn look(
     gateway: &Gateway,
     caller: &ApiCaller,
     conversation: &str,
@@ -78,7 +92,7 @@ pub(super) async fn own_name(
     if id_of(&conversation).is_none() {
         return Ok(conversation);
     }
-    match find(gateway, caller, &conversation, None).await? {
+    match look(gateway, caller, &conversation, None).await? {
         Some(found) if found.owner != caller.principal.user => Err(foreign()),
         Some(found) => Ok(found.name),
         None => Ok(conversation),

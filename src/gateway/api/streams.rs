@@ -4,6 +4,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures::StreamExt;
@@ -11,7 +12,9 @@ use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::conversations;
+use crate::edge::framing::needs_framing;
 use crate::gateway::Gateway;
+use crate::gateway::audit::Subject;
 use crate::gateway::caller::ApiCaller;
 use crate::gateway::limits::StreamPlace;
 use crate::problem::Problem;
@@ -27,6 +30,7 @@ pub(super) fn router() -> Router<Gateway> {
     Router::new()
         .route("/v1/conversations/{conversation}/events", get(session))
         .route("/v1/turns/{turn}/events", get(turn_stream))
+        .route_layer(middleware::from_fn(needs_framing))
 }
 
 /// The query of a turn's stream: the cursor to begin behind.
@@ -144,6 +148,7 @@ pub(super) async fn turn_stream(
     // Only the turn's conversation and number are read here; the stream reads what it shows.
     let turn = gateway.store.turn_head(id).await?.filter(|t| caller.sees(&t.organization, &t.owner));
     let turn = turn.ok_or_else(|| Problem::not_found("turn"))?;
+    gateway.audit.reads(&caller, &turn.owner, Subject::Turn(id)).await?;
     let cursor = match after {
         Some(text) => {
             let cursor = Cursor::parse(&text, turn.conversation_id).map_err(|e| Problem::bad_request(e.to_string()))?;
