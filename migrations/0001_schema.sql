@@ -34,19 +34,27 @@ CREATE TABLE agent (
 CREATE TABLE conversation (
     id             uuid PRIMARY KEY,
     organization   text NOT NULL,
-    name           text NOT NULL,                   -- the client's
-    owner          text NOT NULL,                   -- the user who was first
-    agent          text,                            -- null until the first turn
+    owner          text NOT NULL,                   -- the user who submitted the first turn; nobody else submits any
+    name           text NOT NULL,                   -- the owner's own: another user's conversation may have the same
+    agent          text,                            -- that of the first turn
     last_number    bigint NOT NULL DEFAULT 0,       -- of the newest turn; numbers may be skipped
     pruned_through bigint NOT NULL DEFAULT 0,       -- turns up to this number may be gone
     empty_since    timestamptz,                     -- since when it has had no turn; null while it has one
     created_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
-    UNIQUE (organization, name),
+    UNIQUE (organization, owner, name),
     CONSTRAINT conversation_name_length_check CHECK (octet_length(name) BETWEEN 1 AND 256),
     CONSTRAINT conversation_pruned_within_check CHECK (pruned_through BETWEEN 0 AND last_number)
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02);
 -- For the retention. By a column of its own, and not by the numbers, which every arm moves: those updates stay HOT.
 CREATE INDEX conversation_empty_idx ON conversation (empty_since) WHERE empty_since IS NOT NULL;
+
+-- Whoever owns conversations, and how many: a row is locked behind the conversations that it counts.
+CREATE TABLE principal (
+    organization  text NOT NULL,
+    owner         text NOT NULL,
+    conversations bigint NOT NULL,
+    PRIMARY KEY (organization, owner)
+) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02);
 
 CREATE TABLE turn (
     id              uuid PRIMARY KEY,
@@ -56,14 +64,14 @@ CREATE TABLE turn (
     conversation    text NOT NULL,                  -- the conversation's name
     message_id      text NOT NULL,                  -- the client's; a repeat means this turn
     agent           text NOT NULL,
-    worker_group    text NOT NULL,                  -- the workers that it may go to
+    worker_group    uuid NOT NULL,                  -- the Agent's workers that it may go to: the conversation's, by its id; nil: all
     "user"          text NOT NULL,
     routing         jsonb NOT NULL,                 -- platform, team, channel, platformMetadata: where the terminal is shown
     input           text NOT NULL,                  -- the message
     content_hash    bytea NOT NULL,                 -- what a repeat is compared by
     traceparent     text,
     armed_at        timestamptz NOT NULL,
-    UNIQUE (organization, conversation, message_id),
+    UNIQUE (conversation_id, message_id),
     UNIQUE (conversation_id, number),
     CONSTRAINT turn_number_positive_check CHECK (number > 0),
     CONSTRAINT turn_message_id_length_check CHECK (octet_length(message_id) BETWEEN 1 AND 256)
@@ -75,8 +83,10 @@ CREATE TABLE marker (
     conversation_id uuid NOT NULL,
     number          bigint NOT NULL,
     organization    text NOT NULL,
+    owner           text NOT NULL,                  -- of the conversation
     agent           text NOT NULL,
-    worker_group    text NOT NULL,
+    worker_group    uuid NOT NULL,
+    rank            smallint NOT NULL DEFAULT 0,    -- its place among those of its owner that wait for the Agent, up to 100
     phase           text NOT NULL,
     incarnation     uuid,                           -- the worker that has claimed the turn
     claimed_at      timestamptz,
@@ -92,8 +102,12 @@ CREATE TABLE marker (
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_cost_delay = 0);
 CREATE UNIQUE INDEX marker_conversation_id_number_key ON marker (conversation_id, number);
-CREATE INDEX marker_waiting_of_group_idx ON marker (organization, worker_group, armed_at) WHERE incarnation IS NULL;
+-- Those that wait, in both orders of claims: the oldest first, and the first of each owner first.
+CREATE INDEX marker_waiting_of_group_idx ON marker (organization, agent, worker_group, armed_at) WHERE incarnation IS NULL;
+CREATE INDEX marker_ranked_of_group_idx ON marker (organization, agent, worker_group, rank, armed_at) WHERE incarnation IS NULL;
 CREATE INDEX marker_waiting_of_agent_idx ON marker (organization, agent, armed_at) WHERE incarnation IS NULL;
+CREATE INDEX marker_ranked_of_agent_idx ON marker (organization, agent, rank, armed_at) WHERE incarnation IS NULL;
+CREATE INDEX marker_owner_idx ON marker (organization, owner, agent, rank);
 CREATE INDEX marker_claimed_idx ON marker (incarnation) WHERE incarnation IS NOT NULL;
 CREATE INDEX marker_deadline_idx ON marker (deadline_at);
 CREATE INDEX marker_guarding_idx ON marker (guard_until) WHERE phase = 'guarding';
@@ -185,7 +199,7 @@ CREATE TABLE lease (
     start_id          uuid NOT NULL,
     organization      text NOT NULL,
     agent             text NOT NULL,
-    worker_group      text NOT NULL,
+    worker_group      uuid NOT NULL,                -- the conversation that it is for; nil: for all of the Agent's
     generation        bigint NOT NULL DEFAULT 0,    -- of the Agent that it was started for
     phase             text NOT NULL,
     -- What it is:
@@ -233,7 +247,10 @@ CREATE UNIQUE INDEX lease_living_start_id_key ON lease (start_id) WHERE phase <>
 -- With the dead ones: a worker may come with the credential of a start that is dead, and a pod with its token; both are told.
 CREATE INDEX lease_start_idx ON lease (start_id);
 CREATE INDEX lease_pod_idx ON lease (runtime_ref) WHERE runtime = 'kubernetes';
-CREATE INDEX lease_living_of_group_idx ON lease (organization, worker_group) WHERE phase <> 'dead';
+CREATE INDEX lease_living_of_group_idx ON lease (organization, agent, worker_group) WHERE phase <> 'dead';
+-- A conversation has one worker that serves it, or will. One that drains is beside it.
+CREATE UNIQUE INDEX lease_of_conversation_key ON lease (worker_group)
+    WHERE phase IN ('starting', 'live') AND worker_group <> '00000000-0000-0000-0000-000000000000';
 CREATE INDEX lease_dead_idx ON lease (died_at) WHERE phase = 'dead';
 -- Starts that came to nothing: few, whatever else has died.
 CREATE INDEX lease_futile_idx ON lease (died_at) WHERE phase = 'dead' AND NOT claimed;
@@ -291,6 +308,16 @@ CREATE TABLE retention (
     CONSTRAINT retention_one_row_check CHECK (single)
 ) WITH (fillfactor = 50);
 INSERT INTO retention DEFAULT VALUES;
+
+-- Which namespace an organization is, in Kubernetes. One that is made again under the same name inherits nothing: its keys are
+-- revoked at once, and what it had is removed before an Agent of the new one is served.
+CREATE TABLE organization (
+    name              text PRIMARY KEY,
+    namespace_uid     text NOT NULL,
+    namespace_created timestamptz NOT NULL,         -- by the API server's clock: whoever has read an older one is late
+    tied_at           timestamptz NOT NULL DEFAULT clock_timestamp(),
+    emptied           boolean NOT NULL DEFAULT true -- false: what a former namespace left is being erased
+);
 
 CREATE TABLE api_key (
     id           uuid PRIMARY KEY,

@@ -25,6 +25,9 @@ pub struct Problem {
     /// With 409 on the worker protocol: how far the turn's log is known, in log units.
     #[serde(skip_serializing_if = "Option::is_none")]
     acked: Option<u64>,
+    /// With 429 and 503: the header `Retry-After`, in seconds.
+    #[serde(skip)]
+    retry_after: u64,
 }
 
 impl Problem {
@@ -38,6 +41,7 @@ impl Problem {
             reason: None,
             message_id: None,
             acked: None,
+            retry_after: 1,
         }
     }
 
@@ -71,6 +75,11 @@ impl Problem {
         Problem { acked: Some(acked), ..self }
     }
 
+    /// The same with the seconds after which the caller may try again, where it is told so: with 429 and 503.
+    pub fn with_retry_after(self, seconds: u64) -> Self {
+        Problem { retry_after: seconds.max(1), ..self }
+    }
+
     /// The HTTP status.
     pub fn status(&self) -> StatusCode {
         StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
@@ -85,7 +94,7 @@ impl IntoResponse for Problem {
         // They pass by themselves; without the header, clients of many libraries would not try again.
         let passes = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS, StatusCode::TOO_EARLY];
         if passes.contains(&status) {
-            response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+            response.headers_mut().insert(header::RETRY_AFTER, self.retry_after.into());
         }
         response
     }

@@ -14,10 +14,10 @@ use tokio_util::sync::CancellationToken;
 use crate::agents::{Agents, ServedAgent};
 use crate::every::{Again, Every, Outage};
 use crate::guard::{self, GuardVerdict};
-use crate::store::{AgentTurnRef, Arm, ArmError, Armed, GuardedTurn, Store, StoreError};
+use crate::store::{AgentTurnRef, Arm, ArmError, Armed, GuardedTurn, PrincipalLimits, Store, StoreError};
 use crate::turn::cause::rule::{self, Refusal};
 use crate::turn::cursor::MAX_OPEN_TURNS;
-use crate::turn::keys::{GatewayId, TurnId, content_hash, worker_group};
+use crate::turn::keys::{GatewayId, TurnId, content_hash};
 use crate::turn::reason::Reason;
 use crate::turn::routing::{API, KUBERNETES, Routing};
 
@@ -44,6 +44,8 @@ pub struct Submission {
     pub deadline_seconds: Option<u32>,
     /// The AgentTurn that submits it; only such a turn may name the platform `kubernetes`.
     pub object: Option<AgentTurnRef>,
+    /// What the user may have; `None`: nothing of it is counted.
+    pub limits: Option<PrincipalLimits>,
 }
 
 impl Submission {
@@ -66,6 +68,9 @@ pub enum SubmitError {
     NoPlatform,
     #[error("the agent's queue is full ({0} turns wait); try again later")]
     QueueFull(u32),
+    /// A user has at most half of a queue, so that one alone cannot lock out the others.
+    #[error("{0} turns of yours wait for the agent, which is half of its queue; try again later")]
+    ShareFull(u32),
     #[error("the conversation has {MAX_OPEN_TURNS} open turns; wait for some to end")]
     TooManyOpen,
     #[error(transparent)]
@@ -89,7 +94,10 @@ impl SubmitError {
     pub fn reason(&self) -> Option<Reason> {
         let refusal = match self {
             SubmitError::NoAgent => Refusal::NoAgent,
-            SubmitError::QueueFull(_) | SubmitError::TooManyOpen => Refusal::Full,
+            SubmitError::QueueFull(_)
+            | SubmitError::ShareFull(_)
+            | SubmitError::TooManyOpen
+            | SubmitError::Refused(ArmError::TooManyOpen(_) | ArmError::TooManyConversations(_)) => Refusal::Full,
             SubmitError::Refused(_) => Refusal::Taken,
             SubmitError::NoPlatform | SubmitError::Store(StoreError::Refused(_)) => Refusal::Unusable,
             SubmitError::Store(_) => return None,
@@ -110,36 +118,52 @@ pub struct Submitter {
 
 impl Submitter {
     /// Arms a turn, or finds the one that the same message id armed; guarding goes on after this returns. The text is the
-    /// name of the turn's worker group.
-    pub async fn submit(&self, submission: Submission) -> Result<(Armed, String), SubmitError> {
+    /// name of the turn's worker group, for people.
+    pub async fn submit(&self, mut submission: Submission) -> Result<(Armed, String), SubmitError> {
         let found = self.agents.find(&self.store, &submission.organization, &submission.agent).await?;
         let agent = found.ok_or(SubmitError::NoAgent)?;
         if !submission.may_be_shown(&agent) {
             return Err(SubmitError::NoPlatform);
         }
-        self.check_room(&submission, &agent).await?;
-        let worker_group = worker_group(&submission.agent, agent.grouping(), &submission.conversation);
-        let arm = arm_request(&submission, &agent, worker_group.clone(), self.gateway);
+        submission.limits = self.check_room(&submission, &agent).await?;
+        let arm = arm_request(&submission, &agent, self.gateway);
         let guarded = arm.guard.is_some().then(|| guarded(&arm));
         let armed = self.store.arm(arm).await?;
         if let (Some(turn), true) = (guarded, armed.fresh) {
             tokio::spawn(self.clone().guard(turn, agent));
         }
+        let worker_group = armed.worker_group.name(&submission.agent);
         Ok((armed, worker_group))
     }
 
-    /// Checks the limits that can be known before arming. A repeat of an armed message id passes, since it arms nothing.
-    async fn check_room(&self, submission: &Submission, agent: &ServedAgent) -> Result<(), SubmitError> {
-        let Submission { organization, conversation, .. } = submission;
+    /// Checks the limits that can be known before arming, and answers with those that are to be checked with it. A repeat of an
+    /// armed message id passes, since it arms nothing.
+    async fn check_room(
+        &self,
+        submission: &Submission,
+        agent: &ServedAgent,
+    ) -> Result<Option<PrincipalLimits>, SubmitError> {
+        let Submission { organization, user, conversation, limits, .. } = submission;
         let max = agent.spec.limits.max_queued_turns();
-        let before = self.store.backlog_before_turn(organization, &submission.agent, conversation, max).await?;
-        if before.queued < max && before.open < MAX_OPEN_TURNS as u64 {
-            return Ok(());
+        let share = limits.map_or(u32::MAX, |_| max.div_ceil(2));
+        // What has no limit is not counted.
+        let max_open = limits.map_or(0, |limits| if limits.open_turns == u32::MAX { 0 } else { limits.open_turns });
+        let before = (self.store)
+            .backlog_before_turn(organization, user, &submission.agent, conversation, (max, max_open))
+            .await?;
+        let refused = if before.queued >= max {
+            SubmitError::QueueFull(max)
+        } else if before.own_queued >= share {
+            SubmitError::ShareFull(before.own_queued)
+        } else if before.open >= MAX_OPEN_TURNS as u32 {
+            SubmitError::TooManyOpen
+        } else {
+            return Ok(limits.map(|limits| limits.near(before.own_open)));
+        };
+        match self.store.knows_message(organization, user, conversation, &submission.message_id).await? {
+            true => Ok(None),
+            false => Err(refused),
         }
-        if self.store.knows_message(organization, conversation, &submission.message_id).await? {
-            return Ok(());
-        }
-        Err(if before.queued >= max { SubmitError::QueueFull(max) } else { SubmitError::TooManyOpen })
     }
 
     /// Checks a turn and writes the verdict, however often the database fails.
@@ -220,7 +244,7 @@ impl Submitter {
 }
 
 /// What the store is asked to arm for a submission. Nothing is armed here.
-fn arm_request(submission: &Submission, agent: &ServedAgent, worker_group: String, gateway: GatewayId) -> Arm {
+fn arm_request(submission: &Submission, agent: &ServedAgent, gateway: GatewayId) -> Arm {
     let routing = Routing::on(&submission.platform, submission.platform_metadata.clone());
     let hash = content_hash(
         &submission.agent,
@@ -235,7 +259,7 @@ fn arm_request(submission: &Submission, agent: &ServedAgent, worker_group: Strin
         conversation: submission.conversation.clone(),
         message_id: submission.message_id.clone(),
         agent: submission.agent.clone(),
-        worker_group,
+        grouping: agent.grouping(),
         user: submission.user.clone(),
         routing: serde_json::to_value(&routing).unwrap_or(Value::Null),
         input: submission.message.clone(),
@@ -244,6 +268,7 @@ fn arm_request(submission: &Submission, agent: &ServedAgent, worker_group: Strin
         turn_seconds: submission.deadline_seconds.unwrap_or(agent.spec.timing.turn_seconds()),
         guard: (!agent.guards.is_empty()).then_some((gateway, HOLD_SECONDS)),
         object: submission.object.clone(),
+        limits: submission.limits,
     }
 }
 
@@ -255,7 +280,6 @@ fn guarded(arm: &Arm) -> GuardedTurn {
         conversation: arm.conversation.clone(),
         user: arm.user.clone(),
         agent: arm.agent.clone(),
-        worker_group: arm.worker_group.clone(),
         message_id: arm.message_id.clone(),
         routing: Routing::read(Some(&arm.routing)).unwrap_or_default(),
         input: arm.input.clone(),

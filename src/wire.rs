@@ -202,9 +202,14 @@ pub struct TurnPush {
     pub turn_id: TurnId,
     pub message_id: String,
     pub organization: String,
+    /// The conversation's id, which the server made: what a program keeps of a conversation it keeps under this.
     pub conversation: String,
+    /// What its owner calls the conversation. Two users may call theirs the same.
+    #[serde(default)]
+    pub conversation_name: String,
     pub user: String,
     pub agent: String,
+    /// What people call the worker group, in logs. It proves nothing.
     pub worker_group: String,
     pub platform: String,
     #[serde(default)]

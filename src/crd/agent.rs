@@ -281,9 +281,10 @@ pub struct AgentStatus {
 pub struct LastFailure {
     /// Why the turn failed, as one CamelCase word.
     pub reason: Reason,
-    /// Details for operators: the container's state, its exit code, the end of its stderr.
-    pub message: String,
-    /// The id of the turn.
+    /// The exit code of the program or container that ended, if the turn failed by that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<i32>,
+    /// The id of the turn, by which operators find the rest: lastword turns show.
     pub turn_id: String,
     /// When the turn failed.
     pub time: Time,

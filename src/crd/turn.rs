@@ -79,7 +79,8 @@ pub struct AgentTurnSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub message_id: Option<String>,
-    /// The user on whose behalf the message is sent. The agent is told the name. Default: kubernetes.
+    /// The user on whose behalf the message is sent. The agent is told the name with kubernetes: before it, since whoever may
+    /// create an AgentTurn may write any name here: it is never a user of the API. Default: kubernetes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256))]
     pub user: Option<String>,

@@ -15,10 +15,10 @@ use uuid::Uuid;
 use super::duties::WorkerDuties;
 use super::live::LiveLogs;
 use crate::every::{Again, Every};
-use crate::store::{BeatAnswer, ClaimFor, Claimed, Connected, Store, StoreError, WorkerState};
+use crate::store::{BeatAnswer, ClaimFor, ClaimOrder, Claimed, Connected, Store, StoreError, WorkerState};
 use crate::turn::cause;
 use crate::turn::decide::reconcile;
-use crate::turn::keys::{Incarnation, TurnId};
+use crate::turn::keys::{Incarnation, TurnId, WorkerGroup};
 use crate::wire::{Connect, HeartbeatAnswer, MAX_HISTORY, ToWorker, TurnPush};
 
 /// For a worker with room, turns that no notice told of are looked for this often.
@@ -159,10 +159,13 @@ impl Workers {
     }
 
     /// Turns can be claimed in this worker group.
-    pub fn wake_worker_group(&self, organization: &str, worker_group: &str) {
+    pub fn wake_worker_group(&self, organization: &str, agent: &str, worker_group: WorkerGroup) {
         self.with(|c| {
             c.values()
-                .filter(|w| w.terms.worker_group == worker_group && w.terms.organization == organization)
+                .filter(|w| {
+                    let terms = &w.terms;
+                    terms.worker_group == worker_group && terms.agent == agent && terms.organization == organization
+                })
                 .for_each(|w| w.wake.notify_one());
         });
     }
@@ -174,12 +177,14 @@ impl Workers {
 
     /// Claims turns for a worker and pushes them to it, while its stream is open.
     pub async fn claim_for(self, worker: Arc<Worker>) {
+        let mut order = ClaimOrder::default();
         while !worker.closed.is_cancelled() {
             let room = worker.room();
             if room > 0 {
-                let claim = ClaimFor { incarnation: worker.incarnation, room, together: worker.terms.together };
+                let claim = ClaimFor { incarnation: worker.incarnation, room, together: worker.terms.together, order };
                 match self.store.claim(claim).await {
                     Ok(claimed) if !claimed.is_empty() => {
+                        order = order.next();
                         self.push(&worker, claimed).await;
                         continue;
                     }
@@ -229,10 +234,11 @@ impl Workers {
             turn_id: turn.turn_id,
             message_id: turn.message_id,
             organization: turn.organization,
-            conversation: turn.conversation,
+            conversation: turn.conversation_id.to_string(),
+            conversation_name: turn.conversation,
             user: turn.user,
+            worker_group: turn.worker_group.name(&turn.agent),
             agent: turn.agent,
-            worker_group: turn.worker_group,
             platform: turn.routing.platform,
             platform_metadata: turn.routing.platform_metadata,
             message: turn.input,

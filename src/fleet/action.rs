@@ -13,7 +13,7 @@ use crate::store::{Lease, NewStart, Store, StoreError};
 use crate::turn::cause;
 use crate::turn::cause::stop::{self, Stopper};
 use crate::turn::decide::Look;
-use crate::turn::keys::{Incarnation, StartId};
+use crate::turn::keys::{Incarnation, StartId, WorkerGroup};
 use crate::turn::reason::Reason;
 use crate::wire::Credential;
 
@@ -67,7 +67,9 @@ impl ActionRunner {
                     DrainCause::Idle | DrainCause::MakeRoom => {
                         self.store.drain_idle_worker(incarnation, reason).await?
                     }
-                    DrainCause::Changed | DrainCause::Removed => self.store.drain_worker(incarnation, reason).await?,
+                    DrainCause::Changed | DrainCause::Removed | DrainCause::ConversationGone => {
+                        self.store.drain_worker(incarnation, reason).await?
+                    }
                 };
                 if told {
                     self.stop_drained(incarnation, start_id, &runtime_ref, cause.as_str()).await;
@@ -96,7 +98,7 @@ impl ActionRunner {
     }
 
     /// Starts a worker: its lease's row is written first, then the runtime is asked for it.
-    async fn start(&self, agent: &PlannedAgent, worker_group: String, only_first: bool) -> Result<(), StoreError> {
+    async fn start(&self, agent: &PlannedAgent, worker_group: WorkerGroup, only_first: bool) -> Result<(), StoreError> {
         let Some(spec) = agent.spec.clone() else { return Ok(()) };
         let start_id = StartId::new();
         let mut request = request(agent, spec, worker_group, start_id);
@@ -113,7 +115,8 @@ impl ActionRunner {
                 return Err(error);
             }
         }
-        let StartRequest { organization, agent, worker_group, .. } = &request;
+        let StartRequest { organization, agent, .. } = &request;
+        let worker_group = request.worker_group.name(agent);
         tracing::info!(organization, agent, worker_group, start = %start_id, "starting a worker");
         self.make(&request).await;
         Ok(())
@@ -225,7 +228,7 @@ async fn in_batches<F: Future<Output = Result<u32, StoreError>>>(call: impl Fn()
 }
 
 /// The request for a worker, as far as it is known before the start is written.
-fn request(agent: &PlannedAgent, spec: Arc<AgentSpec>, worker_group: String, start_id: StartId) -> StartRequest {
+fn request(agent: &PlannedAgent, spec: Arc<AgentSpec>, worker_group: WorkerGroup, start_id: StartId) -> StartRequest {
     StartRequest {
         start_id,
         organization: agent.key.organization.clone(),
@@ -247,7 +250,7 @@ fn new_start(request: &StartRequest, runtime: &dyn WorkerRuntime) -> NewStart {
         start_id: request.start_id,
         organization: request.organization.clone(),
         agent: request.agent.clone(),
-        worker_group: request.worker_group.clone(),
+        worker_group: request.worker_group,
         generation: request.generation,
         runtime: runtime.name(),
         runtime_ref: request.runtime_ref.clone(),

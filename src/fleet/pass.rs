@@ -18,7 +18,7 @@ use super::runtime::{Death, WorkerRuntime};
 use crate::crd::AgentSpec;
 use crate::every::{Again, Cause, Every};
 use crate::leadership::Leadership;
-use crate::store::{Store, StoreError, StoredAgent};
+use crate::store::{ClaimOrder, Store, StoreError, StoredAgent};
 use crate::turn::keys::StartId;
 
 /// A suspected worker is looked at again after this: a little less than the default poll, so that each polled pass looks.
@@ -36,6 +36,8 @@ pub(super) struct Passes {
     /// The Agents' specs as they were parsed last, with the generation; `None` for one that cannot be parsed.
     specs: HashMap<AgentKey, (i64, Option<Arc<AgentSpec>>)>,
     context: PlanContext,
+    /// Which worker groups come first, if there are too few places for all: both orders in turn.
+    order: ClaimOrder,
     /// Workers that run without a lease, and since when.
     strays: HashMap<StartId, Instant>,
     /// Starts that were made again, and when.
@@ -61,6 +63,7 @@ impl Passes {
             leadership,
             specs: HashMap::new(),
             context: PlanContext::default(),
+            order: ClaimOrder::default(),
             strays: HashMap::new(),
             remade: HashMap::new(),
             looked: HashMap::new(),
@@ -98,7 +101,7 @@ impl Passes {
         let running = self.runtime.running().await;
         let workers = self.store.living_workers().await?;
         self.runner.withdraw(&workers).await?;
-        let demand = self.store.demand_of_worker_groups().await?;
+        let demand = self.store.demand_of_worker_groups(self.order).await?;
         let pauses = Pauses::after(&self.store.futile_starts().await?);
         let agents = self.agents(&pauses).await?;
         let alive: HashSet<StartId> = workers.iter().map(|w| w.start_id).collect();
@@ -107,6 +110,9 @@ impl Passes {
         let leads = self.leadership.is_leader();
         if !leads {
             actions.retain(|action| matches!(action, Action::Look { .. } | Action::Shed { .. }));
+        }
+        if actions.iter().any(|action| matches!(action, Action::Start { .. })) {
+            self.order = self.order.next();
         }
         self.note(&actions);
         let more = actions.len() > self.config.max_actions;

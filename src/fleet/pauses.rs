@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::plan::AgentKey;
 use crate::backoff::doubled;
 use crate::store::FutileStarts;
+use crate::turn::keys::WorkerGroup;
 
 /// The pause after one futile start; doubled by each further one.
 const FIRST: Duration = Duration::from_secs(1);
@@ -27,7 +28,7 @@ pub(super) struct Pauses {
     /// Agents, with their generation, that get no worker for `minWorkers` alone. A newer generation is tried at once.
     warm: HashSet<(AgentKey, i64)>,
     /// Worker groups that get no worker at all.
-    pub demand: HashSet<(AgentKey, String)>,
+    pub demand: HashSet<(AgentKey, WorkerGroup)>,
 }
 
 impl Pauses {
@@ -39,7 +40,7 @@ impl Pauses {
             let ago = Duration::try_from_secs_f64(starts.ago).unwrap_or_default();
             let interrupted = wait(starts.interrupted).min(LONGEST_FOR_DEMAND);
             if ago < interrupted {
-                pauses.demand.insert((agent.clone(), starts.worker_group.clone()));
+                pauses.demand.insert((agent.clone(), starts.worker_group));
             }
             if ago < wait(starts.failed).max(interrupted) {
                 pauses.warm.insert((agent, starts.generation));
@@ -80,7 +81,7 @@ mod tests {
             let starts = FutileStarts {
                 organization: "default".into(),
                 agent: "a".into(),
-                worker_group: "d".into(),
+                worker_group: WorkerGroup::OfAgent,
                 generation: 1,
                 failed,
                 interrupted,

@@ -6,6 +6,7 @@
 //!   wait for a drain, for `drainSeconds` at most; an idle worker drains in milliseconds.
 //! - A draining worker claims nothing: if its worker group has turns to claim, another worker is started.
 //! - A worker of an older generation than its Agent's is drained, also while it starts.
+//! - A worker whose conversation is gone, erased or removed by the retention, is drained: nobody ever has a turn for it again.
 //! - Where every conversation has its own worker and all places are taken, the worker of another conversation that has been
 //!   idle the longest is drained to make room.
 
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use crate::crd::{AgentSpec, Scope};
 use crate::store::{Lease, WorkerGroupDemand};
 use crate::turn::decide::{self, Demand, StartLimits};
-use crate::turn::keys::{Grouping, Incarnation, StartId, worker_group};
+use crate::turn::keys::{Incarnation, StartId, WorkerGroup};
 use crate::turn::phase::LeasePhase;
 
 /// The name of an Agent.
@@ -50,7 +51,7 @@ pub struct PlanContext {
     /// Starts that were made again a moment ago, and are not to be made again yet.
     pub remade: HashSet<StartId>,
     /// Worker groups that get no worker for now, see `pauses`.
-    pub paused: HashSet<(AgentKey, String)>,
+    pub paused: HashSet<(AgentKey, WorkerGroup)>,
     /// Whether queues are to be checked against `maxQueuedTurns` in this pass.
     pub check_queues: bool,
 }
@@ -59,9 +60,9 @@ pub struct PlanContext {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Start a worker; with `only_first` only if the worker group has none.
-    Start { agent: AgentKey, worker_group: String, only_first: bool },
+    Start { agent: AgentKey, worker_group: WorkerGroup, only_first: bool },
     /// Ask the runtime again for a worker whose start may have been lost: the lease is there, and perhaps nothing else.
-    Remake { agent: AgentKey, worker_group: String, start_id: StartId, runtime_ref: String },
+    Remake { agent: AgentKey, worker_group: WorkerGroup, start_id: StartId, runtime_ref: String },
     /// Let a worker drain: its lease first, then what [`Action::Stop`] does.
     Drain { incarnation: Incarnation, start_id: StartId, runtime_ref: String, cause: DrainCause },
     /// Tell the runtime to stop a worker whose lease is draining already.
@@ -81,6 +82,8 @@ pub enum DrainCause {
     Changed,
     /// The Agent is gone.
     Removed,
+    /// The conversation that it is for is gone.
+    ConversationGone,
     /// It is idle, and another conversation needs its place under `maxWorkers`.
     MakeRoom,
 }
@@ -92,6 +95,7 @@ impl DrainCause {
             DrainCause::Idle => "it was idle",
             DrainCause::Changed => "its Agent changed",
             DrainCause::Removed => "its Agent was removed",
+            DrainCause::ConversationGone => "its conversation is gone",
             DrainCause::MakeRoom => "another conversation needs its place",
         }
     }
@@ -114,6 +118,9 @@ pub fn plan(
     for worker in workers {
         let key = AgentKey { organization: worker.organization.clone(), name: worker.agent.clone() };
         by_agent.entry(key).or_default().push(worker);
+        if worker.conversation_gone && is_up(worker) {
+            actions.push(drain(worker, DrainCause::ConversationGone));
+        }
         if worker.suspected && looks < MAX_LOOKS && !context.looked.contains(&worker.start_id) {
             looks += 1;
             actions.push(Action::Look { start_id: worker.start_id, runtime_ref: worker.runtime_ref.clone() });
@@ -150,7 +157,7 @@ pub fn plan(
 struct AgentPlan<'a> {
     agent: &'a PlannedAgent,
     spec: &'a AgentSpec,
-    /// Its worker groups that have turns to claim, the longest waiting first.
+    /// Its worker groups that have turns to claim, those in front that are served first.
     demand: Vec<&'a WorkerGroupDemand>,
     /// Its workers that are not dead, without those that this plan drains to save or make room.
     workers: Vec<&'a Lease>,
@@ -161,8 +168,13 @@ struct AgentPlan<'a> {
     actions: &'a mut Vec<Action>,
 }
 
-/// Whether a worker claims turns, or will when it has started.
+/// Whether a worker claims turns, or will when it has started, and this plan goes on to use it.
 fn serves(worker: &Lease) -> bool {
+    is_up(worker) && !worker.conversation_gone
+}
+
+/// Whether a worker starts or is live, and was not told to stop.
+fn is_up(worker: &Lease) -> bool {
     matches!(worker.phase, LeasePhase::Starting | LeasePhase::Live) && !worker.stopping
 }
 
@@ -190,7 +202,7 @@ impl AgentPlan<'_> {
         for worker in current.filter(|w| w.unmade && !context.remade.contains(&w.start_id)) {
             self.actions.push(Action::Remake {
                 agent: self.agent.key.clone(),
-                worker_group: worker.worker_group.clone(),
+                worker_group: worker.worker_group,
                 start_id: worker.start_id,
                 runtime_ref: worker.runtime_ref.clone(),
             });
@@ -201,7 +213,7 @@ impl AgentPlan<'_> {
     fn idle(&self) -> Vec<&Lease> {
         let mut idle: Vec<(f64, &Lease)> = self
             .current()
-            .filter(|w| w.phase == LeasePhase::Live && w.held == 0 && self.claimable(&w.worker_group) == 0)
+            .filter(|w| w.phase == LeasePhase::Live && w.held == 0 && self.claimable(w.worker_group) == 0)
             .filter_map(|w| Some((w.idle_seconds?, w)))
             .collect();
         idle.sort_by(|a, b| b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal));
@@ -215,20 +227,19 @@ impl AgentPlan<'_> {
     }
 
     /// The number of turns that a worker group's workers may claim now.
-    fn claimable(&self, worker_group: &str) -> u32 {
+    fn claimable(&self, worker_group: WorkerGroup) -> u32 {
         self.demand.iter().find(|d| d.worker_group == worker_group).map_or(0, |d| d.claimable)
     }
 
     /// Drains the workers that have been idle for too long; of those that are shared, `minWorkers` stay.
     fn drain_idle(&mut self) {
         let limit = f64::from(self.spec.timing.idle_seconds());
-        let shared = self.shared();
         let min = self.min_workers();
-        let kept = self.current().filter(|w| w.worker_group == shared).count() as u32;
+        let kept = self.current().filter(|w| w.worker_group == WorkerGroup::OfAgent).count() as u32;
         let mut spare = kept.saturating_sub(min);
         let mut drained = Vec::new();
         for worker in self.idle().into_iter().filter(|w| w.idle_seconds.is_some_and(|s| s >= limit)) {
-            if worker.worker_group == shared {
+            if worker.worker_group == WorkerGroup::OfAgent {
                 if spare == 0 {
                     continue;
                 }
@@ -246,11 +257,6 @@ impl AgentPlan<'_> {
         self.actions.extend(drained.into_iter().map(|(_, action)| action));
     }
 
-    /// The name of the one worker group that an Agent of scope `Agent` has.
-    fn shared(&self) -> String {
-        worker_group(&self.agent.key.name, Grouping::PerAgent, "")
-    }
-
     fn min_workers(&self) -> u32 {
         match self.spec.scope {
             Scope::Agent => self.spec.limits.min_workers(),
@@ -259,28 +265,26 @@ impl AgentPlan<'_> {
     }
 
     /// Starts the workers that are missing, as far as there are places, and makes room for the others.
-    fn start(&mut self, paused: &HashSet<(AgentKey, String)>) {
-        let shared = self.shared();
+    fn start(&mut self, paused: &HashSet<(AgentKey, WorkerGroup)>) {
         let min = self.min_workers();
-        let mut queues: Vec<(String, u32)> =
-            self.demand.iter().map(|d| (d.worker_group.clone(), d.claimable)).collect();
-        if min > 0 && self.claimable(&shared) == 0 {
-            queues.push((shared.clone(), 0));
+        let mut queues: Vec<(WorkerGroup, u32)> = self.demand.iter().map(|d| (d.worker_group, d.claimable)).collect();
+        if min > 0 && self.claimable(WorkerGroup::OfAgent) == 0 {
+            queues.push((WorkerGroup::OfAgent, 0));
         }
-        queues.retain(|(worker_group, _)| !paused.contains(&(self.agent.key.clone(), worker_group.clone())));
+        queues.retain(|(worker_group, _)| !paused.contains(&(self.agent.key.clone(), *worker_group)));
         let mut unmet = 0;
         for (worker_group, claimable) in queues {
-            let per_conversation = worker_group != shared;
+            let per_conversation = worker_group != WorkerGroup::OfAgent;
             let limits = StartLimits {
                 min_workers: if per_conversation || !self.agent.may_warm { 0 } else { min },
                 max_workers: self.spec.limits.max_workers(),
                 turns_per_worker: self.spec.limits.turns_per_worker(),
                 per_conversation,
             };
-            let demand = self.demand_of(&worker_group, claimable);
+            let demand = self.demand_of(worker_group, claimable);
             let starts = decide::starts(demand, limits);
             for _ in 0..starts {
-                let (agent, worker_group) = (self.agent.key.clone(), worker_group.clone());
+                let agent = self.agent.key.clone();
                 self.actions.push(Action::Start { agent, worker_group, only_first: per_conversation });
             }
             self.taken += starts;
@@ -292,7 +296,7 @@ impl AgentPlan<'_> {
     }
 
     /// What a worker group has and needs.
-    fn demand_of(&self, worker_group: &str, claimable: u32) -> Demand {
+    fn demand_of(&self, worker_group: WorkerGroup, claimable: u32) -> Demand {
         let mut demand = Demand { claimable, agent_workers: self.taken, ..Demand::default() };
         for worker in self.current().filter(|w| w.worker_group == worker_group) {
             if worker.phase == LeasePhase::Starting {
@@ -309,8 +313,7 @@ impl AgentPlan<'_> {
     /// leaving anyhow.
     fn make_room(&mut self, unmet: u32) {
         let needed = unmet.saturating_sub(self.leaving());
-        let shared = self.shared();
-        let others = self.idle().into_iter().filter(|w| w.worker_group != shared);
+        let others = self.idle().into_iter().filter(|w| w.worker_group != WorkerGroup::OfAgent);
         let drained = others.take(needed as usize).map(|w| (w.start_id, drain(w, DrainCause::MakeRoom))).collect();
         self.apply(drained);
     }

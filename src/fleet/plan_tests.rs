@@ -15,13 +15,27 @@ fn agent(scope: &str, limits: serde_json::Value) -> PlannedAgent {
     PlannedAgent { key: key("a"), generation: 2, uid: None, spec, may_warm: true }
 }
 
+/// The group that is called so: `a` is the Agent's, `a-7` that of the seventh conversation.
+fn group(name: &str) -> WorkerGroup {
+    let number: u128 = name.strip_prefix("a-").map_or(0, |number| number.parse().expect("a number"));
+    WorkerGroup::from_key(uuid::Uuid::from_u128(number))
+}
+
+/// What [`group`] calls a group.
+fn called(group: WorkerGroup) -> String {
+    match group.key().as_u128() {
+        0 => "a".into(),
+        number => format!("a-{number}"),
+    }
+}
+
 fn worker(worker_group: &str, phase: LeasePhase) -> Lease {
     Lease {
         incarnation: Incarnation::new(),
         start_id: StartId::new(),
         organization: ORG.into(),
         agent: "a".into(),
-        worker_group: worker_group.into(),
+        worker_group: group(worker_group),
         generation: 2,
         phase,
         runtime_ref: "r".into(),
@@ -31,6 +45,7 @@ fn worker(worker_group: &str, phase: LeasePhase) -> Lease {
         suspected: false,
         stopping: phase == LeasePhase::Draining,
         unmade: false,
+        conversation_gone: false,
     }
 }
 
@@ -43,16 +58,16 @@ fn busy(worker_group: &str) -> Lease {
 }
 
 fn waits(worker_group: &str, claimable: u32) -> WorkerGroupDemand {
-    WorkerGroupDemand { organization: ORG.into(), agent: "a".into(), worker_group: worker_group.into(), claimable }
+    WorkerGroupDemand { organization: ORG.into(), agent: "a".into(), worker_group: group(worker_group), claimable }
 }
 
-fn starts(actions: &[Action]) -> Vec<&str> {
+fn starts(actions: &[Action]) -> Vec<String> {
     let of = |a: &'_ Action| matches!(a, Action::Start { .. });
     actions
         .iter()
         .filter(|a| of(a))
         .map(|a| match a {
-            Action::Start { worker_group, .. } => worker_group.as_str(),
+            Action::Start { worker_group, .. } => called(*worker_group),
             _ => unreachable!("filtered"),
         })
         .collect()
@@ -167,15 +182,34 @@ fn another_conversation_makes_room() {
     assert_eq!(drains(&theirs), [], "they are about to claim");
 }
 
+/// Its turns were cancelled with it, so no other rule of the plan looks at its worker; and nobody speaks to it ever again.
+#[test]
+fn a_worker_whose_conversation_is_gone_is_drained() {
+    use LeasePhase::*;
+    let agents = [agent("Conversation", json!({"maxWorkers": 1}))];
+    for phase in [Starting, Live] {
+        let gone = Lease { conversation_gone: true, ..worker("a-1", phase) };
+        let kept = worker("a-2", Live);
+        for agents in [&agents[..], &[PlannedAgent { spec: None, ..agents[0].clone() }], &[]] {
+            let actions = plan(agents, &[waits("a-3", 1)], &[gone.clone(), kept.clone()], &PlanContext::default());
+            let of_gone: Vec<_> = drains(&actions).into_iter().filter(|(start, _)| *start == gone.start_id).collect();
+            assert_eq!(of_gone, [(gone.start_id, DrainCause::ConversationGone)]);
+            assert_eq!(starts(&actions), [""; 0], "it has its place until it is dead");
+        }
+    }
+    let draining = Lease { conversation_gone: true, ..worker("a-1", Draining) };
+    assert_eq!(drains(&plan(&agents, &[], &[draining], &PlanContext::default())), [], "it was told");
+}
+
 #[test]
 fn a_worker_group_that_pauses_is_not_started() {
     let agents = [agent("Conversation", json!({"maxWorkers": 2}))];
     let demand = [waits("a-1", 1), waits("a-2", 1), waits("a-3", 1)];
-    let paused = HashSet::from([(key("a"), "a-1".to_owned())]);
+    let paused = HashSet::from([(key("a"), group("a-1"))]);
     let context = PlanContext { paused, ..PlanContext::default() };
     assert_eq!(starts(&plan(&agents, &demand, &[], &context)), ["a-2", "a-3"], "it takes nobody's place");
     let warm = [PlannedAgent { may_warm: true, ..agent("Agent", json!({"minWorkers": 1})) }];
-    let paused = HashSet::from([(key("a"), "a".to_owned())]);
+    let paused = HashSet::from([(key("a"), group("a"))]);
     assert_eq!(starts(&plan(&warm, &[], &[], &PlanContext { paused, ..PlanContext::default() })), [""; 0]);
 }
 
@@ -239,20 +273,20 @@ proptest! {
             let worker = workers.iter().find(|w| w.start_id == *start).expect("one of them");
             prop_assert!(worker.phase != LeasePhase::Draining);
             prop_assert_eq!(*why == DrainCause::Changed, worker.generation < 2);
-            let waiting = queues.iter().any(|(d, n)| name(*d) == worker.worker_group && *n > 0);
+            let waiting = queues.iter().any(|(d, n)| group(&name(*d)) == worker.worker_group && *n > 0);
             prop_assert!(*why == DrainCause::Changed || (worker.held == 0 && !waiting), "nobody needs it");
         }
         let kept = workers.iter().filter(|w| {
-            w.worker_group == "a" && w.generation == 2 && serves(w) && !drained.iter().any(|(id, _)| *id == w.start_id)
+            w.worker_group == WorkerGroup::OfAgent && w.generation == 2 && serves(w) && !drained.iter().any(|(id, _)| *id == w.start_id)
         });
-        let current = workers.iter().filter(|w| w.worker_group == "a" && w.generation == 2 && serves(w)).count();
+        let current = workers.iter().filter(|w| w.worker_group == WorkerGroup::OfAgent && w.generation == 2 && serves(w)).count();
         if shared {
             prop_assert!(kept.count() >= current.min(min as usize), "minWorkers stay");
         }
         for worker_group in 1..6u8 {
             let name = name(worker_group);
             let new = started.iter().filter(|d| **d == name).count();
-            let have = workers.iter().any(|w| w.worker_group == name && w.generation == 2 && serves(w));
+            let have = workers.iter().any(|w| w.worker_group == group(&name) && w.generation == 2 && serves(w));
             prop_assert!(new <= usize::from(!have), "a conversation has one worker");
         }
     }

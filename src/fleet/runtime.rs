@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use crate::crd::AgentSpec;
 use crate::turn::decide::Look;
-use crate::turn::keys::StartId;
+use crate::turn::keys::{StartId, WorkerGroup};
 use crate::turn::terminal::Failure;
 use crate::wire::Credential;
 
@@ -19,8 +19,8 @@ pub struct StartRequest {
     pub organization: String,
     /// The Agent's name.
     pub agent: String,
-    /// The name of the worker group that the worker is to serve.
-    pub worker_group: String,
+    /// The worker group of the Agent that the worker is to serve.
+    pub worker_group: WorkerGroup,
     /// The generation of the Agent (`metadata.generation`) whose spec this is.
     pub generation: i64,
     pub spec: Arc<AgentSpec>,

@@ -1,6 +1,7 @@
 //! The flags of a gateway: ports and limits, TLS on the worker port, and whether pods may prove who they are.
 
 use std::net::SocketAddr;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -8,6 +9,7 @@ use rustls::pki_types::{InvalidDnsNameError, ServerName};
 
 use super::auth::AuthMode;
 use super::config::{GatewayConfig, WorkerTls};
+use super::limits::PrincipalQuotas;
 use super::origin::ServedHost;
 use crate::dispatch::follow;
 use crate::tls::{self, TlsError};
@@ -38,6 +40,39 @@ pub struct GatewayArgs {
     /// Connections that each port may have at once; fewer if the process may not open as many files.
     #[arg(long, env = "LASTWORD_MAX_CONNECTIONS", value_name = "COUNT", default_value_t = 40_000)]
     pub max_connections: usize,
+    #[command(flatten)]
+    pub quotas: QuotaArgs,
+}
+
+/// What one user of an organization may have. `--auth none` knows one user only, and limits it only where a flag does.
+#[derive(Debug, Clone, Args)]
+pub struct QuotaArgs {
+    /// Requests that a user may send in a second, to each replica [default: 100; with --auth none no limit].
+    #[arg(long, env = "LASTWORD_USER_REQUESTS_PER_SECOND", value_name = "COUNT")]
+    pub user_requests_per_second: Option<NonZeroU32>,
+    /// SSE streams that a user may have at once, on each replica [default: 1000; with --auth none no limit].
+    #[arg(long, env = "LASTWORD_USER_STREAMS", value_name = "COUNT")]
+    pub user_streams: Option<NonZeroU32>,
+    /// Turns that a user may have open at once [default: 1000; with --auth none no limit].
+    #[arg(long, env = "LASTWORD_USER_OPEN_TURNS", value_name = "COUNT")]
+    pub user_open_turns: Option<NonZeroU32>,
+    /// Conversations that a user may have [default: 100000; with --auth none no limit].
+    #[arg(long, env = "LASTWORD_USER_CONVERSATIONS", value_name = "COUNT")]
+    pub user_conversations: Option<NonZeroU64>,
+}
+
+impl QuotaArgs {
+    /// The quotas that these flags give where callers are known so.
+    fn quotas(&self, auth: AuthMode) -> PrincipalQuotas {
+        let known = auth != AuthMode::None;
+        let count = |given: Option<NonZeroU32>, default: u32| given.or(NonZeroU32::new(default).filter(|_| known));
+        PrincipalQuotas {
+            requests_per_second: count(self.user_requests_per_second, 100),
+            streams: count(self.user_streams, 1_000),
+            open_turns: count(self.user_open_turns, 1_000),
+            conversations: self.user_conversations.or(NonZeroU64::new(100_000).filter(|_| known)),
+        }
+    }
 }
 
 /// Workers, and other replicas, would be served in cleartext on other machines.
@@ -70,6 +105,7 @@ impl GatewayArgs {
             advertise: self.advertise.clone().unwrap_or_else(|| format!("{scheme}://{workers}")),
             worker_tls,
             max_streams: self.max_streams,
+            quotas: self.quotas.quotas(self.auth),
             max_connections: self.max_connections,
             ..GatewayConfig::default()
         }

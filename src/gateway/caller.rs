@@ -45,6 +45,7 @@ impl FromRequestParts<Gateway> for ApiCaller {
 
     async fn from_request_parts(parts: &mut Parts, gateway: &Gateway) -> Result<Self, Problem> {
         let caller = gateway.auth.caller(parts).await?;
+        gateway.counters.count_request(&caller.principal, parts)?;
         if parts.method == Method::POST && !is_json(&parts.headers) {
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send application/json, with any POST"));
         }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::auth::AuthMode;
+use super::limits::PrincipalQuotas;
 use super::origin::ServedHost;
 use crate::edge::bodies::BodyLimits;
 use crate::egress::Egress;
@@ -27,6 +28,8 @@ pub struct GatewayConfig {
     pub worker_tls: Option<WorkerTls>,
     /// How many SSE streams may be open at once; a further one is answered 429.
     pub max_streams: usize,
+    /// What one principal may have.
+    pub quotas: PrincipalQuotas,
     /// How many connections a port may have at once; further ones wait in the kernel's queue.
     pub max_connections: usize,
     /// The room for what clients send; an account is a principal.
@@ -68,6 +71,7 @@ impl Default for GatewayConfig {
             advertise: "http://127.0.0.1:8081".into(),
             worker_tls: None,
             max_streams: 20_000,
+            quotas: PrincipalQuotas::default(),
             max_connections: 40_000,
             client_bodies: BodyLimits { body: MIB, account: 8 * MIB, total: 128 * MIB },
             worker_bodies: WorkerBodyLimits::default(),

@@ -9,6 +9,7 @@
 //! | `router` | the client port's routes, merged from those of each dialect |
 //! | `origin` | which hosts and which web pages are answered |
 //! | `auth`, `known_keys`, `caller` | who calls, and what is known of API keys |
+//! | `limits` | what one principal may do: requests a second, streams |
 //! | `audit` | which reads of operators are written down |
 //! | `api/` | Lastword's own client API (`docs/api.md`), a file an area of it |
 //! | `notices` | what this gateway does when something changed elsewhere |
@@ -24,6 +25,7 @@ pub mod auth;
 mod caller;
 mod config;
 mod known_keys;
+mod limits;
 mod notices;
 mod origin;
 mod router;
@@ -42,6 +44,7 @@ use crate::submit::Submitter;
 use audit::ReadAudit;
 pub use auth::{Auth, AuthMode};
 pub use config::{GatewayConfig, WorkerTls};
+pub use limits::PrincipalQuotas;
 pub use origin::ServedHost;
 pub use wiring::{GatewayError, Listeners, run};
 
@@ -57,6 +60,8 @@ pub struct Gateway {
     pub workers: Workers,
     /// One permit for each SSE stream that may be open.
     pub open_streams: Arc<Semaphore>,
+    /// What principals do here, and may.
+    pub counters: limits::PrincipalCounters,
     /// The room for what clients send.
     pub bodies: Bodies,
 }

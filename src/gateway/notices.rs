@@ -46,8 +46,8 @@ impl NoticeRouter {
     fn take(&self, notice: Notice) {
         match notice {
             Notice::Conversation(conversation) => self.subscriptions.store_changed(conversation),
-            Notice::WorkerGroup(organization, worker_group) => {
-                self.gateway.workers.wake_worker_group(&organization, &worker_group);
+            Notice::WorkerGroup(organization, agent, worker_group) => {
+                self.gateway.workers.wake_worker_group(&organization, &agent, worker_group);
             }
             Notice::Worker(incarnation) => {
                 let workers = self.gateway.workers.clone();

@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 use super::audit::ReadAudit;
 use super::auth::{Auth, AuthMode};
 use super::config::{GatewayConfig, WorkerTls};
+use super::limits::PrincipalCounters;
 use super::notices::{self, NoticeRouter};
 use super::origin::{FLAG, ServedHost, ServedHosts};
 use super::{Gateway, router};
@@ -152,6 +153,7 @@ async fn gateway(
         auth: Auth::new(config.auth, store.clone()),
         audit: ReadAudit::new(store.clone()),
         open_streams: Arc::new(Semaphore::new(config.max_streams)),
+        counters: PrincipalCounters::new(config.quotas),
         bodies: Bodies::new(config.client_bodies, config.body_timeout),
         store,
         agents,

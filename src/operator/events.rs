@@ -1,7 +1,8 @@
 //! Shows failed turns and failed starts as Kubernetes Events, on the Agent, and on the worker's pod where one is known.
 //!
 //! Events are aggregated: an object gets at most one Event per reason in ten seconds, and the Event says how many failures
-//! there were. Failures are read from the database behind a cursor, so none is lost between two passes. Still, Events are a
+//! there were. Whoever may view the namespace reads Events, so they carry the reason, the exit code and the turn's id, and never
+//! the detail (stderr, a model's words), which is for operators. Failures are read from the database behind a cursor, so none is lost between two passes. Still, Events are a
 //! help, not a record: around a change of leaders one may be missing or appear twice.
 
 use std::collections::HashMap;
@@ -56,7 +57,7 @@ impl LastFailures {
         let Some(uid) = &failed.agent_uid else { return };
         let failure = LastFailure {
             reason: failed.reason,
-            message: cut(failed.detail.clone(), MAX_NOTE),
+            code: failed.code,
             turn_id: TurnId(failed.id).to_string(),
             time: Time(whole_seconds(timestamp(failed.at))),
         };
@@ -204,7 +205,7 @@ struct EventKey {
 /// Counts failures until their Event may be written.
 #[derive(Debug, Default)]
 struct EventAggregator {
-    /// How many failures wait, and the detail of the last one.
+    /// How many failures wait, and the note of the last one.
     waiting: HashMap<EventKey, (u32, String)>,
     /// When the last Event was written.
     written: HashMap<EventKey, Instant>,
@@ -231,7 +232,7 @@ impl EventAggregator {
             }
             let (count, last) = self.waiting.entry(key).or_default();
             *count += 1;
-            *last = cut(failed.detail.clone(), MAX_NOTE);
+            *last = note(action, failed);
         }
     }
 
@@ -248,6 +249,13 @@ impl EventAggregator {
             })
             .collect()
     }
+}
+
+/// What an Event says of one failure.
+fn note(action: &str, failed: &RecentFailure) -> String {
+    let what = if action == RUN_TURN { "turn" } else { "worker" };
+    let code = failed.code.map(|code| format!(", exit code {code}")).unwrap_or_default();
+    cut(format!("{what} {}: {}{code}", failed.id, failed.reason.as_str()), MAX_NOTE)
 }
 
 fn to_event(key: EventKey, count: u32, last: &str) -> (ObjectReference, Event) {
@@ -281,36 +289,38 @@ mod tests {
     fn one_event_in_ten_seconds_tells_of_all() {
         let mut aggregator = EventAggregator::default();
         let pod = ("team/bot-1".to_owned(), "p".to_owned());
-        let fail = |aggregator: &mut EventAggregator, detail: &str| {
+        let fail = |aggregator: &mut EventAggregator, code: Option<i32>| {
             let failed = RecentFailure {
-                id: Uuid::now_v7(),
+                id: Uuid::nil(),
                 organization: "team".into(),
                 agent: "bot".into(),
                 agent_uid: Some("u".into()),
                 reason: Reason::WorkerExited,
-                detail: detail.into(),
+                code,
                 at: OffsetDateTime::UNIX_EPOCH,
                 pod: Some(pod.clone()),
             };
             aggregator.add(RUN_TURN, &failed);
         };
         let start = Instant::now();
-        fail(&mut aggregator, "exit 1");
+        fail(&mut aggregator, Some(1));
         let first = aggregator.take(start);
         assert_eq!(first.len(), 2, "on the Agent and on the pod");
-        assert!(first.iter().all(|(_, event)| event.note.as_deref() == Some("exit 1")));
+        let turn = format!("turn {}", Uuid::nil());
+        let said = format!("{turn}: WorkerExited, exit code 1");
+        assert!(first.iter().all(|(_, event)| event.note.as_ref() == Some(&said)));
         assert!(first.iter().any(|(about, _)| about.kind.as_deref() == Some("Pod")));
-        for number in 0..5 {
-            fail(&mut aggregator, &format!("exit {number}"));
+        for code in 0..5 {
+            fail(&mut aggregator, Some(code));
         }
         assert!(aggregator.take(start + EVENT_PERIOD / 2).is_empty());
         let later = aggregator.take(start + EVENT_PERIOD);
         assert_eq!(later.len(), 2);
-        assert!(later[0].1.note.as_deref() == Some("5 turns failed; the last: exit 4"));
-        fail(&mut aggregator, &"é".repeat(2000));
-        assert!(
-            aggregator.take(start + 3 * EVENT_PERIOD)[0].1.note.as_ref().is_some_and(|note| note.len() <= MAX_NOTE)
-        );
+        let said = format!("5 turns failed; the last: {turn}: WorkerExited, exit code 4");
+        assert_eq!(later[0].1.note.as_ref(), Some(&said));
+        fail(&mut aggregator, None);
+        let said = format!("{turn}: WorkerExited");
+        assert_eq!(aggregator.take(start + 3 * EVENT_PERIOD)[0].1.note.as_ref(), Some(&said));
     }
 
     #[test]

@@ -28,6 +28,7 @@ mod condition;
 mod config;
 pub mod events;
 pub mod leader;
+pub mod organizations;
 pub mod pods;
 pub mod review;
 pub mod secrets;
@@ -73,6 +74,7 @@ pub async fn run(
     tokio::join!(
         agents::run(agents, namespaces.clone(), leadership.clone(), shutdown.clone()),
         turns::run(store.clone(), client.clone(), services, namespaces, leadership.clone(), shutdown.clone()),
+        organizations::run(store.clone(), client.clone(), leadership.clone(), shutdown.clone()),
         events::run(store.clone(), client, failures, leadership.clone(), shutdown.clone()),
         pods.clone().watch(shutdown.clone()),
         pods.clone().observe(shutdown.clone()),

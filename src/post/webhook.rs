@@ -12,7 +12,7 @@ use sha2::Sha256;
 use time::OffsetDateTime;
 
 use crate::store::Record;
-use crate::turn::keys::TurnId;
+use crate::turn::keys::{ConversationId, TurnId};
 use crate::turn::terminal::cut;
 
 /// The longest reply that is posted, in bytes; a longer one is cut, and says so.
@@ -36,6 +36,7 @@ struct WebhookData<'a> {
     turn_id: TurnId,
     message_id: &'a str,
     conversation: &'a str,
+    conversation_id: ConversationId,
     organization: &'a str,
     agent: &'a str,
     user: &'a str,
@@ -83,6 +84,7 @@ pub fn payload(record: &Record, platform: &str) -> Vec<u8> {
             turn_id: record.turn_id,
             message_id: &record.message_id,
             conversation: &record.conversation,
+            conversation_id: record.conversation_id,
             organization: &record.organization,
             agent: &record.agent,
             user: &record.user,

@@ -9,7 +9,7 @@ use super::batch::BatchedVerb;
 use super::connection::DbConnection;
 use super::pool::bounded;
 use super::{Store, StoreError, elect};
-use crate::turn::keys::{ConversationId, Incarnation, TurnId};
+use crate::turn::keys::{ConversationId, Incarnation, TurnId, WorkerGroup};
 use crate::turn::routing::Routing;
 
 /// The most turns of one conversation that are claimed together.
@@ -23,6 +23,39 @@ pub struct ClaimFor {
     pub room: u32,
     /// Whether the worker takes all waiting turns of a conversation in one claim.
     pub together: bool,
+    /// Which turns come first.
+    pub order: ClaimOrder,
+}
+
+/// The order in which waiting turns are claimed. Whoever claims goes by both, one after the other. So a user's first turn waits
+/// twice as long at the most as if every other user had sent one turn alone, and every turn waits twice as long at the most as
+/// in the order of arrival. The turns of one user keep their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ClaimOrder {
+    /// By rank, the place that a turn has among those of its owner that wait for the Agent: the first turns of all users, then
+    /// the second ones. Of one rank the oldest first.
+    #[default]
+    ByRank,
+    /// The oldest first.
+    OldestFirst,
+}
+
+impl ClaimOrder {
+    /// The order of the next claim.
+    pub fn next(self) -> Self {
+        match self {
+            ClaimOrder::ByRank => ClaimOrder::OldestFirst,
+            ClaimOrder::OldestFirst => ClaimOrder::ByRank,
+        }
+    }
+
+    /// The order as SQL: columns of `marker` that an index has.
+    pub(super) fn columns(self) -> &'static str {
+        match self {
+            ClaimOrder::ByRank => "m.rank, m.armed_at",
+            ClaimOrder::OldestFirst => "m.armed_at",
+        }
+    }
 }
 
 /// A claimed turn, with what a worker needs to run it.
@@ -35,7 +68,7 @@ pub struct Claimed {
     pub conversation: String,
     pub message_id: String,
     pub agent: String,
-    pub worker_group: String,
+    pub worker_group: WorkerGroup,
     pub user: String,
     pub routing: Routing,
     pub input: String,
@@ -85,7 +118,7 @@ impl BatchedVerb for ClaimVerb {
         // Ending or draining a lease locks its row FOR UPDATE, which excludes this FOR KEY SHARE. So either the other
         // transaction waits for this claim, or this claim sees the lease as that transaction committed it.
         let live: LiveWorkers = sqlx::query(
-            "SELECT incarnation, organization, worker_group, NOT claimed OR idle_since IS NOT NULL AS changes FROM lease
+            "SELECT incarnation, organization, agent, worker_group, NOT claimed OR idle_since IS NOT NULL AS changes FROM lease
              WHERE incarnation = ANY($1) AND phase = 'live' ORDER BY incarnation FOR KEY SHARE",
         )
         .bind(&incarnations)
@@ -93,8 +126,8 @@ impl BatchedVerb for ClaimVerb {
         .await?
         .iter()
         .map(|r| {
-            let group = (r.try_get(1)?, r.try_get(2)?);
-            Ok((r.try_get(0)?, LiveWorker { group, changes: r.try_get(3)? }))
+            let group = (r.try_get(1)?, r.try_get(2)?, r.try_get(3)?);
+            Ok((r.try_get(0)?, LiveWorker { group, changes: r.try_get(4)? }))
         })
         .collect::<Result<_, sqlx::Error>>()?;
 
@@ -138,12 +171,12 @@ struct LiveWorker {
 
 /// Live workers by incarnation.
 type LiveWorkers = HashMap<Uuid, LiveWorker>;
-/// A worker group's organization and name.
-type GroupKey = (String, String);
+/// A worker group: its organization, its Agent, and its [`WorkerGroup::key`].
+type GroupKey = (String, String, Uuid);
 
 /// Locks for each worker group as many claimable turns as its workers in this batch have room for. Rows that another
 /// transaction has locked are passed over. Every condition stands in the locking SELECT itself, so that it holds for the
-/// version of the row that was locked.
+/// version of the row that was locked. The order is that of the batch's first item: the claims of one worker have both in turn.
 async fn lock_heads(
     tx: &mut DbConnection,
     items: &[ClaimFor],
@@ -161,31 +194,34 @@ async fn lock_heads(
     }
     groups.sort();
     let organizations: Vec<&str> = groups.iter().map(|p| p.0.0.as_str()).collect();
-    let worker_groups: Vec<&str> = groups.iter().map(|p| p.0.1.as_str()).collect();
+    let agents: Vec<&str> = groups.iter().map(|p| p.0.1.as_str()).collect();
+    let worker_groups: Vec<Uuid> = groups.iter().map(|p| p.0.2).collect();
     let rooms: Vec<i64> = groups.iter().map(|p| p.1).collect();
-    let rows = sqlx::query(
-        "SELECT d.organization, d.worker_group, m.turn_id, m.conversation_id
-         FROM unnest($1::text[], $2::text[], $3::bigint[]) AS d(organization, worker_group, room)
+    let order = items[0].order.columns();
+    let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
+        "SELECT d.organization, d.agent, d.worker_group, m.turn_id, m.conversation_id
+         FROM unnest($1::text[], $2::text[], $3::uuid[], $4::bigint[]) AS d(organization, agent, worker_group, room)
          CROSS JOIN LATERAL (
            SELECT turn_id, conversation_id FROM marker m
-           WHERE m.organization = d.organization AND m.worker_group = d.worker_group
+           WHERE m.organization = d.organization AND m.agent = d.agent AND m.worker_group = d.worker_group
              AND m.incarnation IS NULL AND m.phase = 'waiting'
              AND NOT EXISTS (SELECT FROM marker e WHERE e.conversation_id = m.conversation_id AND e.number < m.number)
-           ORDER BY m.armed_at LIMIT d.room FOR UPDATE OF m SKIP LOCKED
-         ) m",
-    )
+           ORDER BY {order} LIMIT d.room FOR UPDATE OF m SKIP LOCKED
+         ) m"
+    )))
     .bind(&organizations)
+    .bind(&agents)
     .bind(&worker_groups)
     .bind(&rooms)
     .fetch_all(tx)
     .await?;
     let mut heads: HashMap<GroupKey, Vec<ConversationHead>> = HashMap::new();
     for row in rows.iter().rev() {
-        let group = (row.try_get(0)?, row.try_get(1)?);
+        let group = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
         heads
             .entry(group)
             .or_default()
-            .push(ConversationHead { turn_id: row.try_get(2)?, conversation_id: row.try_get(3)? });
+            .push(ConversationHead { turn_id: row.try_get(3)?, conversation_id: row.try_get(4)? });
     }
     Ok(heads)
 }
@@ -302,7 +338,7 @@ async fn read(tx: &mut DbConnection, ids: &[Uuid]) -> Result<Vec<Claimed>, Store
                 conversation: r.try_get("conversation")?,
                 message_id: r.try_get("message_id")?,
                 agent: r.try_get("agent")?,
-                worker_group: r.try_get("worker_group")?,
+                worker_group: WorkerGroup::from_key(r.try_get("worker_group")?),
                 user: r.try_get("user")?,
                 // A routing that cannot be read does not keep a turn from being run; the election deals with it at the end.
                 routing: elect::routing(r).unwrap_or_default(),

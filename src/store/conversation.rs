@@ -1,6 +1,7 @@
 //! Conversations: who owns them, how far they are, and where a session on one starts.
 
 use sqlx::Row;
+use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use super::{Store, StoreError};
@@ -10,8 +11,12 @@ use crate::turn::keys::ConversationId;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conversation {
     pub id: ConversationId,
+    pub organization: String,
+    /// Who submits its turns. Nobody else does.
     pub owner: String,
-    /// `None` until the first turn.
+    /// The owner's own name of it.
+    pub name: String,
+    /// The Agent of its turns.
     pub agent: Option<String>,
     /// The number of the newest turn.
     pub last_number: i64,
@@ -19,50 +24,46 @@ pub struct Conversation {
     pub pruned_through: i64,
 }
 
+const CONVERSATION: &str = "SELECT id, organization, owner, name, agent, last_number, pruned_through FROM conversation";
+
+fn conversation(row: &PgRow) -> Result<Conversation, StoreError> {
+    Ok(Conversation {
+        id: ConversationId(row.try_get("id")?),
+        organization: row.try_get("organization")?,
+        owner: row.try_get("owner")?,
+        name: row.try_get("name")?,
+        agent: row.try_get("agent")?,
+        last_number: row.try_get("last_number")?,
+        pruned_through: row.try_get("pruned_through")?,
+    })
+}
+
 impl Store {
-    /// The conversation, if it exists.
-    pub async fn conversation(&self, organization: &str, name: &str) -> Result<Option<Conversation>, StoreError> {
-        let row = sqlx::query(
-            "SELECT id, owner, agent, last_number, pruned_through FROM conversation WHERE organization = $1 AND name = $2",
-        )
+    /// The conversation that this user calls by this name, if there is one.
+    pub async fn conversation(
+        &self,
+        organization: &str,
+        owner: &str,
+        name: &str,
+    ) -> Result<Option<Conversation>, StoreError> {
+        let row = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "{CONVERSATION} WHERE organization = $1 AND owner = $2 AND name = $3"
+        )))
         .bind(organization)
+        .bind(owner)
         .bind(name)
         .fetch_optional(&self.general)
         .await?;
-        row.map(|r| {
-            Ok(Conversation {
-                id: ConversationId(r.try_get("id")?),
-                owner: r.try_get("owner")?,
-                agent: r.try_get("agent")?,
-                last_number: r.try_get("last_number")?,
-                pruned_through: r.try_get("pruned_through")?,
-            })
-        })
-        .transpose()
+        row.as_ref().map(conversation).transpose()
     }
 
-    /// The conversation, which is made if it does not exist. Whoever makes it owns it.
-    pub async fn open_conversation(
-        &self,
-        organization: &str,
-        name: &str,
-        user: &str,
-    ) -> Result<Conversation, StoreError> {
-        if let Some(found) = self.conversation(organization, name).await? {
-            return Ok(found);
-        }
-        sqlx::query(
-            "INSERT INTO conversation (id, organization, name, owner, empty_since) VALUES ($1, $2, $3, $4, clock_timestamp())
-             ON CONFLICT (organization, name) DO NOTHING",
-        )
-        .bind(ConversationId::new().0)
-        .bind(organization)
-        .bind(name)
-        .bind(user)
-        .execute(&self.general)
-        .await?;
-        let found = self.conversation(organization, name).await?;
-        found.ok_or_else(|| StoreError::Raced("the conversation was erased meanwhile".into()))
+    /// The conversation of this id, if it exists: of whatever organization and owner.
+    pub async fn conversation_by_id(&self, id: ConversationId) -> Result<Option<Conversation>, StoreError> {
+        let row = sqlx::query(sqlx::AssertSqlSafe(format!("{CONVERSATION} WHERE id = $1")))
+            .bind(id.0)
+            .fetch_optional(&self.keyed)
+            .await?;
+        row.as_ref().map(conversation).transpose()
     }
 
     /// The number behind which a session without a cursor starts: the turn with the next number is the oldest one that is open
@@ -79,17 +80,20 @@ impl Store {
         .await?)
     }
 
-    /// Whether a message id was armed in a conversation.
+    /// Whether a message id was armed in a user's conversation of this name.
     pub async fn knows_message(
         &self,
         organization: &str,
+        owner: &str,
         conversation: &str,
         message_id: &str,
     ) -> Result<bool, StoreError> {
         Ok(sqlx::query_scalar(
-            "SELECT EXISTS (SELECT FROM turn WHERE organization = $1 AND conversation = $2 AND message_id = $3)",
+            "SELECT EXISTS (SELECT FROM turn WHERE message_id = $4 AND conversation_id =
+               (SELECT id FROM conversation WHERE organization = $1 AND owner = $2 AND name = $3))",
         )
         .bind(organization)
+        .bind(owner)
         .bind(conversation)
         .bind(message_id)
         .fetch_one(&self.general)

@@ -5,9 +5,9 @@ use uuid::Uuid;
 use super::elect::{self, Fence};
 use super::retention::delete_turns;
 use super::transaction::transaction;
-use super::{Conversation, Store, StoreError};
+use super::{Conversation, Notice, Store, StoreError, principal};
 use crate::turn::cause;
-use crate::turn::keys::{ConversationId, TurnId};
+use crate::turn::keys::{ConversationId, TurnId, WorkerGroup};
 
 /// What erasing a conversation removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,19 +26,22 @@ impl Store {
     /// each has had its terminal. `None`: there is no such conversation.
     pub async fn erase_conversation(
         &self,
-        organization: &str,
-        name: &str,
+        conversation: ConversationId,
         actor: &str,
     ) -> Result<Option<ErasedConversation>, StoreError> {
-        let Some(conversation) = self.conversation(organization, name).await? else { return Ok(None) };
+        let Some(conversation) = self.conversation_by_id(conversation).await? else { return Ok(None) };
         let mut erased = ErasedConversation { turns: 0, cancelled: 0 };
         loop {
             erased.cancelled += self.cancel_open(conversation.id).await?;
             let deleted = self.erase_batch(conversation.id).await?;
             erased.turns += deleted;
-            if deleted < ERASE_BATCH as u64
-                && self.erase_conversation_row(&conversation, organization, actor, erased).await?
-            {
+            if deleted < ERASE_BATCH as u64 && self.erase_conversation_row(&conversation, actor, erased).await? {
+                // Its worker, if it has one of its own, is to drain: the fleet looks at once.
+                self.notices.send(Notice::WorkerGroup(
+                    conversation.organization,
+                    conversation.agent.unwrap_or_default(),
+                    WorkerGroup::OfConversation(conversation.id),
+                ));
                 return Ok(Some(erased));
             }
         }
@@ -81,7 +84,6 @@ impl Store {
     async fn erase_conversation_row(
         &self,
         conversation: &Conversation,
-        organization: &str,
         actor: &str,
         erased: ErasedConversation,
     ) -> Result<bool, StoreError> {
@@ -101,13 +103,20 @@ impl Store {
                 .bind(conversation.id.0)
                 .execute(&mut *tx)
                 .await?;
-            sqlx::query("DELETE FROM conversation WHERE id = $1").bind(conversation.id.0).execute(&mut *tx).await?;
+            let gone =
+                sqlx::query("DELETE FROM conversation WHERE id = $1").bind(conversation.id.0).execute(&mut *tx).await?;
+            if gone.rows_affected() == 0 {
+                // Somebody else has erased it meanwhile.
+                return Ok(true);
+            }
+            let owner = (conversation.organization.as_str(), conversation.owner.as_str());
+            principal::count_conversations(tx, &[(owner, -1)]).await?;
             sqlx::query(
                 "INSERT INTO audit (id, organization, actor, action, subject, counts)
                  VALUES ($1, $2, $3, 'erase', $4, jsonb_build_object('turns', $5::bigint, 'cancelled', $6::bigint))",
             )
             .bind(Uuid::now_v7())
-            .bind(organization)
+            .bind(&conversation.organization)
             .bind(actor)
             .bind(conversation.id.to_string())
             .bind(erased.turns as i64)

@@ -10,7 +10,7 @@ use super::transaction::transaction;
 use super::{Notice, Store, StoreError};
 use crate::turn::cause;
 use crate::turn::cause::lease::{Ground, LeaseRecord, LeaseStop, StartCause};
-use crate::turn::keys::{Incarnation, TurnId};
+use crate::turn::keys::{Incarnation, TurnId, WorkerGroup};
 use crate::turn::phase::LeasePhase;
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
@@ -60,7 +60,8 @@ impl Store {
 /// A lease whose row is locked by this transaction.
 pub(super) struct LockedLease {
     pub organization: String,
-    pub worker_group: String,
+    pub agent: String,
+    pub worker_group: WorkerGroup,
     pub phase: LeasePhase,
     /// Whether the worker has ever claimed a turn.
     pub claimed: bool,
@@ -100,7 +101,7 @@ pub(super) async fn lock_lease(
     incarnation: Incarnation,
 ) -> Result<Option<LockedLease>, StoreError> {
     let row = sqlx::query(
-        "SELECT organization, worker_group, phase, claimed, start_attempts, stop_reason, stop_recorded, start_cause,
+        "SELECT organization, agent, worker_group, phase, claimed, start_attempts, stop_reason, stop_recorded, start_cause,
                 interrupted_at IS NOT NULL AS interrupted,
                 start_detail, expires_at < clock_timestamp() AS lapsed,
                 phase = 'draining' AND drain_until < clock_timestamp() AS drained
@@ -112,7 +113,8 @@ pub(super) async fn lock_lease(
     row.map(|r| {
         Ok(LockedLease {
             organization: r.try_get("organization")?,
-            worker_group: r.try_get("worker_group")?,
+            agent: r.try_get("agent")?,
+            worker_group: WorkerGroup::from_key(r.try_get("worker_group")?),
             phase: LeasePhase::of(&r)?,
             claimed: r.try_get("claimed")?,
             start_attempts: r.try_get("start_attempts")?,
@@ -211,26 +213,28 @@ async fn write_tombstone(tx: &mut DbConnection, incarnation: Incarnation, failur
 async fn fail_waiting(tx: &mut DbConnection, lease: &LockedLease, failure: &Failure) -> Result<Vec<Ended>, StoreError> {
     // Starts of one worker group fail one after the other: of two that fail together, the later one must see that the
     // first is dead.
-    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1 || '/' || $2, 0))")
+    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1 || '/' || $2 || '/' || $3::uuid::text, 0))")
         .bind(&lease.organization)
-        .bind(&lease.worker_group)
+        .bind(&lease.agent)
+        .bind(lease.worker_group.key())
         .execute(&mut *tx)
         .await?;
     let waiting: Vec<Uuid> = sqlx::query_scalar(
         "SELECT m.turn_id FROM marker m
-         WHERE m.organization = $1 AND m.worker_group = $2 AND m.incarnation IS NULL AND m.phase = 'waiting'
-           AND NOT EXISTS (SELECT FROM lease l WHERE l.organization = $1 AND l.worker_group = $2
+         WHERE m.organization = $1 AND m.agent = $5 AND m.worker_group = $2 AND m.incarnation IS NULL AND m.phase = 'waiting'
+           AND NOT EXISTS (SELECT FROM lease l WHERE l.organization = $1 AND l.agent = $5 AND l.worker_group = $2
                            AND l.phase IN ('starting', 'live'))
            AND (SELECT count(*) FILTER (WHERE l.stop_reason IS NULL) >= $3
                        OR count(*) FILTER (WHERE l.interrupted_at IS NOT NULL) >= $4
                 FROM lease l WHERE l.phase = 'dead' AND l.died_at >= m.armed_at
-                AND l.organization = $1 AND l.worker_group = $2 AND NOT l.claimed)
+                AND l.organization = $1 AND l.agent = $5 AND l.worker_group = $2 AND NOT l.claimed)
          LIMIT 5000",
     )
     .bind(&lease.organization)
-    .bind(&lease.worker_group)
+    .bind(lease.worker_group.key())
     .bind(i64::from(lease.start_attempts))
     .bind(MAX_INTERRUPTED)
+    .bind(&lease.agent)
     .fetch_all(&mut *tx)
     .await?;
     let waiting: Vec<TurnId> = waiting.into_iter().map(TurnId).collect();

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::elect::{self, Fence};
 use super::transaction::transaction;
 use super::{Notice, Store, StoreError};
-use crate::turn::keys::{GatewayId, TurnId};
+use crate::turn::keys::{GatewayId, TurnId, WorkerGroup};
 use crate::turn::routing::Routing;
 use crate::turn::terminal::Failure;
 
@@ -20,7 +20,6 @@ pub struct GuardedTurn {
     pub conversation: String,
     pub user: String,
     pub agent: String,
-    pub worker_group: String,
     pub message_id: String,
     pub routing: Routing,
     pub input: String,
@@ -36,7 +35,7 @@ impl Store {
                ), taken AS (
                  UPDATE marker m SET guard = $1, guard_until = clock_timestamp() + make_interval(secs => $2)
                  FROM lapsed WHERE m.turn_id = lapsed.turn_id RETURNING m.turn_id)
-               SELECT t.id, t.organization, t.conversation, t."user", t.agent, t.worker_group, t.message_id, t.routing, t.input
+               SELECT t.id, t.organization, t.conversation, t."user", t.agent, t.message_id, t.routing, t.input
                FROM taken JOIN turn t ON t.id = taken.turn_id"#,
         )
         .bind(guard.0)
@@ -51,7 +50,6 @@ impl Store {
                     conversation: r.try_get("conversation")?,
                     user: r.try_get("user")?,
                     agent: r.try_get("agent")?,
-                    worker_group: r.try_get("worker_group")?,
                     message_id: r.try_get("message_id")?,
                     routing: elect::routing(r).unwrap_or_default(),
                     input: r.try_get("input")?,
@@ -99,17 +97,17 @@ impl Store {
 
     /// The turn passed: it may be claimed. False when it is no longer this guard's to pass.
     pub async fn pass_guarded_turn(&self, turn: TurnId, guard: GatewayId) -> Result<bool, StoreError> {
-        let passed: Option<(String, String)> = sqlx::query_as(
+        let passed: Option<(String, String, Uuid)> = sqlx::query_as(
             "UPDATE marker SET phase = 'waiting', guard = NULL, guard_until = NULL
              WHERE turn_id = $1 AND phase = 'guarding' AND guard = $2
-             RETURNING organization, worker_group",
+             RETURNING organization, agent, worker_group",
         )
         .bind(turn.0)
         .bind(guard.0)
         .fetch_optional(&self.general)
         .await?;
-        let Some((organization, worker_group)) = passed else { return Ok(false) };
-        self.notices.send(Notice::WorkerGroup(organization, worker_group));
+        let Some((organization, agent, worker_group)) = passed else { return Ok(false) };
+        self.notices.send(Notice::WorkerGroup(organization, agent, WorkerGroup::from_key(worker_group)));
         Ok(true)
     }
 }

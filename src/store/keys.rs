@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::Pool;
-use crate::turn::keys::{NameError, check_name, hex};
+use crate::turn::keys::{NameError, check_name, check_user, hex};
 
 /// What every key begins with, so that scanners for leaked secrets can know it.
 const PREFIX: &str = "lwk_";
@@ -265,7 +265,7 @@ const FIND: &str = r#"
 pub async fn create(pool: &Pool, new: &NewKey) -> Result<(KeyInfo, ApiKey), KeyError> {
     check_name("organization", &new.organization)?;
     check_name("name", &new.name)?;
-    check_name("user", &new.user)?;
+    check_user(&new.user)?;
     if new.valid_for.is_some_and(|time| time < Duration::from_secs(1) || time > LONGEST) {
         return Err(KeyError::Validity);
     }
@@ -321,7 +321,7 @@ pub async fn ended(pool: &Pool, ids: &[Uuid]) -> Result<Vec<Uuid>, KeyError> {
 /// unless one was a moment ago.
 pub async fn authenticate(pool: &Pool, key: &ApiKey) -> Result<Option<(Principal, Uuid)>, KeyError> {
     let Some((info, hash)) = find(pool, key.id).await? else { return Ok(None) };
-    if !key.matches(&hash) || info.expired || info.revoked_at.is_some() {
+    if !key.matches(&hash) || info.expired || info.revoked_at.is_some() || check_user(&info.user).is_err() {
         return Ok(None);
     }
     if info.last_used_at.is_none_or(|at| OffsetDateTime::now_utc() - at >= USED_EVERY) {

@@ -12,7 +12,7 @@ use super::pool::bounded;
 use super::transaction::transaction;
 use super::{Notice, Store, StoreError};
 use crate::turn::cause;
-use crate::turn::keys::{GatewayId, Incarnation, StartId};
+use crate::turn::keys::{GatewayId, Incarnation, StartId, WorkerGroup};
 use crate::turn::phase::LeasePhase;
 use crate::wire::Credential;
 
@@ -22,7 +22,7 @@ pub struct NewStart {
     pub start_id: StartId,
     pub organization: String,
     pub agent: String,
-    pub worker_group: String,
+    pub worker_group: WorkerGroup,
     /// The generation of the Agent's spec that the worker is started for.
     pub generation: i64,
     /// The runtime's name: `process` or `kubernetes`.
@@ -49,7 +49,7 @@ pub struct Lease {
     pub start_id: StartId,
     pub organization: String,
     pub agent: String,
-    pub worker_group: String,
+    pub worker_group: WorkerGroup,
     pub generation: i64,
     pub phase: LeasePhase,
     pub runtime_ref: String,
@@ -64,6 +64,8 @@ pub struct Lease {
     pub stopping: bool,
     /// A start in Kubernetes that has had no pod for [`UNMADE_SECONDS`]: whoever was to make the pod died, or could not.
     pub unmade: bool,
+    /// Whether it is for a conversation that was erased, or removed by the retention: nobody has a turn for it ever again.
+    pub conversation_gone: bool,
 }
 
 /// After this many seconds a start whose pod is not recorded is made again.
@@ -73,7 +75,7 @@ const UNMADE_SECONDS: f64 = 3.0;
 #[derive(Debug, Clone)]
 pub struct Connected {
     pub organization: String,
-    pub worker_group: String,
+    pub worker_group: WorkerGroup,
     pub agent: String,
     pub heartbeat_seconds: u32,
     pub lease_seconds: u32,
@@ -100,7 +102,7 @@ pub enum ConnectError {
 
 impl Store {
     /// Writes the lease of a start. With `only_first` not if the worker group has a worker that is live or starting; the
-    /// answer is then false.
+    /// answer is then false. A conversation never gets a second one, whoever asks and whatever two callers see at once.
     pub async fn start_worker(&self, start: &NewStart, only_first: bool) -> Result<bool, StoreError> {
         let done = sqlx::query(
             "INSERT INTO lease (incarnation, start_id, organization, agent, worker_group, generation, phase, runtime,
@@ -108,13 +110,15 @@ impl Store {
                                 start_attempts, expires_at)
              SELECT $1, $1, $2, $3, $4, $5, 'starting', $6, $7, $8, $9, $10, $11, $12, $13,
                     clock_timestamp() + make_interval(secs => $14)
-             WHERE NOT ($15 AND EXISTS (SELECT FROM lease WHERE organization = $2 AND worker_group = $4
-                                        AND phase IN ('starting', 'live')))",
+             WHERE NOT ($15 AND EXISTS (SELECT FROM lease WHERE organization = $2 AND agent = $3 AND worker_group = $4
+                                        AND phase IN ('starting', 'live')))
+             ON CONFLICT (worker_group) WHERE phase IN ('starting', 'live')
+               AND worker_group <> '00000000-0000-0000-0000-000000000000' DO NOTHING",
         )
         .bind(start.start_id.0)
         .bind(&start.organization)
         .bind(&start.agent)
-        .bind(&start.worker_group)
+        .bind(start.worker_group.key())
         .bind(start.generation)
         .bind(start.runtime)
         .bind(&start.runtime_ref)
@@ -227,10 +231,13 @@ impl Store {
                       AND l.started_at < statement_timestamp() - make_interval(secs => $1) AS unmade,
                     extract(epoch FROM statement_timestamp() - l.idle_since)::float8 AS idle_seconds,
                     (SELECT CASE WHEN l.together THEN count(DISTINCT m.conversation_id) ELSE count(*) END
-                     FROM marker m WHERE m.incarnation = l.incarnation) AS held
+                     FROM marker m WHERE m.incarnation = l.incarnation) AS held,
+                    l.worker_group <> $2 AND (SELECT true FROM conversation c WHERE c.id = l.worker_group) IS NULL
+                      AS conversation_gone
              FROM lease l WHERE phase <> 'dead' ORDER BY l.started_at",
         )
         .bind(UNMADE_SECONDS)
+        .bind(WorkerGroup::OfAgent.key())
         .fetch_all(self.vital())
         .await?;
         rows.iter()
@@ -240,7 +247,7 @@ impl Store {
                     start_id: StartId(r.try_get("start_id")?),
                     organization: r.try_get("organization")?,
                     agent: r.try_get("agent")?,
-                    worker_group: r.try_get("worker_group")?,
+                    worker_group: WorkerGroup::from_key(r.try_get("worker_group")?),
                     generation: r.try_get("generation")?,
                     phase: LeasePhase::of(r)?,
                     runtime_ref: r.try_get("runtime_ref")?,
@@ -250,6 +257,7 @@ impl Store {
                     suspected: r.try_get("suspected")?,
                     stopping: r.try_get("stopping")?,
                     unmade: r.try_get("unmade")?,
+                    conversation_gone: r.try_get("conversation_gone")?,
                 })
             })
             .collect()
@@ -383,7 +391,7 @@ async fn read_terms(tx: &mut DbConnection, incarnation: Incarnation) -> Result<C
     .await?;
     Ok(Connected {
         organization: r.try_get("organization")?,
-        worker_group: r.try_get("worker_group")?,
+        worker_group: WorkerGroup::from_key(r.try_get("worker_group")?),
         agent: r.try_get("agent")?,
         heartbeat_seconds: r.try_get::<i32, _>("heartbeat_seconds")? as u32,
         lease_seconds: r.try_get::<i32, _>("lease_seconds")? as u32,

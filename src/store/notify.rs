@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::pool::{Pool, bounded, one_session};
 use super::{Store, StoreError};
 use crate::every::supervised;
-use crate::turn::keys::{ConversationId, Incarnation};
+use crate::turn::keys::{ConversationId, Incarnation, WorkerGroup};
 
 /// After this long without a notice the connection is asked whether it lives: nothing else is ever sent on it.
 const QUIET: Duration = Duration::from_secs(10);
@@ -41,8 +41,8 @@ const MAX_PAYLOAD: usize = 7_500;
 pub enum Notice {
     /// A conversation has a new turn or a new terminal.
     Conversation(ConversationId),
-    /// A worker group (organization, name) has something to claim.
-    WorkerGroup(String, String),
+    /// A worker group (organization, Agent, and which of the Agent's) has something to claim.
+    WorkerGroup(String, String, WorkerGroup),
     /// A worker is to be looked at, is to drain or was failed; or somebody else ended one of its turns.
     Worker(Incarnation),
     /// An Agent was written or removed.

@@ -7,6 +7,8 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Store, StoreError};
+use crate::turn::cause;
+use crate::turn::keys::WorkerGroup;
 use crate::turn::reason::Reason;
 
 /// A turn that ended with an error, or a worker that died before its first claim and was not told to stop.
@@ -19,8 +21,9 @@ pub struct RecentFailure {
     /// The UID of the Agent that it failed under, while that object exists. One made again under the same name is another.
     pub agent_uid: Option<String>,
     pub reason: Reason,
-    /// What went wrong, for operators.
-    pub detail: String,
+    /// The exit code, where the failure is that a program, or a container, ended. The rest of the detail is for operators alone,
+    /// and this is read for Events and statuses, which others see.
+    pub code: Option<i32>,
     pub at: OffsetDateTime,
     /// The worker's pod, if there was one: `namespace/name`, and the UID.
     pub pod: Option<(String, String)>,
@@ -31,7 +34,7 @@ pub struct RecentFailure {
 pub struct FutileStarts {
     pub organization: String,
     pub agent: String,
-    pub worker_group: String,
+    pub worker_group: WorkerGroup,
     /// The generation of the Agent's spec that they were started for.
     pub generation: i64,
     /// Those that died by themselves.
@@ -71,7 +74,7 @@ impl Store {
                 Ok(FutileStarts {
                     organization: r.try_get("organization")?,
                     agent: r.try_get("agent")?,
-                    worker_group: r.try_get("worker_group")?,
+                    worker_group: WorkerGroup::from_key(r.try_get("worker_group")?),
                     generation: r.try_get("generation")?,
                     failed: r.try_get::<i64, _>("failed")? as u32,
                     interrupted: r.try_get::<i64, _>("interrupted")? as u32,
@@ -84,7 +87,7 @@ impl Store {
     /// The first `limit` turns that failed at or after `since`, oldest first.
     pub async fn failed_turns(&self, since: OffsetDateTime, limit: u32) -> Result<Vec<RecentFailure>, StoreError> {
         let rows = sqlx::query(
-            "SELECT e.turn_id AS id, t.organization, t.agent, a.uid, e.reason, coalesce(e.detail, e.message) AS detail,
+            "SELECT e.turn_id AS id, t.organization, t.agent, a.uid, e.reason, e.detail,
                     e.ended_at AS at, l.runtime_ref, l.pod_uid
              FROM terminal e JOIN turn t ON t.id = e.turn_id
              LEFT JOIN lease l ON l.incarnation = coalesce(e.held_by, e.incarnation) AND l.runtime = 'kubernetes'
@@ -103,7 +106,7 @@ impl Store {
     pub async fn failed_starts(&self, since: OffsetDateTime, limit: u32) -> Result<Vec<RecentFailure>, StoreError> {
         let rows = sqlx::query(
             "SELECT l.incarnation AS id, l.organization, l.agent, a.uid, l.death_reason AS reason,
-                    coalesce(l.death_detail, '') AS detail, l.died_at AS at,
+                    l.death_detail AS detail, l.died_at AS at,
                     CASE l.runtime WHEN 'kubernetes' THEN l.runtime_ref END AS runtime_ref, l.pod_uid
              FROM lease l
              LEFT JOIN agent a ON a.namespace = l.organization AND a.name = l.agent AND a.deleted_at IS NULL
@@ -127,7 +130,7 @@ fn failed(row: &PgRow) -> Result<RecentFailure, StoreError> {
         agent: row.try_get("agent")?,
         agent_uid: row.try_get("uid")?,
         reason: reason.and_then(|r| r.parse().ok()).unwrap_or(Reason::Internal),
-        detail: row.try_get("detail")?,
+        code: row.try_get::<Option<&str>, _>("detail")?.and_then(cause::exit_code),
         at: row.try_get("at")?,
         pod: row.try_get::<Option<String>, _>("runtime_ref")?.zip(row.try_get("pod_uid")?),
     })

@@ -15,7 +15,7 @@ use super::pool::bounded;
 use super::turn_view::failure;
 use super::{Store, StoreError, elect};
 use crate::turn::frame::Span;
-use crate::turn::keys::{ConversationId, Incarnation, TurnId};
+use crate::turn::keys::{ConversationId, Incarnation, TurnId, WorkerGroup};
 use crate::turn::phase::Phase;
 use crate::turn::terminal::Failure;
 use crate::wire::Exchange;
@@ -34,7 +34,7 @@ pub struct Record {
     pub number: i64,
     pub message_id: String,
     pub agent: String,
-    pub worker_group: String,
+    pub worker_group: WorkerGroup,
     pub user: String,
     pub platform: String,
     pub platform_metadata: Value,
@@ -79,6 +79,7 @@ pub struct RecordedReply {
 #[derive(Debug, Clone, Default)]
 pub struct ListFilter {
     pub agent: Option<String>,
+    /// A conversation's name, whoever's, or its id.
     pub conversation: Option<String>,
     pub user: Option<String>,
     /// No turn is `Pending`: those that are listed were armed.
@@ -137,12 +138,17 @@ impl Store {
     pub async fn list_turns(&self, organization: &str, filter: &ListFilter) -> Result<Vec<Record>, StoreError> {
         let mut query = QueryBuilder::new(RECORD);
         query.push(" WHERE t.organization = ").push_bind(organization);
-        for (column, value) in
-            [("t.agent", &filter.agent), ("t.conversation", &filter.conversation), ("t.\"user\"", &filter.user)]
-        {
+        for (column, value) in [("t.agent", &filter.agent), ("t.\"user\"", &filter.user)] {
             if let Some(value) = value {
                 query.push(format!(" AND {column} = ")).push_bind(value);
             }
+        }
+        if let Some(conversation) = &filter.conversation {
+            query.push(" AND (t.conversation = ").push_bind(conversation);
+            if let Ok(id) = conversation.parse::<ConversationId>() {
+                query.push(" OR t.conversation_id = ").push_bind(id.0);
+            }
+            query.push(")");
         }
         match filter.phase {
             None => &mut query,
@@ -247,7 +253,7 @@ async fn records(connection: &mut DbConnection, rows: &[PgRow]) -> Result<Vec<Re
                 number: row.try_get("number")?,
                 message_id: row.try_get("message_id")?,
                 agent: row.try_get("agent")?,
-                worker_group: row.try_get("worker_group")?,
+                worker_group: WorkerGroup::from_key(row.try_get("worker_group")?),
                 user: row.try_get("user")?,
                 platform: routing.platform,
                 platform_metadata: routing.platform_metadata,

@@ -8,6 +8,7 @@
 //! conversation that it meets as much as may go. How far it came is a row in the database: conversations that stay are
 //! walked over once, and the next pass goes on behind them, so that they hold up no others.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use sqlx::Row;
@@ -16,7 +17,7 @@ use uuid::Uuid;
 
 use super::connection::DbConnection;
 use super::transaction::transaction;
-use super::{Store, StoreError};
+use super::{Store, StoreError, principal};
 
 /// So many turns beyond those that are old enough are looked at, for replies that answer turns on both sides.
 const GROUP_SPAN: i64 = 100;
@@ -179,7 +180,7 @@ impl Store {
                    SELECT id FROM conversation WHERE empty_since < statement_timestamp() - make_interval(secs => $1)
                    ORDER BY empty_since LIMIT $2)
                    AND empty_since < statement_timestamp() - make_interval(secs => $1)
-                 ORDER BY organization, name FOR UPDATE SKIP LOCKED",
+                 ORDER BY organization, owner, name FOR UPDATE SKIP LOCKED",
             )
             .bind(retention.turn_seconds as f64)
             .bind(i64::from(retention.batch))
@@ -190,15 +191,24 @@ impl Store {
             }
             // Behind the lock, so that this statement sees every turn that was armed and every session that was registered
             // before.
-            sqlx::query(
+            let gone: Vec<(String, String)> = sqlx::query_as(
                 "DELETE FROM conversation c WHERE id = ANY($1)
                    AND (SELECT true FROM turn t WHERE t.conversation_id = c.id LIMIT 1) IS NULL
                    AND (SELECT true FROM marker m WHERE m.conversation_id = c.id LIMIT 1) IS NULL
-                   AND (SELECT true FROM session s WHERE s.conversation_id = c.id LIMIT 1) IS NULL",
+                   AND (SELECT true FROM session s WHERE s.conversation_id = c.id LIMIT 1) IS NULL
+                 RETURNING organization, owner",
             )
             .bind(&empty)
-            .execute(&mut *tx)
+            .fetch_all(&mut *tx)
             .await?;
+            let mut fewer: BTreeMap<(&str, &str), i64> = BTreeMap::new();
+            for (organization, owner) in &gone {
+                *fewer.entry((organization, owner)).or_default() -= 1;
+            }
+            let fewer: Vec<_> = fewer.into_iter().collect();
+            if !fewer.is_empty() {
+                principal::count_conversations(tx, &fewer).await?;
+            }
             // The conversations that stay are looked at again after another retention: they must not fill every batch.
             sqlx::query("UPDATE conversation SET empty_since = clock_timestamp() WHERE id = ANY($1)")
                 .bind(&empty)
@@ -230,7 +240,7 @@ impl Store {
 /// later pass: an arm is about to give it a turn, or another controller prunes it.
 async fn take_old_turns(tx: &mut DbConnection, met: &[Uuid], retention: &Retention) -> Result<(u64, bool), StoreError> {
     let locked: Vec<Uuid> = sqlx::query_scalar(
-        "SELECT id FROM conversation WHERE id = ANY($1) ORDER BY organization, name FOR UPDATE SKIP LOCKED",
+        "SELECT id FROM conversation WHERE id = ANY($1) ORDER BY organization, owner, name FOR UPDATE SKIP LOCKED",
     )
     .bind(met)
     .fetch_all(&mut *tx)

@@ -87,11 +87,11 @@ impl Store {
                 }
                 count = give_back(tx, incarnation, hand_back).await?;
             }
-            Ok((count, Some((lease.organization, lease.worker_group))))
+            Ok((count, Some((lease.organization, lease.agent, lease.worker_group))))
         })
         .await?;
-        if let (Some((organization, worker_group)), true) = (group, count > 0) {
-            self.notices.send(Notice::WorkerGroup(organization, worker_group));
+        if let (Some((organization, agent, worker_group)), true) = (group, count > 0) {
+            self.notices.send(Notice::WorkerGroup(organization, agent, worker_group));
         }
         Ok(count)
     }

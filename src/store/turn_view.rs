@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::transaction::transaction;
 use super::{Store, StoreError};
-use crate::turn::keys::{ConversationId, Incarnation, TurnId};
+use crate::turn::keys::{ConversationId, Incarnation, TurnId, WorkerGroup};
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 
@@ -63,7 +63,8 @@ pub struct TurnHead {
     pub owner: String,
     pub organization: String,
     pub conversation: String,
-    pub worker_group: String,
+    pub agent: String,
+    pub worker_group: WorkerGroup,
     pub number: i64,
     pub message_id: String,
 }
@@ -165,7 +166,7 @@ impl Store {
     /// Where a turn is and whose it is.
     pub async fn turn_head(&self, turn: TurnId) -> Result<Option<TurnHead>, StoreError> {
         let row = sqlx::query(
-            "SELECT t.conversation_id, c.owner, t.organization, t.conversation, t.worker_group, t.number, t.message_id
+            "SELECT t.conversation_id, c.owner, t.organization, t.conversation, t.agent, t.worker_group, t.number, t.message_id
              FROM turn t JOIN conversation c ON c.id = t.conversation_id WHERE t.id = $1",
         )
         .bind(turn.0)
@@ -178,7 +179,8 @@ impl Store {
                 owner: r.try_get("owner")?,
                 organization: r.try_get("organization")?,
                 conversation: r.try_get("conversation")?,
-                worker_group: r.try_get("worker_group")?,
+                agent: r.try_get("agent")?,
+                worker_group: WorkerGroup::from_key(r.try_get("worker_group")?),
                 number: r.try_get("number")?,
                 message_id: r.try_get("message_id")?,
             })

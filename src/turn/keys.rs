@@ -31,7 +31,8 @@ id!(
     TurnId
 );
 id!(
-    /// Names a conversation in the database. Clients know a conversation by its organization and its name.
+    /// Names a conversation: made by the server, and never used again. A client may know the conversation by a name of its own,
+    /// which is the owner's alone: another user's conversation may have the same name.
     ConversationId
 );
 id!(
@@ -65,6 +66,8 @@ pub enum NameError {
     Control(&'static str),
     #[error("{0} cannot be named . or ..")]
     Dots(&'static str),
+    #[error("a user's name cannot begin with {KUBERNETES_REALM}: those are the users of AgentTurns")]
+    Realm,
 }
 
 /// Checks a name that a client chose: 1 to [`MAX_NAME_BYTES`] bytes without control characters, so that the name can
@@ -86,6 +89,20 @@ pub fn check_conversation(name: &str) -> Result<(), NameError> {
     if matches!(name, "." | "..") { Err(NameError::Dots("conversation")) } else { check_name("conversation", name) }
 }
 
+/// What the names of AgentTurns' users begin with. `spec.user` of an AgentTurn is whatever its author wrote, so these users are
+/// a realm of their own: no caller of the API is ever one of them ([`check_user`]).
+pub const KUBERNETES_REALM: &str = "kubernetes:";
+
+/// The user that an AgentTurn with this `spec.user` is submitted for.
+pub fn kubernetes_user(user: &str) -> String {
+    format!("{KUBERNETES_REALM}{user}")
+}
+
+/// [`check_name`] for the user that a caller of the API is known as, which must not be one of an AgentTurn's.
+pub fn check_user(name: &str) -> Result<(), NameError> {
+    if name.starts_with(KUBERNETES_REALM) { Err(NameError::Realm) } else { check_name("user", name) }
+}
+
 /// How an Agent's turns are grouped onto workers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grouping {
@@ -95,16 +112,56 @@ pub enum Grouping {
     PerAgent,
 }
 
-/// The name of the worker group that a turn goes to: the Agent's name, followed by `-` and 10 hex digits of the hash of
-/// the conversation's name where each conversation has a group of its own. The result is a DNS label if the Agent's name
-/// is one of at most 52 characters.
-pub fn worker_group(agent: &str, grouping: Grouping, conversation: &str) -> String {
-    match grouping {
-        Grouping::PerAgent => agent.to_string(),
-        Grouping::PerConversation => {
-            let hash = Sha256::digest(conversation.as_bytes());
-            format!("{agent}-{}", &hex(&hash)[..10])
+/// A worker group within its Agent: the workers of one conversation, or those that all conversations of the Agent share.
+///
+/// With the Agent (organization and name) this is the group's identity. Nothing in it was chosen by a client: a conversation's
+/// id is made by the server, and a conversation that is made anew under an erased one's name has another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum WorkerGroup {
+    /// The workers that all conversations of the Agent share.
+    OfAgent,
+    /// The workers of this conversation alone.
+    OfConversation(ConversationId),
+}
+
+impl WorkerGroup {
+    /// The group of a conversation's turns.
+    pub fn of(grouping: Grouping, conversation: ConversationId) -> Self {
+        match grouping {
+            Grouping::PerAgent => WorkerGroup::OfAgent,
+            Grouping::PerConversation => WorkerGroup::OfConversation(conversation),
         }
+    }
+
+    /// The conversation that the group's workers are for, if they are for one.
+    pub fn conversation(self) -> Option<ConversationId> {
+        match self {
+            WorkerGroup::OfAgent => None,
+            WorkerGroup::OfConversation(conversation) => Some(conversation),
+        }
+    }
+
+    /// What people call the group: the Agent's name, followed by `-` and the last 12 digits of the conversation's id if the group
+    /// is a conversation's. It proves nothing: another Agent may have this name.
+    pub fn name(self, agent: &str) -> String {
+        match self {
+            WorkerGroup::OfAgent => agent.to_string(),
+            WorkerGroup::OfConversation(conversation) => {
+                let id = conversation.0.simple().to_string();
+                format!("{agent}-{}", &id[id.len() - 12..])
+            }
+        }
+    }
+
+    /// The group as the database has it: the conversation's id, or the nil UUID, which is no conversation's.
+    pub fn key(self) -> Uuid {
+        self.conversation().map_or(Uuid::nil(), |conversation| conversation.0)
+    }
+
+    /// The group of this [`key`](Self::key).
+    pub fn from_key(key: Uuid) -> Self {
+        if key.is_nil() { WorkerGroup::OfAgent } else { WorkerGroup::OfConversation(ConversationId(key)) }
     }
 }
 
@@ -143,13 +200,26 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_group_per_conversation_or_per_agent() {
-        assert_eq!(worker_group("bc", Grouping::PerAgent, "c"), "bc");
-        let (a, b) =
-            (worker_group("bc", Grouping::PerConversation, "a"), worker_group("bc", Grouping::PerConversation, "b"));
-        assert_ne!(a, b);
-        assert_eq!(a, worker_group("bc", Grouping::PerConversation, "a"));
-        assert_eq!(a.len(), "bc-".len() + 10);
+    fn a_user_of_an_agent_turn_is_no_user_of_the_api() {
+        assert_eq!(check_user("alice"), Ok(()));
+        assert_eq!(check_user("kubernetes"), Ok(()));
+        assert_eq!(check_user(&kubernetes_user("alice")), Err(NameError::Realm));
+        assert_eq!(check_user(&kubernetes_user("")), Err(NameError::Realm));
+    }
+
+    #[test]
+    fn a_worker_group_is_a_conversations_or_an_agents() {
+        let (a, b) = (ConversationId::new(), ConversationId::new());
+        assert_eq!(WorkerGroup::of(Grouping::PerAgent, a), WorkerGroup::of(Grouping::PerAgent, b));
+        let (of_a, of_b) =
+            (WorkerGroup::of(Grouping::PerConversation, a), WorkerGroup::of(Grouping::PerConversation, b));
+        assert_ne!(of_a, of_b);
+        for group in [WorkerGroup::OfAgent, of_a, of_b] {
+            assert_eq!(WorkerGroup::from_key(group.key()), group);
+        }
+        assert_eq!(WorkerGroup::OfAgent.name("bot"), "bot");
+        assert_eq!(of_a.name("bot").len(), "bot-".len() + 12);
+        assert!(a.0.simple().to_string().ends_with(&of_a.name("bot")[4..]), "people find the conversation by the name");
     }
 
     #[test]

@@ -152,6 +152,7 @@ impl ExecAdapter {
             // What agents are told has names of its own, LASTWORD_TURN_…: no command of `lastword` that a program may run
             // takes them for its flags (roles/tests.rs).
             .env("LASTWORD_TURN_CONVERSATION", storable(turn.conversation.clone()))
+            .env("LASTWORD_TURN_CONVERSATION_NAME", storable(turn.conversation_name.clone()))
             .env("LASTWORD_TURN_ID", turn.turn_id.to_string())
             .env("LASTWORD_TURN_USER", storable(turn.user.clone()))
             .env("LASTWORD_TURN_MESSAGE_ID", storable(turn.message_id.clone()))

@@ -15,6 +15,7 @@ pub(super) fn json(turn: &TurnPush) -> String {
         "turnId": turn.turn_id,
         "messageId": turn.message_id,
         "conversation": turn.conversation,
+        "conversationName": turn.conversation_name,
         "user": turn.user,
         "agent": turn.agent,
         "organization": turn.organization,

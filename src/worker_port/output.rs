@@ -104,7 +104,8 @@ pub(super) async fn not_held(
 ) -> Result<Problem, Problem> {
     for &turn in turns {
         if let Some(head) = port.store.turn_head(turn).await?
-            && (head.organization != caller.terms.organization || head.worker_group != caller.terms.worker_group)
+            && (&head.organization, &head.agent, head.worker_group)
+                != (&caller.terms.organization, &caller.terms.agent, caller.terms.worker_group)
         {
             return Ok(Problem::new(StatusCode::FORBIDDEN, "the turn is not of this worker's worker group"));
         }

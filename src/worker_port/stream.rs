@@ -50,7 +50,8 @@ pub(super) async fn turns(
     };
     let drain = terms.draining;
     let (worker, mut lines) = port.workers.join(incarnation, stream, terms, &asked);
-    tracing::info!(%incarnation, worker_group = worker.terms.worker_group, "worker {incarnation} is connected");
+    let worker_group = worker.terms.worker_group.name(&worker.terms.agent);
+    tracing::info!(%incarnation, worker_group, "worker {incarnation} is connected");
     // From here on the end of the stream is noticed, whatever ends it.
     let open = OpenStream { port: port.clone(), worker: worker.clone() };
     let first = port.workers.compare(incarnation, &in_hand, beat, asked_at, asked.history).await?;

@@ -90,14 +90,26 @@ async fn a_program_that_exits_1_ends_its_turn_for_a_public_client_and_the_cli() 
     let Some(python) = python_clients("none of them sees the stream") else { return };
     let program = "echo half; echo 'disk on fire' >&2; date +%s.%N > exited; exit 1";
     let mut dev = Dev::start(&agent("exits", json!({"scope": "Agent"}), &["sh", "-c", program])).await;
-    let url = |conversation: &str| format!("{}/v1/conversations/{conversation}/events", dev.url());
+    let url =
+        |conversation: &str, after: &str| format!("{}/v1/conversations/{conversation}/events?after={after}", dev.url());
 
     // A warm worker, then the turn that is measured: with a client that was there before.
+    let before = dev.api().submit("measured", "exits", "x").await;
+    dev.api().phase(&before.turn, "Failed").await;
     for conversation in ["warm", "measured"] {
-        let mut client = watch(&python, &url(conversation)).await;
+        let armed =
+            if conversation == "warm" { Some(dev.api().submit(conversation, "exits", "x").await) } else { None };
+        let mut client = watch(&python, &url(conversation, &armed.as_ref().unwrap_or(&before).cursor)).await;
         let first = client.next().await;
         assert_eq!(first["event"], "connected");
-        let turn = dev.api().submit(conversation, "exits", "x").await.turn;
+        let turn = match armed {
+            Some(armed) => armed.turn,
+            None => {
+                let shown = [client.next().await, client.next().await, client.next().await, client.next().await];
+                assert_eq!(shown[3]["data"]["turnIds"], json!([before.turn]));
+                dev.api().submit(conversation, "exits", "x").await.turn
+            }
+        };
         let shown = [client.next().await, client.next().await, client.next().await, client.next().await];
         let names: Vec<&str> = shown.iter().map(|e| e["event"].as_str().unwrap()).collect();
         assert_eq!(names, ["text", "error", "agent-error", "complete"]);

@@ -28,4 +28,5 @@ mod proxies;
 mod replicas;
 mod serial;
 mod sessions;
+mod tenants;
 mod worker;

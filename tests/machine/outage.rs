@@ -229,7 +229,7 @@ fn turn_of(answer: (StatusCode, Value)) -> TurnId {
 /// A worker of this Agent.
 async fn worker_of(db: &Db, gateway: &Gateway, agent: &str) -> FakeWorker {
     let mut worker = FakeWorker::new(&db.store, |s| {
-        (s.agent, s.worker_group) = (agent.into(), agent.into());
+        s.agent = agent.into();
     })
     .await;
     worker.connect(gateway, &[]).await;

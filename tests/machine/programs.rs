@@ -129,14 +129,16 @@ async fn a_program_that_reads_json_is_given_the_history() {
     let (first, reply) = say("one \"quoted\"\nwith two lines").await;
     assert_eq!(first["message"], "one \"quoted\"\nwith two lines");
     assert_eq!(first["history"], json!([]));
-    for field in ["turnId", "messageId", "conversation", "user", "agent", "organization", "platform"] {
+    for field in
+        ["turnId", "messageId", "conversation", "conversationName", "user", "agent", "organization", "platform"]
+    {
         assert!(first[field].is_string(), "{field} in {first}");
     }
     assert!(first.get("metadata").is_some(), "{first}");
     let (second, _) = say("two").await;
     assert_eq!(second["message"], "two");
     assert_eq!(second["history"], json!([{"message": "one \"quoted\"\nwith two lines", "reply": reply}]));
-    assert_eq!((&second["conversation"], &second["agent"]), (&json!("c"), &json!("remembers")));
+    assert_eq!((&second["conversationName"], &second["agent"]), (&json!("c"), &json!("remembers")));
     assert!(dev.interrupt().await.success());
 }
 

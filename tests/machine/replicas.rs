@@ -239,6 +239,7 @@ async fn a_terminal_is_rendered_once_by_its_sessions_owner(db: Db) {
     let mut worker = FakeWorker::on(&db.store, &second).await;
     for i in 0..5 {
         let conversation = format!("c{i}");
+        db.spoken(&conversation).await;
         let mut session = first.client().session(&conversation, None).await;
         let turns = a_reply_and_an_error(&second, &mut worker, &conversation).await;
         shows_both_once(&mut session, turns).await;
@@ -257,6 +258,7 @@ async fn a_wrong_registry_loses_and_doubles_nothing(db: Db) {
     for i in 0..12 {
         let conversation = format!("c{i}");
         let here = random.random_range(0..2);
+        db.spoken(&conversation).await;
         let mut tabs = vec![gateways[here].client().session(&conversation, None).await];
         if random.random_bool(0.5) {
             tabs.push(gateways[1 - here].client().session(&conversation, None).await);

@@ -1,4 +1,4 @@
-//! Arm: a message id arms one turn, turns are numbered in order, and only a conversation's owner may arm.
+//! Arm: a message id arms one turn, turns are numbered in order, and a conversation is its owner's alone.
 
 use std::collections::HashSet;
 
@@ -8,7 +8,7 @@ use lastword::turn::keys::TurnId;
 use crate::support::Db;
 use crate::support::actors::{arm, armed, message};
 
-/// The same messageId again is the same turn; with other content, from another user or for another agent, it is none.
+/// The same messageId again is the same turn; with other content, or for another agent, it is none.
 async fn a_repeat_is_the_same_turn(db: Db) {
     let first = armed(&db.store, message("c", "m1", "hello")).await;
     assert!(first.fresh);
@@ -19,9 +19,7 @@ async fn a_repeat_is_the_same_turn(db: Db) {
     }
     let answer = async |arm: Arm| db.store.arm(arm).await.expect_err("refused");
     assert_eq!(answer(message("c", "m1", "good bye")).await, ArmError::OtherContent);
-    assert_eq!(answer(Arm { user: "eve".into(), ..message("c", "m1", "hello") }).await, ArmError::NotYours);
-    assert_eq!(answer(Arm { user: "eve".into(), ..arm("c") }).await, ArmError::NotYours);
-    let other = Arm { agent: "cat".into(), worker_group: "cat".into(), ..arm("c") };
+    let other = Arm { agent: "cat".into(), ..arm("c") };
     assert_eq!(answer(other).await, ArmError::OtherAgent("bot".into()));
     assert_eq!((db.count("turn").await, db.count("marker").await), (1, 1));
 
@@ -33,9 +31,14 @@ async fn a_repeat_is_the_same_turn(db: Db) {
     assert!(!armed(&db.store, message("c", "m1", "hello")).await.fresh);
     assert_eq!((db.count("marker").await, db.count("terminal").await), (0, 1));
 
-    // Another organization's conversation of the same name is another one.
-    let elsewhere = armed(&db.store, Arm { organization: "umbrella".into(), user: "eve".into(), ..arm("c") }).await;
-    assert!(elsewhere.fresh && elsewhere.conversation_id != first.conversation_id);
+    // Another user's conversation of the same name is another one, and so is another organization's.
+    let eves = Arm { user: "eve".into(), ..message("c", "m1", "good bye") };
+    let elsewhere = armed(&db.store, Arm { organization: "umbrella".into(), ..eves.clone() }).await;
+    let eves = armed(&db.store, Arm { turn_id: TurnId::new(), ..eves }).await;
+    assert!(eves.fresh && elsewhere.fresh);
+    assert_eq!((eves.number, elsewhere.number), (1, 1));
+    let conversations = [first.conversation_id, eves.conversation_id, elsewhere.conversation_id];
+    assert_eq!(conversations.iter().collect::<HashSet<_>>().len(), 3);
 }
 
 /// The caller's own repeat with the same turn id, after a commit that nobody knew of, still says that it armed it.
@@ -74,7 +77,7 @@ async fn one_message_many_times_at_once_is_one_turn(db: Db) {
     assert_eq!(db.count("marker").await, 10);
 }
 
-/// A mixed batch: who opens a conversation first owns it and names its agent; the others are told so, one by one.
+/// A mixed batch: the first turn of a conversation names its agent; the others are told so, one by one.
 async fn a_batch_answers_each_its_own(db: Db) {
     let arms = [
         message("c", "m1", "hello"),
@@ -83,7 +86,7 @@ async fn a_batch_answers_each_its_own(db: Db) {
         Arm { user: "eve".into(), ..arm("c") },
         Arm { agent: "cat".into(), ..arm("c") },
         arm("c"),
-        Arm { agent: "cat".into(), worker_group: "cat".into(), ..arm("d") },
+        Arm { agent: "cat".into(), ..arm("d") },
         arm("d"),
     ];
     let answers = futures::future::join_all(arms.map(|arm| db.store.arm(arm))).await;
@@ -92,14 +95,14 @@ async fn a_batch_answers_each_its_own(db: Db) {
         Ok(true),
         Ok(false),
         Err(ArmError::OtherContent),
-        Err(ArmError::NotYours),
+        Ok(true),
         Err(ArmError::OtherAgent("bot".into())),
         Ok(true),
         Ok(true),
         Err(ArmError::OtherAgent("cat".into())),
     ];
     assert_eq!(answers, expected);
-    assert_eq!((db.count("turn").await, db.count("marker").await), (3, 3));
+    assert_eq!((db.count("turn").await, db.count("marker").await), (4, 4));
 }
 
 /// More than one transaction takes (256): all of them are armed, each once.

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use lastword::turn::keys::{GatewayId, TurnId};
+use lastword::turn::keys::{GatewayId, TurnId, WorkerGroup};
 use lastword::turn::reason::Reason;
 
 use crate::support::Db;
@@ -94,9 +94,13 @@ async fn a_turn_is_claimed_once(db: Db) {
 /// A worker touches only its own worker group's turns, of its own organization; one that is not live, none.
 async fn a_worker_touches_only_its_own_worker_groups_turns(db: Db) {
     let mine = db.armed("c").await.turn_id;
-    for (organization, worker_group) in [("acme", "other"), ("umbrella", "bot")] {
+    let own = WorkerGroup::OfConversation(db.armed("d").await.conversation_id);
+    for (organization, agent, worker_group) in
+        [("acme", "other", WorkerGroup::OfAgent), ("umbrella", "bot", WorkerGroup::OfAgent), ("acme", "bot", own)]
+    {
         let stranger = Worker::with(&db.store, |start| {
-            (start.organization, start.worker_group) = (organization.into(), worker_group.into());
+            (start.organization, start.agent) = (organization.into(), agent.into());
+            start.worker_group = worker_group;
         });
         let stranger = stranger.await;
         assert!(stranger.claim(&db.store, 10).await.is_empty());
@@ -119,7 +123,9 @@ async fn what_waits_for_a_removed_agent_or_beyond_the_queue_ends(db: Db) {
     for _ in 0..5 {
         waiting.push(db.armed("c").await.turn_id);
     }
-    let queued = async |limit| db.store.backlog_before_turn("acme", "bot", "c", limit).await.expect("answers").queued;
+    let queued = async |limit| {
+        db.store.backlog_before_turn("acme", "ada", "bot", "c", (limit, 0)).await.expect("answers").queued
+    };
     assert_eq!(queued(100).await, 5);
     assert_eq!(queued(3).await, 4);
     assert_eq!(db.store.shed_queue_of_agent("acme", "bot", 3).await.expect("answers"), 2);

@@ -150,7 +150,7 @@ async fn a_session_starts_at_what_is_owed(db: Db) {
     }
     db.store.remove_deliveries("api", &[turns[1].turn_id]).await.expect("removes");
     assert_eq!(base().await, 3, "the last one is open");
-    assert_eq!(db.store.backlog_before_turn("acme", "bot", "c", 10).await.expect("reads").open, 1);
+    assert_eq!(db.store.backlog_before_turn("acme", "ada", "bot", "c", (10, 10)).await.expect("reads").open, 1);
 }
 
 /// What has enough under way is left: one platform of an organization, or all of them.

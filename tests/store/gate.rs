@@ -24,7 +24,7 @@ impl Silent {
         let worker = Worker::live(&db.store).await;
         let turn = db.in_hand(&worker).await;
         let (mut start, _) = new_start();
-        start.worker_group = "other".into();
+        start.agent = "other".into();
         assert!(db.store.start_worker(&start, false).await.expect("starts"));
         db.sql("UPDATE lease SET expires_at = clock_timestamp() - interval '9 minutes'").await;
         Silent { worker, turn, start: start.start_id }
@@ -127,7 +127,7 @@ async fn a_database_that_is_never_steady_holds_no_verdict_for_ever(db: Db) {
         db.store.sweep().await.expect("sweeps");
         assert_eq!(silent.ended(&db).await, 2, "{pauses:?}");
         assert_eq!(db.outcome(overdue).await.as_deref(), Some("DeadlineExceeded"));
-        db.store.erase_conversation("acme", "overdue", "ada").await.expect("erases");
+        db.erase("overdue").await.expect("erases");
     }
 }
 

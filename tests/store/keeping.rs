@@ -24,7 +24,7 @@ async fn erasing_leaves_nothing_of_a_conversation(db: Db) {
     db.store.fail_turn(held.turn_id, &failure(Reason::Cancelled)).await.expect("answers");
     assert_eq!(finish(&db.store, worker.reply(&[held.turn_id], "late secret")).await, Ok(false));
 
-    let erased = db.store.erase_conversation("acme", "gone", "ada").await.expect("erases");
+    let erased = db.erase("gone").await.expect("erases");
     assert_eq!(erased, Some(ErasedConversation { turns: 3, cancelled: 2 }));
     for table in TABLES {
         let id = if table == "turn" { "id" } else { "turn_id" };
@@ -33,8 +33,8 @@ async fn erasing_leaves_nothing_of_a_conversation(db: Db) {
     assert_eq!(db.count("conversation").await, 1);
     let audited = db.text("SELECT action || ' ' || counts::text FROM audit").await;
     assert_eq!(audited.as_deref(), Some(r#"erase {"turns": 3, "cancelled": 2}"#));
-    assert_eq!(db.store.erase_conversation("acme", "gone", "ada").await.expect("answers"), None);
-    assert_eq!(db.store.erase_conversation("umbrella", "kept", "eve").await.expect("answers"), None);
+    assert_eq!(db.erase("gone").await.expect("answers"), None);
+    assert_eq!(db.store.erase_conversation(held.conversation_id, "ada").await.expect("answers"), None);
     assert_eq!(finish(&db.store, worker.reply(&[held.turn_id], "hello")).await, Err(FinishError::Foreign));
     assert!(armed(&db.store, arm("gone")).await.conversation_id != held.conversation_id, "a new one");
 }
@@ -46,7 +46,7 @@ async fn erasing_while_others_arm_loses_no_terminal(db: Db) {
         let arms = futures::future::join_all((0..20).map(|_| other.arm(arm("c"))));
         let (answers, erased) = tokio::join!(arms, async {
             db.armed("c").await;
-            db.store.erase_conversation("acme", "c", "ada").await
+            db.erase("c").await
         });
         erased.expect("erases");
         for answer in answers {
@@ -55,7 +55,7 @@ async fn erasing_while_others_arm_loses_no_terminal(db: Db) {
             let known = db.count(&format!("turn WHERE id = '{turn}'")).await;
             assert_eq!(db.count(&format!("marker WHERE turn_id = '{turn}'")).await, known);
         }
-        db.store.erase_conversation("acme", "c", "ada").await.expect("erases");
+        db.erase("c").await.expect("erases");
     }
     for table in TABLES {
         assert_eq!(db.count(table).await, 0, "{table}");
@@ -87,7 +87,7 @@ async fn retention_removes_what_is_old_and_shown(db: Db) {
     assert_eq!(db.store.prune_past_retention(&retention).await.expect("prunes"), 1);
     assert!(db.store.turn_record(turns[0]).await.expect("answers").is_none());
     assert!(db.store.turn_record(turns[1]).await.expect("answers").is_some(), "its status patch is owed");
-    let conversation = db.store.conversation("acme", "c").await.expect("answers").expect("exists");
+    let conversation = db.store.conversation("acme", "ada", "c").await.expect("answers").expect("exists");
     assert_eq!((conversation.pruned_through, conversation.last_number), (1, 4));
     assert_eq!((db.count("output").await, db.count("delivery").await), (2, 2));
 
@@ -119,17 +119,16 @@ async fn a_reply_to_turns_far_apart_goes_whole(db: Db) {
     assert_eq!(db.count("terminal").await, 0);
 }
 
-/// A conversation goes a retention after its last turn, or after it was opened, when nobody has a session on it. Its name
-/// is then free: whoever comes first owns it.
+/// A conversation goes a retention after its last turn, when nobody has a session on it. Under its name there is then another
+/// one.
 async fn empty_conversations_are_removed(db: Db) {
     let worker = Worker::live(&db.store).await;
     let turn = db.in_hand(&worker).await;
     assert_eq!(finish(&db.store, worker.reply(&[turn], "hello")).await, Ok(true));
     let spoken = db.text("SELECT name FROM conversation").await.expect("one");
-    let opened = db.store.open_conversation("acme", "opened", "ada").await.expect("opens");
-    let watched = db.store.open_conversation("acme", "watched", "ada").await.expect("opens");
-    db.store.register_session(SessionId::new(), GatewayId::new(), "acme", watched.id, true).await.expect("registers");
-    db.store.open_conversation("acme", "spoken", "ada").await.expect("opens");
+    let opened = db.emptied("opened").await;
+    let watched = db.emptied("watched").await;
+    db.store.register_session(SessionId::new(), GatewayId::new(), "acme", watched, true).await.expect("registers");
     db.armed("spoken").await;
     let retention = Retention { batch: 1, ..Retention::default() };
     let passes = async || {
@@ -148,9 +147,14 @@ async fn empty_conversations_are_removed(db: Db) {
     later().await;
     assert_eq!(passes().await, "spoken");
 
-    let late = db.store.register_session(SessionId::new(), GatewayId::new(), "acme", opened.id, true).await;
+    let late = db.store.register_session(SessionId::new(), GatewayId::new(), "acme", opened, true).await;
     assert!(matches!(late, Err(StoreError::Raced(_))), "{late:?}");
-    assert_eq!(db.store.open_conversation("acme", "opened", "eve").await.expect("opens").owner, "eve");
+    assert_ne!(db.armed("opened").await.conversation_id, opened, "another one");
+    assert_eq!(
+        db.number("SELECT conversations FROM principal WHERE owner = 'ada'").await,
+        2,
+        "what went is not counted"
+    );
 }
 
 /// Removing while others arm and open: what was armed or registered has its conversation.
@@ -158,24 +162,24 @@ async fn removing_while_others_come_takes_nothing_from_them(db: Db) {
     let other = db.another_store();
     let retention = Retention { turn_seconds: 0, ..Retention::default() };
     for _ in 0..20 {
-        let open = db.store.open_conversation("acme", "c", "ada").await.expect("opens");
+        let open = db.emptied("c").await;
         db.sql("UPDATE conversation SET empty_since = empty_since - interval '1 s' WHERE empty_since IS NOT NULL")
             .await;
         let session = SessionId::new();
         let (pruned, arming, registered) = tokio::join!(
             db.store.prune_past_retention(&retention),
             other.arm(arm("c")),
-            db.store.register_session(session, GatewayId::new(), "acme", open.id, true),
+            db.store.register_session(session, GatewayId::new(), "acme", open, true),
         );
         pruned.expect("prunes");
         let turn = arming.expect("armed");
         let place = format!("conversation WHERE id = '{}' AND empty_since IS NULL", turn.conversation_id);
         assert_eq!(db.count(&place).await, 1);
         match registered {
-            Ok(()) => assert_eq!(open.id, turn.conversation_id),
+            Ok(()) => assert_eq!(open, turn.conversation_id),
             Err(error) => assert!(matches!(error, StoreError::Raced(_)), "{error}"),
         }
-        db.store.erase_conversation("acme", "c", "ada").await.expect("erases");
+        db.erase("c").await.expect("erases");
     }
 }
 
@@ -196,7 +200,8 @@ async fn a_shared_reply_is_kept_until_the_last_was_shown(db: Db) {
 /// A conversation's turns go in order: what stays keeps all behind it, and `pruned_through` overtakes no turn that exists.
 async fn retention_takes_no_turn_behind_one_that_stays(db: Db) {
     let turns = [db.armed("c").await.turn_id, db.armed("c").await.turn_id, db.armed("c").await.turn_id];
-    let through = async || db.store.conversation("acme", "c").await.expect("answers").expect("exists").pruned_through;
+    let through =
+        async || db.store.conversation("acme", "ada", "c").await.expect("answers").expect("exists").pruned_through;
     let prune = async || db.store.prune_past_retention(&Retention::default()).await.expect("prunes");
     let end = async |turn: TurnId| {
         db.store.fail_turn(turn, &failure(Reason::Cancelled)).await.expect("answers");

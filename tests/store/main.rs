@@ -25,3 +25,4 @@ mod several;
 mod silence;
 mod starts;
 mod steps;
+mod walls;

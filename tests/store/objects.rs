@@ -129,7 +129,7 @@ async fn what_vanished_is_cancelled(db: Db) {
 /// An erased conversation ends its AgentTurns though their turns are gone.
 async fn an_erased_turn_is_known_as_such(db: Db) {
     let turn = armed(&db.store, of("t")).await.turn_id;
-    db.store.erase_conversation("acme", "turn-t", "ada").await.expect("erases");
+    db.erase("turn-t").await.expect("erases");
     assert_eq!((state(&db, turn).await.progress, moved(&db, turn).await), (AgentTurnProgress::Erased, 1));
     db.store.remove_agent_turn_deliveries(&[turn]).await.expect("removes");
     assert_eq!(state(&db, turn).await.progress, AgentTurnProgress::Unknown);

@@ -125,7 +125,7 @@ async fn a_marker_that_cannot_end_poisons_nobody(db: Db) {
     }
     faulty(&db, overdue[0]).await;
     db.settled().await;
-    let silent = Worker::with(&db.store, |start| start.worker_group = "other".into()).await;
+    let silent = Worker::with(&db.store, |start| start.agent = "other".into()).await;
     db.silent(silent.incarnation, 1).await;
     db.store.sweep().await.expect("sweeps");
     assert_eq!(db.lease(silent.incarnation).await.as_deref(), Some("dead"));

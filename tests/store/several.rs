@@ -48,7 +48,7 @@ async fn a_reply_resolves_those_that_are_open(db: Db) {
     assert_eq!(db.outcome(turns[1]).await.as_deref(), Some("Cancelled"));
     assert_eq!((db.count("terminal").await, db.count("delivery").await, db.count("marker").await), (3, 3, 0));
     assert_eq!(db.count("output").await, 1, "one log holds the text");
-    let conversation = db.store.conversation("acme", "c").await.expect("answers").expect("exists");
+    let conversation = db.store.conversation("acme", "ada", "c").await.expect("answers").expect("exists");
     let views = db.store.turn_views_after(&[(conversation.id, 0)]).await.expect("answers");
     let holders: Vec<TurnId> = views.iter().map(|v| v.terminal.as_ref().expect("ended").holder).collect();
     assert_eq!(holders, [turns[0], turns[1], turns[0]]);

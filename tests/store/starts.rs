@@ -1,7 +1,7 @@
 //! Starts that fail: which turns they end, and which they do not.
 
-use lastword::store::NewStart;
-use lastword::turn::keys::{Incarnation, StartId};
+use lastword::store::{ClaimOrder, NewStart};
+use lastword::turn::keys::{Incarnation, StartId, WorkerGroup};
 use lastword::turn::phase::LeasePhase;
 use lastword::turn::reason::Reason;
 
@@ -26,7 +26,7 @@ async fn fail(db: &Db, start: Incarnation) -> Vec<lastword::turn::keys::TurnId> 
 async fn the_only_attempt_that_fails_ends_what_waited(db: Db) {
     let mut turns = vec![db.armed("a").await.turn_id, db.armed("a").await.turn_id, db.armed("b").await.turn_id];
     let mut elsewhere = arm("c");
-    elsewhere.worker_group = "other".into();
+    elsewhere.agent = "other".into();
     let elsewhere = armed(&db.store, elsewhere).await.turn_id;
     let mut stranger = arm("a");
     stranger.organization = "umbrella".into();
@@ -78,7 +78,10 @@ async fn a_worker_that_will_not_claim_keeps_nothing_waiting(db: Db) {
     let turn = db.armed("a").await.turn_id;
     let draining = Worker::live(&db.store).await;
     db.store.drain_worker(draining.incarnation, Reason::Deleted).await.expect("answers");
-    Worker::with(&db.store, |start| start.worker_group = "other".into()).await;
+    Worker::with(&db.store, |start| start.agent = "other".into()).await;
+    let conversation = armed(&db.store, arm("b")).await.conversation_id;
+    db.erase("b").await.expect("erases");
+    Worker::with(&db.store, |start| start.worker_group = WorkerGroup::OfConversation(conversation)).await;
     let failing = start(&db, |_| {}).await;
     assert_eq!(fail(&db, failing).await, [turn]);
 }
@@ -166,7 +169,7 @@ async fn a_start_is_one_row_that_the_fleet_sees(db: Db) {
     db.armed("a").await;
     db.armed("a").await;
     db.armed("b").await;
-    let demand = db.store.demand_of_worker_groups().await.expect("answers");
+    let demand = db.store.demand_of_worker_groups(ClaimOrder::ByRank).await.expect("answers");
     assert_eq!((demand.len(), demand[0].claimable), (1, 2), "the first of each conversation");
     assert!(db.store.living_workers().await.expect("answers").is_empty());
 
@@ -180,7 +183,7 @@ async fn a_start_is_one_row_that_the_fleet_sees(db: Db) {
     worker.claim(&db.store, 1).await;
     let workers = db.store.living_workers().await.expect("answers");
     assert_eq!((workers[0].phase, workers[0].held, workers[0].idle_seconds), (LeasePhase::Live, 1, None));
-    assert_eq!(db.store.demand_of_worker_groups().await.expect("answers")[0].claimable, 1);
+    assert_eq!(db.store.demand_of_worker_groups(ClaimOrder::ByRank).await.expect("answers")[0].claimable, 1);
     assert!(!db.store.start_worker(&new_start().0, true).await.expect("answers"));
 }
 

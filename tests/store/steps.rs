@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 
 use crate::support::Db;
-use crate::support::actors::{Worker, arm, armed};
-use lastword::store::{Append, AppendError, Armed, Beat, BeatAnswer, Replica, Store, StoreError, WorkerWord};
+use crate::support::actors::{ORGANIZATION, USER, Worker, arm, armed};
+use lastword::store::{
+    Append, AppendError, Armed, Beat, BeatAnswer, ErasedConversation, Replica, Store, StoreError, WorkerWord,
+};
 use lastword::turn::frame::{Frame, Span};
-use lastword::turn::keys::{GatewayId, Incarnation, TurnId};
+use lastword::turn::keys::{ConversationId, GatewayId, Incarnation, TurnId};
 use lastword::turn::reason::Reason;
 use lastword::turn::terminal::{Failure, Outcome};
 use sqlx::{Connection, PgConnection};
@@ -41,6 +43,27 @@ pub async fn try_tick(store: &Store, beats: &[Beat]) -> Result<HashMap<Incarnati
 }
 
 impl Db {
+    /// Erases `ada`'s conversation of this name; `None`: there is none.
+    pub async fn erase(&self, conversation: &str) -> Result<Option<ErasedConversation>, StoreError> {
+        match self.store.conversation(ORGANIZATION, USER, conversation).await? {
+            Some(found) => self.store.erase_conversation(found.id, USER).await,
+            None => Ok(None),
+        }
+    }
+
+    /// `ada`'s conversation of this name, without a turn: those that it had are past their retention.
+    pub async fn emptied(&self, conversation: &str) -> ConversationId {
+        let turn = armed(&self.store, arm(conversation)).await;
+        self.sql(format!("DELETE FROM marker WHERE conversation_id = '{}'", turn.conversation_id)).await;
+        self.sql(format!("DELETE FROM turn WHERE conversation_id = '{}'", turn.conversation_id)).await;
+        self.sql(format!(
+            "UPDATE conversation SET pruned_through = last_number, empty_since = clock_timestamp() WHERE id = '{}'",
+            turn.conversation_id
+        ))
+        .await;
+        turn.conversation_id
+    }
+
     /// Arms a turn in this conversation.
     pub async fn armed(&self, conversation: &str) -> Armed {
         armed(&self.store, arm(conversation)).await

@@ -1,8 +1,8 @@
 //! Those who act on a store in tests: clients that arm, workers that claim and finish, gateways that tick.
 
-use lastword::store::{Arm, Armed, ClaimFor, Claimed, FinishError, NewStart, Store, WorkerWord};
+use lastword::store::{Arm, Armed, ClaimFor, ClaimOrder, Claimed, FinishError, NewStart, Store, WorkerWord};
 use lastword::turn::frame::{Frame, Span};
-use lastword::turn::keys::{GatewayId, Incarnation, StartId, TurnId, content_hash};
+use lastword::turn::keys::{GatewayId, Grouping, Incarnation, StartId, TurnId, WorkerGroup, content_hash};
 use lastword::turn::reason::Reason;
 use lastword::turn::routing::Routing;
 use lastword::turn::terminal::{Failure, Outcome};
@@ -32,7 +32,7 @@ pub fn message(conversation: &str, message_id: &str, text: &str) -> Arm {
         conversation: conversation.into(),
         message_id: message_id.into(),
         agent: AGENT.into(),
-        worker_group: AGENT.into(),
+        grouping: Grouping::PerAgent,
         user: USER.into(),
         routing: serde_json::to_value(Routing::default()).expect("serializable"),
         input: text.into(),
@@ -41,10 +41,11 @@ pub fn message(conversation: &str, message_id: &str, text: &str) -> Arm {
         turn_seconds: 600,
         guard: None,
         object: None,
+        limits: None,
     }
 }
 
-/// A start of a worker for the worker group `bot`, and its credential.
+/// A start of a worker that all conversations of `bot` share, and its credential.
 pub fn new_start() -> (NewStart, Credential) {
     let start_id = StartId::new();
     let credential = Credential::new(start_id);
@@ -52,7 +53,7 @@ pub fn new_start() -> (NewStart, Credential) {
         start_id,
         organization: ORGANIZATION.into(),
         agent: AGENT.into(),
-        worker_group: AGENT.into(),
+        worker_group: WorkerGroup::OfAgent,
         generation: 1,
         runtime: "process",
         runtime_ref: "boot".into(),
@@ -116,7 +117,8 @@ impl Worker {
 
     /// Claims up to `room` turns.
     pub async fn claim(&self, store: &Store, room: u32) -> Vec<Claimed> {
-        let claim = ClaimFor { incarnation: self.incarnation, room, together: self.together };
+        let claim =
+            ClaimFor { incarnation: self.incarnation, room, together: self.together, order: ClaimOrder::OldestFirst };
         store.claim(claim).await.expect("claims")
     }
 

@@ -1,4 +1,4 @@
-//! A turn of a chat client, watched from both sides: by a session that was open before it, and by a stream of its own.
+//! A turn of a chat client, watched from both sides: by a session from right before it, and by a stream of its own.
 
 use std::time::Instant;
 
@@ -16,12 +16,12 @@ pub struct Chat {
 }
 
 impl Chat {
-    /// Submits a message on a conversation that a session watches from before.
+    /// Submits a message, and watches its conversation from right before it.
     pub async fn submit(api: &Api, conversation: &str, agent: &str, message: &str) -> Chat {
-        let session = api.session(conversation, None);
-        session.connected().await;
         let submitted = Instant::now();
         let armed = api.submit(conversation, agent, message).await;
+        let session = api.session(conversation, Some(&armed.cursor));
+        session.connected().await;
         let stream = api.turn(&armed.turn);
         Chat { conversation: conversation.into(), turn: armed.turn, cursor: armed.cursor, submitted, session, stream }
     }

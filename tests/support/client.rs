@@ -1,7 +1,7 @@
 //! A client of the gateway: submits, records, and Server-Sent Events read by the letter of `docs/api.md`, one at a time as the
 //! test asks for them. ([`super::api`] reads them as any client library does, in the background.)
 
-use lastword::turn::keys::TurnId;
+use lastword::turn::keys::{ConversationId, TurnId};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -21,6 +21,7 @@ pub struct Client {
 #[serde(rename_all = "camelCase")]
 pub struct Submitted {
     pub turn_id: TurnId,
+    pub conversation_id: ConversationId,
     pub cursor: String,
 }
 

@@ -2,7 +2,7 @@
 
 use lastword::store::{NewStart, Store};
 use lastword::turn::frame::Frame;
-use lastword::turn::keys::{Incarnation, TurnId};
+use lastword::turn::keys::{Incarnation, TurnId, WorkerGroup};
 use lastword::turn::terminal::Outcome;
 use lastword::wire::{
     Acked, Credential, Finish, FinishResult, Finished, Goodbye, GoodbyePhase, Heartbeat, HeartbeatAnswer, INCARNATION,
@@ -52,7 +52,12 @@ pub struct FakeWorker {
 pub fn new_start() -> (NewStart, Credential) {
     let (start, credential) = actors::new_start();
     (
-        NewStart { organization: ORGANIZATION.into(), agent: AGENT.into(), worker_group: AGENT.into(), ..start },
+        NewStart {
+            organization: ORGANIZATION.into(),
+            agent: AGENT.into(),
+            worker_group: WorkerGroup::OfAgent,
+            ..start
+        },
         credential,
     )
 }

@@ -174,6 +174,20 @@ impl Db {
         eventually("the turn ends", async || self.outcome(turn).await).await
     }
 
+    /// A conversation of the local user's whose turns are all past their retention.
+    pub async fn spoken(&self, conversation: &str) {
+        self.sql(format!(
+            "INSERT INTO conversation (id, organization, owner, name, agent, last_number, pruned_through, empty_since)
+             VALUES (gen_random_uuid(), '{ORGANIZATION}', 'local', '{conversation}', '{AGENT}', 3, 3, clock_timestamp())"
+        ))
+        .await;
+        self.sql(format!(
+            "INSERT INTO principal AS p VALUES ('{ORGANIZATION}', 'local', 1)
+             ON CONFLICT (organization, owner) DO UPDATE SET conversations = p.conversations + 1"
+        ))
+        .await;
+    }
+
     /// Nothing is left to deliver.
     pub async fn all_delivered(&self) {
         eventually("all is delivered", async || self.count("delivery").await == 0).await;

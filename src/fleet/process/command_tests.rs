@@ -3,7 +3,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::*;
-use crate::turn::keys::StartId;
+use crate::turn::keys::{StartId, WorkerGroup};
 use crate::turn::reason::Reason;
 use crate::wire::Credential;
 
@@ -20,7 +20,7 @@ fn request(spec: serde_json::Value) -> StartRequest {
         start_id,
         organization: "default".into(),
         agent: "a".into(),
-        worker_group: "a".into(),
+        worker_group: WorkerGroup::OfAgent,
         generation: 1,
         spec: Arc::new(serde_json::from_value(spec).expect("a spec")),
         agent_uid: None,

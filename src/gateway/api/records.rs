@@ -10,11 +10,12 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::conversations::{self, OwnerQuery};
 use crate::gateway::Gateway;
 use crate::gateway::audit::Subject;
 use crate::gateway::caller::ApiCaller;
 use crate::problem::Problem;
-use crate::store::{Conversation, ListFilter, Record};
+use crate::store::{ListFilter, Record};
 use crate::turn::keys::TurnId;
 use crate::turn::phase::Phase;
 use crate::turn::reason::Reason;
@@ -49,10 +50,14 @@ pub struct RecordView {
     turn_id: TurnId,
     message_id: String,
     organization: String,
+    /// The owner's name of the conversation.
     conversation: String,
+    conversation_id: Uuid,
     number: i64,
     agent: String,
+    /// What people call the worker group.
     worker_group: String,
+    /// The owner of the conversation, who submitted the turn.
     user: String,
     platform: String,
     message: String,
@@ -106,9 +111,10 @@ fn shown(record: Record, caller: &ApiCaller) -> RecordView {
         message_id: record.message_id,
         organization: record.organization,
         conversation: record.conversation,
+        conversation_id: record.conversation_id.0,
         number: record.number,
+        worker_group: record.worker_group.name(&record.agent),
         agent: record.agent,
-        worker_group: record.worker_group,
         user: record.user,
         platform: record.platform,
         message: record.message,
@@ -161,10 +167,13 @@ pub struct Page {
 pub(super) struct HistoryQuery {
     limit: Option<u32>,
     before: Option<i64>,
+    owner: Option<String>,
 }
 
 #[utoipa::path(get, path = "/v1/conversations/{conversation}/turns",
-    params(("conversation" = String, Path), ("limit" = Option<u32>, Query), ("before" = Option<i64>, Query)),
+    params(("conversation" = String, Path, description = "the caller's name of it, or its id"),
+           ("limit" = Option<u32>, Query), ("before" = Option<i64>, Query),
+           ("owner" = Option<String>, Query, description = "whose name it is; for operators")),
     responses((status = 200, body = Page), (status = "4XX", body = Problem)))]
 pub(super) async fn history(
     State(gateway): State<Gateway>,
@@ -172,20 +181,11 @@ pub(super) async fn history(
     Path(name): Path<String>,
     Query(query): Query<HistoryQuery>,
 ) -> Result<Json<Page>, Problem> {
-    let conversation = seen_conversation(&gateway, &caller, &name).await?;
+    let conversation = conversations::seen(&gateway, &caller, &name, query.owner.as_deref()).await?;
     let limit = query.limit.unwrap_or(PAGE).clamp(1, MAX_PAGE);
     let records = gateway.store.conversation_history(conversation.id, query.before, limit).await?;
     let next = if records.len() == limit as usize { records.last().map(|r| r.number).into() } else { Value::Null };
     Ok(Json(Page { turns: records.into_iter().map(|r| shown(r, &caller)).collect(), next }))
-}
-
-/// The conversation of this name. One that the caller may not see is answered like one that does not exist.
-async fn seen_conversation(gateway: &Gateway, caller: &ApiCaller, name: &str) -> Result<Conversation, Problem> {
-    let found = gateway.store.conversation(&caller.principal.organization, name).await?;
-    let found = found.filter(|c| caller.sees(&caller.principal.organization, &c.owner));
-    let conversation = found.ok_or_else(|| Problem::not_found("conversation"))?;
-    gateway.audit.reads(caller, &conversation.owner, Subject::Conversation(conversation.id)).await?;
-    Ok(conversation)
 }
 
 #[derive(Debug, Deserialize)]
@@ -200,7 +200,7 @@ pub(super) struct ListQuery {
 }
 
 #[utoipa::path(get, path = "/v1/turns",
-    params(("agent" = Option<String>, Query), ("conversation" = Option<String>, Query), ("user" = Option<String>, Query),
+    params(("agent" = Option<String>, Query), ("conversation" = Option<String>, Query, description = "a name or an id"), ("user" = Option<String>, Query),
            ("phase" = Option<String>, Query, description = "Armed, Running, Succeeded or Failed"),
            ("limit" = Option<u32>, Query), ("before" = Option<Uuid>, Query)),
     responses((status = 200, body = Page), (status = "4XX", body = Problem)))]
@@ -260,16 +260,18 @@ pub struct ErasedView {
     cancelled: u64,
 }
 
-#[utoipa::path(delete, path = "/v1/conversations/{conversation}", params(("conversation" = String, Path)),
+#[utoipa::path(delete, path = "/v1/conversations/{conversation}",
+    params(("conversation" = String, Path, description = "the caller's name of it, or its id"),
+           ("owner" = Option<String>, Query, description = "whose name it is; for operators")),
     responses((status = 200, body = ErasedView), (status = "4XX", body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn erase(
     State(gateway): State<Gateway>,
     caller: ApiCaller,
     Path(name): Path<String>,
+    Query(query): Query<OwnerQuery>,
 ) -> Result<Json<ErasedView>, Problem> {
-    seen_conversation(&gateway, &caller, &name).await?;
-    let erased =
-        gateway.store.erase_conversation(&caller.principal.organization, &name, &caller.principal.user).await?;
+    let conversation = conversations::seen(&gateway, &caller, &name, query.owner.as_deref()).await?;
+    let erased = gateway.store.erase_conversation(conversation.id, &caller.principal.user).await?;
     let erased = erased.ok_or_else(|| Problem::not_found("conversation"))?;
     Ok(Json(ErasedView { turns: erased.turns, cancelled: erased.cancelled }))
 }

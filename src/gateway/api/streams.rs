@@ -11,17 +11,19 @@ use futures::StreamExt;
 use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::conversations;
 use crate::edge::framing::needs_framing;
 use crate::gateway::Gateway;
 use crate::gateway::audit::Subject;
 use crate::gateway::caller::ApiCaller;
+use crate::gateway::limits::StreamPlace;
 use crate::problem::Problem;
 use crate::store::Conversation;
 use crate::stream::registry::SessionRegistration;
 use crate::stream::render::is_out_of_reach;
 use crate::stream::session::Viewer;
 use crate::turn::cursor::{Cursor, CursorError, Shown};
-use crate::turn::keys::{ConversationId, TurnId, check_conversation};
+use crate::turn::keys::{ConversationId, TurnId};
 
 /// The routes of streams.
 pub(super) fn router() -> Router<Gateway> {
@@ -31,23 +33,31 @@ pub(super) fn router() -> Router<Gateway> {
         .route_layer(middleware::from_fn(needs_framing))
 }
 
-/// The query of a stream: the cursor to begin behind.
+/// The query of a turn's stream: the cursor to begin behind.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AfterQuery {
     after: Option<String>,
 }
 
+/// The query of a session: the cursor to begin behind, and, for operators, whose conversation it is.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SessionQuery {
+    after: Option<String>,
+    owner: Option<String>,
+}
+
 /// The cursor that a client wants to go on from, by header or query.
-fn resume_at(headers: &HeaderMap, after: AfterQuery) -> Result<Option<String>, Problem> {
+fn resume_at(headers: &HeaderMap, after: Option<String>) -> Result<Option<String>, Problem> {
     // An EventSource that reconnects sends the header, and repeats the URL with its old `after`: the header is newer.
     match headers.get("last-event-id") {
-        Some(id) if id.is_empty() => Ok(after.after),
+        Some(id) if id.is_empty() => Ok(after),
         Some(id) => {
             let id = id.to_str().map_err(|_| Problem::bad_request(CursorError::Malformed.to_string()))?;
             Ok(Some(id.to_string()))
         }
-        None => Ok(after.after),
+        None => Ok(after),
     }
 }
 
@@ -63,8 +73,7 @@ fn cursor_of(text: &str, conversation: &Conversation) -> Result<Cursor, Problem>
     Ok(cursor)
 }
 
-/// The answer to a cursor of a conversation that does not exist: the conversation was removed after its turns were. A
-/// client that comes back with a cursor makes no new conversation.
+/// The answer to a cursor of a conversation that does not exist: the conversation was erased, or removed after its turns were.
 fn cursor_without_conversation(cursor: &str) -> Problem {
     match Cursor::parse(cursor, ConversationId::new()) {
         Err(error @ CursorError::Malformed) => Problem::bad_request(error.to_string()),
@@ -77,7 +86,9 @@ fn past_retention() -> Problem {
 }
 
 #[utoipa::path(get, path = "/v1/conversations/{conversation}/events",
-    params(("conversation" = String, Path), ("after" = Option<String>, Query, description = "a cursor"),
+    params(("conversation" = String, Path, description = "the caller's name of it, or its id"),
+           ("after" = Option<String>, Query, description = "a cursor"),
+           ("owner" = Option<String>, Query, description = "whose name it is; for operators"),
            ("Last-Event-ID" = Option<String>, Header, description = "a cursor")),
     responses((status = 200, content_type = "text/event-stream", body = String),
               (status = "4XX", body = Problem), (status = 503, body = Problem)))]
@@ -86,25 +97,18 @@ pub(super) async fn session(
     caller: ApiCaller,
     Path(name): Path<String>,
     headers: HeaderMap,
-    Query(after): Query<AfterQuery>,
+    Query(query): Query<SessionQuery>,
 ) -> Result<Response, Problem> {
-    check_conversation(&name).map_err(|e| Problem::bad_request(e.to_string()))?;
-    let after = resume_at(&headers, after)?;
+    let after = resume_at(&headers, query.after)?;
+    let found = conversations::find(&gateway, &caller, &name, query.owner.as_deref()).await?;
+    let conversation = found.ok_or_else(|| match &after {
+        Some(cursor) => cursor_without_conversation(cursor),
+        None => Problem::not_found("conversation"),
+    })?;
     let store = &gateway.store;
-    let found = store.conversation(&caller.principal.organization, &name).await?;
-    let conversation = match (found, &after) {
-        (Some(found), _) => found,
-        (None, Some(cursor)) => return Err(cursor_without_conversation(cursor)),
-        (None, None) => store.open_conversation(&caller.principal.organization, &name, &caller.principal.user).await?,
-    };
-    if !caller.sees(&caller.principal.organization, &conversation.owner) {
-        return Err(Problem::not_found("conversation"));
-    }
-    let subject = Subject::Conversation(conversation.id);
-    gateway.audit.reads(&caller, &conversation.owner, subject).await?;
     let owner = conversation.owner == caller.principal.user;
     let given = after.map(|a| cursor_of(&a, &conversation)).transpose()?;
-    let permit = admitted(&gateway)?;
+    let permit = admitted(&gateway, &caller)?;
     // The session is registered, and the registration committed, before anything is read, so that every turn that ends
     // from now on wakes the session.
     let sessions = &gateway.streams.sessions;
@@ -122,7 +126,8 @@ pub(super) async fn session(
             return Err(past_retention());
         }
     }
-    let viewer = Viewer { conversation_id: conversation.id, conversation: name, turn: None, cursor, owner };
+    let viewer =
+        Viewer { conversation_id: conversation.id, conversation: conversation.name, turn: None, cursor, owner };
     Ok(stream(gateway, &caller, viewer, permit, Some(session)))
 }
 
@@ -136,9 +141,9 @@ pub(super) async fn turn_stream(
     caller: ApiCaller,
     Path(turn): Path<String>,
     headers: HeaderMap,
-    Query(after): Query<AfterQuery>,
+    Query(query): Query<AfterQuery>,
 ) -> Result<Response, Problem> {
-    let after = resume_at(&headers, after)?;
+    let after = resume_at(&headers, query.after)?;
     let id: TurnId = turn.parse().map_err(|_| Problem::not_found("turn"))?;
     // Only the turn's conversation and number are read here; the stream reads what it shows.
     let turn = gateway.store.turn_head(id).await?.filter(|t| caller.sees(&t.organization, &t.owner));
@@ -162,22 +167,27 @@ pub(super) async fn turn_stream(
         cursor,
         owner: turn.owner == caller.principal.user,
     };
-    let permit = admitted(&gateway)?;
+    let permit = admitted(&gateway, &caller)?;
     Ok(stream(gateway, &caller, viewer, permit, None))
 }
 
-/// A permit for one more stream.
-fn admitted(gateway: &Gateway) -> Result<OwnedSemaphorePermit, Problem> {
-    gateway.open_streams.clone().try_acquire_owned().map_err(|_| {
+/// A stream's places among all of this replica's, and among its principal's.
+type StreamPermit = (OwnedSemaphorePermit, StreamPlace);
+
+/// The places for one more stream.
+fn admitted(gateway: &Gateway, caller: &ApiCaller) -> Result<StreamPermit, Problem> {
+    let place = gateway.counters.open_stream(&caller.principal)?;
+    let permit = gateway.open_streams.clone().try_acquire_owned().map_err(|_| {
         Problem::new(StatusCode::TOO_MANY_REQUESTS, "this replica has as many streams as it may; try again")
-    })
+    })?;
+    Ok((permit, place))
 }
 
 fn stream(
     gateway: Gateway,
     caller: &ApiCaller,
     viewer: Viewer,
-    permit: OwnedSemaphorePermit,
+    permit: StreamPermit,
     session: Option<SessionRegistration>,
 ) -> Response {
     let (auth, key) = (gateway.auth.clone(), caller.key);

@@ -1,7 +1,7 @@
 //! Submit: takes a message, which becomes a turn.
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
@@ -12,6 +12,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use super::conversations::{self, OwnerQuery};
 use crate::gateway::Gateway;
 use crate::gateway::caller::ApiCaller;
 use crate::problem::Problem;
@@ -20,7 +21,7 @@ use crate::submit::{Submission, SubmitError};
 use crate::turn::cause::rule;
 use crate::turn::cursor::Cursor;
 use crate::turn::frame::{storable, storable_json};
-use crate::turn::keys::{TurnId, check_conversation, check_name};
+use crate::turn::keys::{TurnId, check_name};
 use crate::turn::objects::objects_only;
 use crate::turn::routing::API;
 use crate::turn::trace::traceparent;
@@ -29,6 +30,9 @@ use crate::turn::trace::traceparent;
 const MAX_METADATA_BYTES: usize = 64 * 1024;
 /// The account of bodies whose sender's key could not be checked; no principal's account is named so.
 const UNKNOWN: &str = "";
+
+/// The seconds after which a caller is told to try again whose turns, or whose Agent's, have no room now.
+const WAIT_FOR_PLACE: u64 = 2;
 
 /// The route of a submit.
 pub(super) fn router() -> Router<Gateway> {
@@ -59,20 +63,25 @@ pub struct Submit {
 pub struct Submitted {
     pub turn_id: TurnId,
     pub message_id: String,
+    /// The caller's name of the conversation.
     pub conversation: String,
+    /// Names the conversation for whoever may see it.
+    pub conversation_id: Uuid,
+    /// What people call the worker group.
     pub worker_group: String,
     /// The cursor just before this turn: a session that begins with it shows the whole turn.
     pub cursor: String,
 }
 
 #[utoipa::path(post, path = "/v1/conversations/{conversation}/turns", request_body = Submit,
-    params(("conversation" = String, Path, description = "the conversation's name")),
+    params(("conversation" = String, Path, description = "the caller's name of it, or its id")),
     responses((status = 202, body = Submitted), (status = 200, body = Submitted, description = "armed before"),
               (status = "4XX", body = Problem), (status = 503, body = Problem)))]
 pub(super) async fn submit(
     State(gateway): State<Gateway>,
     caller: Result<ApiCaller, Problem>,
     Path(conversation): Path<String>,
+    Query(query): Query<OwnerQuery>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -89,13 +98,15 @@ pub(super) async fn submit(
     let body: Submit = whole.json()?;
     let message_id = body.message_id.unwrap_or_else(new_message_id);
     let platform = body.platform.unwrap_or_else(|| API.to_string());
-    check_conversation(&conversation).map_err(|e| Problem::bad_request(e.to_string()))?;
     for (what, name) in [("messageId", &message_id), ("platform", &platform)] {
         check_name(what, name).map_err(|e| Problem::bad_request(e.to_string()))?;
     }
     if body.message.is_empty() {
         return Err(Problem::bad_request("message is empty"));
     }
+    let conversation = conversations::own_name(&gateway, &caller, conversation, query.owner.as_deref())
+        .await
+        .map_err(|problem| problem.with_message_id(&message_id))?;
     let submission = Submission {
         agent: agent_name(&caller, &body.agent)?,
         organization: caller.principal.organization,
@@ -108,13 +119,21 @@ pub(super) async fn submit(
         traceparent: headers.get("traceparent").and_then(|v| v.to_str().ok()).and_then(traceparent).map(str::to_string),
         deadline_seconds: None,
         object: None,
+        limits: gateway.counters.in_store(),
     };
     let (message_id, conversation) = (submission.message_id.clone(), submission.conversation.clone());
     let (armed, worker_group) = gateway.submitter.submit(submission).await.map_err(|e| refused(e, &message_id))?;
     let cursor = Cursor::after(armed.conversation_id, armed.number - 1).to_string();
     let status = if armed.fresh { StatusCode::ACCEPTED } else { StatusCode::OK };
-    Ok((status, Json(Submitted { turn_id: armed.turn_id, message_id, conversation, worker_group, cursor }))
-        .into_response())
+    let submitted = Submitted {
+        turn_id: armed.turn_id,
+        message_id,
+        conversation,
+        conversation_id: armed.conversation_id.0,
+        worker_group,
+        cursor,
+    };
+    Ok((status, Json(submitted)).into_response())
 }
 
 fn new_message_id() -> String {
@@ -150,8 +169,12 @@ fn refused(error: SubmitError, message_id: &str) -> Problem {
     let problem = match error {
         SubmitError::NoAgent => told(Problem::not_found("agent")),
         SubmitError::NoPlatform => Problem::bad_request(text),
-        SubmitError::QueueFull(_) | SubmitError::TooManyOpen => told(Problem::new(StatusCode::TOO_MANY_REQUESTS, text)),
-        SubmitError::Refused(ArmError::NotYours) => Problem::not_found("conversation"),
+        SubmitError::QueueFull(_)
+        | SubmitError::ShareFull(_)
+        | SubmitError::TooManyOpen
+        | SubmitError::Refused(ArmError::TooManyOpen(_) | ArmError::TooManyConversations(_)) => {
+            told(Problem::new(StatusCode::TOO_MANY_REQUESTS, text).with_retry_after(WAIT_FOR_PLACE))
+        }
         SubmitError::Refused(ArmError::OtherAgent(_) | ArmError::OtherContent) => {
             told(Problem::new(StatusCode::CONFLICT, text))
         }

@@ -25,13 +25,16 @@ use crate::leadership::Leadership;
 use crate::operator::clock::Now;
 use crate::operator::config::OperatorConfig;
 use crate::operator::events::LastFailures;
+use crate::operator::organizations;
 use crate::operator::watch;
-use crate::store::{AgentCounts, Store, StoreError};
+use crate::store::{AgentCounts, OrganizationTie, Store, StoreError};
 
 /// What the database did not take is tried again, and what has become due is started, this often.
 const TICK: Duration = Duration::from_millis(500);
 /// The numbers of workers and turns are read from the database this often, and so are written this often at the most.
 const COUNTS_PERIOD: Duration = Duration::from_secs(10);
+/// The pause after a namespace could not be read.
+const NAMESPACE_RETRY: Duration = Duration::from_secs(5);
 /// Reconciliations at a time: Agents' share of the API server.
 const CONCURRENCY: usize = 8;
 
@@ -81,6 +84,8 @@ struct AgentController {
     listed: HashMap<usize, Vec<String>>,
     counts: HashMap<Key, AgentCounts>,
     counted_at: Option<Instant>,
+    /// No namespace is read before this: one could not be.
+    namespaces_fail_until: Option<Instant>,
     jobs: JoinSet<FinishedOperation>,
 }
 
@@ -97,6 +102,7 @@ async fn lead(context: AgentContext, namespaces: Arc<[String]>) {
         listed: HashMap::new(),
         counts: HashMap::new(),
         counted_at: None,
+        namespaces_fail_until: None,
         jobs: JoinSet::new(),
     };
     let mut tick = interval(TICK);
@@ -185,6 +191,22 @@ impl AgentController {
         let Some(known) = self.agents.get_mut(key) else { return };
         if known.projected || known.valid.is_err() {
             return;
+        }
+        if !known.tied {
+            if self.namespaces_fail_until.is_some_and(|until| Instant::now() < until) {
+                return;
+            }
+            match organizations::tie(&self.context.client, &self.context.store, &key.0).await {
+                Ok(Some(OrganizationTie::Ready)) => known.tied = true,
+                // It is looked again with each tick: what a former namespace left is being erased, or the Agent goes with its
+                // namespace.
+                Ok(_) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "agents of namespace {} wait: {error}", key.0);
+                    self.namespaces_fail_until = Some(Instant::now() + NAMESPACE_RETRY);
+                    return;
+                }
+            }
         }
         let Ok(spec) = serde_json::to_value(&known.agent.spec) else { return };
         let uid = known.agent.metadata.uid.clone().unwrap_or_default();

@@ -23,6 +23,8 @@ pub struct TrackedAgent {
     pub valid: Result<(), String>,
     /// Whether the database has this spec.
     pub projected: bool,
+    /// Whether the Agent's organization is its namespace, as it was read after the Agent was seen.
+    pub tied: bool,
     /// The result of the last dry run.
     dry_run: Option<DryRun>,
     /// Whether a dry run is under way.
@@ -69,6 +71,7 @@ impl TrackedAgent {
             agent,
             valid,
             projected: false,
+            tied: false,
             dry_run: None,
             dry_run_under_way: false,
             patch_under_way: false,
@@ -226,7 +229,7 @@ mod tests {
             agent: "bot".into(),
             agent_uid: uid.map(str::to_owned),
             reason: crate::turn::reason::Reason::AgentError,
-            detail: "no".into(),
+            code: Some(1),
             at: OffsetDateTime::UNIX_EPOCH + Duration::from_micros(1_234_567),
             pod: None,
         }

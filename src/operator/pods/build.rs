@@ -45,7 +45,7 @@ const MAX_LABEL: usize = 63;
 /// The name of a start's pod, which is a DNS label: the Agent's name (cut where it is too long), a hash of the worker group,
 /// and the number of the attempt.
 pub fn name(start: &StartRequest) -> String {
-    let hash = hex(&Sha256::digest(start.worker_group.as_bytes()));
+    let hash = hex(&Sha256::digest(format!("{}/{}", start.agent, start.worker_group.key())));
     let end = format!("-{}-{}", &hash[..10], start.attempt);
     let agent: String = start.agent.chars().take(MAX_LABEL.saturating_sub(end.len())).collect();
     format!("{}{end}", agent.trim_end_matches('-'))
@@ -114,7 +114,7 @@ fn metadata(config: &OperatorConfig, template: &PodTemplate, start: &StartReques
     let (mut labels, mut annotations) = (given.labels, given.annotations);
     labels.insert(MANAGED_BY.into(), MANAGER.into());
     labels.insert(AGENT.into(), start.agent.clone());
-    annotations.insert(WORKER_GROUP.into(), start.worker_group.clone());
+    annotations.insert(WORKER_GROUP.into(), start.worker_group.name(&start.agent));
     annotations.insert(START.into(), start.start_id.to_string());
     if let Some(ca) = &config.worker_ca {
         annotations.insert(GATEWAY_CA.into(), ca.borrow().pem());

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::turn::keys::StartId;
+use crate::turn::keys::{StartId, WorkerGroup};
 use crate::turn::reason::Reason;
 use crate::wire::Credential;
 
@@ -26,7 +26,7 @@ fn start(spec: Value) -> StartRequest {
         start_id,
         organization: "team".into(),
         agent: "bot".into(),
-        worker_group: "bot-0123456789".into(),
+        worker_group: WorkerGroup::from_key(uuid::Uuid::from_u128(0x0123_4567_89ab)),
         generation: 3,
         spec: Arc::new(serde_json::from_value(spec).expect("a spec")),
         agent_uid: Some("agent-uid".into()),
@@ -73,7 +73,7 @@ fn names_are_labels() {
     start.agent = "a".repeat(60);
     let name = name(&start);
     assert!(name.len() <= 63 && name.starts_with("aaa") && name.ends_with("-7"), "{name}");
-    start.worker_group = "another".into();
+    start.worker_group = WorkerGroup::OfAgent;
     assert_ne!(super::name(&start), name);
     start.agent = format!("{}-{}", "a".repeat(49), "b".repeat(10));
     assert!(!super::name(&start).contains("--"));
@@ -90,7 +90,7 @@ fn an_exec_pod() {
     assert_eq!(pod["metadata"]["name"], "bot-x-7");
     assert_eq!(pod["metadata"]["namespace"], "team");
     assert_eq!(pod["metadata"]["labels"], json!({MANAGED_BY: "lastword", AGENT: "bot"}));
-    assert_eq!(pod["metadata"]["annotations"][WORKER_GROUP], "bot-0123456789");
+    assert_eq!(pod["metadata"]["annotations"][WORKER_GROUP], "bot-0123456789ab");
     let spec = &pod["spec"];
     assert_eq!(spec["restartPolicy"], "Never");
     assert_eq!(spec["terminationGracePeriodSeconds"], 600);

@@ -152,12 +152,12 @@ impl EndedPod {
 fn removable(ended: &[EndedPod], now: Timestamp) -> Vec<usize> {
     let mut newest_first: Vec<usize> = (0..ended.len()).collect();
     newest_first.sort_by_key(|&i| std::cmp::Reverse(ended[i].at));
-    let mut of_worker_group: HashMap<(&str, &str), usize> = HashMap::new();
+    let mut of_worker_group: HashMap<(&str, &str, &str), usize> = HashMap::new();
     let mut of_agent: HashMap<(&str, &str), usize> = HashMap::new();
     let mut gone = Vec::new();
     for index in newest_first {
         let e = &ended[index];
-        let worker_group = of_worker_group.entry((&e.namespace, &e.worker_group)).or_default();
+        let worker_group = of_worker_group.entry((&e.namespace, &e.agent, &e.worker_group)).or_default();
         let agent = of_agent.entry((&e.namespace, &e.agent)).or_default();
         let older = |than| now > e.at && now.duration_since(e.at).unsigned_abs() > than;
         if !e.over && !older(OVER_WITHIN) {

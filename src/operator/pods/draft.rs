@@ -10,7 +10,7 @@ use super::build;
 use crate::crd::Agent;
 use crate::fleet::StartRequest;
 use crate::operator::config::OperatorConfig;
-use crate::turn::keys::{Grouping, StartId, worker_group};
+use crate::turn::keys::{StartId, WorkerGroup};
 use crate::wire::Credential;
 
 /// Builds the draft. Attempts count from 1, so the name, of attempt 0, is that of no worker.
@@ -24,7 +24,7 @@ pub fn draft(config: &OperatorConfig, agent: &Agent) -> Result<Value, String> {
     let mut start = StartRequest {
         start_id,
         organization: namespace.clone(),
-        worker_group: worker_group(&name, Grouping::PerAgent, ""),
+        worker_group: WorkerGroup::OfAgent,
         agent: name,
         generation: 0,
         spec: Arc::new(agent.spec.clone()),

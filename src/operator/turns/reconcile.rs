@@ -12,12 +12,12 @@ use crate::store::{AgentTurnRef, Store, StoreError};
 use crate::submit::{Submission, Submitter};
 use crate::turn::cause::rule;
 use crate::turn::frame::storable;
-use crate::turn::keys::{check_conversation, check_name};
+use crate::turn::keys::{KUBERNETES_REALM, check_conversation, check_name, kubernetes_user};
 use crate::turn::reason::Reason;
 use crate::turn::routing::KUBERNETES;
 use crate::turn::terminal::Failure;
 
-/// The user of AgentTurns that name none.
+/// The user of AgentTurns that name none, in the realm of AgentTurns' users.
 const USER: &str = "kubernetes";
 /// The largest input, in bytes.
 const MAX_INPUT_BYTES: usize = 128 * 1024;
@@ -190,7 +190,7 @@ fn is_refusal(code: u16) -> bool {
 fn submission(object: &TurnObject, spec: &AgentTurnSpec) -> Submission {
     Submission {
         organization: object.namespace.to_string(),
-        user: spec.user.clone().unwrap_or_else(|| USER.into()),
+        user: kubernetes_user(spec.user.as_deref().unwrap_or(USER)),
         agent: spec.agent_ref.name.clone(),
         conversation: spec.conversation.clone().unwrap_or_else(|| format!("turn-{}", object.uid)),
         message_id: spec.message_id.clone().unwrap_or_else(|| object.uid.to_string()),
@@ -200,6 +200,8 @@ fn submission(object: &TurnObject, spec: &AgentTurnSpec) -> Submission {
         traceparent: None,
         deadline_seconds: spec.deadline_seconds,
         object: Some(AgentTurnRef { name: object.name.to_string(), uid: object.uid.to_string() }),
+        // They are counted by Kubernetes' own quotas, if at all.
+        limits: None,
     }
 }
 
@@ -207,7 +209,8 @@ fn submission(object: &TurnObject, spec: &AgentTurnSpec) -> Submission {
 fn check(submission: &Submission) -> Result<(), String> {
     check_conversation(&submission.conversation).map_err(|e| e.to_string())?;
     check_name("messageId", &submission.message_id).map_err(|e| e.to_string())?;
-    check_name("user", &submission.user).map_err(|e| e.to_string())?;
+    let user = submission.user.strip_prefix(KUBERNETES_REALM).unwrap_or(&submission.user);
+    check_name("user", user).map_err(|e| e.to_string())?;
     if submission.message.is_empty() || submission.message.len() > MAX_INPUT_BYTES {
         return Err(format!("input must be 1 to {MAX_INPUT_BYTES} bytes"));
     }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::super::tracked::{AGENT_RETRY, LONGEST_PAUSE};
 use super::*;
 use crate::store::{AgentTurnRef, Armed};
-use crate::turn::keys::ConversationId;
+use crate::turn::keys::{ConversationId, WorkerGroup};
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 
@@ -86,6 +86,7 @@ fn armed(turn_id: TurnId) -> TurnReconciled {
         conversation_id: ConversationId::new(),
         number: 1,
         armed_at: database(1),
+        worker_group: WorkerGroup::OfAgent,
         fresh: true,
     })
 }

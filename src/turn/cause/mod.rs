@@ -54,6 +54,20 @@ pub mod rule;
 pub mod start;
 pub mod stop;
 
+/// The exit code of the program or container that ended, if a failure's detail begins with one: `exit code 3`, or
+/// `pod p: container agent: exit code 137 (signal 9)`. What stands behind it (stderr, a model's words) is not looked at.
+pub fn exit_code(detail: &str) -> Option<i32> {
+    let mut rest = detail;
+    loop {
+        if let Some(code) = rest.strip_prefix("exit code ") {
+            let end = code.find(|c: char| !c.is_ascii_digit() && c != '-').unwrap_or(code.len());
+            return code[..end].parse().ok();
+        }
+        let ours = ["pod ", "container ", "init container "].iter().any(|place| rest.starts_with(place));
+        rest = rest.split_once(": ").filter(|_| ours)?.1;
+    }
+}
+
 #[cfg(test)]
 mod tests;
 

@@ -599,3 +599,21 @@ fn rule() {
         assert_eq!(rule::refused(refusal), reason, "{refusal:?}");
     }
 }
+
+#[test]
+fn an_exit_code_is_told_apart_from_what_others_said() {
+    for (detail, code) in [
+        ("exit code 3", Some(3)),
+        ("exit code 3\nexit code 4", Some(3)),
+        ("exit code -1; stderr ends:\nno", Some(-1)),
+        ("pod bot-1 on node n: container agent: exit code 137 (signal 9), OOMKilled", Some(137)),
+        ("pod bot-1: init container setup: exit code 2: exit code 5", Some(2)),
+        ("pod bot-1: it was evicted: exit code 5", None),
+        ("killed by SIGKILL (signal 9)", None),
+        ("the model said: exit code 7", None),
+        ("exit code x", None),
+        ("", None),
+    ] {
+        assert_eq!(super::exit_code(detail), code, "{detail}");
+    }
+}

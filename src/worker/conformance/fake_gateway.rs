@@ -128,6 +128,7 @@ fn new_turn(message: &str, conversation: &str) -> TurnPush {
         message_id: format!("message-{turn_id}"),
         organization: "default".into(),
         conversation: conversation.into(),
+        conversation_name: format!("name of {conversation}"),
         user: "somebody".into(),
         agent: "agent".into(),
         worker_group: "agent".into(),

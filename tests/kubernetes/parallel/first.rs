@@ -94,7 +94,7 @@ async fn each_adapter_replies() {
 async fn each_conversation_has_a_pod_of_its_own() {
     let Some(cluster) = Cluster::connect().await else { return };
     let place = Place::new(cluster, "scope").await;
-    let mut spec = shell("read m; echo $m of $LASTWORD_TURN_CONVERSATION from $HOSTNAME");
+    let mut spec = shell("read m; echo $m of $LASTWORD_TURN_CONVERSATION_NAME from $HOSTNAME");
     spec["scope"] = json!("Conversation");
     spec["limits"] = json!({"maxWorkers": 3});
     place.agent("own", spec).await;

@@ -169,14 +169,15 @@ async fn an_agentturns_deadline_ends_it() {
 async fn the_agents_status_and_events_tell_its_last_failure() {
     let Some(cluster) = Cluster::connect().await else { return };
     let place = Place::new(cluster, "agent-status").await;
-    place.agent("agent", shell("read m; [ $m = fail ] && exit 9; sleep 3600 & wait")).await;
+    place.agent("agent", shell("read m; [ $m = fail ] && echo 'a secret' >&2 && exit 9; sleep 3600 & wait")).await;
     let running = place.object("agent", "run").await;
     running.condition(&place, "Dispatched").await;
     let fails = place.object("agent", "fail").await;
     fails.failed(&place, &["AgentError"]).await;
     until("the Agent's counts and its last failure", async || {
         let status = place.agents().get("agent").await.map_err(|e| e.to_string())?.status.unwrap_or_default();
-        let failure = status.last_failure.as_ref().is_some_and(|f| f.reason.as_str() == "AgentError");
+        let failure =
+            status.last_failure.as_ref().is_some_and(|f| f.reason.as_str() == "AgentError" && f.code == Some(9));
         match status.workers == 1 && status.running_turns == 1 && failure {
             true => Ok(()),
             false => Err(format!("{status:?}")),
@@ -189,7 +190,9 @@ async fn the_agents_status_and_events_tell_its_last_failure() {
         let about = |kind: &str| {
             events.items.iter().any(|e| {
                 e.data["regarding"]["kind"] == kind
-                    && e.data["note"].as_str().is_some_and(|n| n.contains("AgentError") || n.contains('9'))
+                    && e.data["note"]
+                        .as_str()
+                        .is_some_and(|n| n.contains("AgentError, exit code 9") && !n.contains("secret"))
             })
         };
         match about("Agent") && about("Pod") {

@@ -7,8 +7,8 @@ use std::time::Duration;
 use lastword::fleet::process::{ProcessConfig, ProcessRuntime};
 use lastword::fleet::{FleetConfig, WorkerRuntime, run, wake_on_notices};
 use lastword::leadership::Leadership;
-use lastword::store::{Arm, ClaimFor, Lease, Store};
-use lastword::turn::keys::{GatewayId, Grouping, Incarnation, TurnId, worker_group};
+use lastword::store::{Arm, ClaimFor, ClaimOrder, Lease, Store};
+use lastword::turn::keys::{GatewayId, Grouping, Incarnation, TurnId};
 use lastword::turn::terminal::Failure;
 use lastword::wire::Credential;
 use serde_json::{Value, json};
@@ -23,6 +23,7 @@ use crate::support::{LASTWORD, actors};
 
 mod ends;
 mod starts;
+mod walls;
 
 /// A fleet at work.
 struct Scene {
@@ -76,7 +77,7 @@ impl Scene {
         let arm = Arm {
             organization: ORGANIZATION.into(),
             agent: agent.into(),
-            worker_group: worker_group(agent, Grouping::PerConversation, conversation),
+            grouping: Grouping::PerConversation,
             ..actors::arm(conversation)
         };
         actors::armed(&self.store, arm).await.turn_id
@@ -123,7 +124,11 @@ impl Scene {
         self.agent(agent, CONFESS, json!({})).await;
         let turn = self.arm(agent, "c").await;
         let incarnation = self.connect(&self.line("credential").await).await;
-        let claimed = self.store.claim(ClaimFor { incarnation, room: 1, together: false }).await.expect("claims");
+        let claimed = self
+            .store
+            .claim(ClaimFor { incarnation, room: 1, together: false, order: ClaimOrder::default() })
+            .await
+            .expect("claims");
         assert_eq!(claimed.len(), 1);
         (turn, self.line("pid").await.parse().expect("a pid"))
     }

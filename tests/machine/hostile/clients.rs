@@ -65,6 +65,9 @@ async fn garbage_to_clients_is_refused_in_words(db: Db) {
         (400, post("/v1/conversations/%FF/turns", with("message", json!("hello")), json)),
         (400, client.request(Method::GET, "/v1/conversations/a%0Ab/events")),
         (404, client.request(Method::GET, "/v1/conversations/unknown/turns")),
+        (404, client.request(Method::GET, "/v1/conversations/unknown/events")),
+        (404, client.request(Method::GET, &format!("/v1/conversations/{}/events", Uuid::now_v7()))),
+        (400, client.request(Method::GET, "/v1/conversations/unknown/turns?nonsense=1")),
         (400, client.request(Method::GET, "/v1/conversations/c/turns?limit=x")),
         (400, client.request(Method::GET, "/v1/conversations/c/turns?limit=-1")),
         (400, client.request(Method::GET, "/v1/conversations/c/turns?before=9999999999999999999999")),
@@ -160,6 +163,7 @@ async fn a_header_that_trickles_in_is_cut_off(db: Db) {
                 content-length: 9\r\n\r\n{";
     assert!(raw(&gateway.clients, head.as_bytes()).await.starts_with("HTTP/1.1 408"));
     // A stream that is open for longer than that is no slow header.
+    db.spoken("c").await;
     let mut session = gateway.client().session("c", None).await;
     assert!(session.next_within(Duration::from_millis(1500)).await.is_none());
     let turn = gateway.client().submit("c", "m", "hello").await;

@@ -47,11 +47,13 @@ async fn what_belongs_to_others_does_not_exist(db: Db) {
             assert_eq!(status, StatusCode::NOT_FOUND, "{method} {path}: {problem}");
         }
     }
-    assert_eq!(bob.try_submit("c", "m", "hello").await.0, StatusCode::NOT_FOUND);
-    for cursor in [None, Some(turn.cursor.as_str())] {
-        let answer = bob.stream("/v1/conversations/c/events", cursor).await.err();
-        assert_eq!(answer, Some(StatusCode::NOT_FOUND), "{cursor:?}");
+    let by_id = format!("/v1/conversations/{}/events", turn.conversation_id);
+    for path in ["/v1/conversations/c/events", &by_id] {
+        for (cursor, wanted) in [(None, StatusCode::NOT_FOUND), (Some(turn.cursor.as_str()), StatusCode::GONE)] {
+            assert_eq!(bob.stream(path, cursor).await.err(), Some(wanted), "{path} {cursor:?}");
+        }
     }
+    assert_eq!(bob.get("/v1/conversations/c/turns?owner=ada").await.0, StatusCode::FORBIDDEN);
     // The same name in another organization is another conversation: it does not exist, and no cursor makes it.
     let theirs = foreign.stream("/v1/conversations/c/events", Some(&turn.cursor)).await.err();
     assert_eq!((theirs, db.count("conversation").await), (Some(StatusCode::GONE), 1));
@@ -62,13 +64,17 @@ async fn what_belongs_to_others_does_not_exist(db: Db) {
 
     assert_eq!(operator.record(id).await["user"], "ada");
     assert_eq!(operator.get("/v1/turns?user=ada").await.1["turns"][0]["turnId"], json!(id));
-    let mut session = operator.session("c", Some(&turn.cursor)).await;
+    assert_eq!(operator.get("/v1/conversations/c/turns").await.0, StatusCode::NOT_FOUND, "no conversation of its own");
+    let mut session = operator.stream("/v1/conversations/c/events?owner=ada", Some(&turn.cursor)).await.expect("seen");
     assert_eq!(operator.cancel(id).await.1["error"]["reason"], "Cancelled");
     session.until("complete").await;
     assert_eq!(db.count("delivery").await, 1, "what an operator sees is not shown to its owner");
     ada.session("c", None).await.until("complete").await;
     db.all_delivered().await;
-    assert_eq!(operator.call(Method::DELETE, "/v1/conversations/c", None).await.0, StatusCode::OK);
+    let by_id = format!("/v1/conversations/{}", turn.conversation_id);
+    let (status, refused) = operator.try_submit(&turn.conversation_id.to_string(), "m2", "hello").await;
+    assert_eq!(status, StatusCode::FORBIDDEN, "only its owner submits: {refused}");
+    assert_eq!(operator.call(Method::DELETE, &by_id, None).await.0, StatusCode::OK);
 
     let strangers =
         [gateway.client(), gateway.client_with("lwk_x"), gateway.client_with(&keys::ApiKey::generate().reveal())];
@@ -86,7 +92,7 @@ async fn a_worker_says_nothing_of_anothers_turn(db: Db) {
     put_agent(&db.store, "other", json!({})).await;
     let gateway = Gateway::start(&db).await;
     let mut worker = FakeWorker::on(&db.store, &gateway).await;
-    let other = |start: &mut NewStart| (start.agent, start.worker_group) = ("other".into(), "other".into());
+    let other = |start: &mut NewStart| start.agent = "other".into();
     let mut thief = FakeWorker::new(&db.store, other).await;
     thief.connect(&gateway, &[]).await;
     let turn = gateway.client().submit("c", "m", "hello").await.turn_id;

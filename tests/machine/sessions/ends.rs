@@ -48,6 +48,7 @@ async fn a_shutdown_aborts_what_lacks_its_terminal(db: Db) {
     let done = client.submit("done", "m", "hello").await;
     client.cancel(done.turn_id).await;
     let mut lacking = [client.session("open", None).await, client.turn_stream(open.turn_id, None).await];
+    db.spoken("idle").await;
     let mut idle = [client.session("idle", None).await, client.session("done", None).await];
     idle[1].until("complete").await;
     gateway.begin_shutdown();
@@ -69,6 +70,7 @@ async fn a_shutdown_aborts_what_lacks_its_terminal(db: Db) {
 /// A turn was armed that the session has not heard of; the shutdown is no clean end for it.
 async fn a_turn_that_arrives_with_the_shutdown_is_no_clean_end(db: Db) {
     let gateway = Gateway::start(&db).await;
+    db.spoken("c").await;
     let mut session = gateway.client().session("c", None).await;
     // Another replica arms it, and the notice is still on its way.
     let mut arm = actors::arm("c");
@@ -88,6 +90,7 @@ async fn an_erased_conversation_ends_its_streams(db: Db) {
     let open = client.submit("c", "m2", "hello").await;
     let mut session = client.session("c", Some(&open.cursor)).await;
     let mut stream = client.turn_stream(open.turn_id, None).await;
+    db.spoken("idle").await;
     let mut idle = client.session("idle", None).await;
     let (status, erased) = client.call(Method::DELETE, "/v1/conversations/c", None).await;
     assert_eq!((status, erased), (StatusCode::OK, json!({"turns": 2, "cancelled": 1})));

@@ -80,6 +80,7 @@ async fn a_session_whose_removal_fails_is_removed_later(db: Db) {
     let gateway = Gateway::with(forwarder.options(), |_| {}).await;
     let mut sessions = Vec::new();
     for i in 0..5 {
+        db.spoken(&format!("c{i}")).await;
         sessions.push(gateway.client().session(&format!("c{i}"), None).await);
     }
     assert_eq!(db.count("session").await, 5);

@@ -9,6 +9,7 @@ use crate::support::Db;
 pub async fn fill(db: &Db, after: i64, upto: i64) {
     let id = |what: &str, of: &str| format!("('{what}' || lpad(to_hex({of}), 31, '0'))::uuid");
     let (turn, conversation) = (id("1", "i"), id("2", "(i - 1) / 4"));
+    let group = id("d", "(i - 1) / 4 % 1000");
     let (number, range) = ("(i - 1) % 4 + 1", format!("generate_series({}, {upto}) AS i", after + 1));
     let past = "clock_timestamp() - interval '1 day' + i * interval '80 milliseconds'";
     let open = async {
@@ -25,15 +26,16 @@ pub async fn fill(db: &Db, after: i64, upto: i64) {
             r#"INSERT INTO turn (id, conversation_id, number, organization, conversation, message_id, agent, worker_group, "user",
                                 routing, input, content_hash, armed_at)
                SELECT {turn}, {conversation}, {number}, 'big', 'c' || (i - 1) / 4, 'm' || i, 'a' || (i - 1) / 4 % 100,
-                      'd' || (i - 1) / 4 % 1000, 'u' || (i - 1) / 4 % 1000, '{{"platform": "api"}}', 'hello ' || i, '\x00', {past}
+                      {group}, 'u' || (i - 1) / 4 % 1000, '{{"platform": "api"}}', 'hello ' || i, '\x00', {past}
                FROM {range}"#
         ))
         .await;
         let held = "((i - 1) / 400 % 2 = 0 AND (i - 1) % 4 = 0)";
         db.sql(format!(
-            "INSERT INTO marker (turn_id, conversation_id, number, organization, agent, worker_group, phase, incarnation,
+            "INSERT INTO marker (turn_id, conversation_id, number, organization, owner, agent, worker_group, rank, phase, incarnation,
                                  claimed_at, armed_at, deadline_at)
-             SELECT {turn}, {conversation}, {number}, 'big', 'a' || (i - 1) / 4 % 100, 'd' || (i - 1) / 4 % 1000,
+             SELECT {turn}, {conversation}, {number}, 'big', 'u' || (i - 1) / 4 % 1000, 'a' || (i - 1) / 4 % 100, {group},
+                    least(i / 1000, 100),
                     CASE WHEN {held} THEN 'claimed' ELSE 'waiting' END,
                     CASE WHEN {held} THEN {} END, CASE WHEN {held} THEN clock_timestamp() END, {past},
                     clock_timestamp() + interval '1 day' FROM {range}",
@@ -57,7 +59,7 @@ pub async fn fill(db: &Db, after: i64, upto: i64) {
         db.sql(format!(
             r#"INSERT INTO turn (id, conversation_id, number, organization, conversation, message_id, agent, worker_group, "user",
                                 routing, input, content_hash, armed_at)
-               SELECT {ended}, {conversation}, {number}, 'big', 'c' || (i - 1) / 4, 'e' || i, 'a1', 'd1', 'u1', '{{}}', 'hello', '\x00',
+               SELECT {ended}, {conversation}, {number}, 'big', 'c' || (i - 1) / 4, 'e' || i, 'a1', {group}, 'u1', '{{}}', 'hello', '\x00',
                       {past}
                FROM {range} WHERE i % 97 = 0 OR i % 100 = 0"#
         ))
@@ -75,6 +77,11 @@ pub async fn fill(db: &Db, after: i64, upto: i64) {
         .await;
     };
     tokio::join!(open, ended);
+    db.sql(
+        "INSERT INTO principal (organization, owner, conversations) SELECT organization, owner, count(*) FROM conversation GROUP BY 1, 2
+         ON CONFLICT (organization, owner) DO UPDATE SET conversations = excluded.conversations",
+    )
+    .await;
 }
 
 /// What autovacuum would have done by then.
@@ -92,7 +99,8 @@ pub async fn people(db: &Db) {
     db.sql(
         "INSERT INTO lease (incarnation, start_id, organization, agent, worker_group, phase, runtime, runtime_ref, secret_hash,
                             heartbeat_seconds, lease_seconds, drain_seconds, expires_at, died_at)
-         SELECT ('3' || lpad(to_hex(i), 31, '0'))::uuid, gen_random_uuid(), 'big', 'a' || i % 100, 'd' || i % 1000, p, 'process', '', '',
+         SELECT ('3' || lpad(to_hex(i), 31, '0'))::uuid, gen_random_uuid(), 'big', 'a' || i % 100,
+                ((CASE p WHEN 'live' THEN 'e' ELSE 'd' END) || lpad(to_hex(i), 31, '0'))::uuid, p, 'process', '', '',
                 20, 60, 30, clock_timestamp() + interval '1 day', CASE p WHEN 'dead' THEN clock_timestamp() - interval '1 hour' END
          FROM generate_series(0, 2999) AS i, LATERAL (SELECT CASE WHEN i < 2000 THEN 'live' ELSE 'dead' END) AS l(p)",
     )

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use lastword::local::postgres::Version;
-use lastword::store::{Arm, ListFilter, Retention, Store};
-use lastword::turn::keys::{ConversationId, GatewayId, TurnId};
+use lastword::store::{Arm, ClaimOrder, ListFilter, Retention, Store};
+use lastword::turn::keys::{ConversationId, GatewayId, Grouping, TurnId, WorkerGroup};
 use lastword::turn::reason::Reason;
 use uuid::Uuid;
 
@@ -60,31 +60,33 @@ async fn idle_sweep(db: &Db) -> i64 {
     pages
 }
 
-fn worker_group(number: usize) -> (String, String, String) {
-    ("big".into(), format!("a{}", number % 100), format!("d{number}"))
-}
-
 /// A turn of a new conversation among the many.
 fn among(number: usize) -> Arm {
-    let (organization, agent, worker_group) = worker_group(number);
     let arm = arm(&Uuid::new_v4().to_string());
-    Arm { organization, agent, worker_group, turn_seconds: LONG, ..arm }
+    let agent = format!("a{}", number % 100);
+    Arm { organization: "big".into(), agent, grouping: Grouping::PerConversation, turn_seconds: LONG, ..arm }
 }
 
-/// A worker for a worker group of the many, or, where it is to have nothing but what a test arms, for one of its own.
-async fn worker(store: &Store, name: &str) -> Worker {
+/// A worker of this Agent's: for a worker group of the many, or, where it is to have nothing but what a test arms, for an Agent
+/// of its own.
+async fn worker(store: &Store, agent: &str, worker_group: WorkerGroup) -> Worker {
     Worker::with(store, |start| {
-        (start.organization, start.agent, start.worker_group) = ("big".into(), "a7".into(), name.into());
+        (start.organization, start.agent, start.worker_group) = ("big".into(), agent.into(), worker_group);
         start.lease_seconds = LONG;
     })
     .await
 }
 
-/// A worker with turns in hand, in a worker group of its own.
-async fn in_hand(store: &Store, name: &str, count: usize) -> (Worker, Vec<TurnId>) {
-    let worker = worker(store, name).await;
+/// A turn for the workers of an Agent of its own.
+fn alone(agent: &str) -> Arm {
+    Arm { agent: agent.into(), grouping: Grouping::PerAgent, ..among(7) }
+}
+
+/// A worker with turns in hand, of an Agent of its own.
+async fn in_hand(store: &Store, agent: &str, count: usize) -> (Worker, Vec<TurnId>) {
+    let worker = worker(store, agent, WorkerGroup::OfAgent).await;
     for _ in 0..count {
-        armed(store, Arm { worker_group: name.into(), ..among(7) }).await;
+        armed(store, alone(agent)).await;
     }
     let held = worker.claim_ids(store, count as u32).await;
     assert_eq!(held.len(), count);
@@ -101,7 +103,8 @@ async fn writers(judge: &mut Judge<'_>) {
         .await;
     let mut workers = Vec::new();
     for i in 0..CALLS {
-        workers.push(worker(&db.store, &format!("d{}", 101 + i)).await);
+        let group = WorkerGroup::from_key(filled(0xd, 101 + i));
+        workers.push(worker(&db.store, &format!("a{}", (101 + i) % 100), group).await);
         workers[i].together = i % 2 == 0;
     }
     // Each conversation's open turns lie behind its head: what is claimed is found among some hundreds that wait.
@@ -151,8 +154,8 @@ async fn writers(judge: &mut Judge<'_>) {
     judge
         .verb("failed start", async |store, i| {
             let name = format!("unstartable{i}");
-            armed(store, Arm { worker_group: name.clone(), ..among(7) }).await;
-            let worker = self::worker(store, &name).await;
+            armed(store, alone(&name)).await;
+            let worker = self::worker(store, &name, WorkerGroup::OfAgent).await;
             let died = store.fail_worker(worker.incarnation, &failure(Reason::StartFailed)).await.expect("answers");
             assert_eq!(died.ended.len(), 1);
         })
@@ -180,9 +183,12 @@ async fn readers(judge: &mut Judge<'_>) {
         .await;
     judge
         .verb("backlog", async |store, i| {
-            let before =
-                store.backlog_before_turn("big", &format!("a{i}"), &format!("c{i}"), 100).await.expect("reads");
-            assert!(before.queued == 101 && before.open > 0, "{before:?}");
+            let before = store
+                .backlog_before_turn("big", &format!("u{i}"), &format!("a{}", i % 100), &format!("c{i}"), (100, 100))
+                .await
+                .expect("reads");
+            assert!(before.queued == 101 && before.own_queued == 101 && before.own_open == 101, "{before:?}");
+            assert!(before.open > 0, "{before:?}");
         })
         .await;
     judge.verb("record", async |store, i| assert!(store.turn_record(turn(i)).await.expect("reads").is_some())).await;
@@ -291,10 +297,14 @@ async fn loops(judge: &mut Judge<'_>) {
     judge
         .verb("prune of a conversation", async |store, i| {
             let name = format!("empty{i}");
-            store.open_conversation("big", &name, "ada").await.expect("opens");
+            db.sql(format!(
+                "INSERT INTO conversation (id, organization, owner, name, empty_since)
+                 VALUES (gen_random_uuid(), 'big', 'ada', '{name}', clock_timestamp())"
+            ))
+            .await;
             db.sql("UPDATE conversation SET empty_since = empty_since - interval '60 days' WHERE organization = 'big' AND empty_since IS NOT NULL").await;
             store.prune_past_retention(&Retention::default()).await.expect("prunes");
-            assert!(store.conversation("big", &name).await.expect("reads").is_none());
+            assert!(store.conversation("big", "ada", &name).await.expect("reads").is_none());
         })
         .await;
     // Walks over all that waits for an agent, since nothing is beyond its limit: some 8,750 here.
@@ -303,10 +313,11 @@ async fn loops(judge: &mut Judge<'_>) {
             assert_eq!(store.shed_queue_of_agent("big", &format!("a{i}"), 1_000_000).await.expect("sheds"), 0);
         })
         .await;
-    // Looks for 36 heads of each of the hundred agents, and finds one among seven that wait behind another.
+    // Looks for 36 heads of each of the hundred agents in either order, and finds one among seven that wait behind another.
     judge
-        .within(400_000, "demand", async |store, _| {
-            assert!(!store.demand_of_worker_groups().await.expect("reads").is_empty())
+        .within(800_000, "demand", async |store, i| {
+            let order = if i % 2 == 0 { ClaimOrder::ByRank } else { ClaimOrder::OldestFirst };
+            assert!(!store.demand_of_worker_groups(order).await.expect("reads").is_empty())
         })
         .await;
 }
