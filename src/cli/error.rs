@@ -73,7 +73,10 @@ impl ClientError {
             ClientError::Invalid(_) => None,
             ClientError::Problem(problem) => match problem.status {
                 401 => Some("set --api-key (LASTWORD_API_KEY); `lastword keys create` makes one".into()),
-                403 => Some("this call needs an operator's key (`lastword keys create --role operator`)".into()),
+                // Other refusals say themselves what is to be done.
+                403 if problem.detail.as_ref().is_some_and(|detail| detail.contains("operators")) => {
+                    Some("this call needs an operator's key (`lastword keys create --role operator`)".into())
+                }
                 410 => Some("its turns are past their retention; start again without a cursor".into()),
                 429 => Some(match problem.retry_after {
                     Some(seconds) => format!("send it again in {seconds} s"),

@@ -68,7 +68,7 @@ pub(super) async fn ports(args: &DevArgs) -> Result<Ports, CannotListen> {
 pub(super) async fn run(args: DevArgs, ports: Ports, shutdown: CancellationToken) -> Result<(), RoleError> {
     adopt_orphans();
     let database = database::open(&args.database).await?;
-    let store = Store::open(database.options.clone(), args.database.pools());
+    let store = Store::reach(database.options.clone(), args.database.pools(), args.database.reach()?);
     store.migrate().await?;
     let node = node(database.directory.as_deref()).map_err(|(path, error)| RoleError::Node { path, error })?;
     let boot = Uuid::now_v7();

@@ -15,3 +15,4 @@ pub mod phase;
 pub mod reason;
 pub mod routing;
 pub mod terminal;
+pub mod trace;

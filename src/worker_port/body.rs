@@ -1,9 +1,7 @@
 //! Checks of what callers of the worker port send. What is wrong with a body is answered as a problem that its sender can
 //! mend.
 
-use axum::body::Bytes;
 use axum::http::StatusCode;
-use serde::de::DeserializeOwned;
 
 use crate::problem::Problem;
 use crate::turn::frame::Frame;
@@ -12,11 +10,6 @@ use crate::wire::{Finish, MAX_LOG_UNITS, check_frame};
 
 /// The most turns that one finish may end.
 const MAX_TURNS_OF_A_FINISH: usize = 64;
-
-/// Reads a JSON body.
-pub(super) fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, Problem> {
-    serde_json::from_slice(body).map_err(|e| Problem::bad_request(format!("the body is malformed: {e}")))
-}
 
 /// Frames in the form in which they are stored. A frame that is too large is refused (see [`check_frame`]).
 pub(super) fn storable(frames: Vec<Frame>) -> Result<Vec<Frame>, Problem> {
