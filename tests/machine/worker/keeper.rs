@@ -150,7 +150,10 @@ async fn a_chain_of_processes_that_flee_is_caught() {
     let scene = Scene::new(&[], &format!("exec python3 -c \"{chain}\"")).await;
     let (frames, outcome) = scene.bench.turn("m").await;
     assert_eq!((text(&frames).as_str(), outcome), ("done\n", Outcome::Reply));
-    assert_eq!(scene.left(), Vec::<u32>::new());
+    // One look may miss a process that changes its id all the time; a hundred do not.
+    for _ in 0..100 {
+        assert_eq!(scene.left(), Vec::<u32>::new());
+    }
 }
 
 #[tokio::test]
