@@ -31,11 +31,14 @@ impl fmt::Display for Subject {
     }
 }
 
+/// Who read what, and when that was written down.
+type WrittenReads = HashMap<(String, Audited, String), Instant>;
+
 /// Clones share what was written lately.
 #[derive(Clone)]
 pub(super) struct ReadAudit {
     store: Store,
-    written: Arc<Mutex<HashMap<(String, Audited, String), Instant>>>,
+    written: Arc<Mutex<WrittenReads>>,
 }
 
 impl ReadAudit {
@@ -77,7 +80,7 @@ impl ReadAudit {
         Ok(())
     }
 
-    fn written(&self) -> MutexGuard<'_, HashMap<(String, Audited, String), Instant>> {
+    fn written(&self) -> MutexGuard<'_, WrittenReads> {
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

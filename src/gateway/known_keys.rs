@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -119,7 +119,7 @@ impl KnownKeys {
         }
     }
 
-    async fn place(&self) -> Result<impl Drop, KeyRefused> {
+    async fn place(&self) -> Result<OwnedSemaphorePermit, KeyRefused> {
         let place = tokio::time::timeout(STRANGER_WAITS, self.strangers.clone().acquire_owned()).await;
         place.ok().and_then(Result::ok).ok_or(KeyRefused::Crowded)
     }
