@@ -102,7 +102,8 @@ mod tests {
             duties.correct(answer, if asked_early { early } else { late });
             let mut known: Vec<TurnId> = duties.in_hand.keys().copied().collect();
             let mut expected = expected.to_vec();
-            (known.sort(), expected.sort());
+            known.sort();
+            expected.sort();
             assert_eq!(known, expected, "asked early: {asked_early}");
         }
     }

@@ -14,12 +14,12 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// Starts the task that removes what is sent to the answer by `remove`; it ends when the last sender is dropped. The queue has
 /// no bound: it holds an id for each row while the database does not answer. `what` names the task in logs.
-pub(super) fn removals<T: Ord + Send + Sync + 'static, F>(
+pub(super) fn removals<T, F>(
     what: &'static str,
     remove: impl Fn(Vec<T>) -> F + Send + 'static,
 ) -> mpsc::UnboundedSender<T>
 where
-    T: Clone,
+    T: Clone + Ord + Send + Sync + 'static,
     F: Future<Output = Result<(), StoreError>> + Send,
 {
     let (queue, mut waiting) = mpsc::unbounded_channel();
