@@ -4,6 +4,9 @@
 //! logs, turns and terminals from the store), writes it, and waits again. So nothing queues up for a slow client, and a
 //! wake-up that is lost costs the time until the next poll, never a frame.
 //!
+//! A gateway that is cut off from the database cannot know what ends elsewhere. After half a lease it aborts its streams, so that
+//! clients go on at another gateway, by their cursors.
+//!
 //! A stream ends cleanly only when no turn on it lacks its terminal. Otherwise it is aborted, since every client library
 //! takes a clean end for success.
 
@@ -21,8 +24,10 @@ use super::sse;
 use crate::dispatch::follow::Follower;
 use crate::dispatch::live::LiveLogs;
 use crate::dispatch::subscriptions::{Subscription, Subscriptions};
+use crate::heartbeat::{Ticks, half_a_lease};
 use crate::store::{Store, StoreError, TurnView};
 use crate::turn::cursor::{Cursor, Shown};
+use crate::turn::defaults::LEASE_SECONDS;
 use crate::turn::frame::Span;
 use crate::turn::keys::{ConversationId, GatewayId, SessionId, TurnId};
 
@@ -45,6 +50,7 @@ pub struct Streams {
     pub subscriptions: Subscriptions,
     pub follower: Follower,
     pub shown: ShownTerminals,
+    pub ticks: Ticks,
     pub shutdown: CancellationToken,
 }
 
@@ -102,6 +108,7 @@ impl Streams {
                         }
                         Err(io::Error::other("the gateway stops before the turn's terminal"))?;
                     }
+                    Woken::CutOff => Err(io::Error::other("the gateway is cut off from the database"))?,
                     Woken::Erased => Err(io::Error::other("the conversation was erased"))?,
                 }
             }
@@ -140,6 +147,8 @@ enum Woken {
     KeepAlive,
     /// The replica stops.
     Shutdown,
+    /// The replica has not ticked for half a lease.
+    CutOff,
     /// The conversation, or the stream's turn, is no more.
     Erased,
 }
@@ -171,6 +180,8 @@ struct ClientStream {
     /// The store could not be read.
     failed: bool,
     erased: bool,
+    /// When the stream was opened.
+    begin: tokio::time::Instant,
     /// When the client was last sent anything.
     last_sent: Instant,
 }
@@ -195,6 +206,7 @@ impl ClientStream {
             over: false,
             failed: false,
             erased: false,
+            begin: tokio::time::Instant::now(),
             last_sent: Instant::now(),
         }
     }
@@ -375,6 +387,7 @@ impl ClientStream {
             (_, true) => REMOTE_LOG_EVERY.min(silence),
             _ => silence,
         };
+        let patience = self.patience();
         tokio::select! {
             counts = self.changes.changed() => {
                 if counts.store != self.store_changes {
@@ -394,6 +407,14 @@ impl ClientStream {
                 Woken::Look
             }
             () = self.streams.shutdown.cancelled() => Woken::Shutdown,
+            () = self.streams.ticks.missing_for(patience, self.begin) => Woken::CutOff,
         }
+    }
+
+    /// How long the replica may go without a tick: half of the shortest lease of those who hold turns that are shown here; of
+    /// the usual one, if nobody does.
+    fn patience(&self) -> Duration {
+        let leases = self.open.iter().filter_map(|view| view.lease_seconds);
+        half_a_lease(leases.min().unwrap_or(LEASE_SECONDS))
     }
 }

@@ -13,4 +13,5 @@ pub mod keys;
 pub mod phase;
 pub mod reason;
 pub mod routing;
+pub mod silence;
 pub mod terminal;
