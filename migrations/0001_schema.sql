@@ -108,12 +108,14 @@ CREATE TABLE terminal (
     message         text,                           -- for the client
     retryable       boolean,
     detail          text,                           -- for operators alone
+    finish_reason   text,                           -- why the model stopped, in its server's words, where one did
     reply_id        text,                           -- the worker's name for its word, by which a repeat is known
     incarnation     uuid,                           -- the worker whose word it is; null: Lastword itself ended the turn
     held_by         uuid,                           -- the worker that had claimed the turn, whoever ended it
     holder          uuid NOT NULL,                  -- the turn whose log has the reply: this one, or one that it shares it with
     end_at          bigint NOT NULL,                -- where the reply ends in that log
     answers         smallint NOT NULL DEFAULT 1,    -- how many turns share the reply
+    log_gone        boolean NOT NULL DEFAULT false, -- that log was found incomplete: nobody is shown the reply any more
     claimed_at      timestamptz,
     ended_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT terminal_outcome_known_check CHECK (outcome IN ('reply', 'error')),
@@ -121,10 +123,14 @@ CREATE TABLE terminal (
     CONSTRAINT terminal_error_has_message_check CHECK ((outcome = 'error') = (message IS NOT NULL)),
     CONSTRAINT terminal_error_has_retryable_check CHECK ((outcome = 'error') = (retryable IS NOT NULL)),
     CONSTRAINT terminal_error_is_not_shared_check CHECK (outcome = 'reply' OR holder = turn_id),
-    CONSTRAINT terminal_end_not_negative_check CHECK (end_at >= 0)
+    CONSTRAINT terminal_end_not_negative_check CHECK (end_at >= 0),
+    CONSTRAINT terminal_error_needs_no_log_check CHECK (outcome = 'reply' OR NOT log_gone)
 );
 CREATE UNIQUE INDEX terminal_conversation_id_number_key ON terminal (conversation_id, number);
 CREATE INDEX terminal_ended_idx ON terminal (ended_at, turn_id);
+-- The turns of a reply to several: few among many, and not close to each other where others have ended between them.
+CREATE INDEX terminal_shared_idx ON terminal (holder, number) WHERE answers > 1;
+CREATE INDEX terminal_log_gone_idx ON terminal (conversation_id, number) WHERE log_gone;
 CREATE INDEX terminal_failed_of_organization_idx ON terminal (organization, turn_id) WHERE outcome = 'error';
 CREATE INDEX terminal_failed_idx ON terminal (ended_at) WHERE outcome = 'error';
 

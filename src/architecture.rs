@@ -19,8 +19,8 @@ const FLOORS: [&[&str]; 10] = [
     // What a turn is: plain values and decisions.
     &["turn"],
     // The ground: things that any program needs, and that know nothing of turns but their names.
-    &["backoff", "every", "ids", "lines"],
-    &["leadership", "problem", "telemetry", "tls"],
+    &["backoff", "every", "ids", "lines", "utf8"],
+    &["event_stream", "leadership", "problem", "telemetry", "tls"],
     &["child", "crd", "egress", "wire"],
     &["secrets", "store", "worker"],
     &["admin", "dispatch", "guard", "heartbeat", "sweep"],

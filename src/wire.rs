@@ -196,6 +196,9 @@ pub struct TurnPush {
     /// Earlier turns of the conversation that ended with a reply, oldest first.
     #[serde(default)]
     pub history: Vec<Exchange>,
+    /// Seconds from now until the turn's hard deadline, at which it ends whatever the worker does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds_left: Option<u64>,
     /// The W3C trace context of the request that submitted the turn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
@@ -234,6 +237,11 @@ pub struct Finish {
     /// An id that the worker gives to this word and repeats when it repeats the call, so that a repeat is recognized.
     pub reply_id: String,
     pub outcome: Outcome,
+    /// Why the model stopped, in the words of its server, such as `length`: told beside the outcome, in the turn's record and
+    /// on its stream. Of more than [`MAX_FINISH_REASON_BYTES`](crate::turn::terminal::MAX_FINISH_REASON_BYTES) bytes the
+    /// beginning is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finish_reason: Option<String>,
     /// The length of the whole log, in log units.
     pub end: u64,
     /// The last piece of the log, where no post has brought it yet.

@@ -8,9 +8,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use async_stream::try_stream;
-use bytes::Bytes;
-use eventsource_stream::{EventStreamError, Eventsource};
-use futures::{Stream, StreamExt};
+use futures::Stream;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use reqwest::{Method, Response};
 use tokio::time::Instant;
@@ -19,6 +17,7 @@ use super::client::{ApiClient, cause, problem};
 use super::error::ClientError;
 use super::patience::Patience;
 use super::types::{EventKind, StreamEvent};
+use crate::event_stream::{ReadError, ServerEvent, ServerEvents, Strangers};
 use crate::turn::keys::TurnId;
 
 /// The longest frame that is taken, in bytes: twice the longest body that a worker may send, for JSON's escapes.
@@ -58,7 +57,7 @@ pub(super) fn events(client: ApiClient, source: StreamSource, after: Option<Stri
             let lost = match open(&client, &source, cursor.as_deref()).await {
                 Ok(response) => {
                     let opened = Instant::now();
-                    let mut frames = frames(response);
+                    let mut frames = ServerEvents::new(response.bytes_stream(), MAX_FRAME_BYTES, Strangers::Ignored);
                     let lost = loop {
                         let event = match next(&client, &mut frames).await {
                             NextFrame::Event(event) => event,
@@ -125,81 +124,27 @@ async fn open(client: &ApiClient, source: &StreamSource, cursor: Option<&str>) -
     Ok(response)
 }
 
-enum FrameError {
-    Transport(reqwest::Error),
-    TooLong,
-}
-
-type Frames = Pin<Box<dyn Stream<Item = Result<eventsource_stream::Event, EventStreamError<FrameError>>> + Send>>;
-
-fn frames(response: Response) -> Frames {
-    let mut length = FrameLength::default();
-    let bytes = response.bytes_stream().map(move |chunk| match chunk {
-        Ok(chunk) if length.add(&chunk) > MAX_FRAME_BYTES => Err(FrameError::TooLong),
-        Ok(chunk) => Ok::<Bytes, _>(chunk),
-        Err(error) => Err(FrameError::Transport(error)),
-    });
-    Box::pin(bytes.eventsource())
-}
-
 enum NextFrame {
     Event(StreamEvent),
     Lost(String),
     Refused(ClientError),
 }
 
-async fn next(client: &ApiClient, frames: &mut Frames) -> NextFrame {
-    match frames.next().await {
-        None => NextFrame::Lost("the connection was closed".into()),
-        Some(Ok(frame)) => match StreamEvent::parse(&frame.event, &frame.id, &frame.data) {
-            Ok(event) => NextFrame::Event(event),
-            Err(error) => NextFrame::Refused(client.protocol(format!("event {:?}: {error}", frame.event))),
-        },
-        Some(Err(EventStreamError::Transport(FrameError::Transport(error)))) => NextFrame::Lost(cause(&error)),
-        Some(Err(EventStreamError::Transport(FrameError::TooLong))) => {
-            NextFrame::Refused(client.protocol(format!("a frame is longer than {MAX_FRAME_BYTES} bytes")))
-        }
-        // The connection broke inside a character or a line.
-        Some(Err(EventStreamError::Utf8(_) | EventStreamError::Parser(_))) => NextFrame::Lost("a frame is cut".into()),
-    }
-}
-
-/// Counts the bytes of the frame that is being received. A blank line ends a frame.
-#[derive(Default)]
-struct FrameLength {
-    length: usize,
-    line: usize,
-}
-
-impl FrameLength {
-    /// Counts a chunk in. Gives the length of the longest frame, whole or not, that the chunk has a part of.
-    fn add(&mut self, chunk: &[u8]) -> usize {
-        let mut longest = self.length;
-        for byte in chunk {
-            self.length += 1;
-            longest = longest.max(self.length);
-            match byte {
-                b'\n' if self.line == 0 => self.length = 0,
-                b'\n' => self.line = 0,
-                b'\r' => {}
-                _ => self.line += 1,
+async fn next(client: &ApiClient, events: &mut ServerEvents<reqwest::Error>) -> NextFrame {
+    let refused = |why: String| NextFrame::Refused(client.protocol(why));
+    loop {
+        match events.next().await {
+            None => return NextFrame::Lost("the connection was closed".into()),
+            // As the standard has it, an event without data is none.
+            Some(Ok(ServerEvent { data: None, .. })) => {}
+            Some(Ok(ServerEvent { name, id, data: Some(data) })) => {
+                return match StreamEvent::parse(&name, id.as_deref().unwrap_or_default(), &data) {
+                    Ok(event) => NextFrame::Event(event),
+                    Err(error) => refused(format!("event {name:?}: {error}")),
+                };
             }
-        }
-        longest
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_frame_ends_at_a_blank_line_wherever_the_chunks_are_cut() {
-        let text = b"data: 12345\r\n\r\n: keep-alive\n\nid: 1\ndata: 1\n\n";
-        for size in 1..text.len() {
-            let mut length = FrameLength::default();
-            let longest = text.chunks(size).map(|chunk| length.add(chunk)).max();
-            assert_eq!((longest, length.length), (Some("id: 1\ndata: 1\n\n".len()), 0), "{size}");
+            Some(Err(ReadError::Bytes(error))) => return NextFrame::Lost(cause(&error)),
+            Some(Err(error)) => return refused(error.to_string()),
         }
     }
 }

@@ -225,6 +225,9 @@ fn describe(out: &mut impl Write, record: &TurnRecord) -> io::Result<()> {
         line("Reason", &error.reason)?;
         line("Retryable", if error.retryable { "yes" } else { "no" })?;
     }
+    if let Some(reason) = &record.finish_reason {
+        line("Model stopped", reason)?;
+    }
     block(out, "Message", record.message.as_deref())?;
     block(out, "Reply", record.reply.as_ref().map(|reply| reply.text.as_str()))?;
     if let Some(reply) = record.reply.as_ref().filter(|reply| reply.turn_ids.len() > 1) {

@@ -104,6 +104,9 @@ pub struct TurnRecord {
     pub reply: Option<TurnReply>,
     #[serde(default)]
     pub error: Option<ApiFailure>,
+    /// Why the model stopped, in its server's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finish_reason: Option<String>,
     /// An answer that came too late. Only operators are given it.
     #[serde(default)]
     pub superseded: Option<Value>,
@@ -187,6 +190,8 @@ pub struct Complete {
     /// Every turn that this reply answers.
     pub turn_ids: Vec<TurnId>,
     pub message_ids: Vec<String>,
+    /// Why the model stopped, in its server's words.
+    pub finish_reason: Option<String>,
 }
 
 #[derive(Deserialize)]

@@ -7,7 +7,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::guardrails::{Guardrails, Platform, SecretKeyRef};
+use super::guardrails::{Guardrails, Platform};
+use super::openai::OpenAi;
 use super::template::{Container, PodTemplate};
 use crate::turn::defaults;
 use crate::turn::reason::Reason;
@@ -19,6 +20,7 @@ use crate::turn::reason::Reason;
     version = "v1alpha1",
     kind = "Agent",
     namespaced,
+    shortname = "lwagent",
     status = "AgentStatus",
     derive = "PartialEq",
     category = "lastword",
@@ -100,31 +102,6 @@ pub enum Adapter {
     OpenAI,
     /// The container itself implements Lastword's worker protocol.
     Custom,
-}
-
-/// A server with OpenAI's chat completions API, and the model to ask.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(validation = (
-    "self.baseURL.startsWith('http://') || self.baseURL.startsWith('https://')",
-    "baseURL must be an http or https URL"
-))]
-pub struct OpenAi {
-    /// The root URL of the API, such as http://localhost:8000/v1. The server may be the container agent of the same pod; then
-    /// turns wait until it is ready.
-    #[serde(rename = "baseURL")]
-    #[schemars(length(min = 1, max = 2048))]
-    pub base_url: String,
-    /// The name of the model, as the server knows it.
-    #[schemars(length(min = 1, max = 256))]
-    pub model: String,
-    /// A system prompt, sent ahead of the messages of each conversation. Default: none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 65536))]
-    pub system_prompt: Option<String>,
-    /// The key of a Secret in the agent's namespace that holds the API key. Default: no key is sent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub api_key_secret_ref: Option<SecretKeyRef>,
 }
 
 /// Limits on the agent's workers and on its queue of waiting turns.

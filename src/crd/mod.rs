@@ -16,17 +16,19 @@ mod agent;
 mod check;
 mod definitions;
 mod guardrails;
+mod openai;
 mod template;
 #[expect(clippy::duplicated_attributes, reason = "printer columns share type_")]
 mod turn;
 
 pub use crate::turn::phase::Phase;
-pub use agent::{Adapter, Agent, AgentSpec, AgentStatus, LastFailure, Limits, OpenAi, Scope, Timing};
+pub use agent::{Adapter, Agent, AgentSpec, AgentStatus, LastFailure, Limits, Scope, Timing};
 pub use check::{FieldError, InvalidAgent, check_spec};
 pub use definitions::{crd_files, crds, print_crds};
 pub use guardrails::{
     Destination, FailurePolicy, Guardrail, Guardrails, Platform, SecretKeyRef, SignedDestination, Webhook,
 };
+pub use openai::{ModelHeader, OpenAi};
 pub use template::{Container, EnvVar, NotAQuantity, PodMetadata, PodSpec, PodTemplate, RestartPolicy, quantity_bytes};
 pub use turn::{AgentRef, AgentTurn, AgentTurnSpec, AgentTurnStatus, TurnError};
 

@@ -30,6 +30,7 @@ fn the_yaml_reads_back_as_the_definitions() {
     for absent in ["nullable", "uint", "anyOf", "oneOf", "$ref", "Validated"] {
         assert!(!text.contains(absent), "{absent}");
     }
+    assert_eq!(read[0]["spec"]["names"]["shortNames"], json!(["lwagent"]));
     assert_eq!(read[1]["spec"]["names"]["shortNames"], json!(["turn", "turns"]));
     let spec = &read[0]["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"];
     assert_eq!(spec["adapter"]["enum"], json!(["Exec", "OpenAI", "Custom"]));
@@ -128,6 +129,11 @@ fn the_rules_know_the_defaults() {
         format!("is stopped; default {}", defaults::IDLE_SECONDS),
         format!("new turns are refused; default {}", defaults::MAX_QUEUED_TURNS),
         format!("whole answer; default {}", defaults::WEBHOOK_TIMEOUT_SECONDS),
+        format!("to be made; default {}", defaults::MODEL_CONNECT_SECONDS),
+        format!("or within it; default {}", defaults::MODEL_SILENCE_SECONDS),
+        format!("pauses included; default {}", defaults::MODEL_COMPLETION_SECONDS),
+        format!("of an answer; default {}", defaults::MODEL_RETRIES),
+        format!("are sent along; default {}", defaults::MODEL_HISTORY_TURNS),
     ] {
         assert!(text.contains(&stated), "{stated}");
     }
@@ -181,4 +187,53 @@ fn every_field_has_a_valid_and_a_rejected_example() {
             assert_eq!(errors.is_empty(), case.valid, "{kind} {}: {errors:?} {}", case.path, case.object[part]);
         }
     }
+}
+
+/// Other products define Agents too (kagent, ECK), and a bare `agents` means whichever group the API server lists first: a
+/// documented line would read, or delete, another product's objects.
+#[test]
+fn documented_commands_name_our_kinds_and_no_others() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = vec![root.join("README.md"), root.join("CONTRIBUTING.md")];
+    let mut folders: Vec<_> = ["docs", "charts", "examples", "scripts"].map(|name| root.join(name)).into();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
+        }
+    }
+    let mut commands = 0;
+    for path in files {
+        // Binary files have no commands.
+        let Ok(text) = std::fs::read_to_string(&path) else { continue };
+        for (number, line) in text.lines().enumerate() {
+            for command in line.split("kubectl ").skip(1) {
+                commands += 1;
+                // A command ends with the code span, or with the next command of its line.
+                let command = command.split(['`', ';', '|', '#']).next().unwrap();
+                let bare = ambiguous_kind(command);
+                assert!(bare.is_none(), "{}:{}: `kubectl {command}` says {bare:?}", path.display(), number + 1);
+            }
+        }
+    }
+    assert!(commands > 10, "only {commands} commands were found");
+    assert_eq!(ambiguous_kind("delete agentturns,agents --all -A"), Some("agentturns"));
+    assert_eq!(ambiguous_kind("-n chats get agent/helper"), Some("agent"));
+    assert_eq!(ambiguous_kind("delete turns --all"), Some("turns"));
+    assert_eq!(ambiguous_kind("get turns"), None);
+    assert_eq!(ambiguous_kind("exec pod/helper-0 -c agent -- env"), None);
+    assert_eq!(ambiguous_kind("delete crd agents.lastword.dev"), None);
+}
+
+/// The kind in a kubectl command that another product may have under that name; what deletes names the group as well.
+fn ambiguous_kind(command: &str) -> Option<&str> {
+    let words: Vec<&str> = command.split_whitespace().collect();
+    let deletes = words.contains(&"delete");
+    // The word behind a flag is the flag's, as in `-c agent`.
+    let plain = (0..words.len()).filter(|&at| at == 0 || !words[at - 1].starts_with('-')).map(|at| words[at]);
+    plain.flat_map(|word| word.split('/').next().unwrap_or(word).split(',')).find(|kind| match *kind {
+        "agent" | "agents" | "agentturn" | "agentturns" => true,
+        "turn" | "turns" | "lwagent" => deletes,
+        _ => false,
+    })
 }

@@ -3,7 +3,8 @@
 //!
 //! The call is `GET /peer/v1/turns/{id}/frames?after=OFFSET` on the other replica's worker port. The bearer token is that
 //! replica's secret, which it made at its start and wrote to the table `gateway`. The answer is NDJSON of [`PeerFrames`],
-//! until the turn is no longer in hand there.
+//! until the worker's stream is no longer there. The first line says where the copy begins, which may be elsewhere than asked:
+//! the asker goes by a client's cursor, and that is no measure for others who watch the same turn.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,8 +23,10 @@ use crate::turn::keys::{ConversationId, GatewayId, Incarnation, TurnId};
 
 /// A replica that takes no connection within this time is not followed for now.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// While no output comes, a follower looks this often whether anybody still waits for it.
-const WANTED_EVERY: Duration = Duration::from_secs(5);
+/// The other replica sends a line at least this often, with or without frames.
+pub const PING_EVERY: Duration = Duration::from_secs(2);
+/// A replica that sends nothing for so long is not followed any more: its machine may be gone without a word.
+const SILENCE: Duration = Duration::from_secs(6);
 /// The pause before a turn that could not be followed is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 /// The longest line of another replica, in bytes. It holds all of a live log that the follower lacks, as JSON.
@@ -108,29 +111,31 @@ impl Follower {
             .await
             .and_then(reqwest::Response::error_for_status)
             .map_err(|e| e.without_url().to_string())?;
-        if !self.live.open_followed(turn, conversation, worker, offset) {
-            return Ok(());
-        }
         let mut body = response.bytes_stream();
         let mut lines = Lines::new(MAX_LINE_BYTES);
-        loop {
-            let part = tokio::select! {
-                part = body.next() => part,
-                () = tokio::time::sleep(WANTED_EVERY) => {
-                    if self.subscriptions.is_wanted(conversation) { continue } else { return Ok(()) }
-                }
-            };
-            let Some(part) = part else { return Ok(()) };
+        let mut opened = false;
+        while let Some(part) =
+            tokio::time::timeout(SILENCE, body.next()).await.map_err(|_| "the other replica is silent")?
+        {
+            if !self.subscriptions.is_wanted(conversation) {
+                return Ok(());
+            }
             lines.push(&part.map_err(|e| e.without_url().to_string())?);
             while let Some(line) = lines.next() {
                 if !line.is_whole() {
                     return Err("a line of the other replica is too long".into());
                 }
                 let piece: PeerFrames = serde_json::from_slice(&line.bytes).map_err(|e| e.to_string())?;
+                if !std::mem::replace(&mut opened, true)
+                    && !self.live.open_followed(turn, conversation, worker, piece.start)
+                {
+                    return Ok(());
+                }
                 if !self.live.accept_followed(turn, Span::new(piece.start, piece.frames)) {
                     return Ok(());
                 }
             }
         }
+        Ok(())
     }
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::log::LiveLog;
 use super::subscriptions::Subscriptions;
@@ -29,21 +30,55 @@ pub const FLUSH_AFTER: Duration = Duration::from_millis(250);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// All live logs of this replica, by turn. Cheap to clone.
+///
+/// A turn is *held* here while its worker's stream is here, or while the turn is followed: then all of its output passes
+/// through this replica, and whoever waits for it needs to ask nobody else. That is no property of a log but follows from
+/// the streams, and every change of it wakes the conversation's subscribers, who look elsewhere then.
 #[derive(Clone)]
 pub struct LiveLogs {
-    logs: Arc<Mutex<HashMap<TurnId, LiveLog>>>,
+    held: Arc<Mutex<HeldLogs>>,
     dirty: Arc<Notify>,
     subscriptions: Subscriptions,
 }
 
-impl LiveLogs {
-    /// No logs yet. Subscribers of a conversation are woken when its turns have new frames.
-    pub fn new(subscriptions: Subscriptions) -> Self {
-        LiveLogs { logs: Arc::default(), dirty: Arc::new(Notify::new()), subscriptions }
+#[derive(Default)]
+struct HeldLogs {
+    logs: HashMap<TurnId, LiveLog>,
+    /// The workers whose streams are here, each with its stream's name.
+    streams: HashMap<Incarnation, Uuid>,
+}
+
+impl HeldLogs {
+    /// Whether all output of the log's turn passes through this replica.
+    fn holds(&self, log: &LiveLog) -> bool {
+        log.followed || self.streams.contains_key(&log.incarnation)
     }
 
-    fn with<T>(&self, f: impl FnOnce(&mut HashMap<TurnId, LiveLog>) -> T) -> T {
-        f(&mut self.logs.lock().unwrap_or_else(PoisonError::into_inner))
+    /// The log of a turn whose output this replica makes durable, if that is in this worker's hand.
+    fn in_hand(&self, turn: TurnId, incarnation: Incarnation) -> Option<&LiveLog> {
+        self.logs.get(&turn).filter(|l| !l.followed && l.incarnation == incarnation)
+    }
+
+    /// Forgets the logs that nothing keeps here: their worker's stream is elsewhere, and all of them is durable. Answers whose
+    /// conversations they are.
+    fn forget_durable(&mut self, incarnation: Incarnation) -> Vec<ConversationId> {
+        let idle = |l: &LiveLog| l.incarnation == incarnation && !l.followed && l.dirty_since.is_none();
+        self.logs.extract_if(|_, l| idle(l)).map(|(_, l)| l.conversation).collect()
+    }
+}
+
+impl LiveLogs {
+    /// No logs yet. Subscribers of a conversation are woken when its turns have new frames, or are no longer held here.
+    pub fn new(subscriptions: Subscriptions) -> Self {
+        LiveLogs { held: Arc::default(), dirty: Arc::new(Notify::new()), subscriptions }
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut HeldLogs) -> T) -> T {
+        f(&mut self.held.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn tell(&self, changed: impl IntoIterator<Item = ConversationId>) {
+        changed.into_iter().for_each(|conversation| self.subscriptions.frames_came(conversation));
     }
 
     /// Where changes of these logs are made known.
@@ -51,47 +86,56 @@ impl LiveLogs {
         &self.subscriptions
     }
 
-    /// A turn is in hand here; its log is durable up to `durable`. What is in memory of it stays, unless the database has
-    /// more.
+    /// The worker has opened this stream here; another one of the same worker here is over.
+    pub fn attach(&self, incarnation: Incarnation, stream: Uuid) {
+        self.with(|held| held.streams.insert(incarnation, stream));
+    }
+
+    /// The worker's stream here is over, if it is still this one. Sessions read its turns elsewhere from now on, and what is not
+    /// durable of them is still flushed. Should the worker come back, it names its turns and they are opened again.
+    pub fn detach(&self, incarnation: Incarnation, stream: Uuid) {
+        let changed = self.with(|held| {
+            if held.streams.get(&incarnation) != Some(&stream) {
+                return Vec::new();
+            }
+            held.streams.remove(&incarnation);
+            let mut changed = held.forget_durable(incarnation);
+            changed.extend(held.logs.values().filter(|l| l.incarnation == incarnation).map(|l| l.conversation));
+            changed
+        });
+        self.tell(changed);
+    }
+
+    /// A turn is in this worker's hand; its log is durable up to `durable`. What is in memory of it stays, unless the database
+    /// has more.
     pub fn open(&self, turn: TurnId, conversation: ConversationId, incarnation: Incarnation, durable: u64) {
-        self.with(|logs| {
-            if logs.get(&turn).is_some_and(|l| l.followed) {
-                logs.remove(&turn);
+        let replaced = self.with(|held| {
+            if let Some(log) = held.logs.get_mut(&turn).filter(|l| !l.followed && l.end >= durable) {
+                log.incarnation = incarnation;
+                return None;
             }
-            let log = logs.entry(turn).or_insert_with(|| LiveLog::in_hand(conversation, incarnation, durable));
-            if log.end < durable {
-                // The worker was with another replica meanwhile, which has written more than this one ever saw.
-                *log = LiveLog::in_hand(conversation, incarnation, durable);
-            }
-            (log.incarnation, log.attached) = (incarnation, true);
+            // Followed until now; or the worker was with another replica meanwhile, which has written more than this one ever
+            // saw.
+            held.logs.insert(turn, LiveLog::in_hand(conversation, incarnation, durable))
         });
+        self.tell(replaced.map(|l| l.conversation));
     }
 
-    /// The worker's stream here is over. Sessions read its turns from the store from now on, and what is not durable of
-    /// them is still flushed. Should the worker come back, it names its turns and they are opened again.
-    pub fn detach(&self, incarnation: Incarnation) {
-        self.with(|logs| {
-            let its = |l: &LiveLog| l.incarnation == incarnation && !l.followed;
-            logs.values_mut().filter(|l| its(l)).for_each(|l| l.attached = false);
-            logs.retain(|_, l| l.attached || l.dirty_since.is_some());
-        });
-    }
-
-    /// Starts to follow a turn from `offset` on; false when there is a log of the turn already.
+    /// Starts to follow a turn from `offset` on; false when there is a log of the turn that this replica needs.
     pub fn open_followed(&self, turn: TurnId, conversation: ConversationId, worker: Incarnation, offset: u64) -> bool {
-        self.with(|logs| {
-            if logs.contains_key(&turn) {
+        self.with(|held| {
+            if held.logs.get(&turn).is_some_and(|l| held.holds(l) || l.dirty_since.is_some()) {
                 return false;
             }
-            logs.insert(turn, LiveLog::followed(conversation, worker, offset));
+            held.logs.insert(turn, LiveLog::followed(conversation, worker, offset));
             true
         })
     }
 
     /// Takes frames of a followed turn; false when it is no longer followed, or some before them are missing.
     pub fn accept_followed(&self, turn: TurnId, span: Span) -> bool {
-        let conversation = self.with(|logs| {
-            let log = logs.get_mut(&turn).filter(|l| l.followed)?;
+        let conversation = self.with(|held| {
+            let log = held.logs.get_mut(&turn).filter(|l| l.followed)?;
             log.accept_followed(span).then_some(log.conversation)
         });
         conversation.inspect(|c| self.subscriptions.frames_came(*c)).is_some()
@@ -99,45 +143,42 @@ impl LiveLogs {
 
     /// Ends the following of a turn.
     pub fn close_followed(&self, turn: TurnId) {
-        self.with(|logs| {
-            if logs.get(&turn).is_some_and(|l| l.followed) {
-                logs.remove(&turn);
-            }
+        let closed = self.with(|held| {
+            held.logs.get(&turn).filter(|l| l.followed)?;
+            held.logs.remove(&turn)
         });
+        self.tell(closed.map(|l| l.conversation));
     }
 
-    /// The turns in hand here, each with its worker.
+    /// The turns whose output this replica makes durable, each with its worker.
     pub fn in_hand(&self) -> Vec<(TurnId, Incarnation)> {
-        self.with(|logs| logs.iter().filter(|(_, l)| !l.followed).map(|(&t, l)| (t, l.incarnation)).collect())
+        self.with(|held| held.logs.iter().filter(|(_, l)| !l.followed).map(|(&t, l)| (t, l.incarnation)).collect())
     }
 
-    /// The conversation of a turn in hand here.
-    pub fn conversation_of(&self, turn: TurnId) -> Option<ConversationId> {
-        self.with(|logs| logs.get(&turn).filter(|l| !l.followed).map(|l| l.conversation))
+    /// The conversation of a turn in this worker's hand, if its log is here.
+    pub fn conversation_of(&self, turn: TurnId, incarnation: Incarnation) -> Option<ConversationId> {
+        self.with(|held| held.in_hand(turn, incarnation).map(|l| l.conversation))
     }
 
-    /// Whether the turn is in hand here, for this incarnation.
+    /// Whether the turn is in this worker's hand, and its log is here.
     pub fn is_open(&self, turn: TurnId, incarnation: Incarnation) -> bool {
-        self.with(|logs| logs.get(&turn).is_some_and(|l| !l.followed && l.incarnation == incarnation && l.attached))
+        self.conversation_of(turn, incarnation).is_some()
     }
 
-    /// Whether this replica has not received all output before `offset` of a turn whose log is here.
-    pub fn lacks(&self, turn: TurnId, offset: u64) -> bool {
-        self.with(|logs| logs.get(&turn).is_some_and(|l| l.end < offset))
+    /// Whether all output of a turn from `offset` on passes through this replica, from its worker or from another replica, so
+    /// that its subscribers are woken when there is some.
+    pub fn passes(&self, turn: TurnId, offset: u64) -> bool {
+        self.with(|held| held.logs.get(&turn).is_some_and(|l| held.holds(l) && l.begin() <= offset))
     }
 
-    /// Whether the turn's output passes through this replica, from its worker or from another replica.
-    pub fn holds(&self, turn: TurnId) -> bool {
-        self.with(|logs| logs.get(&turn).is_some_and(|l| l.attached))
-    }
-
-    /// Takes frames of a turn in hand and wakes its sessions. Frames that are known already are passed over.
+    /// Takes frames of a turn in this worker's hand and wakes its sessions. Frames that are known already are passed over.
     ///
     /// # Errors
     /// Why none of them was taken.
-    pub fn accept(&self, turn: TurnId, span: Span) -> Result<Acked, OutputRefused> {
-        let (acked, conversation) = self.with(|logs| {
-            let log = logs.get_mut(&turn).filter(|l| !l.followed).ok_or(OutputRefused::NotInHand)?;
+    pub fn accept(&self, turn: TurnId, incarnation: Incarnation, span: &Span) -> Result<Acked, OutputRefused> {
+        let (acked, conversation) = self.with(|held| {
+            let log = held.logs.get_mut(&turn).filter(|l| !l.followed && l.incarnation == incarnation);
+            let log = log.ok_or(OutputRefused::NotInHand)?;
             Ok((log.accept(span)?, log.conversation))
         })?;
         self.subscriptions.frames_came(conversation);
@@ -145,21 +186,39 @@ impl LiveLogs {
         Ok(acked)
     }
 
+    /// What another replica is served that follows a turn from `offset` on: the conversation, and where its copy is to begin.
+    /// An offset that lies beyond the log, or before what is in memory of it, is moved into it. `None`: the worker's stream is
+    /// not here.
+    pub fn serve(&self, turn: TurnId, offset: u64) -> Option<(ConversationId, u64)> {
+        self.with(|held| {
+            let log = held.logs.get(&turn).filter(|l| !l.followed && held.holds(l))?;
+            Some((log.conversation, offset.clamp(log.begin(), log.end)))
+        })
+    }
+
+    /// The log from `offset` on for another replica; `None` when the worker's stream is not here any more, or that part is no
+    /// longer in memory.
+    pub fn read_served(&self, turn: TurnId, offset: u64) -> Option<Span> {
+        self.with(|held| held.logs.get(&turn).filter(|l| !l.followed && held.holds(l))?.read(offset))
+    }
+
     /// The live log from `offset` on; `None` when that part is not in memory here.
     pub fn read(&self, turn: TurnId, offset: u64) -> Option<Span> {
-        self.with(|logs| logs.get(&turn)?.read(offset))
+        self.with(|held| held.logs.get(&turn)?.read(offset))
     }
 
-    /// What is not known to be durable of a turn in hand: it becomes so with the turn's terminal.
-    pub fn tail(&self, turn: TurnId) -> Option<Span> {
-        self.with(|logs| logs.get(&turn).filter(|l| !l.followed).map(LiveLog::pending))
+    /// What is not known to be durable of a turn in this worker's hand: it becomes so with the turn's terminal.
+    pub fn tail(&self, turn: TurnId, incarnation: Incarnation) -> Option<Span> {
+        self.with(|held| held.in_hand(turn, incarnation).map(LiveLog::pending))
     }
 
-    /// The turn is over, or its worker left this replica. Replicas that follow it are woken, and find that out.
-    pub fn close(&self, turn: TurnId) {
-        if let Some(log) = self.with(|logs| logs.remove(&turn)) {
-            self.subscriptions.frames_came(log.conversation);
-        }
+    /// The turn is not in this worker's hand any more. Replicas that follow it are woken, and find that out.
+    pub fn close(&self, turn: TurnId, incarnation: Incarnation) {
+        let closed = self.with(|held| {
+            held.in_hand(turn, incarnation)?;
+            held.logs.remove(&turn)
+        });
+        self.tell(closed.map(|l| l.conversation));
     }
 
     /// Flushes until `shutdown`, then once more.
@@ -173,7 +232,7 @@ impl LiveLogs {
                     return;
                 }
             }
-            while self.with(|logs| logs.values().any(|l| l.dirty_since.is_some())) && !shutdown.is_cancelled() {
+            while self.with(|held| held.logs.values().any(|l| l.dirty_since.is_some())) && !shutdown.is_cancelled() {
                 tokio::time::sleep(LOOK_EVERY).await;
                 self.flush_due(&store, FLUSH_AFTER, &mut outage).await;
             }
@@ -182,14 +241,14 @@ impl LiveLogs {
 
     /// Appends, to the stored logs, output that has waited for `age` or longer.
     async fn flush_due(&self, store: &Store, age: Duration, outage: &mut Outage) {
-        let due: Vec<Append> = self.with(|logs| {
+        let due: Vec<Append> = self.with(|held| {
             let due = |(&turn_id, log): (&TurnId, &mut LiveLog)| {
                 let span = log.take_due(age)?;
                 Some(Append { turn_id, incarnation: log.incarnation, span })
             };
-            logs.iter_mut().filter_map(due).collect()
+            held.logs.iter_mut().filter_map(due).collect()
         });
-        let turns: Vec<TurnId> = due.iter().map(|a| a.turn_id).collect();
+        let turns: Vec<(TurnId, Incarnation)> = due.iter().map(|a| (a.turn_id, a.incarnation)).collect();
         let answers = futures::future::join_all(due.into_iter().map(|append| store.append_output(append))).await;
         let failed = |answer: &Result<u64, AppendError>| match answer {
             Err(AppendError::Store(error)) => Some(error.clone()),
@@ -200,77 +259,73 @@ impl LiveLogs {
             None if !answers.is_empty() => outage.is_over(),
             None => {}
         }
-        for (turn, answer) in turns.into_iter().zip(answers) {
+        for ((turn, incarnation), answer) in turns.into_iter().zip(answers) {
             match answer {
                 Ok(durable) => self.made_durable(turn, durable),
                 // The turn ended elsewhere; the worker learns it with its next word.
-                Err(AppendError::NotHeld) => self.close(turn),
+                Err(AppendError::NotHeld) => self.close(turn, incarnation),
                 // Only possible when another replica wrote less than this one was told; the worker sends it again.
-                Err(AppendError::Gap(durable)) => self.rewind(turn, durable),
+                Err(AppendError::Gap(durable)) => self.change(turn, |log| log.rewind(durable)),
                 Err(AppendError::Store(error)) => {
                     tracing::debug!(%turn, %error, "output of turn {turn} was not flushed; trying again");
-                    self.with(|logs| {
-                        if let Some(log) = logs.get_mut(&turn) {
-                            log.dirty_since.get_or_insert_with(Instant::now);
-                        }
-                    });
+                    self.change(turn, |log| log.dirty_since = log.dirty_since.or_else(|| Some(Instant::now())));
                 }
             }
         }
     }
 
     fn made_durable(&self, turn: TurnId, durable: u64) {
-        self.with(|logs| {
-            let Some(log) = logs.get_mut(&turn) else { return };
+        let forgotten = self.with(|held| {
+            let log = held.logs.get_mut(&turn).filter(|l| !l.followed)?;
             log.made_durable(durable);
-            if !log.attached && log.dirty_since.is_none() {
-                logs.remove(&turn);
-            } else {
-                log.trim_durable();
-            }
+            log.trim_durable();
+            let incarnation = log.incarnation;
+            // It has waited here for this alone.
+            (!held.streams.contains_key(&incarnation)).then(|| held.forget_durable(incarnation))
         });
+        self.tell(forgotten.into_iter().flatten());
     }
 
-    fn rewind(&self, turn: TurnId, durable: u64) {
-        self.with(|logs| {
-            if let Some(log) = logs.get_mut(&turn) {
-                log.rewind(durable);
-            }
-        });
+    fn change(&self, turn: TurnId, change: impl FnOnce(&mut LiveLog)) {
+        self.with(|held| held.logs.get_mut(&turn).filter(|l| !l.followed).map(change));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::turn::frame::Frame;
     use crate::wire::Missing;
 
     #[test]
     fn frames_are_taken_once_and_in_order() {
-        let subscriptions = Subscriptions::default();
-        let logs = LiveLogs::new(subscriptions);
-        let turn = TurnId::new();
+        let logs = LiveLogs::new(Subscriptions::default());
+        let (turn, worker) = (TurnId::new(), Incarnation::new());
         let text = |at, t: &str| Span::new(at, vec![Frame::text(t)]);
-        assert_eq!(logs.accept(turn, text(0, "a")), Err(OutputRefused::NotInHand));
-        logs.open(turn, ConversationId::new(), Incarnation::new(), 0);
-        assert_eq!(logs.accept(turn, text(0, "abc")), Ok(Acked { acked: 0, received: 3 }));
-        assert_eq!(logs.accept(turn, text(1, "bcd")), Ok(Acked { acked: 0, received: 4 }));
-        assert_eq!(logs.accept(turn, text(9, "x")), Err(OutputRefused::Missing(Missing { acked: 4 })));
+        assert_eq!(logs.accept(turn, worker, &text(0, "a")), Err(OutputRefused::NotInHand));
+        logs.open(turn, ConversationId::new(), worker, 0);
+        assert_eq!(logs.accept(turn, Incarnation::new(), &text(0, "a")), Err(OutputRefused::NotInHand));
+        assert_eq!(logs.accept(turn, worker, &text(0, "abc")), Ok(Acked { acked: 0, received: 3 }));
+        assert_eq!(logs.accept(turn, worker, &text(1, "bcd")), Ok(Acked { acked: 0, received: 4 }));
+        assert_eq!(logs.accept(turn, worker, &text(9, "x")), Err(OutputRefused::Missing(Missing { acked: 4 })));
         assert_eq!(logs.read(turn, 2).map(|s| s.text()), Some("cd".into()));
+        logs.attach(worker, Uuid::new_v4());
         logs.made_durable(turn, 3);
-        assert_eq!(logs.tail(turn), Some(text(3, "d")));
+        assert_eq!(logs.tail(turn, worker), Some(text(3, "d")));
     }
 
     #[test]
     fn large_frames_are_neither_kept_nor_taken_for_ever() {
         let logs = LiveLogs::new(Subscriptions::default());
-        let turn = TurnId::new();
-        logs.open(turn, ConversationId::new(), Incarnation::new(), 0);
+        let (turn, worker) = (TurnId::new(), Incarnation::new());
+        logs.attach(worker, Uuid::new_v4());
+        logs.open(turn, ConversationId::new(), worker, 0);
         let large = || Frame::Data { name: "d".into(), value: "x".repeat(1024 * 1024).into() };
-        let kept = || logs.with(|logs| logs[&turn].span.frames.len());
+        let kept = || logs.with(|held| held.logs[&turn].span.frames.len());
         let taken = (0..200).take_while(|&at| {
-            let taken = logs.accept(turn, Span::new(at, vec![large()]));
+            let taken = logs.accept(turn, worker, &Span::new(at, vec![large()]));
             assert!(matches!(taken, Ok(_) | Err(OutputRefused::Full)), "{taken:?}");
             logs.made_durable(turn, at + 1);
             assert!(kept() <= 4, "{} MiB are kept", kept());
@@ -278,6 +333,78 @@ mod tests {
         });
         assert_eq!(taken.count(), 64);
         assert_eq!(logs.read(turn, 0), None, "it is read from the store");
+        assert!(!logs.passes(turn, 0) && logs.passes(turn, 64), "whoever needs more than is here asks the store");
         assert_eq!(logs.read(turn, 63).map(|s| s.frames.len()), Some(1));
+    }
+
+    /// What may happen to the log of one turn.
+    #[derive(Debug, Clone)]
+    enum Happens {
+        Attach(bool),
+        Detach,
+        DetachOld,
+        Open(u64),
+        Accept(u64),
+        MadeDurable,
+        Follow,
+        CloseFollowed,
+        Close,
+    }
+
+    fn happens() -> impl Strategy<Value = Happens> {
+        prop_oneof![
+            any::<bool>().prop_map(Happens::Attach),
+            Just(Happens::Detach),
+            Just(Happens::DetachOld),
+            (0u64..6).prop_map(Happens::Open),
+            (0u64..6).prop_map(Happens::Accept),
+            Just(Happens::MadeDurable),
+            Just(Happens::Follow),
+            Just(Happens::CloseFollowed),
+            Just(Happens::Close),
+        ]
+    }
+
+    proptest! {
+        /// Whatever happens in whatever order: a turn is held only while its worker's stream is here or it is followed, and who
+        /// waits for one that was held and is not any more is told.
+        #[test]
+        fn what_is_held_follows_from_the_streams_and_each_change_is_told(steps in prop::collection::vec(happens(), 0..40)) {
+            let subscriptions = Subscriptions::default();
+            let logs = LiveLogs::new(subscriptions.clone());
+            let (turn, worker, conversation) = (TurnId::new(), Incarnation::new(), ConversationId::new());
+            let mut told = subscriptions.subscribe(conversation);
+            let (mut stream, mut old, mut followed) = (None, Uuid::new_v4(), false);
+            for step in steps {
+                let before = (logs.passes(turn, 1000), told.seen());
+                match step {
+                    Happens::Attach(again) => {
+                        old = stream.filter(|_| again).unwrap_or(old);
+                        logs.attach(worker, *stream.insert(Uuid::new_v4()));
+                    }
+                    Happens::Detach => stream.take().into_iter().for_each(|s| logs.detach(worker, s)),
+                    Happens::DetachOld => logs.detach(worker, old),
+                    Happens::Open(durable) => {
+                        logs.open(turn, conversation, worker, durable);
+                        followed = false;
+                    }
+                    Happens::Accept(at) => drop(logs.accept(turn, worker, &Span::new(at, vec![Frame::text("ab")]))),
+                    Happens::MadeDurable => {
+                        let end = logs.with(|held| held.logs.get(&turn).map_or(0, |l| l.end));
+                        logs.made_durable(turn, end);
+                    }
+                    Happens::Follow => followed |= logs.open_followed(turn, conversation, worker, 0),
+                    Happens::CloseFollowed => {
+                        logs.close_followed(turn);
+                        followed = false;
+                    }
+                    Happens::Close => logs.close(turn, worker),
+                }
+                let (passes, here) = (logs.passes(turn, 1000), logs.with(|held| held.logs.contains_key(&turn)));
+                prop_assert_eq!(passes, here && (stream.is_some() || followed), "after {:?}", step);
+                prop_assert_eq!(logs.serve(turn, 0).is_some(), here && stream.is_some() && !followed);
+                prop_assert!(!before.0 || passes || told.seen() != before.1, "{step:?} was not told");
+            }
+        }
     }
 }

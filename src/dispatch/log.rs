@@ -34,8 +34,6 @@ pub(super) struct LiveLog {
     pub incarnation: Incarnation,
     /// Its frames come from another replica, which makes them durable.
     pub followed: bool,
-    /// The worker's stream is here, so all that the worker says of the turn passes through this replica.
-    pub attached: bool,
     /// The part in memory; it ends where the received output does.
     pub span: Span,
     /// The end of the received output.
@@ -56,7 +54,6 @@ impl LiveLog {
             conversation,
             incarnation,
             followed: false,
-            attached: true,
             span: Span::new(durable, Vec::new()),
             end: durable,
             dirty_since: None,
@@ -73,7 +70,7 @@ impl LiveLog {
     }
 
     /// Takes frames of the worker; those that are known already are passed over.
-    pub fn accept(&mut self, span: Span) -> Result<Acked, OutputRefused> {
+    pub fn accept(&mut self, span: &Span) -> Result<Acked, OutputRefused> {
         if span.start > self.end {
             return Err(OutputRefused::Missing(Missing { acked: self.end }));
         }
@@ -83,7 +80,7 @@ impl LiveLog {
         if self.pending_bytes > MAX_PENDING_BYTES && !span.is_empty() {
             return Err(OutputRefused::Busy);
         }
-        let new = span.from(self.end);
+        let new = span.clone().from(self.end);
         if !new.is_empty() {
             if new.start != self.end {
                 return Err(OutputRefused::Missing(Missing { acked: self.durable }));
@@ -111,6 +108,11 @@ impl LiveLog {
         self.end = new.end().max(self.end);
         self.kept_bytes += new.weight();
         new.frames.into_iter().for_each(|frame| self.span.push(frame));
+    }
+
+    /// Where the part in memory begins.
+    pub fn begin(&self) -> u64 {
+        self.span.start
     }
 
     /// The output from `offset` on; `None` when that part is no longer in memory.

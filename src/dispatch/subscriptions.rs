@@ -23,7 +23,14 @@ pub struct ChangeCounts {
 /// The conversations that somebody in this process has subscribed to. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Subscriptions {
-    by_conversation: Arc<Mutex<HashMap<ConversationId, watch::Sender<ChangeCounts>>>>,
+    by_conversation: Arc<Mutex<HashMap<ConversationId, Subscribed>>>,
+}
+
+/// A conversation that has subscribers.
+struct Subscribed {
+    changes: watch::Sender<ChangeCounts>,
+    /// Counted under the map's lock, as the channel's own count is not: of two that go at once, one is the last.
+    subscribers: usize,
 }
 
 /// One subscriber's place to wait for changes of a conversation.
@@ -34,7 +41,7 @@ pub struct Subscription {
 }
 
 impl Subscriptions {
-    fn with<T>(&self, f: impl FnOnce(&mut HashMap<ConversationId, watch::Sender<ChangeCounts>>) -> T) -> T {
+    fn with<T>(&self, f: impl FnOnce(&mut HashMap<ConversationId, Subscribed>) -> T) -> T {
         // A panic of another holder leaves the map sound, since every change of it is one call.
         f(&mut self.by_conversation.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -42,7 +49,10 @@ impl Subscriptions {
     /// Starts to wait for changes of a conversation.
     pub fn subscribe(&self, conversation: ConversationId) -> Subscription {
         let changes = self.with(|by_conversation| {
-            by_conversation.entry(conversation).or_insert_with(|| watch::channel(ChangeCounts::default()).0).subscribe()
+            let new = || Subscribed { changes: watch::channel(ChangeCounts::default()).0, subscribers: 0 };
+            let subscribed = by_conversation.entry(conversation).or_insert_with(new);
+            subscribed.subscribers += 1;
+            subscribed.changes.subscribe()
         });
         Subscription { conversation, changes, subscriptions: self.clone() }
     }
@@ -50,8 +60,8 @@ impl Subscriptions {
     /// Wakes the conversation's subscribers: the store has something new.
     pub fn store_changed(&self, conversation: ConversationId) {
         self.with(|by_conversation| {
-            if let Some(changes) = by_conversation.get(&conversation) {
-                changes.send_modify(|n| n.store += 1);
+            if let Some(subscribed) = by_conversation.get(&conversation) {
+                subscribed.changes.send_modify(|n| n.store += 1);
             }
         });
     }
@@ -59,15 +69,17 @@ impl Subscriptions {
     /// Wakes the conversation's subscribers: the live log of one of its turns has something new.
     pub fn frames_came(&self, conversation: ConversationId) {
         self.with(|by_conversation| {
-            if let Some(changes) = by_conversation.get(&conversation) {
-                changes.send_modify(|n| n.live += 1);
+            if let Some(subscribed) = by_conversation.get(&conversation) {
+                subscribed.changes.send_modify(|n| n.live += 1);
             }
         });
     }
 
     /// Notices may have been missed: every subscriber reads the store.
     pub fn everything_changed(&self) {
-        self.with(|by_conversation| by_conversation.values().for_each(|changes| changes.send_modify(|n| n.store += 1)));
+        self.with(|by_conversation| {
+            by_conversation.values().for_each(|subscribed| subscribed.changes.send_modify(|n| n.store += 1));
+        });
     }
 
     /// Whether a conversation has a subscriber.
@@ -98,9 +110,37 @@ impl Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         self.subscriptions.with(|by_conversation| {
-            if by_conversation.get(&self.conversation).is_some_and(|changes| changes.receiver_count() <= 1) {
+            let Some(subscribed) = by_conversation.get_mut(&self.conversation) else { return };
+            subscribed.subscribers -= 1;
+            if subscribed.subscribers == 0 {
                 by_conversation.remove(&self.conversation);
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_left_of_subscribers_that_go_at_once() {
+        let subscriptions = Subscriptions::default();
+        for _ in 0..20_000 {
+            let conversation = ConversationId::new();
+            let both = [subscriptions.subscribe(conversation), subscriptions.subscribe(conversation)];
+            let together = Barrier::new(2);
+            std::thread::scope(|scope| {
+                for one in both {
+                    scope.spawn(|| {
+                        together.wait();
+                        drop(one);
+                    });
+                }
+            });
+            assert!(!subscriptions.is_wanted(conversation) && subscriptions.conversations().is_empty());
+        }
     }
 }

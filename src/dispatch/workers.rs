@@ -14,10 +14,10 @@ use uuid::Uuid;
 
 use super::live::LiveLogs;
 use crate::every::{Again, Every};
-use crate::store::{BeatAnswer, ClaimFor, Claimed, Connected, Store, StoreError};
+use crate::store::{BeatAnswer, ClaimFor, Claimed, Connected, Store, StoreError, WorkerState};
 use crate::turn::cause;
 use crate::turn::decide::reconcile;
-use crate::turn::keys::{Incarnation, TurnId};
+use crate::turn::keys::{ConversationId, Incarnation, TurnId};
 use crate::wire::{Connect, HeartbeatAnswer, MAX_HISTORY, ToWorker, TurnPush};
 
 /// For a worker with room, turns that no notice told of are looked for this often.
@@ -26,9 +26,9 @@ const CLAIM_EVERY: Duration = Duration::from_secs(1);
 const REFRESH_FULL_EVERY: Duration = Duration::from_secs(5);
 /// A turn is pushed again so many times to a worker that does not name it in its heartbeats; then the worker has lost it.
 const MAX_LACKING: u32 = 3;
-/// A turn that was claimed within this time is in hand though the answer of a heartbeat does not name it: the answer may
-/// have been read before the claim.
-const JUST_CLAIMED: Duration = Duration::from_secs(5);
+/// For so long it is remembered that a worker let go of a turn: longer than the database may take to answer what was asked
+/// before.
+const LET_GO_KEPT: Duration = Duration::from_secs(60);
 /// The period of [`Workers::tidy`].
 const TIDY_EVERY: Duration = Duration::from_secs(30);
 /// The most lines that wait for a worker that does not read its stream; one more closes the stream.
@@ -51,14 +51,48 @@ pub struct Worker {
     pub closed: CancellationToken,
 }
 
+/// What a worker owes, as this replica knows it. What the database answers is older than what was learnt here after it was
+/// asked: a turn that was claimed since is in hand though the answer lacks it, and one that was let go since is not though the
+/// answer names it.
 #[derive(Default)]
 struct WorkerDuties {
-    /// Turns that the worker was pushed, or that markers name as its own, and when this replica last learnt of it.
-    in_hand: HashMap<TurnId, Instant>,
+    /// Turns that the worker was pushed, or that markers name as its own.
+    in_hand: HashMap<TurnId, InHand>,
+    /// Turns that the worker no longer owes, and when this replica learnt of it.
+    let_go: HashMap<TurnId, Instant>,
     /// Turns that a marker names as the worker's own and the worker did not name, and how often in a row.
     lacking: HashMap<TurnId, u32>,
     draining: bool,
     said_goodbye: bool,
+}
+
+/// A turn in a worker's hand.
+struct InHand {
+    conversation: ConversationId,
+    /// When this replica learnt of it.
+    since: Instant,
+}
+
+impl WorkerDuties {
+    fn take_in_hand(&mut self, turn: TurnId, conversation: ConversationId) {
+        self.in_hand.entry(turn).or_insert_with(|| InHand { conversation, since: Instant::now() });
+    }
+
+    fn let_go(&mut self, turns: &[TurnId]) {
+        let now = Instant::now();
+        self.in_hand.retain(|t, _| !turns.contains(t));
+        self.let_go.retain(|_, at| now - *at < LET_GO_KEPT);
+        self.let_go.extend(turns.iter().map(|&t| (t, now)));
+    }
+
+    /// The database, asked at this moment, says that these turns are held, and no others.
+    fn correct(&mut self, held: &[(TurnId, ConversationId)], asked: Instant) {
+        let (in_hand, let_go) = (&mut self.in_hand, &self.let_go);
+        in_hand.retain(|turn, known| known.since >= asked || held.iter().any(|(t, _)| t == turn));
+        let still = held.iter().filter(|(turn, _)| let_go.get(turn).is_none_or(|at| *at < asked));
+        let still: Vec<_> = still.copied().collect();
+        still.into_iter().for_each(|(turn, conversation)| self.take_in_hand(turn, conversation));
+    }
 }
 
 impl Worker {
@@ -78,7 +112,7 @@ impl Worker {
 
     /// The worker no longer owes these turns, so it has room.
     pub fn let_go(&self, turns: &[TurnId]) {
-        self.with(|s| s.in_hand.retain(|t, _| !turns.contains(t)));
+        self.with(|s| s.let_go(turns));
         self.wake.notify_one();
     }
 
@@ -104,9 +138,15 @@ impl Worker {
         })
     }
 
-    /// How many more turns the worker may be pushed.
+    /// How many more turns the worker may be pushed; conversations, if it takes what waits in one together.
     fn room(&self) -> u32 {
-        self.with(|s| if s.draining { 0 } else { self.terms.capacity.saturating_sub(s.in_hand.len() as u32) })
+        self.with(|s| {
+            let taken = match self.terms.together {
+                true => s.in_hand.values().map(|h| h.conversation).collect::<HashSet<_>>().len(),
+                false => s.in_hand.len(),
+            };
+            if s.draining { 0 } else { self.terms.capacity.saturating_sub(taken as u32) }
+        })
     }
 }
 
@@ -153,7 +193,11 @@ impl Workers {
             closed: CancellationToken::new(),
             terms,
         });
-        if let Some(before) = self.with(|c| c.insert(incarnation, worker.clone())) {
+        let before = self.with(|c| {
+            self.live.attach(incarnation, stream);
+            c.insert(incarnation, worker.clone())
+        });
+        if let Some(before) = before {
             // The same incarnation has connected again: its old connection is lost, and TCP has not noticed yet.
             before.says_goodbye();
             before.closed.cancel();
@@ -164,13 +208,12 @@ impl Workers {
     /// Removes a worker whose stream is over; it may be connected to another replica already.
     pub fn leave(&self, worker: &Worker) {
         worker.closed.cancel();
-        let was_its_last = self.with(|c| {
-            let current = c.get(&worker.incarnation).is_some_and(|w| w.stream == worker.stream);
-            current && c.remove(&worker.incarnation).is_some()
+        self.with(|c| {
+            if c.get(&worker.incarnation).is_some_and(|w| w.stream == worker.stream) {
+                c.remove(&worker.incarnation);
+            }
         });
-        if was_its_last {
-            self.live.detach(worker.incarnation);
-        }
+        self.live.detach(worker.incarnation, worker.stream);
     }
 
     /// Turns can be claimed in this worker group.
@@ -215,7 +258,7 @@ impl Workers {
     }
 
     async fn push(&self, worker: &Worker, claimed: Vec<Claimed>) {
-        worker.with(|s| s.in_hand.extend(claimed.iter().map(|c| (c.turn_id, Instant::now()))));
+        worker.with(|s| claimed.iter().for_each(|c| s.take_in_hand(c.turn_id, c.conversation_id)));
         for turn in claimed {
             self.live.open(turn.turn_id, turn.conversation_id, worker.incarnation, turn.log_end);
             let turn_id = turn.turn_id;
@@ -253,42 +296,48 @@ impl Workers {
             message: turn.input,
             acked: turn.log_end,
             history: exchanges,
+            seconds_left: turn.seconds_left,
             traceparent: turn.traceparent,
         }
     }
 
-    /// Compares the turns that a worker names as in hand with those that the markers name; returns what to push again and
-    /// what the worker is to stop. `history` is for a worker whose stream another replica holds.
+    /// Compares the turns that a worker names as in hand with those that the markers name, by what the database answered to a
+    /// question of the moment `asked`; returns what to push again and what the worker is to stop. `history` is for a worker
+    /// whose stream another replica holds.
     pub async fn compare(
         &self,
         incarnation: Incarnation,
         in_hand: &[TurnId],
         beat: BeatAnswer,
+        asked: Instant,
         history: u32,
     ) -> Result<HeartbeatAnswer, StoreError> {
         let (stop, lacking) = reconcile(in_hand, &beat.held);
         let worker = self.get(incarnation);
         let mut push = Vec::new();
-        stop.iter().filter(|&&t| self.live.is_open(t, incarnation)).for_each(|&t| self.live.close(t));
+        stop.iter().for_each(|&t| self.live.close(t, incarnation));
         let lost = worker.as_ref().map(|w| w.count_lacking(&lacking)).unwrap_or_default();
         for &turn in &lost {
             let failure = cause::lease::lost_by_worker();
             self.store.fail_lost_turn(turn, incarnation, &failure).await?;
         }
-        if !lacking.is_empty() {
-            for turn in self.store.turns_held_by(&lacking, incarnation).await? {
+        // The logs of all that a worker with a stream here holds are here: whoever watches these turns finds them.
+        let is_unopened = |t: &TurnId| worker.is_some() && !self.live.is_open(*t, incarnation);
+        let to_read: Vec<TurnId> =
+            beat.held.iter().copied().filter(|t| lacking.contains(t) || is_unopened(t)).collect();
+        if !to_read.is_empty() {
+            for turn in self.store.turns_held_by(&to_read, incarnation).await? {
                 self.live.open(turn.turn_id, turn.conversation_id, incarnation, turn.log_end);
-                push.push(self.push_of(turn, worker.as_ref().map_or(history, |w| w.history)).await);
+                if lacking.contains(&turn.turn_id) {
+                    push.push(self.push_of(turn, worker.as_ref().map_or(history, |w| w.history)).await);
+                }
             }
         }
         if let Some(worker) = worker {
-            let held: HashSet<TurnId> = beat.held.iter().copied().collect();
-            worker.with(|s| {
-                // What was claimed between the database's answer and now is in hand too. All else that no marker names is
-                // not: it was finished by way of another replica, say.
-                s.in_hand.retain(|t, since| held.contains(t) || since.elapsed() < JUST_CLAIMED);
-                s.in_hand.extend(held.iter().map(|&t| (t, Instant::now())));
-            });
+            // A turn without a log has ended since.
+            let open = |&turn: &TurnId| Some((turn, self.live.conversation_of(turn, incarnation)?));
+            let held: Vec<_> = beat.held.iter().filter_map(open).collect();
+            worker.with(|s| s.correct(&held, asked));
             if beat.drain.is_some() {
                 worker.stop_claiming();
             }
@@ -307,15 +356,21 @@ impl Workers {
             // The next heartbeat tells the same.
             Err(error) => return tracing::debug!(%error, "worker {incarnation} is told of changes later"),
         };
-        let Some(beat) = state else {
+        let Some(WorkerState { answer: beat, stream }) = state else {
             // Its lease is dead; the next call of the worker is answered 410.
             worker.says_goodbye();
             worker.closed.cancel();
             return;
         };
+        if stream.is_some_and(|stream| stream != worker.stream) {
+            // It has opened another stream, and whoever held up the old one has not noticed yet. Nothing comes on it any more.
+            worker.says_goodbye();
+            worker.closed.cancel();
+            return;
+        }
         let (stop, _) = reconcile(&in_hand, &beat.held);
         for &turn_id in &stop {
-            self.live.close(turn_id);
+            self.live.close(turn_id, incarnation);
             worker.send(ToWorker::Cancel { turn_id });
         }
         worker.let_go(&stop);
@@ -341,10 +396,10 @@ impl Workers {
     /// are not.
     fn forget_logs(&self, away: &HashSet<TurnId>) -> HashSet<TurnId> {
         let in_hand = self.live.in_hand().into_iter();
-        let gone = in_hand.filter(|(_, incarnation)| self.get(*incarnation).is_none()).map(|(turn, _)| turn);
-        let (long, lately): (HashSet<TurnId>, _) = gone.partition(|turn| away.contains(turn));
-        long.into_iter().for_each(|turn| self.live.close(turn));
-        lately
+        let gone = in_hand.filter(|(_, incarnation)| self.get(*incarnation).is_none());
+        let (long, lately): (Vec<_>, Vec<_>) = gone.partition(|(turn, _)| away.contains(turn));
+        long.into_iter().for_each(|(turn, incarnation)| self.live.close(turn, incarnation));
+        lately.into_iter().map(|(turn, _)| turn).collect()
     }
 
     /// Closes every stream because this replica stops; that raises no suspicion.

@@ -19,6 +19,7 @@
 
 mod action;
 mod config;
+mod model;
 mod pass;
 mod pauses;
 pub mod plan;
@@ -36,6 +37,7 @@ use crate::every;
 use crate::leadership::Leadership;
 use crate::store::{Heard, Hearing, Notice, Store};
 pub use config::FleetConfig;
+pub use model::{ModelAdapter, ModelValue, model_adapter};
 pub use process::fail_former_boots;
 pub use runtime::{Death, StartRequest, WorkerRuntime};
 

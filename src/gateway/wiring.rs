@@ -23,6 +23,7 @@ use crate::guard::Services;
 use crate::heartbeat::Heartbeats;
 use crate::store::{Replica, Store};
 use crate::stream::delivery::{self, ShownTerminals};
+use crate::stream::registry::SessionRegistry;
 use crate::stream::session::Streams;
 use crate::submit::Submitter;
 use crate::tls::never_renewed;
@@ -74,6 +75,7 @@ pub async fn run(
         follower: Follower::new(replica.id, store.clone(), live.clone(), subscriptions.clone(), peers),
         gateway: replica.id,
         store: store.clone(),
+        sessions: SessionRegistry::start(replica.id, store.clone()),
         live: live.clone(),
         subscriptions: subscriptions.clone(),
         shown: ShownTerminals::start(store.clone()),

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use serde_json::Value;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
@@ -61,7 +62,8 @@ impl Store {
         rows.iter().map(|row| Ok((TurnId(row.try_get("turn_id")?), row.try_get::<i64, _>("log_end")? as u64))).collect()
     }
 
-    /// Reads a turn's log from `offset` on: at most `max_rows` rows of it and about [`READ_BYTES`].
+    /// Reads a turn's log from `offset` on: at most `max_rows` rows of it and about [`READ_BYTES`]. What is read has no hole: it
+    /// ends before a piece that is missing, or that cannot be read.
     pub async fn read_log(&self, turn: TurnId, offset: u64, max_rows: u32) -> Result<Span, StoreError> {
         let rows = sqlx::query(
             "SELECT start_at, frames FROM (
@@ -78,21 +80,46 @@ impl Store {
         .bind(READ_BYTES)
         .fetch_all(&self.keyed)
         .await?;
-        let mut span = Span::new(offset, Vec::new());
-        for (i, row) in rows.iter().enumerate() {
-            if i == 0 {
-                span.start = row.try_get::<i64, _>("start_at")? as u64;
+        let rows = rows.iter().map(|row| Ok((row.try_get::<i64, _>("start_at")? as u64, row.try_get("frames")?)));
+        let rows: Vec<(u64, &str)> = rows.collect::<Result<_, sqlx::Error>>()?;
+        let Some(&(first, _)) = rows.first() else { return Ok(Span::new(offset, Vec::new())) };
+        if first > offset {
+            return Ok(Span::new(offset, Vec::new()));
+        }
+        let mut span = Span::new(first, Vec::new());
+        for (start, frames) in rows {
+            match decode(frames) {
+                Ok(frames) if start == span.end() => span.frames.extend(frames),
+                Ok(_) => break,
+                Err(error) => {
+                    tracing::error!(%turn, %error, "the log of turn {turn} is unreadable from {start} on");
+                    break;
+                }
             }
-            span.frames.extend(decode(row.try_get("frames")?)?);
         }
         Ok(span.from(offset))
     }
 }
 
-/// Reads a row's `frames`.
+/// Reads a row's `frames`. A frame of a kind that only a later version knows is one unit long, as all but text are, and is
+/// taken for data of that name: it hides nothing of what is around it.
 pub(super) fn decode(frames: &str) -> Result<Vec<Frame>, StoreError> {
-    serde_json::from_str(frames)
-        .map_err(|e| StoreError::Refused(format!("a stored piece of a log is unreadable: {e}").into()))
+    let unreadable =
+        |e: serde_json::Error| StoreError::Refused(format!("a stored piece of a log is unreadable: {e}").into());
+    serde_json::from_str(frames).or_else(|_| {
+        let frames: Vec<Value> = serde_json::from_str(frames).map_err(unreadable)?;
+        frames.into_iter().map(|frame| known_or_data(frame).map_err(unreadable)).collect()
+    })
+}
+
+/// The kinds of frames that this version knows.
+const KINDS: [&str; 5] = ["text", "tool-call", "tool-result", "progress", "data"];
+
+fn known_or_data(frame: Value) -> Result<Frame, serde_json::Error> {
+    match frame.get("type").and_then(Value::as_str) {
+        Some(kind) if !KINDS.contains(&kind) => Ok(Frame::Data { name: kind.to_string(), value: frame }),
+        _ => serde_json::from_value(frame),
+    }
 }
 
 #[derive(Clone)]

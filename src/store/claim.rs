@@ -39,6 +39,8 @@ pub struct Claimed {
     pub routing: Routing,
     pub input: String,
     pub traceparent: Option<String>,
+    /// Seconds until its hard deadline, by the database's clock.
+    pub seconds_left: Option<u64>,
     /// Length of the durable log: more than 0 when the turn was pushed before.
     pub log_end: u64,
 }
@@ -281,6 +283,8 @@ async fn read(tx: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Claimed>, Store
     let rows = sqlx::query(
         r#"SELECT t.id, t.conversation_id, t.number, t.organization, t.conversation, t.message_id, t.agent, t.worker_group,
                   t."user", t.routing, t.input, t.traceparent,
+                  (SELECT greatest(0, extract(epoch FROM m.deadline_at - clock_timestamp()))::bigint FROM marker m
+                   WHERE m.turn_id = t.id) AS seconds_left,
                   (SELECT max(end_at) FROM output o WHERE o.turn_id = t.id) AS log_end
            FROM turn t WHERE t.id = ANY($1)"#,
     )
@@ -303,6 +307,7 @@ async fn read(tx: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Claimed>, Store
                 routing: elect::routing(r).unwrap_or_default(),
                 input: r.try_get("input")?,
                 traceparent: r.try_get("traceparent")?,
+                seconds_left: r.try_get::<Option<i64>, _>("seconds_left")?.map(|seconds| seconds as u64),
                 log_end: r.try_get::<Option<i64>, _>("log_end")?.unwrap_or(0) as u64,
             })
         })

@@ -87,6 +87,8 @@ pub struct Ended {
 pub(super) struct NewTerminal {
     pub turn_id: TurnId,
     pub outcome: Outcome,
+    /// Why the model stopped, in its server's words, as the worker said.
+    pub finish_reason: Option<String>,
     /// The worker whose word this is, and the id of its reply; `None`: one of Lastword's own parts ends the turn.
     pub by: Option<(Incarnation, String)>,
     /// The turn whose log has the text of the reply: this one, or another that shares the reply.
@@ -166,6 +168,7 @@ impl OpenTurn {
         NewTerminal {
             turn_id,
             outcome: decide::outcome_to_write(&failure, self.routing.as_ref().err()),
+            finish_reason: None,
             by: None,
             holder: turn_id,
             end: self.log_end,
@@ -197,22 +200,24 @@ pub(super) async fn write(tx: &mut PgConnection, terminals: &[NewTerminal]) -> R
     let holders: Vec<Uuid> = terminals.iter().map(|e| e.holder.0).collect();
     let ends: Vec<i64> = terminals.iter().map(|e| e.end as i64).collect();
     let answers: Vec<i16> = terminals.iter().map(|e| e.turns_answered as i16).collect();
+    let finishes: Vec<Option<&str>> = terminals.iter().map(|e| e.finish_reason.as_deref()).collect();
     let platforms: Vec<&str> = terminals.iter().map(|e| e.platform.as_str()).collect();
     // An `api` row is due after a second only: the sessions that are woken at once have shown nearly all of them by then.
     sqlx::query(
         "WITH ending AS (
            SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::bool[], $6::text[], $7::text[],
-                                $8::uuid[], $9::uuid[], $10::bigint[], $11::text[], $12::smallint[])
+                                $8::uuid[], $9::uuid[], $10::bigint[], $11::text[], $12::smallint[], $13::text[])
                          AS e(turn_id, outcome, reason, message, retryable, detail, reply_id,
-                              incarnation, holder, end_at, platform, answers)
+                              incarnation, holder, end_at, platform, answers, finish_reason)
          ), elected AS (
            DELETE FROM marker m USING ending e WHERE m.turn_id = e.turn_id
            RETURNING m.turn_id, m.conversation_id, m.number, m.organization, m.claimed_at, m.incarnation AS held_by
          ), written AS (
            INSERT INTO terminal (turn_id, conversation_id, number, organization, outcome, reason, message, retryable,
-                                 detail, reply_id, incarnation, holder, end_at, answers, claimed_at, held_by)
+                                 detail, reply_id, incarnation, holder, end_at, answers, claimed_at, held_by,
+                                 finish_reason)
            SELECT turn_id, conversation_id, number, organization, outcome, reason, message, retryable,
-                  detail, reply_id, incarnation, holder, end_at, answers, claimed_at, held_by
+                  detail, reply_id, incarnation, holder, end_at, answers, claimed_at, held_by, finish_reason
            FROM elected JOIN ending USING (turn_id)
          )
          INSERT INTO delivery (turn_id, platform, organization, conversation_id, number, due_at)
@@ -232,6 +237,7 @@ pub(super) async fn write(tx: &mut PgConnection, terminals: &[NewTerminal]) -> R
     .bind(&ends)
     .bind(&platforms)
     .bind(&answers)
+    .bind(&finishes)
     .execute(tx)
     .await?;
     Ok(())

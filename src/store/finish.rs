@@ -17,7 +17,7 @@ use crate::turn::decide::{self, Election, ElectionSummary, TurnEnder, TurnState}
 use crate::turn::frame::{Span, storable};
 use crate::turn::keys::{ConversationId, Incarnation, TurnId};
 use crate::turn::routing::API;
-use crate::turn::terminal::{Outcome, cut};
+use crate::turn::terminal::{Outcome, cut, finish_reason};
 
 /// The longest text of a late reply that is kept for operators, in bytes.
 const MAX_SUPERSEDED_BYTES: usize = 64 * 1024;
@@ -30,6 +30,8 @@ pub struct WorkerWord {
     pub turn_ids: Vec<TurnId>,
     pub reply_id: String,
     pub outcome: Outcome,
+    /// Why the model stopped, in its server's words.
+    pub finish_reason: Option<String>,
     /// Length of the whole log, as the worker knows it.
     pub end: u64,
     /// As much of the log's last part as the gateway has. It may overlap what is durable.
@@ -245,6 +247,7 @@ impl DecidedBatch {
             turns_answered: if shares { log.turns_answered } else { 1 },
             platform: open.as_ref().map_or_else(|| API.to_string(), OpenTurn::platform),
             outcome,
+            finish_reason: finish_reason(word.finish_reason.clone()),
         });
         Ended { turn_id: turn, conversation_id, held_by: Some(word.incarnation) }
     }

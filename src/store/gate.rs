@@ -176,7 +176,8 @@ async fn cap_expiries(tx: &mut PgConnection, expires_seconds: f64) -> Result<(),
     // A gateway that ticked in the future, and not again since, has not ticked for any time.
     sqlx::query(
         "UPDATE gateway SET since = CASE WHEN seen > at THEN at ELSE since END, seen = least(seen, at),
-                seen_before = least(seen_before, at), returned_at = least(returned_at, at),
+                seen_before = least(seen_before, at),
+                returned_at = CASE WHEN returned_at > at THEN at ELSE returned_at END,
                 expires_at = least(expires_at, at + make_interval(secs => $1))
          FROM (SELECT clock_timestamp() AS at) AS now
          WHERE seen > at OR returned_at > at OR expires_at > at + make_interval(secs => $1)",

@@ -30,6 +30,13 @@ pub struct BeatAnswer {
     pub drain: Option<u32>,
 }
 
+/// What the database says of a worker, and the stream that is its own now; `None`: its last one closed.
+#[derive(Debug, Clone, Default)]
+pub struct WorkerState {
+    pub answer: BeatAnswer,
+    pub stream: Option<Uuid>,
+}
+
 impl Store {
     /// One tick of a gateway: its own life, the settling gate, and its workers' leases. The answers are by worker; one whose
     /// lease is dead has none. `expires_seconds`: how long others take the gateway to live without another tick.
@@ -69,10 +76,10 @@ impl Store {
     }
 
     /// What a heartbeat would answer this worker, without being one; `None` when its lease is dead.
-    pub async fn worker_state(&self, incarnation: Incarnation) -> Result<Option<BeatAnswer>, StoreError> {
+    pub async fn worker_state(&self, incarnation: Incarnation) -> Result<Option<WorkerState>, StoreError> {
         let row = sqlx::query(
             "SELECT CASE phase WHEN 'draining' THEN greatest(0, extract(epoch FROM drain_until - clock_timestamp()))::int END AS drain,
-                    ARRAY(SELECT turn_id FROM marker m WHERE m.incarnation = l.incarnation) AS held
+                    ARRAY(SELECT turn_id FROM marker m WHERE m.incarnation = l.incarnation) AS held, stream
              FROM lease l WHERE incarnation = $1 AND phase <> 'dead'",
         )
         .bind(incarnation.0)
@@ -81,7 +88,8 @@ impl Store {
         row.map(|r| {
             let held: Vec<Uuid> = r.try_get("held")?;
             let drain: Option<i32> = r.try_get("drain")?;
-            Ok(BeatAnswer { held: held.into_iter().map(TurnId).collect(), drain: drain.map(|s| s as u32) })
+            let answer = BeatAnswer { held: held.into_iter().map(TurnId).collect(), drain: drain.map(|s| s as u32) };
+            Ok(WorkerState { answer, stream: r.try_get("stream")? })
         })
         .transpose()
     }

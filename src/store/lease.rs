@@ -53,7 +53,7 @@ pub struct Lease {
     pub phase: LeasePhase,
     pub runtime_ref: String,
     pub capacity: u32,
-    /// Turns that it holds now.
+    /// Turns that it holds now; conversations, if it takes what waits in one together.
     pub held: u32,
     /// Seconds since it last held a turn; `None` while it holds one.
     pub idle_seconds: Option<f64>,
@@ -147,15 +147,21 @@ impl Store {
                 StartClaim::Own => None,
                 StartClaim::Replaces(first) => Some((first, succeed(tx, first, incarnation).await?)),
             };
-            open_stream(tx, incarnation, gateway, stream, capacity, together).await?;
-            Ok((Ok(read_terms(tx, incarnation).await?), replaced))
+            let moved = open_stream(tx, incarnation, gateway, stream, capacity, together).await?;
+            Ok((Ok((read_terms(tx, incarnation).await?, moved)), replaced))
         })
         .await?;
         if let Some((first, ended)) = replaced {
             self.announce(&ended);
             self.notices.send(Notice::Worker(first));
         }
-        connected
+        connected.map(|(terms, moved)| {
+            if moved {
+                // Whoever holds the stream that it had may not have noticed that it is over.
+                self.notices.send(Notice::Worker(incarnation));
+            }
+            terms
+        })
     }
 
     /// Checks a worker that speaks to a replica which does not hold its stream.
@@ -219,7 +225,8 @@ impl Store {
                     l.runtime = 'kubernetes' AND l.phase = 'starting' AND l.pod_uid IS NULL
                       AND l.started_at < statement_timestamp() - make_interval(secs => $1) AS unmade,
                     extract(epoch FROM statement_timestamp() - l.idle_since)::float8 AS idle_seconds,
-                    (SELECT count(*) FROM marker m WHERE m.incarnation = l.incarnation) AS held
+                    (SELECT CASE WHEN l.together THEN count(DISTINCT m.conversation_id) ELSE count(*) END
+                     FROM marker m WHERE m.incarnation = l.incarnation) AS held
              FROM lease l WHERE phase <> 'dead' ORDER BY l.started_at",
         )
         .bind(UNMADE_SECONDS)
@@ -335,7 +342,7 @@ async fn succeed(tx: &mut PgConnection, first: Incarnation, second: Incarnation)
     Ok(ended)
 }
 
-/// Makes a lease live, and this stream its stream.
+/// Makes a lease live, and this stream its stream. Answers whether it had another one that was not known to be over.
 async fn open_stream(
     tx: &mut PgConnection,
     incarnation: Incarnation,
@@ -343,23 +350,24 @@ async fn open_stream(
     stream: Uuid,
     capacity: u32,
     together: bool,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "UPDATE lease SET phase = CASE phase WHEN 'starting' THEN 'live' ELSE phase END,
+) -> Result<bool, StoreError> {
+    let moved = sqlx::query_scalar(
+        "UPDATE lease l SET phase = CASE phase WHEN 'starting' THEN 'live' ELSE phase END,
                 gateway = $2, heard_by = $2, stream = $3, together = $5, capacity = least(capacity, $4),
                 connected_at = clock_timestamp(), suspected_at = NULL,
                 idle_since = coalesce(idle_since, clock_timestamp()),
                 expires_at = clock_timestamp() + make_interval(secs => lease_seconds)
-         WHERE incarnation = $1",
+         FROM (SELECT incarnation AS its, stream AS before FROM lease WHERE incarnation = $1) AS was
+         WHERE l.incarnation = was.its RETURNING was.before IS NOT NULL",
     )
     .bind(incarnation.0)
     .bind(gateway.0)
     .bind(stream)
     .bind(capacity.clamp(1, 10_000) as i32)
     .bind(together)
-    .execute(tx)
+    .fetch_one(tx)
     .await?;
-    Ok(())
+    Ok(moved)
 }
 
 /// Reads the terms of a lease.

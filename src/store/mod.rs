@@ -79,7 +79,7 @@ pub use fail_worker::FailedWorker;
 pub use finish::{FinishError, WorkerWord};
 pub use gate::GateState;
 pub use guard::GuardedTurn;
-pub use heartbeat::{Beat, BeatAnswer};
+pub use heartbeat::{Beat, BeatAnswer, WorkerState};
 pub use lease::{ConnectError, Connected, Lease, NewStart};
 pub use metrics::StoreMetrics;
 pub use notify::{Heard, Hearing, Notice};
@@ -95,7 +95,7 @@ pub use server::ConnectOptions;
 pub use session::OtherSession;
 pub use sweep::Swept;
 pub(crate) use turn_view::MAX_VIEWED;
-pub use turn_view::{Terminal, TurnHead, TurnView};
+pub use turn_view::{GoneReply, Terminal, TurnHead, TurnView};
 
 use batch::Batcher;
 

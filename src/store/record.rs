@@ -48,6 +48,8 @@ pub struct Record {
     pub worker: Option<Incarnation>,
     pub reply: Option<RecordedReply>,
     pub failure: Option<Failure>,
+    /// Why the model stopped, in its server's words, such as `length`.
+    pub finish_reason: Option<String>,
     /// A word that came too late, in one line, for operators.
     pub superseded: Option<String>,
 }
@@ -88,7 +90,7 @@ pub struct ListFilter {
 /// What [`records`] reads of a turn.
 const RECORD: &str = r#"SELECT t.id, t.conversation_id, t.organization, t.conversation, t.number, t.message_id, t.agent,
     t.worker_group, t."user", t.routing, t.input, t.armed_at, coalesce(m.claimed_at, e.claimed_at) AS claimed_at, m.turn_id IS NOT NULL AS open,
-    coalesce(m.incarnation, e.incarnation) AS worker, e.ended_at, e.outcome, e.reason, e.message, e.detail, e.reply_id,
+    coalesce(m.incarnation, e.incarnation) AS worker, e.ended_at, e.outcome, e.reason, e.message, e.detail, e.finish_reason, e.reply_id,
     e.holder, e.end_at, c.owner,
     (SELECT s.outcome || coalesce(': ' || s.reason, '') || coalesce(': ' || nullif(s.text, ''), '') FROM superseded s WHERE s.turn_id = t.id) AS superseded
     FROM turn t JOIN conversation c ON c.id = t.conversation_id
@@ -256,6 +258,7 @@ async fn records(connection: &mut PgConnection, rows: &[PgRow]) -> Result<Vec<Re
                 worker: row.try_get::<Option<Uuid>, _>("worker")?.map(Incarnation),
                 reply,
                 failure: failure(row)?,
+                finish_reason: row.try_get("finish_reason")?,
                 superseded: row.try_get("superseded")?,
             })
         })
@@ -285,8 +288,7 @@ async fn texts(connection: &mut PgConnection, ends: &[(TurnId, u64)]) -> Result<
     Ok(texts)
 }
 
-/// By holder, the turns that the reply in its log answers, with their message ids, in order. Close numbers: see
-/// [`Store::turns_answered_by`].
+/// By holder, the turns that the reply in its log answers, with their message ids, in order.
 async fn answered(
     connection: &mut PgConnection,
     holders: &[(TurnId, u64)],
@@ -297,9 +299,9 @@ async fn answered(
     let ids: Vec<Uuid> = holders.iter().map(|h| h.0.0).collect();
     let rows: Vec<(Uuid, Uuid, String)> = sqlx::query_as(
         "SELECT h.turn_id, t.id, t.message_id FROM terminal h
-         JOIN terminal e ON e.conversation_id = h.conversation_id AND e.number BETWEEN h.number - 100 AND h.number + 100
-                        AND e.holder = h.turn_id AND e.outcome = 'reply'
-         JOIN turn t ON t.id = e.turn_id WHERE h.turn_id = ANY($1) ORDER BY t.number",
+         CROSS JOIN LATERAL (SELECT h.turn_id AS its WHERE h.answers = 1
+                             UNION ALL SELECT e.turn_id FROM terminal e WHERE e.holder = h.turn_id AND e.answers > 1) a
+         JOIN turn t ON t.id = a.its WHERE h.turn_id = ANY($1) ORDER BY t.number",
     )
     .bind(&ids)
     .fetch_all(connection)

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::transaction::transaction;
 use super::{Store, StoreError};
 
-/// A reply answers turns whose numbers lie within so many of each other: more are never open at once.
+/// So many turns beyond those that are old enough are looked at, for replies that answer turns on both sides.
 const GROUP_SPAN: i64 = 100;
 
 /// How long things are kept, and how much one pass removes.
@@ -236,19 +236,25 @@ async fn take_old_turns(tx: &mut PgConnection, met: &[Uuid], retention: &Retenti
     if locked.is_empty() {
         return Ok((0, true));
     }
-    // Behind the lock. Of each conversation as many turns as its terminals that were met, and a reply's more. Subqueries that
-    // are NULL, and no NOT EXISTS: Postgres makes anti joins of these, which scan all of `delivery`.
+    // Behind the lock. Of each conversation as many turns as its terminals that were met, and a reply's more; at the least all
+    // of the first reply's, which others may have ended between. Subqueries that are NULL, and no NOT EXISTS: Postgres makes
+    // anti joins of these, which scan all of `delivery`.
     let rows = sqlx::query(
         "SELECT t.conversation_id, t.id, t.number,
                 coalesce(e.ended_at >= statement_timestamp() - make_interval(secs => $3), true)
                   OR (SELECT true FROM delivery d WHERE d.turn_id = t.id AND d.platform <> 'api' AND d.state = 'ready' LIMIT 1)
                      IS NOT NULL AS stays,
                 CASE WHEN e.answers > 1 THEN
-                  (SELECT max(o.number) FROM terminal o WHERE o.conversation_id = t.conversation_id
-                     AND o.number BETWEEN t.number AND t.number + $4 AND o.holder = e.holder) END AS last_of_reply
+                  (SELECT max(o.number) FROM terminal o WHERE o.holder = e.holder AND o.answers > 1) END AS last_of_reply
          FROM (SELECT id, count(*) AS terminals FROM unnest($1::uuid[]) AS m(id) WHERE id = ANY($2) GROUP BY id) c
-         CROSS JOIN LATERAL (SELECT conversation_id, id, number FROM turn WHERE conversation_id = c.id
-                             ORDER BY number LIMIT c.terminals + $4) t
+         CROSS JOIN LATERAL (
+           SELECT max(o.number) AS last FROM (SELECT id FROM turn WHERE conversation_id = c.id ORDER BY number LIMIT 1) f
+           JOIN terminal e ON e.turn_id = f.id AND e.answers > 1
+           JOIN terminal o ON o.holder = e.holder AND o.answers > 1) reply
+         CROSS JOIN LATERAL (
+           SELECT conversation_id, id, number FROM turn WHERE conversation_id = c.id ORDER BY number
+           LIMIT greatest(c.terminals + $4, (SELECT count(*) FROM turn w WHERE w.conversation_id = c.id
+                                               AND w.number <= reply.last))) t
          LEFT JOIN terminal e ON e.turn_id = t.id
          ORDER BY t.conversation_id, t.number",
     )

@@ -4,6 +4,7 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
+use super::transaction::transaction;
 use super::{Store, StoreError};
 use crate::turn::keys::{ConversationId, Incarnation, TurnId};
 use crate::turn::reason::Reason;
@@ -31,12 +32,29 @@ pub struct TurnView {
 pub struct Terminal {
     /// `None` for a reply.
     pub failure: Option<Failure>,
+    /// Why the model stopped, in its server's words.
+    pub finish_reason: Option<String>,
     /// The turn whose log holds the reply.
     pub holder: TurnId,
+    /// The number of that turn.
+    pub holder_number: i64,
     /// Where the reply, or what there is of output, ends in that log.
     pub end: u64,
-    /// How many turns the reply answers.
-    pub answers: u32,
+    /// The numbers of all turns that the reply answers, in order; this one's alone if the reply is its own.
+    pub answered: Vec<i64>,
+    /// The log was found incomplete: the reply is shown to nobody any more.
+    pub log_gone: bool,
+}
+
+/// A reply whose log is gone, as far as a cursor needs to know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GoneReply {
+    /// The turn's number.
+    pub number: i64,
+    /// The number of the turn whose log had the reply.
+    pub holder_number: i64,
+    /// Where the reply ended in that log.
+    pub end: u64,
 }
 
 /// Where a turn is and whose it is: what every call on a turn asks first.
@@ -55,7 +73,12 @@ pub struct TurnHead {
 /// What [`view`] reads of a turn `t`, its marker `m` and its terminal `e`.
 const VIEW: &str = "t.id, t.conversation_id, t.number, t.message_id, m.incarnation AS worker,
     (SELECT l.lease_seconds FROM lease l WHERE l.incarnation = m.incarnation) AS lease_seconds,
-    e.turn_id IS NOT NULL AS ended, e.reason, e.message, e.detail, e.holder, e.end_at, e.answers";
+    e.turn_id IS NOT NULL AS ended, e.reason, e.message, e.detail, e.finish_reason, e.holder,
+    e.end_at, e.log_gone,
+    CASE WHEN e.answers > 1 THEN (SELECT h.number FROM terminal h WHERE h.turn_id = e.holder)
+         ELSE e.number END AS holder_number,
+    CASE WHEN e.answers > 1 THEN ARRAY(SELECT o.number FROM terminal o WHERE o.holder = e.holder AND o.answers > 1 ORDER BY o.number)
+         ELSE ARRAY[e.number] END AS answered";
 
 impl Store {
     /// The turns of these conversations behind the given numbers, in order; of each conversation the next [`MAX_VIEWED`] at
@@ -90,19 +113,56 @@ impl Store {
         row.as_ref().map(view).transpose()
     }
 
-    /// The turns that the reply in `holder`'s log answers, with their message ids, in order. A reply answers turns that were
-    /// claimed together, so their numbers are close; the bounds on the numbers let an index find them.
+    /// The turns that the reply in `holder`'s log answers, with their message ids, in order; none where it answers one alone.
     pub async fn turns_answered_by(&self, holder: TurnId) -> Result<Vec<(TurnId, String)>, StoreError> {
         let rows: Vec<(Uuid, String)> = sqlx::query_as(
-            "SELECT t.id, t.message_id FROM terminal h
-             JOIN terminal e ON e.conversation_id = h.conversation_id AND e.holder = h.turn_id AND e.outcome = 'reply'
-             JOIN turn t ON t.id = e.turn_id WHERE h.turn_id = $1 AND e.number BETWEEN h.number - 100 AND h.number + 100
-             ORDER BY t.number",
+            "SELECT t.id, t.message_id FROM terminal e JOIN turn t ON t.id = e.turn_id
+             WHERE e.holder = $1 AND e.answers > 1 ORDER BY t.number",
         )
         .bind(holder.0)
-        .fetch_all(&self.general)
+        .fetch_all(&self.keyed)
         .await?;
         Ok(rows.into_iter().map(|(id, message)| (TurnId(id), message)).collect())
+    }
+
+    /// Notes that the log of a reply is gone, on all terminals that need it. Nobody is shown the reply from then on, so it
+    /// waits for no session either. An error's terminal needs no log, and is not touched.
+    pub async fn note_log_gone(&self, holder: TurnId) -> Result<(), StoreError> {
+        transaction!(self.general, |tx| {
+            let noted: Vec<Uuid> = sqlx::query_scalar(
+                "WITH its AS MATERIALIZED (
+                   SELECT turn_id FROM terminal WHERE outcome = 'reply' AND (turn_id = $1 OR (holder = $1 AND answers > 1))
+                   ORDER BY turn_id FOR NO KEY UPDATE)
+                 UPDATE terminal e SET log_gone = true FROM its WHERE e.turn_id = its.turn_id RETURNING e.turn_id",
+            )
+            .bind(holder.0)
+            .fetch_all(&mut *tx)
+            .await?;
+            sqlx::query("DELETE FROM delivery WHERE turn_id = ANY($1) AND platform = 'api'")
+                .bind(&noted)
+                .execute(&mut *tx)
+                .await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// The turns of a conversation behind a number whose replies were noted as gone, in order.
+    pub async fn gone_replies_after(
+        &self,
+        conversation: ConversationId,
+        base: i64,
+    ) -> Result<Vec<GoneReply>, StoreError> {
+        let rows: Vec<(i64, i64, i64)> = sqlx::query_as(
+            "SELECT e.number, coalesce(h.number, 0), e.end_at FROM terminal e LEFT JOIN terminal h ON h.turn_id = e.holder
+             WHERE e.conversation_id = $1 AND e.number > $2 AND e.log_gone ORDER BY e.number",
+        )
+        .bind(conversation.0)
+        .bind(base)
+        .fetch_all(&self.general)
+        .await?;
+        let gone = |(number, holder_number, end)| GoneReply { number, holder_number, end: end as u64 };
+        Ok(rows.into_iter().map(gone).collect())
     }
 
     /// Where a turn is and whose it is.
@@ -136,9 +196,13 @@ fn view(row: &PgRow) -> Result<TurnView, StoreError> {
     let terminal = if ended {
         Some(Terminal {
             failure: failure(row)?,
+            finish_reason: row.try_get("finish_reason")?,
             holder: TurnId(row.try_get("holder")?),
+            // Without its holder a turn is none that a session has passed.
+            holder_number: row.try_get::<Option<i64>, _>("holder_number")?.unwrap_or(0),
             end: row.try_get::<i64, _>("end_at")? as u64,
-            answers: row.try_get::<i16, _>("answers")? as u32,
+            answered: row.try_get("answered")?,
+            log_gone: row.try_get("log_gone")?,
         })
     } else {
         None

@@ -9,8 +9,9 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::removal::removals;
 use crate::dispatch::subscriptions::Subscriptions;
-use crate::every::{Again, Every, supervised};
+use crate::every::{Again, Every};
 use crate::store::{Store, StoreError};
 use crate::turn::keys::{ConversationId, GatewayId, TurnId};
 use crate::turn::routing::API;
@@ -21,15 +22,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const CLAIM_SECONDS: u32 = 10;
 /// The most rows of one look.
 const MAX_ROWS: u32 = 500;
-/// The pause before rows are removed again after the database failed.
-const RETRY: Duration = Duration::from_millis(500);
 /// The period of [`poll`].
 const POLL_EVERY: Duration = Duration::from_secs(2);
 /// The most conversations that one query asks for.
 const MAX_POLLED: usize = 1000;
 
-/// Takes note of the terminals that sessions have shown, and removes their delivery rows in batches. The queue has no
-/// bound: it holds an id a terminal that was shown while the database did not answer. Cheap to clone.
+/// Takes note of the terminals that sessions have shown, and removes their delivery rows. Cheap to clone.
 #[derive(Clone)]
 pub struct ShownTerminals {
     queue: mpsc::UnboundedSender<TurnId>,
@@ -38,28 +36,17 @@ pub struct ShownTerminals {
 impl ShownTerminals {
     /// Starts the task that removes rows; it ends when the last handle is dropped.
     pub fn start(store: Store) -> Self {
-        let (queue, waiting) = mpsc::unbounded_channel();
-        supervised("the removal of shown deliveries", remove_shown(store, waiting));
+        // Until it works: cursors are past these terminals, so no session notes them again.
+        let queue = removals("the removal of shown deliveries", move |turns: Vec<TurnId>| {
+            let store = store.clone();
+            async move { store.remove_deliveries(API, &turns).await }
+        });
         ShownTerminals { queue }
     }
 
     /// The terminal of this turn was passed on to the owner of its conversation.
     pub fn note(&self, turn: TurnId) {
         let _ = self.queue.send(turn);
-    }
-}
-
-async fn remove_shown(store: Store, mut waiting: mpsc::UnboundedReceiver<TurnId>) {
-    let mut batch = Vec::new();
-    while waiting.recv_many(&mut batch, 500).await > 0 {
-        batch.sort();
-        batch.dedup();
-        // The removal is tried until it works: cursors are past these terminals, so no session notes them again.
-        while let Err(error) = store.remove_deliveries(API, &batch).await {
-            tracing::debug!(%error, "rows of shown terminals are not removed yet");
-            tokio::time::sleep(RETRY).await;
-        }
-        batch.clear();
     }
 }
 

@@ -6,19 +6,10 @@
 use bytes::Bytes;
 
 use super::sse::{self, FrameSubject};
-use crate::store::{Terminal, TurnView};
+use crate::store::{GoneReply, Terminal, TurnView};
 use crate::turn::cursor::{Cursor, Shown};
 use crate::turn::frame::Span;
 use crate::turn::keys::TurnId;
-
-/// What a stream shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StreamKind {
-    /// All turns of a conversation. A reply that answers several turns is shown once, with the turn that holds its text.
-    Session,
-    /// One turn in full, with the reply's text though another turn may hold it.
-    Turn,
-}
 
 /// The part of a log that a turn still owes to the cursor. Offsets are in log units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,14 +22,21 @@ pub struct Owed {
 }
 
 /// What to read of a log for this turn; `None` when all output before the terminal was shown.
-pub fn owed(view: &TurnView, cursor: &Cursor, kind: StreamKind) -> Option<Owed> {
+pub fn owed(view: &TurnView, cursor: &Cursor) -> Option<Owed> {
     let Shown::Part { offset, frames: 0 } = cursor.shown(view.number) else { return None };
     match &view.terminal {
         None => Some(Owed { log: view.turn_id, from: offset, until: None }),
-        Some(terminal) if kind == StreamKind::Session && terminal.holder != view.turn_id => None,
         Some(terminal) => {
             (offset < terminal.end).then_some(Owed { log: terminal.holder, from: offset, until: Some(terminal.end) })
         }
+    }
+}
+
+/// Whether a reply whose log is gone can never be shown behind this cursor: the cursor lacks a part of the log.
+pub fn is_out_of_reach(gone: &GoneReply, cursor: &Cursor) -> bool {
+    match cursor.shown(gone.number) {
+        Shown::Part { offset, frames: 0 } => offset < gone.end && !cursor.is_marked(gone.holder_number),
+        _ => false,
     }
 }
 
@@ -55,24 +53,19 @@ pub fn output(view: &TurnView, cursor: &mut Cursor, span: Span) -> Vec<Bytes> {
     frames
 }
 
-/// The frames of a terminal that are yet to be shown. Moves the cursor past them. `answered` are the turns that the reply
-/// answers, with their message ids; empty if it answers this one alone.
+/// The frames of a terminal that are yet to be shown. Moves the cursor past them, and past all other turns that the reply
+/// answers: whichever of them is shown first on a cursor, the others are not shown again. `answered` are these turns with their
+/// message ids; empty if the reply answers this one alone.
 pub fn terminal(
     view: &TurnView,
     terminal: &Terminal,
     cursor: &mut Cursor,
-    kind: StreamKind,
     answered: &[(TurnId, String)],
 ) -> Vec<Bytes> {
     let (offset, shown) = match cursor.shown(view.number) {
         Shown::Done => return Vec::new(),
         Shown::Part { offset, frames } => (offset.max(terminal.end), frames),
     };
-    if kind == StreamKind::Session && terminal.holder != view.turn_id {
-        // The reply is shown with the turn that holds its text.
-        cursor.advance(view.number, Shown::Done);
-        return Vec::new();
-    }
     let about = FrameSubject { turn_id: view.turn_id, message_id: &view.message_id };
     let own = [(view.turn_id, view.message_id.clone())];
     let mut frames = Vec::with_capacity(3);
@@ -80,19 +73,25 @@ pub fn terminal(
         if nth > shown {
             let to = if last { Shown::Done } else { Shown::Part { offset, frames: nth } };
             cursor.advance(view.number, to);
+            if last {
+                terminal.answered.iter().for_each(|&number| cursor.advance(number, Shown::Done));
+            }
             frames.push(make(cursor));
         }
     };
+    let finish = terminal.finish_reason.as_deref();
     match &terminal.failure {
         None => say(cursor, 1, true, &|c| {
-            sse::complete(c, about, "reply", if answered.is_empty() { &own } else { answered })
+            sse::complete(c, about, ("reply", finish), if answered.is_empty() { &own } else { answered })
         }),
         Some(failure) => {
             say(cursor, 1, false, &|c| sse::error(c, "error", about, failure));
             say(cursor, 2, false, &|c| sse::error(c, "agent-error", about, failure));
-            say(cursor, 3, true, &|c| sse::complete(c, about, "error", &own));
+            say(cursor, 3, true, &|c| sse::complete(c, about, ("error", finish), &own));
         }
     }
+    // Also behind a cursor that claims more frames than there are.
+    cursor.advance(view.number, Shown::Done);
     frames
 }
 
@@ -119,10 +118,22 @@ mod tests {
 
     fn failed() -> (TurnView, Terminal) {
         let mut view = view(1, None);
-        let terminal =
-            Terminal { failure: Some(Failure::new(Reason::WorkerExited)), holder: view.turn_id, end: 3, answers: 1 };
+        let terminal = Terminal { failure: Some(Failure::new(Reason::WorkerExited)), ..reply(&view, 3, &[1]) };
         view.terminal = Some(terminal.clone());
         (view, terminal)
+    }
+
+    /// A reply of this length in the log of `holder`, to the turns of these numbers.
+    fn reply(holder: &TurnView, end: u64, answered: &[i64]) -> Terminal {
+        Terminal {
+            failure: None,
+            finish_reason: None,
+            holder: holder.turn_id,
+            holder_number: holder.number,
+            end,
+            answered: answered.to_vec(),
+            log_gone: false,
+        }
     }
 
     #[test]
@@ -130,14 +141,14 @@ mod tests {
         let (view, end) = failed();
         for broken_after in 0..=3 {
             let mut cursor = Cursor::after(view.conversation_id, 0);
-            let all = terminal(&view, &end, &mut cursor.clone(), StreamKind::Session, &[]);
+            let all = terminal(&view, &end, &mut cursor.clone(), &[]);
             let mut seen = all[..broken_after].to_vec();
             if let Some(last) = seen.last() {
                 let text = String::from_utf8_lossy(last).to_string();
                 let id = text.lines().find_map(|l| l.strip_prefix("id: ")).expect("an id").to_string();
                 cursor = Cursor::parse(&id, view.conversation_id).expect("our own cursor");
             }
-            seen.extend(terminal(&view, &end, &mut cursor, StreamKind::Session, &[]));
+            seen.extend(terminal(&view, &end, &mut cursor, &[]));
             assert_eq!(events(&seen), ["error", "agent-error", "complete"], "broken after {broken_after}");
         }
     }
@@ -147,23 +158,34 @@ mod tests {
         let (view, end) = failed();
         let mut cursor = Cursor::after(view.conversation_id, 0);
         output(&view, &mut cursor, Span::new(0, vec![Frame::text("hello")]));
-        assert_eq!(owed(&view, &cursor, StreamKind::Session), None);
-        assert_eq!(terminal(&view, &end, &mut cursor, StreamKind::Session, &[]).len(), 3);
+        assert_eq!(owed(&view, &cursor), None);
+        assert_eq!(terminal(&view, &end, &mut cursor, &[]).len(), 3);
         assert_eq!(cursor.shown(1), Shown::Done);
     }
 
     #[test]
-    fn a_reply_to_several_is_shown_once_on_a_session_and_in_full_on_each_turns_stream() {
+    fn whichever_turn_of_a_reply_is_shown_marks_all_of_them_in_that_frame() {
         let holder = view(1, None);
-        let end = Terminal { failure: None, holder: holder.turn_id, end: 2, answers: 2 };
+        let end = reply(&holder, 2, &[1, 2, 4]);
         let other = TurnView { terminal: Some(end.clone()), number: 2, ..view(2, None) };
-        let mut cursor = Cursor::after(other.conversation_id, 0);
-        assert_eq!(owed(&other, &cursor, StreamKind::Session), None);
-        assert!(terminal(&other, &end, &mut cursor, StreamKind::Session, &[]).is_empty());
-        assert_eq!(cursor.shown(2), Shown::Done);
         let mut cursor = Cursor::after(other.conversation_id, 1);
-        let owes = owed(&other, &cursor, StreamKind::Turn).expect("the whole log");
+        let owes = owed(&other, &cursor).expect("the whole log");
         assert_eq!((owes.log, owes.from, owes.until), (holder.turn_id, 0, Some(2)));
-        assert_eq!(events(&terminal(&other, &end, &mut cursor, StreamKind::Turn, &[])), ["complete"]);
+        let frames = terminal(&other, &end, &mut cursor, &[]);
+        assert_eq!(events(&frames), ["complete"]);
+        assert!(String::from_utf8_lossy(&frames[0]).contains(".1.2-d.4-d\n"), "{frames:?}");
+    }
+
+    #[test]
+    fn a_reply_without_its_log_is_out_of_reach_until_all_of_it_was_shown() {
+        let conversation = ConversationId::new();
+        let gone = GoneReply { number: 5, holder_number: 4, end: 9 };
+        for (shown, lost) in
+            [("3", true), ("4", true), ("5", false), ("3.5-8-0", true), ("3.5-9-0", false), ("3.4-d", false)]
+        {
+            let text = format!("{}{shown}", Cursor::after(conversation, 0).to_string().strip_suffix('0').expect("0"));
+            let cursor = Cursor::parse(&text, conversation).expect("a cursor");
+            assert_eq!(is_out_of_reach(&gone, &cursor), lost, "{shown}");
+        }
     }
 }

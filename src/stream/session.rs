@@ -2,7 +2,8 @@
 //!
 //! The stream pulls: it waits for a change of its conversation, reads what its cursor has not seen (output from the live
 //! logs, turns and terminals from the store), writes it, and waits again. So nothing queues up for a slow client, and a
-//! wake-up that is lost costs the time until the next poll, never a frame.
+//! wake-up that is lost costs the time until the next poll, never a frame. What is to be read and shown next is decided by
+//! [`progress`](super::progress).
 //!
 //! A gateway that is cut off from the database cannot know what ends elsewhere. After half a lease it aborts its streams, so that
 //! clients go on at another gateway, by their cursors.
@@ -10,7 +11,6 @@
 //! A stream ends cleanly only when no turn on it lacks its terminal. Otherwise it is aborted, since every client library
 //! takes a clean end for success.
 
-use std::collections::HashSet;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,9 @@ use futures::Stream;
 use tokio_util::sync::CancellationToken;
 
 use super::delivery::ShownTerminals;
-use super::render::{self, Owed, StreamKind};
+use super::progress::{Next, StreamKind, StreamProgress};
+use super::registry::{SessionRegistration, SessionRegistry};
+use super::render::Owed;
 use super::sse;
 use crate::dispatch::follow::Follower;
 use crate::dispatch::live::LiveLogs;
@@ -29,7 +31,7 @@ use crate::store::{Store, StoreError, TurnView};
 use crate::turn::cursor::{Cursor, Shown};
 use crate::turn::defaults::LEASE_SECONDS;
 use crate::turn::frame::Span;
-use crate::turn::keys::{ConversationId, GatewayId, SessionId, TurnId};
+use crate::turn::keys::{ConversationId, GatewayId, TurnId};
 
 /// A client that is sent nothing for this long is sent a comment, so that proxies do not close its connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -46,6 +48,7 @@ const RETRY: Duration = Duration::from_millis(500);
 pub struct Streams {
     pub gateway: GatewayId,
     pub store: Store,
+    pub sessions: SessionRegistry,
     pub live: LiveLogs,
     pub subscriptions: Subscriptions,
     pub follower: Follower,
@@ -68,11 +71,6 @@ pub struct Viewer {
 }
 
 impl Streams {
-    /// Takes charge of a session that was registered in the database: it is taken off when this value is dropped.
-    pub fn registered(&self, id: SessionId) -> SessionRegistration {
-        SessionRegistration { id, store: self.store.clone() }
-    }
-
     /// The bytes of the stream. A session must have been registered before this is called, else the delivery of a terminal
     /// that is written meanwhile would be put aside for want of a session.
     pub fn open(
@@ -96,7 +94,7 @@ impl Streams {
                     stream.was_shown(&step.ended);
                     stream.last_sent = Instant::now();
                 }
-                if stream.over {
+                if stream.progress.is_over() {
                     return;
                 }
                 match stream.wait().await {
@@ -109,26 +107,10 @@ impl Streams {
                         Err(io::Error::other("the gateway stops before the turn's terminal"))?;
                     }
                     Woken::CutOff => Err(io::Error::other("the gateway is cut off from the database"))?,
-                    Woken::Erased => Err(io::Error::other("the conversation was erased"))?,
+                    Woken::Lost(why) => Err(io::Error::other(why))?,
                 }
             }
         }
-    }
-}
-
-/// A session in the database's registry of sessions; dropping it takes it off.
-pub struct SessionRegistration {
-    id: SessionId,
-    store: Store,
-}
-
-impl Drop for SessionRegistration {
-    fn drop(&mut self) {
-        let (store, id) = (self.store.clone(), self.id);
-        tokio::spawn(async move {
-            // If this fails, the row is removed together with this gateway's.
-            let _ = store.forget_sessions(&[id]).await;
-        });
     }
 }
 
@@ -149,210 +131,150 @@ enum Woken {
     Shutdown,
     /// The replica has not ticked for half a lease.
     CutOff,
-    /// The conversation, or the stream's turn, is no more.
-    Erased,
+    /// What is yet to be shown is no more, for this reason.
+    Lost(&'static str),
 }
 
-/// How far a stream has come, and the turns that it has yet to show.
+/// A stream, and what it needs to go on.
 struct ClientStream {
     streams: Streams,
-    viewer: Viewer,
-    kind: StreamKind,
+    conversation_id: ConversationId,
+    /// Whether what is shown counts as delivered.
+    owner: bool,
     changes: Subscription,
-    /// Turns that owe something to the cursor, in order.
-    open: Vec<TurnView>,
-    /// What was open before the last look at the store, and is yet to be met by it.
-    before: Vec<(TurnId, i64)>,
-    /// Every turn of the last look at the store, whether it owes something or not.
-    listed: HashSet<TurnId>,
-    /// The number of the last turn that the look at the store has listed.
-    listed_through: i64,
-    /// The store must be looked at anew before the next step.
-    stale: bool,
-    /// The look at the store goes on behind `listed_through`: the page was full.
-    more: bool,
-    /// Turns to go through before the next wait.
-    todo: Vec<TurnView>,
+    progress: StreamProgress,
     /// The store's count of changes at the last look.
     store_changes: u64,
-    /// The stream of a turn has shown the turn's terminal.
-    over: bool,
     /// The store could not be read.
     failed: bool,
-    erased: bool,
     /// When the stream was opened.
     begin: tokio::time::Instant,
+    /// The log of a reply that is yet to be shown is gone.
+    gone: bool,
     /// When the client was last sent anything.
     last_sent: Instant,
 }
 
 impl ClientStream {
     fn new(streams: Streams, viewer: Viewer, mut changes: Subscription) -> Self {
-        let kind = if viewer.turn.is_some() { StreamKind::Turn } else { StreamKind::Session };
+        let kind = viewer.turn.map_or(StreamKind::Session, |(turn, _)| StreamKind::Turn(turn));
         let store_changes = changes.seen().store;
         ClientStream {
             streams,
-            viewer,
-            kind,
+            conversation_id: viewer.conversation_id,
+            owner: viewer.owner,
             changes,
-            open: Vec::new(),
-            before: Vec::new(),
-            listed: HashSet::new(),
-            listed_through: 0,
-            stale: true,
-            more: false,
-            todo: Vec::new(),
+            progress: StreamProgress::new(kind, viewer.cursor),
             store_changes,
-            over: false,
             failed: false,
-            erased: false,
             begin: tokio::time::Instant::now(),
+            gone: false,
             last_sent: Instant::now(),
         }
     }
 
     /// The next frames, if there are any now.
     async fn next(&mut self) -> Option<StreamStep> {
-        loop {
-            if self.stale || (self.more && self.todo.is_empty()) {
-                match self.read_store().await {
-                    Ok(()) => self.failed = false,
-                    Err(error) => return self.fails(&error),
-                }
-            }
-            while let Some(view) = self.todo.first().cloned() {
-                match self.step(&view).await {
-                    Ok(Some(step)) => return Some(step),
-                    Ok(None) => drop(self.todo.remove(0)),
-                    Err(error) => return self.fails(&error),
-                }
-            }
-            if !self.more || self.over {
+        while !self.gone {
+            let next = self.progress.next();
+            if next == Next::Wait {
                 return None;
             }
+            match self.advance(next).await {
+                Ok(step) => {
+                    self.failed = false;
+                    if !step.frames.is_empty() {
+                        return Some(step);
+                    }
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut self.failed, true) {
+                        tracing::debug!(%error, "a stream waits for the database");
+                    }
+                    self.progress.look_anew();
+                    return None;
+                }
+            }
         }
-    }
-
-    /// The store could not be read: it is looked at anew.
-    fn fails(&mut self, error: &StoreError) -> Option<StreamStep> {
-        if !std::mem::replace(&mut self.failed, true) {
-            tracing::debug!(%error, "a session waits for the database");
-        }
-        self.stale = true;
         None
     }
 
-    /// Reads the turns that lie past the cursor, a page of them: the first if the look is a new one, else the next. Pages go on
-    /// behind the last turn that was listed and not behind the cursor's base, which an open turn may keep far behind.
-    async fn read_store(&mut self) -> Result<(), StoreError> {
-        if self.stale {
-            // Behind what a look that failed on its way has not met.
-            self.before.extend(self.open.drain(..).map(|v| (v.turn_id, v.number)));
-            self.listed.clear();
-            self.listed_through = self.viewer.cursor.base();
-        }
-        // Until the page was read nothing of the look is known.
-        let first = std::mem::replace(&mut self.stale, true);
+    /// Does what is next; the step has no frames where there is nothing to show of it.
+    async fn advance(&mut self, next: Next) -> Result<StreamStep, StoreError> {
         let store = &self.streams.store;
-        let page = match &self.viewer.turn {
-            Some((turn, _)) => store.turn_view(*turn).await?.into_iter().collect(),
-            None => store.turn_views_after(&[(self.viewer.conversation_id, self.listed_through)]).await?,
-        };
-        self.more = self.kind == StreamKind::Session && page.len() as i64 >= crate::store::MAX_VIEWED;
-        let through = page.last().map_or(self.listed_through, |v| v.number);
-        // A turn that still owes something and is not there any more was erased, or removed by the retention: either way
-        // its terminal cannot be shown.
-        let more = self.more;
-        let met = self.before.extract_if(.., |(_, number)| !more || *number <= through);
-        let gone = met.map(|(turn, _)| turn).any(|turn| !page.iter().any(|v: &TurnView| v.turn_id == turn));
-        let nothing = first && page.is_empty();
-        let erased = match self.kind {
-            StreamKind::Turn => nothing,
-            StreamKind::Session => gone || (nothing && !self.exists().await?),
-        };
-        self.erased = erased || (self.erased && !first);
-        self.listed.extend(page.iter().map(|v| v.turn_id));
-        if self.kind == StreamKind::Session && !page.is_empty() {
-            // What earlier pages have left open lies before this one.
-            let exist: Vec<i64> = self.open.iter().chain(&page).map(|v| v.number).collect();
-            self.viewer.cursor.compact(&exist, through);
-            self.listed_through = through;
+        let mut step = StreamStep { frames: Vec::new(), ended: Vec::new() };
+        match next {
+            Next::Page(behind) => self.read_page(behind).await?,
+            Next::Holder { of, holder } => self.progress.took_holder(of, store.turn_view(holder).await?),
+            Next::Log(view, owed) => {
+                let span = self.read_log(&view, owed).await?;
+                step.frames = self.progress.took_log(view.turn_id, span);
+            }
+            Next::Terminal(view) => {
+                let answered = match &view.terminal {
+                    Some(terminal) if terminal.answered.len() > 1 => store.turns_answered_by(terminal.holder).await?,
+                    _ => Vec::new(),
+                };
+                (step.frames, step.ended) = self.progress.shows_terminal(view.turn_id, &answered);
+            }
+            Next::Gone { holder, noted } => {
+                if !noted {
+                    tracing::error!(turn = %holder, "the log of turn {holder} is gone: its reply is shown to nobody any more");
+                    store.note_log_gone(holder).await?;
+                }
+                self.gone = true;
+            }
+            Next::Wait => {}
         }
-        let unseen = page.into_iter().filter(|v| self.viewer.cursor.shown(v.number) != Shown::Done);
-        self.todo = unseen.collect();
-        self.open.extend(self.todo.iter().cloned());
-        // A client that comes back to a turn's stream with the terminal on its cursor finds the end of the stream.
-        self.over |= self.kind == StreamKind::Turn && !nothing && self.open.is_empty();
-        self.stale = false;
+        Ok(step)
+    }
+
+    /// Reads turns past the cursor, a page of them.
+    async fn read_page(&mut self, behind: i64) -> Result<(), StoreError> {
+        let store = &self.streams.store;
+        match self.progress.kind() {
+            StreamKind::Turn(turn) => {
+                let page: Vec<_> = store.turn_view(turn).await?.into_iter().collect();
+                let exists = !page.is_empty();
+                self.progress.took_page(page, false, exists);
+            }
+            StreamKind::Session => {
+                let page = store.turn_views_after(&[(self.conversation_id, behind)]).await?;
+                let exists = !page.is_empty() || !self.progress.begins_look() || self.exists().await?;
+                let full = page.len() as i64 >= crate::store::MAX_VIEWED;
+                self.progress.took_page(page, full, exists);
+            }
+        }
         Ok(())
     }
 
     async fn exists(&self) -> Result<bool, StoreError> {
-        Ok(!self.streams.store.conversation_states(&[self.viewer.conversation_id]).await?.is_empty())
+        Ok(!self.streams.store.conversation_states(&[self.conversation_id]).await?.is_empty())
     }
 
     /// Whether the stream may end cleanly now. The store is asked, since no notice of a new turn may have come yet.
     async fn owes_nothing(&mut self) -> bool {
-        self.stale = true;
+        self.progress.look_anew();
         loop {
-            if self.read_store().await.is_err() || !self.open.is_empty() || self.erased {
+            let behind = match self.progress.next() {
+                Next::Page(behind) => behind,
+                _ => return self.progress.has_looked() && self.progress.owing().is_empty(),
+            };
+            if self.read_page(behind).await.is_err() || self.progress.is_erased() {
                 return false;
             }
-            if !self.more {
-                return true;
-            }
         }
-    }
-
-    /// How a turn is shown here. A session shows a turn that shares a reply with the turn that holds it; if that one lies
-    /// before the session's beginning, the turn is shown in full.
-    fn kind_of(&self, view: &TurnView) -> StreamKind {
-        match &view.terminal {
-            Some(terminal) if !self.listed.contains(&terminal.holder) => StreamKind::Turn,
-            _ => self.kind,
-        }
-    }
-
-    /// Shows a part of a turn; `None` when there is nothing more to show of it now.
-    async fn step(&mut self, view: &TurnView) -> Result<Option<StreamStep>, StoreError> {
-        let kind = self.kind_of(view);
-        if let Some(owed) = render::owed(view, &self.viewer.cursor, kind) {
-            let span = match self.read_log(view, owed).await {
-                // A log that cannot be read (a newer version's frame is in it, say) must not hold the terminal up.
-                Err(StoreError::Refused(why)) => {
-                    tracing::error!(turn = %owed.log, %why, "the log of turn {} cannot be shown", owed.log);
-                    Span::default()
-                }
-                read => read?,
-            };
-            if !span.is_empty() {
-                let frames = render::output(view, &mut self.viewer.cursor, span);
-                return Ok(Some(StreamStep { frames, ended: Vec::new() }));
-            }
-        }
-        let Some(terminal) = &view.terminal else { return Ok(None) };
-        let answered = match terminal.answers {
-            0 | 1 => Vec::new(),
-            _ => self.streams.store.turns_answered_by(terminal.holder).await?,
-        };
-        let frames = render::terminal(view, terminal, &mut self.viewer.cursor, kind, &answered);
-        self.open.retain(|v| v.turn_id != view.turn_id);
-        self.over |= self.kind == StreamKind::Turn;
-        self.todo.remove(0);
-        // All turns that the reply answers are delivered by it, also those that were shown with another turn.
-        let mut ended: Vec<TurnId> = answered.into_iter().map(|a| a.0).collect();
-        ended.push(view.turn_id);
-        Ok(Some(StreamStep { frames, ended }))
     }
 
     /// The owed part of a log: from memory, if the log is live here; otherwise from the store.
     async fn read_log(&self, view: &TurnView, owed: Owed) -> Result<Span, StoreError> {
-        let span = match self.streams.live.read(owed.log, owed.from) {
+        let live = &self.streams.live;
+        let span = match live.read(owed.log, owed.from) {
             // No worker has the turn yet, so it has no log.
             None if owed.until.is_none() && view.worker.is_none() => return Ok(Span::default()),
             // When the worker has moved to another replica, the log in memory may end where it left. So nothing new in memory
             // means that there is nothing new only while the output still passes through here.
-            Some(span) if owed.until.is_none() && (!span.is_empty() || self.streams.live.holds(owed.log)) => span,
+            Some(span) if owed.until.is_none() && (!span.is_empty() || live.passes(owed.log, owed.from)) => span,
             Some(span) if owed.until.is_some_and(|until| span.end() >= until) => span,
             _ => self.streams.store.read_log(owed.log, owed.from, LOG_ROWS).await?,
         };
@@ -363,21 +285,24 @@ impl ClientStream {
     }
 
     fn was_shown(&self, ended: &[TurnId]) {
-        if self.viewer.owner {
+        if self.owner {
             ended.iter().for_each(|&turn| self.streams.shown.note(turn));
         }
     }
 
     /// Waits until there may be something to show. Open turns whose worker another replica holds are followed meanwhile.
     async fn wait(&mut self) -> Woken {
-        if self.erased {
-            return Woken::Erased;
+        if self.progress.is_erased() {
+            return Woken::Lost("the conversation was erased");
+        }
+        if self.gone {
+            return Woken::Lost("the log of a reply is gone");
         }
         let mut remote = false;
-        for view in &self.open {
-            if let (Some(worker), false) = (view.worker, self.streams.live.holds(view.turn_id)) {
+        for view in self.progress.owing() {
+            let Shown::Part { offset, .. } = self.progress.cursor().shown(view.number) else { continue };
+            if let (Some(worker), false) = (view.worker, self.streams.live.passes(view.turn_id, offset)) {
                 remote = true;
-                let Shown::Part { offset, .. } = self.viewer.cursor.shown(view.number) else { continue };
                 self.streams.follower.follow(view.turn_id, view.conversation_id, worker, offset);
             }
         }
@@ -392,10 +317,9 @@ impl ClientStream {
             counts = self.changes.changed() => {
                 if counts.store != self.store_changes {
                     self.store_changes = counts.store;
-                    self.stale = true;
-                } else {
-                    self.todo = self.open.clone();
+                    self.progress.look_anew();
                 }
+                self.progress.go_through();
                 Woken::Look
             }
             () = tokio::time::sleep(pause) => {
@@ -403,7 +327,7 @@ impl ClientStream {
                     self.last_sent = Instant::now();
                     return Woken::KeepAlive;
                 }
-                self.todo = self.open.clone();
+                self.progress.go_through();
                 Woken::Look
             }
             () = self.streams.shutdown.cancelled() => Woken::Shutdown,
@@ -414,7 +338,7 @@ impl ClientStream {
     /// How long the replica may go without a tick: half of the shortest lease of those who hold turns that are shown here; of
     /// the usual one, if nobody does.
     fn patience(&self) -> Duration {
-        let leases = self.open.iter().filter_map(|view| view.lease_seconds);
+        let leases = self.progress.owing().iter().filter_map(|view| view.lease_seconds);
         half_a_lease(leases.min().unwrap_or(LEASE_SECONDS))
     }
 }

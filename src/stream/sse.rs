@@ -61,14 +61,23 @@ pub fn error(cursor: &Cursor, event: &str, about: FrameSubject<'_>, failure: &Fa
     frame(event, cursor, &data)
 }
 
-/// The last frame of a turn, or of all turns that one reply answers. `outcome` is `reply` or `error`.
-pub fn complete(cursor: &Cursor, about: FrameSubject<'_>, outcome: &str, answered: &[(TurnId, String)]) -> Bytes {
-    let data = json!({
+/// The last frame of a turn, or of all turns that one reply answers. The outcome is `reply` or `error`; beside it, why the
+/// model stopped, if that is known.
+pub fn complete(
+    cursor: &Cursor,
+    about: FrameSubject<'_>,
+    (outcome, finish_reason): (&str, Option<&str>),
+    answered: &[(TurnId, String)],
+) -> Bytes {
+    let mut data = json!({
         "turnId": about.turn_id,
         "messageId": about.message_id,
         "outcome": outcome,
         "turnIds": answered.iter().map(|a| a.0).collect::<Vec<_>>(),
         "messageIds": answered.iter().map(|a| &a.1).collect::<Vec<_>>(),
     });
+    if let Some(reason) = finish_reason {
+        data["finishReason"] = reason.into();
+    }
     frame("complete", cursor, &data)
 }

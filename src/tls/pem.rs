@@ -104,6 +104,14 @@ impl Authorities {
         Pem::read(file).authorities()
     }
 
+    /// Reads PEM text. `name` says where it is from.
+    ///
+    /// # Errors
+    /// If the text holds no certificates.
+    pub fn parse(name: &str, pem: Vec<u8>) -> Result<Self, TlsError> {
+        Pem { path: name.into(), content: Ok(pem) }.authorities()
+    }
+
     pub(super) fn roots(&self) -> RootCertStore {
         self.roots.clone()
     }

@@ -2,22 +2,26 @@
 //! and sends it back when it reconnects; no replica keeps anything.
 //!
 //! A cursor is opaque to clients, and any replica understands it. It names turns by their numbers in the conversation,
-//! never by a database sequence. Its `base` is the number of the turn up to which everything was shown. For each later
-//! turn of which something was shown, it says how far into the turn's log, and how many frames of its terminal. A
-//! turn's own stream uses the same form for its one turn.
+//! never by a database sequence. Its `base` is the number of the turn up to which everything was shown. For later turns of
+//! which something was shown, it says how far into the turn's log, and how many frames of its terminal; turns that were
+//! shown whole are written as ranges. A turn's own stream uses the same form for its one turn.
 //!
 //! The text form is `1.<conversation>.<base>`, followed for each later turn by `.<number>-<offset>-<frames>`, or by
-//! `.<number>-d` where the whole turn was shown. `1` is the form's version; `<conversation>` is 8 hex digits that tie the
-//! cursor to its conversation; everything else is decimal.
+//! `.<number>-d` where the whole turn was shown, or by `.<first>~<last>-d` where all turns of a range were. `1` is the form's
+//! version; `<conversation>` is 8 hex digits that tie the cursor to its conversation; everything else is decimal.
+//!
+//! What is between two ranges was not shown: an open turn, or one that has just ended. So the open turns bound the length of
+//! the text, however many turns have ended behind the first of them.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use super::keys::{ConversationId, hex};
 
-/// The most turns that a conversation may have open at once. A cursor tracks at most these one by one, which bounds its
-/// length.
+/// The most turns that a conversation may have open at once.
 pub const MAX_OPEN_TURNS: usize = 64;
+/// The longest cursor, in bytes. Each open turn adds itself and a range before it, some 50 bytes with numbers of ten digits.
+pub const MAX_CURSOR_BYTES: usize = 128 * MAX_OPEN_TURNS;
 
 /// How much of one turn a client has been shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +43,10 @@ impl Shown {
 pub struct Cursor {
     tag: String,
     base: i64,
-    turns: BTreeMap<i64, Shown>,
+    /// The turns above `base` that were shown in part: offset and frames.
+    parts: BTreeMap<i64, (u64, u8)>,
+    /// The turns above `base` that were shown whole, as ranges: the first number and the last. No two of them touch.
+    done: BTreeMap<i64, i64>,
 }
 
 /// Why a text is no cursor of this conversation.
@@ -54,7 +61,7 @@ pub enum CursorError {
 impl Cursor {
     /// The cursor of a client that was shown every turn up to the number `base`, and nothing after it.
     pub fn after(conversation: ConversationId, base: i64) -> Self {
-        Cursor { tag: tag(conversation), base, turns: BTreeMap::new() }
+        Cursor { tag: tag(conversation), base, parts: BTreeMap::new(), done: BTreeMap::new() }
     }
 
     /// Reads a cursor that a client sent.
@@ -63,7 +70,7 @@ impl Cursor {
     /// If the text is no cursor, or is one of another conversation.
     pub fn parse(text: &str, conversation: ConversationId) -> Result<Self, CursorError> {
         use CursorError::{Foreign, Malformed};
-        if text.len() > 64 * MAX_OPEN_TURNS {
+        if text.len() > MAX_CURSOR_BYTES {
             return Err(Malformed);
         }
         let mut parts = text.split('.');
@@ -71,26 +78,47 @@ impl Cursor {
             return Err(Malformed);
         }
         let found = parts.next().ok_or(Malformed)?;
-        let base: i64 = number(parts.next().ok_or(Malformed)?)?;
-        let mut turns = BTreeMap::new();
-        for part in parts {
-            let mut fields = part.split('-');
-            let turn: i64 = number(fields.next().ok_or(Malformed)?)?;
-            let shown = match (fields.next(), fields.next(), fields.next()) {
-                (Some("d"), None, None) => Shown::Done,
-                (Some(offset), Some(frames), None) => {
-                    Shown::Part { offset: number(offset)? as u64, frames: frames.parse().map_err(|_| Malformed)? }
-                }
-                _ => return Err(Malformed),
-            };
-            if turn <= base || turns.insert(turn, shown).is_some() {
-                return Err(Malformed);
-            }
-        }
+        let mut cursor = Cursor {
+            tag: found.to_string(),
+            base: number(parts.next().ok_or(Malformed)?)?,
+            parts: BTreeMap::new(),
+            done: BTreeMap::new(),
+        };
+        parts.try_for_each(|part| cursor.parse_turns(part))?;
         if found != tag(conversation) {
             return Err(if found.len() == 8 { Foreign } else { Malformed });
         }
-        Ok(Cursor { tag: found.to_string(), base, turns })
+        Ok(cursor)
+    }
+
+    /// Reads what a cursor's text says of a turn or of a range of them. Nothing is said twice.
+    fn parse_turns(&mut self, part: &str) -> Result<(), CursorError> {
+        use CursorError::Malformed;
+        let mut fields = part.split('-');
+        let turns = fields.next().ok_or(Malformed)?;
+        let (first, last) = match turns.split_once('~') {
+            Some((first, last)) => (number(first)?, number(last)?),
+            None => (number(turns)?, number(turns)?),
+        };
+        // A number that cannot be counted on from is no turn's.
+        if first <= self.base || first > last || last == i64::MAX || self.says_anything_of(first, last) {
+            return Err(Malformed);
+        }
+        match (fields.next(), fields.next(), fields.next()) {
+            (Some("d"), None, None) => self.mark(first, last),
+            (Some(offset), Some(frames), None) if first == last => {
+                let shown = (number(offset)? as u64, frames.parse().map_err(|_| Malformed)?);
+                self.parts.insert(first, shown);
+            }
+            _ => return Err(Malformed),
+        }
+        Ok(())
+    }
+
+    /// Whether a turn of this range was shown whole or in part.
+    fn says_anything_of(&self, first: i64, last: i64) -> bool {
+        let done = self.done.range(..=last).next_back().is_some_and(|(_, &end)| end >= first);
+        done || self.parts.range(first..=last).next().is_some()
     }
 
     /// The number of the turn up to which everything was shown.
@@ -100,41 +128,79 @@ impl Cursor {
 
     /// Whether anything of the turns up to number `through` has not been shown.
     pub fn lacks(&self, through: i64) -> bool {
-        // The loop stops at the first number that the map lacks, so the cursor's own length bounds it.
-        (self.base.saturating_add(1)..=through).any(|number| self.shown(number) != Shown::Done)
+        // Ranges do not touch: behind the first one is a turn that was not shown.
+        let shown = self.done.get(&self.base.saturating_add(1)).copied().unwrap_or(self.base);
+        shown < through
     }
 
     /// How much of the turn of this number was shown.
     pub fn shown(&self, number: i64) -> Shown {
-        if number <= self.base {
+        if number <= self.base || self.is_marked(number) {
             return Shown::Done;
         }
-        self.turns.get(&number).copied().unwrap_or(Shown::NOTHING)
+        self.parts.get(&number).map_or(Shown::NOTHING, |&(offset, frames)| Shown::Part { offset, frames })
+    }
+
+    /// Whether the cursor says of this very turn that it was shown whole. Of the turns up to `base` it does not: a client's
+    /// first cursor begins behind turns that the client was never shown.
+    pub fn is_marked(&self, number: i64) -> bool {
+        self.done.range(..=number).next_back().is_some_and(|(_, &last)| last >= number)
     }
 
     /// Records what was just shown of a turn. A position before the recorded one changes nothing.
     pub fn advance(&mut self, number: i64, to: Shown) {
-        if number <= self.base {
-            return;
-        }
-        let forward = match (self.shown(number), to) {
-            (Shown::Done, _) => false,
-            (_, Shown::Done) => true,
-            (Shown::Part { offset: o, frames: f }, Shown::Part { offset, frames }) => (frames, offset) > (f, o),
-        };
-        if forward {
-            self.turns.insert(number, to);
+        match (self.shown(number), to) {
+            (Shown::Done, _) => {}
+            (_, Shown::Done) => self.mark(number, number),
+            (Shown::Part { offset: o, frames: f }, Shown::Part { offset, frames }) => {
+                if (frames, offset) > (f, o) {
+                    self.parts.insert(number, (offset, frames));
+                }
+            }
         }
     }
 
-    /// Moves `base` over all turns that are done or no longer exist, up to number `through`. `exists` lists in ascending
-    /// order the numbers above `base`, up to `through`, that the conversation still has turns for.
-    pub fn compact(&mut self, exists: &[i64], through: i64) {
-        let undone = exists.iter().copied().find(|&n| n > self.base && self.shown(n) != Shown::Done);
-        let base = undone.map_or(through, |n| n - 1);
+    /// Records that all turns of this range were shown whole.
+    fn mark(&mut self, first: i64, last: i64) {
+        let (mut from, mut to) = (first, last);
+        while let Some((&begin, &end)) = self.done.range(..=to.saturating_add(1)).next_back() {
+            if end < from.saturating_sub(1) {
+                break;
+            }
+            self.done.remove(&begin);
+            (from, to) = (from.min(begin), to.max(end));
+        }
+        self.done.insert(from, to);
+        self.parts.retain(|&number, _| number < from || number > to);
+    }
+
+    /// Moves `base` over all turns that are done or no longer exist, up to number `through`, and joins ranges with nothing
+    /// but such turns between them. `undone` lists the numbers above `base`, up to `through`, of the turns that the
+    /// conversation still has and that were not shown whole; others in it change nothing.
+    pub fn compact(&mut self, undone: &[i64], through: i64) {
+        let owes = |n: &i64| *n > self.base && *n <= through && self.shown(*n) != Shown::Done;
+        let mut undone: Vec<i64> = undone.iter().copied().filter(owes).collect();
+        undone.sort_unstable();
+        let base = undone.first().map_or(through, |n| n - 1);
         if base > self.base {
             self.base = base;
-            self.turns = self.turns.split_off(&(base + 1));
+            self.parts = self.parts.split_off(&(base + 1));
+            // A range that begins before the base and ends behind it moves the base on.
+            let behind = self.done.split_off(&(base + 1));
+            let reaches = self.done.last_key_value().map_or(base, |(_, &last)| last);
+            (self.done, self.base) = (behind, reaches.max(base));
+            if let Some(last) = self.done.remove(&(self.base.saturating_add(1))) {
+                self.base = last;
+            }
+            self.parts = self.parts.split_off(&(self.base.saturating_add(1)));
+        }
+        let ranges: Vec<(i64, i64)> = self.done.iter().map(|(&first, &last)| (first, last)).collect();
+        for pair in ranges.windows(2) {
+            let [(_, end), (begin, _)] = pair else { continue };
+            let next = undone.partition_point(|n| n <= end);
+            if *begin <= through && undone.get(next).is_none_or(|n| n > begin) {
+                self.mark(*end + 1, *begin - 1);
+            }
         }
     }
 }
@@ -142,13 +208,18 @@ impl Cursor {
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "1.{}.{}", self.tag, self.base)?;
-        for (number, shown) in &self.turns {
-            match shown {
-                Shown::Done => write!(f, ".{number}-d")?,
-                Shown::Part { offset, frames } => write!(f, ".{number}-{offset}-{frames}")?,
+        let mut ranges = self.done.iter().peekable();
+        let mut write_ranges = |f: &mut fmt::Formatter<'_>, before: i64| {
+            while let Some((first, last)) = ranges.next_if(|(first, _)| **first < before) {
+                if first == last { write!(f, ".{first}-d")? } else { write!(f, ".{first}~{last}-d")? }
             }
+            Ok(())
+        };
+        for (&number, (offset, frames)) in &self.parts {
+            write_ranges(f, number)?;
+            write!(f, ".{number}-{offset}-{frames}")?;
         }
-        Ok(())
+        write_ranges(f, i64::MAX)
     }
 }
 
@@ -193,18 +264,78 @@ mod tests {
         }
 
         #[test]
-        fn nothing_shown_is_ever_forgotten(steps in prop::collection::vec((1i64..8, shown()), 0..30)) {
+        fn a_forged_cursor_is_no_panic(rest in "(\\.[0-9]{1,3}(~[0-9]{1,19})?-(d|[0-9]{1,3}-[0-9])){0,6}", through in any::<i64>()) {
+            let conversation = ConversationId::new();
+            if let Ok(mut cursor) = Cursor::parse(&format!("{}{rest}", Cursor::after(conversation, 7)), conversation) {
+                let _ = cursor.lacks(through);
+                cursor.advance(9, Shown::Done);
+                cursor.compact(&[8, 30], through.clamp(0, 1000));
+                let text = cursor.to_string();
+                prop_assert_eq!(Cursor::parse(&text, conversation), Ok(cursor));
+            }
+        }
+
+        /// Against a map with an entry for every turn, over turns of which some never existed.
+        #[test]
+        fn nothing_shown_is_ever_forgotten_and_nothing_else_is_taken_for_shown(
+            exists in prop::collection::vec(any::<bool>(), 12),
+            steps in prop::collection::vec((0i64..12, shown(), prop::option::of(0i64..12)), 0..40),
+        ) {
+            let all: Vec<i64> = (0..12).filter(|&n| n > 0 && exists[n as usize]).collect();
             let mut cursor = Cursor::after(ConversationId::new(), 0);
-            let all: Vec<i64> = (1..8).collect();
-            for (number, to) in steps {
-                let before = cursor.shown(number);
-                cursor.advance(number, to);
-                cursor.compact(&all, 7);
-                if before == Shown::Done || to == Shown::Done {
-                    prop_assert_eq!(cursor.shown(number), Shown::Done);
+            let mut plain: BTreeMap<i64, Shown> = BTreeMap::new();
+            for (at, to, compacted) in steps {
+                if let Some(&number) = all.get(at as usize) {
+                    cursor.advance(number, to);
+                    let known = plain.entry(number).or_insert(Shown::NOTHING);
+                    *known = match (*known, to) {
+                        (Shown::Part { offset: o, frames: f }, Shown::Part { offset, frames })
+                            if (frames, offset) > (f, o) => to,
+                        (Shown::Part { .. }, Shown::Done) => to,
+                        (known, _) => known,
+                    };
+                }
+                if let Some(through) = compacted {
+                    cursor.compact(&all, through);
+                }
+                for &number in &all {
+                    prop_assert_eq!(cursor.shown(number), plain.get(&number).copied().unwrap_or(Shown::NOTHING));
                 }
             }
         }
+
+        /// The worst that can be: every open turn shown in part, and between any two of them turns that have ended.
+        #[test]
+        fn the_open_turns_alone_bound_the_length(gaps in prop::collection::vec(0i64..40, MAX_OPEN_TURNS), first in 1i64..1_000_000_000) {
+            let conversation = ConversationId::new();
+            let mut cursor = Cursor::after(conversation, first - 1);
+            let (mut at, mut open) = (first, Vec::new());
+            for gap in gaps {
+                open.push(at);
+                cursor.advance(at, Shown::Part { offset: 16 * 1024 * 1024, frames: 2 });
+                // Every other number was skipped.
+                (1..=gap).for_each(|n| cursor.advance(at + 2 * n, Shown::Done));
+                at += 2 * gap + 2;
+            }
+            cursor.compact(&open, at);
+            let text = cursor.to_string();
+            prop_assert!(text.len() <= 50 * MAX_OPEN_TURNS && text.len() < MAX_CURSOR_BYTES, "{} bytes", text.len());
+            prop_assert_eq!(Cursor::parse(&text, conversation), Ok(cursor));
+        }
+    }
+
+    #[test]
+    fn thousands_of_ended_turns_behind_an_open_one_are_one_range() {
+        let conversation = ConversationId::new();
+        let mut cursor = Cursor::after(conversation, 0);
+        cursor.advance(1, Shown::Part { offset: 7, frames: 0 });
+        (2..5000).for_each(|number| cursor.advance(number, Shown::Done));
+        assert!(cursor.to_string().ends_with(".0.1-7-0.2~4999-d"), "{cursor}");
+        assert!(cursor.is_marked(4999) && !cursor.is_marked(5000) && cursor.lacks(1));
+        cursor.advance(1, Shown::Done);
+        assert!(!cursor.lacks(4999) && cursor.lacks(5000));
+        cursor.compact(&[], 4000);
+        assert_eq!(cursor, Cursor::after(conversation, 4999));
     }
 
     #[test]
@@ -223,8 +354,21 @@ mod tests {
 
     #[test]
     fn a_foreign_cursor_is_told_apart() {
-        let cursor = Cursor::after(ConversationId::new(), 3).to_string();
+        let conversation = ConversationId::new();
+        let cursor = Cursor::after(conversation, 3).to_string();
         assert_eq!(Cursor::parse(&cursor, ConversationId::new()), Err(CursorError::Foreign));
-        assert_eq!(Cursor::parse("hello", ConversationId::new()), Err(CursorError::Malformed));
+        for malformed in ["hello", "", "1", "2.00000000.3"] {
+            assert_eq!(Cursor::parse(malformed, conversation), Err(CursorError::Malformed), "{malformed:?}");
+        }
+        for malformed in
+            [".3-d", ".5~4-d", ".4~5-1-1", ".4-d.4-1-0", ".4-1-0.4~6-d", ".4~6-d.5-d", ".4~9223372036854775807-d"]
+        {
+            assert_eq!(
+                Cursor::parse(&format!("{cursor}{malformed}"), conversation),
+                Err(CursorError::Malformed),
+                "{malformed}"
+            );
+        }
+        assert!(Cursor::parse(&format!("{cursor}.4~5-d.6-1-0.7-d"), conversation).is_ok());
     }
 }

@@ -28,3 +28,13 @@ pub const TURNS_PER_WORKER: u32 = 1;
 pub const MAX_QUEUED_TURNS: u32 = 1000;
 /// How long a guardrail's webhook may take to answer.
 pub const WEBHOOK_TIMEOUT_SECONDS: u32 = 5;
+/// How long a connection to a model server may take to be made.
+pub const MODEL_CONNECT_SECONDS: u32 = 10;
+/// How long a model server may say nothing. Models that think send comments or thoughts meanwhile, as a rule.
+pub const MODEL_SILENCE_SECONDS: u32 = 120;
+/// How long a whole completion may take.
+pub const MODEL_COMPLETION_SECONDS: u32 = 900;
+/// How often a model server is asked again that could not be reached or is overloaded. Once: a person waits.
+pub const MODEL_RETRIES: u32 = 1;
+/// How many past turns of the conversation a model is sent.
+pub const MODEL_HISTORY_TURNS: u32 = 50;

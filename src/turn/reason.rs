@@ -16,8 +16,15 @@ use utoipa::ToSchema;
 /// values of metric labels, and clients switch on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, ToSchema)]
 pub enum Reason {
-    /// The agent program itself failed: it exited with an error, gave no output, or its model answered with an error.
+    /// The agent program itself failed: it exited with an error or gave no output; or its model began an answer and did not
+    /// finish it.
     AgentError,
+    /// The agent's model did not answer, for a cause that may pass: its server could not be reached, was overloaded or
+    /// failed before an answer began.
+    ModelUnavailable,
+    /// The agent's model, or its server, refused the request, and will do so until somebody changes it or the agent: a wrong
+    /// key, an unknown model, a conversation that is too long.
+    ModelRejected,
     /// The worker process or its container ended while it held the turn, and nothing more specific is known.
     WorkerExited,
     /// The kernel killed the agent or its worker because it exceeded its memory limit.
@@ -64,8 +71,10 @@ pub struct UnknownReason(pub String);
 
 impl Reason {
     /// Every reason, in the order of their declaration.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::AgentError,
+        Self::ModelUnavailable,
+        Self::ModelRejected,
         Self::WorkerExited,
         Self::OutOfMemory,
         Self::Evicted,
@@ -90,6 +99,8 @@ impl Reason {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::AgentError => "AgentError",
+            Self::ModelUnavailable => "ModelUnavailable",
+            Self::ModelRejected => "ModelRejected",
             Self::WorkerExited => "WorkerExited",
             Self::OutOfMemory => "OutOfMemory",
             Self::Evicted => "Evicted",
@@ -119,6 +130,8 @@ impl Reason {
         match self {
             // The program or its model may do better next time: models are not deterministic, rate limits pass.
             Self::AgentError => true,
+            // A server comes back, a limit of its rate passes.
+            Self::ModelUnavailable => true,
             // The worker died or was taken away; the next turn gets another one.
             Self::WorkerExited | Self::Evicted | Self::Preempted | Self::Deleted => true,
             Self::NodeShutdown | Self::NodeLost | Self::LeaseLapsed => true,
@@ -129,7 +142,7 @@ impl Reason {
             // A fault of ours that is usually transient (storage failed over, a row was lost).
             Self::Internal => true,
             // Configuration: the same start fails the same way until somebody changes the Agent.
-            Self::ImagePull | Self::StartFailed | Self::AgentNotFound => false,
+            Self::ImagePull | Self::StartFailed | Self::AgentNotFound | Self::ModelRejected => false,
             // The same work would take as long again, and would cost as much.
             Self::DeadlineExceeded => false,
             // The same message is rejected again; the same message id conflicts again; nobody wants it any more.
@@ -141,6 +154,8 @@ impl Reason {
     pub const fn client_message(self) -> &'static str {
         match self {
             Self::AgentError => "The agent failed while answering. Please try again.",
+            Self::ModelUnavailable => "The agent's model is not available at the moment. Please try again later.",
+            Self::ModelRejected => "The agent's model refused the request. Please contact whoever operates the agent.",
             Self::WorkerExited => "The agent stopped unexpectedly before it could answer. Please try again.",
             Self::OutOfMemory => "The agent ran out of memory. Please try again, if need be with a smaller request.",
             Self::Evicted | Self::Preempted | Self::Deleted | Self::NodeShutdown => {

@@ -9,6 +9,8 @@ use super::reason::Reason;
 pub const MAX_MESSAGE_BYTES: usize = 4 * 1024;
 /// The longest detail for operators (stderr tail, container state) that is stored, in bytes.
 pub const MAX_DETAIL_BYTES: usize = 16 * 1024;
+/// The longest finish reason that is kept, in bytes. Model servers use single words.
+pub const MAX_FINISH_REASON_BYTES: usize = 64;
 
 /// Why a turn has no reply: the cause that a client is told, and a detail that only operators see.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -84,6 +86,12 @@ impl Outcome {
             Outcome::Error(_) => "error",
         }
     }
+}
+
+/// A finish reason as it is kept: storable, and cut to [`MAX_FINISH_REASON_BYTES`]. A blank one is none.
+pub fn finish_reason(said: Option<String>) -> Option<String> {
+    let said = said.filter(|reason| !reason.trim().is_empty())?;
+    Some(cut(storable(said), MAX_FINISH_REASON_BYTES))
 }
 
 /// Cuts text to at most `max` bytes, between two characters.

@@ -58,6 +58,11 @@ impl OutputSink {
         pushed
     }
 
+    /// Notes why the model stopped, in the words of its server, to be told with the turn's end.
+    pub fn finish_reason(&self, reason: &str) {
+        self.log.note_finish_reason(reason);
+    }
+
     /// Whether the turn has any text so far.
     pub fn has_text(&self) -> bool {
         self.log.has_text()

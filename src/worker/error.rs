@@ -22,17 +22,21 @@ pub enum WorkerError {
     #[error("the gateway's URL {0} is neither http:// nor https://")]
     BadGateway(url::Url),
     #[error(transparent)]
-    GatewayCa(#[from] TlsError),
+    Authorities(#[from] TlsError),
     #[error("no HTTP client: {0}")]
     Http(#[from] reqwest::Error),
     #[error("cannot install into {path}: {error}; the directory must exist and be writable")]
     Install { path: std::path::PathBuf, error: std::io::Error },
     #[error("cannot start {program}: {error}")]
     Start { program: String, error: std::io::Error },
-    #[error("the environment variable {0}, which --api-key-env names, holds no API key")]
-    NoApiKey(String),
+    #[error("the environment variable {0}, which a flag names, is not set, or holds what no header may have")]
+    NoValue(String),
+    #[error(
+        "--header-env {0}: it has the form NAME=VARIABLE, with the header's name and that of an environment variable"
+    )]
+    BadHeader(String),
     #[error("the server at {url} was not ready within {seconds} s: {why}")]
-    NotReady { url: url::Url, seconds: u64, why: String },
+    NotReady { url: String, seconds: u64, why: String },
     #[error("conformance needs a loopback port: {0}")]
     Listen(std::io::Error),
 }

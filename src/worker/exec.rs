@@ -17,13 +17,14 @@ use super::options::CommonArgs;
 use super::output_log::Stopped;
 use super::process::AgentProcess;
 use super::start::{self, Wants};
-use super::text::{Decoder, FrameLines};
+use super::text::FrameLines;
 use crate::child::output::copy_stderr;
 use crate::turn::cause;
 use crate::turn::cause::process::ProcessEnd;
 use crate::turn::frame::{Frame, storable};
 use crate::turn::keys::TurnId;
 use crate::turn::terminal::Outcome;
+use crate::utf8::Decoder;
 use crate::wire::TurnPush;
 
 /// How long the ends of stdout and stderr are waited for after the program has ended: a child of the program may still hold

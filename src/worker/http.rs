@@ -16,7 +16,7 @@ pub(super) enum LineError {
     TooLong(usize),
 }
 
-/// The lines of an answer that has no end of its own: the turns stream (NDJSON) or a model's stream (SSE).
+/// The lines of an answer that has no end of its own: the turns stream (NDJSON).
 pub(super) struct StreamLines {
     response: Response,
     lines: Lines,
@@ -58,6 +58,18 @@ pub(super) async fn body_of(mut response: Response, limit: usize) -> Result<Vec<
         body.extend_from_slice(&chunk);
     }
     Ok(body)
+}
+
+/// The beginning of an answer's body, of at most `limit` bytes; less if it breaks off.
+pub(super) async fn beginning_of(mut response: Response, limit: usize) -> Vec<u8> {
+    let mut body = Vec::new();
+    while body.len() < limit
+        && let Ok(Some(chunk)) = response.chunk().await
+    {
+        body.extend_from_slice(&chunk);
+    }
+    body.truncate(limit);
+    body
 }
 
 /// An error with its causes: reqwest's own text leaves out what went wrong.

@@ -156,6 +156,7 @@ impl JobReporter {
                     turn_ids: self.turns.clone(),
                     reply_id: self.reply_id.clone(),
                     outcome,
+                    finish_reason: self.log.finish_reason(),
                     end,
                     tail: tail.map(|tail| Tail { offset: tail.start, frames: tail.frames }),
                 };

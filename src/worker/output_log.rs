@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use crate::turn::cause::program;
 use crate::turn::frame::{Frame, Span};
-use crate::turn::terminal::Outcome;
+use crate::turn::terminal::{Outcome, finish_reason};
 use crate::wire::{Acked, MAX_LOG_UNITS};
 
 /// How much may wait to become durable, in bytes; beyond it, the adapter has to wait.
@@ -73,6 +73,7 @@ struct LogState {
     /// The log cannot be completed any more, and `outcome` says why.
     rejected: bool,
     outcome: Option<Outcome>,
+    finish_reason: Option<String>,
 }
 
 impl OutputLog {
@@ -124,6 +125,16 @@ impl OutputLog {
             state.outcome.get_or_insert(outcome);
         }
         self.changed.notify_one();
+    }
+
+    /// Keeps why the model stopped.
+    pub(super) fn note_finish_reason(&self, reason: &str) {
+        self.state().finish_reason = finish_reason(Some(reason.to_owned()));
+    }
+
+    /// Why the model stopped, if the adapter said so.
+    pub(super) fn finish_reason(&self) -> Option<String> {
+        self.state().finish_reason.clone()
     }
 
     /// Whether the turn's last word is here.

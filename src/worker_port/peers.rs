@@ -9,8 +9,9 @@ use serde::Deserialize;
 use subtle::ConstantTimeEq;
 
 use super::WorkerPort;
-use crate::dispatch::follow::PeerFrames;
+use crate::dispatch::follow::{PING_EVERY, PeerFrames};
 use crate::problem::Problem;
+use crate::turn::frame::Frame;
 use crate::turn::keys::TurnId;
 
 /// The query of a replica that follows a turn.
@@ -20,8 +21,9 @@ pub(super) struct FramesAfter {
     after: u64,
 }
 
-/// NDJSON of [`PeerFrames`], as the worker produces them, until the turn is no longer in hand here. The caller shows this
-/// replica's secret, which only those who read the table `gateway` know.
+/// NDJSON of [`PeerFrames`], as the worker produces them, until the worker's stream is no longer here. The first line has no
+/// frames and says where the copy begins. The caller shows this replica's secret, which only those who read the table `gateway`
+/// know.
 pub(super) async fn frames(
     State(port): State<WorkerPort>,
     Path(turn): Path<TurnId>,
@@ -33,25 +35,31 @@ pub(super) async fn frames(
     if !shown.is_some_and(|s| bool::from(s.as_bytes().ct_eq(port.replica.secret.as_bytes()))) {
         return Err(Problem::new(StatusCode::UNAUTHORIZED, "for replicas alone"));
     }
-    let conversation = port.live.conversation_of(turn).ok_or_else(|| Problem::not_found("turn in hand here"))?;
+    let not_here = || Problem::not_found("turn in hand here");
+    let (conversation, begin) = port.live.serve(turn, after).ok_or_else(not_here)?;
     let mut changes = port.live.subscriptions().subscribe(conversation);
     let live = port.live.clone();
     let body = async_stream::stream! {
-        let mut at = after;
-        // The stream ends when the turn is no longer in hand here, or when the log at `at` is no longer in memory,
-        // since then the store has it.
-        while let Some(span) = live.read(turn, at) {
+        let mut at = begin;
+        yield line(at, Vec::new());
+        // The stream ends when the worker's stream is no longer here, or when the log at `at` is no longer in memory, since
+        // then the store has it.
+        while let Some(span) = live.read_served(turn, at) {
             if !span.is_empty() {
                 at = span.end();
-                let mut line = match serde_json::to_vec(&PeerFrames { start: span.start, frames: span.frames }) {
-                    Ok(line) => line,
-                    Err(error) => return yield Err(std::io::Error::other(error)),
-                };
-                line.push(b'\n');
-                yield Ok(Bytes::from(line));
+                yield line(span.start, span.frames);
             }
-            changes.changed().await;
+            tokio::select! {
+                _ = changes.changed() => {}
+                () = tokio::time::sleep(PING_EVERY) => yield line(at, Vec::new()),
+            }
         }
     };
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response())
+}
+
+fn line(start: u64, frames: Vec<Frame>) -> Result<Bytes, std::io::Error> {
+    let mut line = serde_json::to_vec(&PeerFrames { start, frames }).map_err(std::io::Error::other)?;
+    line.push(b'\n');
+    Ok(line.into())
 }

@@ -5,13 +5,12 @@
 //! is a *suspicion*, on which the worker's runtime is asked at once. It proves nothing, and fails no turn.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Query, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::WorkerPort;
@@ -49,19 +48,20 @@ pub(super) async fn turns(
         .await
         .map_err(refused)?;
     port.verified.insert(&credential, incarnation, terms.clone());
-    let beat = port.store.worker_state(incarnation).await?.ok_or_else(gone)?;
+    let asked_at = Instant::now();
+    let beat = port.store.worker_state(incarnation).await?.ok_or_else(gone)?.answer;
     let hello = Hello {
         heartbeat_seconds: terms.heartbeat_seconds,
         lease_seconds: terms.lease_seconds,
         capacity: terms.capacity,
         address: port.address.clone(),
     };
-    let (drain, patience, begin) = (terms.draining, half_a_lease(terms.lease_seconds), Instant::now());
+    let (drain, patience, begin) = (terms.draining, half_a_lease(terms.lease_seconds), tokio::time::Instant::now());
     let (worker, mut lines) = port.workers.join(incarnation, stream, terms, &asked);
     tracing::info!(%incarnation, worker_group = worker.terms.worker_group, "worker {incarnation} is connected");
     // From here on the end of the stream is noticed, whatever ends it.
     let open = OpenStream { port: port.clone(), worker: worker.clone() };
-    let first = port.workers.compare(incarnation, &in_hand, beat, asked.history).await?;
+    let first = port.workers.compare(incarnation, &in_hand, beat, asked_at, asked.history).await?;
     supervised("claiming for a worker", port.workers.clone().claim_for(worker.clone()));
 
     let body = async_stream::stream! {

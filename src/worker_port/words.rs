@@ -1,5 +1,7 @@
 //! What a worker says of its turns and of itself: the end of turns, the heartbeat, the goodbye.
 
+use std::time::Instant;
+
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
@@ -27,8 +29,7 @@ pub(super) async fn finish(
     check_finish(&finish)?;
     // The output is the first turn's; the others share it.
     let lead = finish.turn_ids[0];
-    let own = |t: TurnId| port.live.is_open(t, caller.incarnation);
-    let mut tail = port.live.tail(lead).filter(|_| own(lead)).unwrap_or_default();
+    let mut tail = port.live.tail(lead, caller.incarnation).unwrap_or_default();
     if let Some(last) = finish.tail {
         let last = Span::new(last.offset, storable(last.frames)?);
         tail = join_pieces(tail, last);
@@ -38,6 +39,7 @@ pub(super) async fn finish(
         turn_ids: finish.turn_ids.clone(),
         reply_id: finish.reply_id,
         outcome: port.outcome_of(caller.incarnation, cause::program::reply(finish.outcome, finish.end)).await?,
+        finish_reason: finish.finish_reason,
         end: finish.end,
         tail,
     };
@@ -53,7 +55,7 @@ pub(super) async fn finish(
         Err(error @ FinishError::SeveralConversations) => return Err(Problem::bad_request(error.to_string())),
         Err(FinishError::Store(error)) => return Err(error.into()),
     };
-    finish.turn_ids.iter().filter(|&&t| own(t)).for_each(|&t| port.live.close(t));
+    finish.turn_ids.iter().for_each(|&t| port.live.close(t, caller.incarnation));
     match port.workers.get(caller.incarnation) {
         Some(worker) => worker.let_go(&finish.turn_ids),
         // Another replica holds the worker's stream, and does not know yet that the worker can take another turn.
@@ -82,9 +84,10 @@ pub(super) async fn heartbeat(
     body: Bytes,
 ) -> Result<Json<HeartbeatAnswer>, Problem> {
     let beat: Heartbeat = parse(&body)?;
+    let asked = Instant::now();
     let answer = port.heartbeats.beat(caller.incarnation, !beat.turns.is_empty()).await?;
     match answer {
-        Some(answer) => Ok(Json(port.workers.compare(caller.incarnation, &beat.turns, answer, 0).await?)),
+        Some(answer) => Ok(Json(port.workers.compare(caller.incarnation, &beat.turns, answer, asked, 0).await?)),
         None => {
             port.verified.remove(caller.incarnation);
             Err(gone())
@@ -124,8 +127,7 @@ pub(super) async fn goodbye(
             }
         }
     }
-    let own = goodbye.hand_back.iter().filter(|&&t| port.live.is_open(t, caller.incarnation));
-    own.for_each(|&t| port.live.close(t));
+    goodbye.hand_back.iter().for_each(|&t| port.live.close(t, caller.incarnation));
     Ok(StatusCode::NO_CONTENT)
 }
 

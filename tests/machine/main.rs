@@ -17,6 +17,7 @@ mod embedded_postgres;
 mod endings;
 mod fleet;
 mod hostile;
+mod models;
 mod outage;
 mod platforms;
 mod pods;

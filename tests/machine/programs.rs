@@ -97,7 +97,7 @@ async fn a_model_server_that_nobody_here_wrote_streams_its_reply_and_its_error()
     assert_eq!(stream.ended().await, End::Clean);
     assert_eq!(names(&stream), ["connected", "error", "agent-error", "complete"]);
     let record = api.record(&turn).await;
-    assert_eq!(record["error"]["reason"], "AgentError", "{record}");
+    assert_eq!(record["error"]["reason"], "ModelUnavailable", "{record}");
     assert!(record["error"]["detail"].as_str().unwrap().contains("mock internal server error"), "{record}");
     assert!(!record["error"]["message"].as_str().unwrap().contains("mock"), "{record}");
     assert!(dev.interrupt().await.success());

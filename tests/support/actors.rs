@@ -132,6 +132,7 @@ impl Worker {
             turn_ids: turns.to_vec(),
             reply_id: Uuid::new_v4().to_string(),
             outcome: Outcome::Reply,
+            finish_reason: None,
             end: text.len() as u64,
             tail: Span::new(0, vec![Frame::text(text)]),
         }

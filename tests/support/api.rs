@@ -4,10 +4,10 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use eventsource_stream::Eventsource;
 use futures::StreamExt;
 use reqwest::Method;
 use serde_json::{Value, json};
+use sse_stream::SseByteStream;
 use tokio::sync::watch;
 
 use super::wait::{BOUND, eventually};
@@ -160,12 +160,19 @@ async fn read(call: reqwest::RequestBuilder, frames: Arc<Mutex<Vec<Frame>>>, tel
         }
         Err(error) => return end(End::Aborted(error.to_string())),
     };
-    let mut events = answer.bytes_stream().eventsource();
+    let mut events = SseByteStream::new(Box::pin(answer.bytes_stream()));
     loop {
         match events.next().await {
             Some(Ok(event)) => {
-                let data = serde_json::from_str(&event.data).unwrap_or(Value::String(event.data));
-                frames.lock().unwrap().push(Frame { event: event.event, id: event.id, data, at: Instant::now() });
+                let data = event.data.unwrap_or_default();
+                let data = serde_json::from_str(&data).unwrap_or(Value::String(data));
+                let id = event.id.unwrap_or_default();
+                frames.lock().unwrap().push(Frame {
+                    event: event.event.unwrap_or_default(),
+                    id,
+                    data,
+                    at: Instant::now(),
+                });
                 tell.send_modify(|state| state.0 += 1);
             }
             Some(Err(error)) => return end(End::Aborted(error.to_string())),

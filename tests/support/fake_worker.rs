@@ -264,6 +264,7 @@ pub fn whole_reply(turns: &[TurnId], text: &str) -> Finish {
         turn_ids: turns.to_vec(),
         reply_id: Uuid::new_v4().to_string(),
         outcome: Outcome::Reply,
+        finish_reason: None,
         end: text.len() as u64,
         tail: Some(tail),
     }

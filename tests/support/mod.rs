@@ -7,7 +7,7 @@
 //!   gateways inside this process. [`dev`] and [`api`]: `lastword dev` as a process of its own, and its client;
 //!   [`chat`]: a turn of that client.
 //! - [`forwarder`]: a network between a test and its Postgres, which can be cut.
-//! - [`http`] and [`process`]: small servers on loopback, and other processes.
+//! - [`http`], [`model`] and [`process`]: small servers on loopback, a model server by script, and other processes.
 
 pub mod actors;
 pub mod api;
@@ -19,6 +19,7 @@ pub mod fake_worker;
 pub mod forwarder;
 pub mod gateway;
 pub mod http;
+pub mod model;
 pub mod process;
 pub mod wait;
 

@@ -100,7 +100,26 @@ impl View {
             }
             Mode::Terminal => self.for_a_person(event)?,
         }
-        io::stdout().flush()
+        io::stdout().flush()?;
+        match &event.kind {
+            EventKind::Complete(complete) if self.mode != Mode::Json => {
+                self.warn_of_a_cut(complete.finish_reason.as_deref())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Says it when the model stopped before its reply was whole.
+    fn warn_of_a_cut(&mut self, finish_reason: Option<&str>) -> io::Result<()> {
+        let why = match finish_reason {
+            Some("length" | "max_tokens" | "model_length") => {
+                "the reply is cut off: the model came to its limit of length"
+            }
+            Some("content_filter") => "the reply is cut off by the model's content filter",
+            _ => return Ok(()),
+        };
+        self.newline()?;
+        writeln!(io::stderr(), "{} {why}", style("note:").for_stderr().dim())
     }
 
     fn for_a_person(&mut self, event: &StreamEvent) -> io::Result<()> {

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::config::ProcessConfig;
-use crate::crd::{Adapter, AgentSpec, Container, OpenAi};
+use crate::crd::{Adapter, AgentSpec, Container};
+use crate::fleet::model::{ModelValue, model_adapter};
 use crate::fleet::runtime::StartRequest;
 use crate::turn::cause;
 use crate::turn::terminal::Failure;
@@ -17,12 +18,6 @@ use crate::wire::env;
 const AGENT: &str = "agent";
 /// A command of this name is not looked up in PATH: it is this very binary.
 const OUR_NAME: &str = "lastword";
-/// The variable in which the adapter `openai` finds its API key.
-const API_KEY: &str = "LASTWORD_OPENAI_API_KEY";
-/// The variable in which the adapter `openai` finds the system prompt, which would be too long for a command line that
-/// people read in `ps`.
-const SYSTEM_PROMPT: &str = "LASTWORD_OPENAI_SYSTEM_PROMPT";
-
 /// The container of the agent program, if the Agent has one.
 pub(super) fn container(spec: &AgentSpec) -> Option<&Container> {
     spec.template.as_ref()?.spec.containers.iter().find(|c| c.name == AGENT)
@@ -38,11 +33,11 @@ pub(super) fn command(config: &ProcessConfig, request: &StartRequest) -> Result<
     let directory = working_directory(config, container)?;
     let environment = container.map(environment).transpose()?.unwrap_or_default();
     let program = container.map(|c| words(c, &environment)).unwrap_or_default();
-    let mut own: Vec<(&str, OsString)> = vec![
-        (env::GATEWAY, config.gateway.clone().into()),
-        (env::CREDENTIAL, request.credential.reveal().into()),
-        (env::CAPACITY, spec.limits.turns_per_worker().to_string().into()),
-        (env::DRAIN_SECONDS, spec.timing.drain_seconds().to_string().into()),
+    let mut own: Vec<(String, OsString)> = vec![
+        (env::GATEWAY.into(), config.gateway.clone().into()),
+        (env::CREDENTIAL.into(), request.credential.reveal().into()),
+        (env::CAPACITY.into(), spec.limits.turns_per_worker().to_string().into()),
+        (env::DRAIN_SECONDS.into(), spec.timing.drain_seconds().to_string().into()),
     ];
     let mut command = match spec.adapter {
         Adapter::Exec => {
@@ -50,7 +45,7 @@ pub(super) fn command(config: &ProcessConfig, request: &StartRequest) -> Result<
             command.args(["worker", "exec", "--"]).args(required(program, "Exec")?);
             command
         }
-        Adapter::OpenAI => openai(config, spec.openai.as_ref(), &program, &mut own)?,
+        Adapter::OpenAI => openai(config, spec, &program, &mut own)?,
         Adapter::Custom => {
             let program = required(program, "Custom")?;
             let mut command = Command::new(resolve(config, &directory, &program[0]));
@@ -70,30 +65,27 @@ pub(super) fn command(config: &ProcessConfig, request: &StartRequest) -> Result<
     Ok(command)
 }
 
-/// The command of the adapter `openai`; `server` is the command of a model server that it is to start, if any.
+/// The command of the adapter `openai`; `server` is the command of a model server that it is to start, if any. The variables
+/// that it needs are added to `own`.
 fn openai(
     config: &ProcessConfig,
-    openai: Option<&OpenAi>,
+    spec: &AgentSpec,
     server: &[String],
-    own: &mut Vec<(&str, OsString)>,
+    own: &mut Vec<(String, OsString)>,
 ) -> Result<Command, Failure> {
-    let openai = openai.ok_or_else(|| cannot("the adapter OpenAI needs spec.openai"))?;
+    let openai = spec.openai.as_ref().ok_or_else(|| cannot("the adapter OpenAI needs spec.openai"))?;
+    let adapter = model_adapter(spec, openai, !server.is_empty());
     let mut command = Command::new(&config.program);
-    command.args(["worker", "openai"]);
-    // One word with "=", so that a value that begins with "-" is not taken for a flag.
-    command.arg(format!("--base-url={}", openai.base_url)).arg(format!("--model={}", openai.model));
-    if let Some(prompt) = &openai.system_prompt {
-        own.push((SYSTEM_PROMPT, prompt.into()));
-    }
-    if let Some(secret) = &openai.api_key_secret_ref {
-        let key = (config.secrets)(secret).ok_or_else(|| {
-            cannot(format!(
-                "spec.openai.apiKeySecretRef: no secret {:?} with a key {:?} is known here",
-                secret.name, secret.key
-            ))
-        })?;
-        own.push((API_KEY, key.into()));
-        command.arg(format!("--api-key-env={API_KEY}"));
+    command.args(["worker", "openai"]).args(&adapter.flags);
+    for (name, value) in adapter.variables {
+        let value = match value {
+            ModelValue::Plain(text) => text.to_owned(),
+            ModelValue::Secret { field, secret } => (config.secrets)(secret).ok_or_else(|| {
+                let (name, key) = (&secret.name, &secret.key);
+                cannot(format!("{field}: no secret {name:?} with a key {key:?} is known here"))
+            })?,
+        };
+        own.push((name, value.into()));
     }
     if !server.is_empty() {
         command.args(["--model-server", "--"]).args(server);

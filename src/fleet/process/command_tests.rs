@@ -66,14 +66,19 @@ fn openai_with_and_without_a_server_of_its_own() {
     let openai = json!({"baseURL": "http://localhost:8000/v1", "model": "-m", "systemPrompt": "Be brief.",
         "apiKeySecretRef": {"name": "openai", "key": "main"}});
     let remote = command(&config(), &request(json!({"adapter": "OpenAI", "openai": openai}))).expect("works");
-    let flags = ["--base-url=http://localhost:8000/v1", "--model=-m", "--api-key-env=LASTWORD_OPENAI_API_KEY"];
+    let flags = |wait: &str| {
+        let wait = format!("--wait-ready={wait}");
+        let key = "--api-key-env=LASTWORD_OPENAI_API_KEY";
+        ["--base-url=http://localhost:8000/v1".to_owned(), "--model=-m".into(), wait, key.into()]
+    };
     assert_eq!(line(&remote)[..3], ["/bin/lastword", "worker", "openai"]);
-    assert_eq!(line(&remote)[3..], flags);
-    assert_eq!(variable(&remote, API_KEY).as_deref(), Some("sk-main"));
-    assert_eq!(variable(&remote, SYSTEM_PROMPT).as_deref(), Some("Be brief."));
+    assert_eq!(line(&remote)[3..], flags("0"), "a server elsewhere is not waited for");
+    assert_eq!(variable(&remote, "LASTWORD_OPENAI_API_KEY").as_deref(), Some("sk-main"));
+    assert_eq!(variable(&remote, "LASTWORD_OPENAI_SYSTEM_PROMPT").as_deref(), Some("Be brief."));
     let spec = json!({"adapter": "OpenAI", "openai": openai, "template": agent(json!({"command": ["vllm", "serve"]}))});
     let local = command(&config(), &request(spec)).expect("works");
-    assert_eq!(line(&local)[6..], ["--model-server", "--", "vllm", "serve"]);
+    assert_eq!(line(&local)[3..7], flags("105"));
+    assert_eq!(line(&local)[7..], ["--model-server", "--", "vllm", "serve"]);
 }
 
 #[test]
@@ -90,13 +95,20 @@ fn a_custom_program_is_the_worker() {
 #[test]
 fn what_cannot_work_says_why() {
     let custom = |container| json!({"adapter": "Custom", "template": agent(container)});
-    let unknown = json!({"baseURL": "http://x", "model": "m", "apiKeySecretRef": {"name": "no", "key": "k"}});
+    let unknown = |field: &str| json!({"baseURL": "http://x", "model": "m", field: {"name": "no", "key": "k"}});
+    let openai = |openai: serde_json::Value| json!({"adapter": "OpenAI", "openai": openai});
+    let header = json!([{"name": "a", "value": "b"}, {"name": "c", "valueSecretRef": {"name": "no", "key": "k"}}]);
     for (spec, why) in [
         (custom(json!({"image": "i"})), "needs a command"),
         (custom(json!({"command": ["x"], "workingDir": "no/such"})), "no/such does not exist"),
         (custom(json!({"command": ["x"], "env": [{"name": "KEY", "valueFrom": {}}]})), "env KEY: valueFrom works in"),
         (json!({"adapter": "OpenAI"}), "needs spec.openai"),
-        (json!({"adapter": "OpenAI", "openai": unknown}), "no secret \"no\""),
+        (openai(unknown("apiKeySecretRef")), "spec.openai.apiKeySecretRef: no secret \"no\""),
+        (openai(unknown("caSecretRef")), "spec.openai.caSecretRef: no secret \"no\""),
+        (
+            openai(json!({"baseURL": "http://x", "model": "m", "headers": header})),
+            "spec.openai.headers[1].valueSecretRef: no secret \"no\"",
+        ),
     ] {
         let failure = command(&config(), &request(spec)).expect_err(why);
         assert_eq!(failure.reason, Reason::StartFailed);

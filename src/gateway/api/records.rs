@@ -66,6 +66,10 @@ pub struct RecordView {
     worker: Option<Uuid>,
     reply: Option<ReplyView>,
     error: Option<ErrorView>,
+    /// Why the model stopped, in its server's words: `length` means that the reply is cut off. Absent where no model server
+    /// said so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finish_reason: Option<String>,
     /// A worker's answer that came too late to be the turn's terminal. Only operators are shown it.
     superseded: Option<String>,
 }
@@ -123,6 +127,7 @@ fn shown(record: Record, caller: &ApiCaller) -> RecordView {
             message: f.message,
             detail: f.detail.filter(|_| operator),
         }),
+        finish_reason: record.finish_reason,
         superseded: record.superseded.filter(|_| operator),
     }
 }

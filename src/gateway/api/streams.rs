@@ -14,9 +14,11 @@ use crate::gateway::Gateway;
 use crate::gateway::caller::ApiCaller;
 use crate::problem::Problem;
 use crate::store::Conversation;
-use crate::stream::session::{SessionRegistration, Viewer};
-use crate::turn::cursor::{Cursor, CursorError};
-use crate::turn::keys::{ConversationId, SessionId, TurnId, check_conversation};
+use crate::stream::registry::SessionRegistration;
+use crate::stream::render::is_out_of_reach;
+use crate::stream::session::Viewer;
+use crate::turn::cursor::{Cursor, CursorError, Shown};
+use crate::turn::keys::{ConversationId, TurnId, check_conversation};
 
 /// The routes of streams.
 pub(super) fn router() -> Router<Gateway> {
@@ -99,15 +101,21 @@ pub(super) async fn session(
     let permit = admitted(&gateway)?;
     // The session is registered, and the registration committed, before anything is read, so that every turn that ends
     // from now on wakes the session.
-    let session = SessionId::new();
-    store
-        .register_session(session, gateway.streams.gateway, &caller.principal.organization, conversation.id, owner)
-        .await?;
-    let session = gateway.streams.registered(session);
-    let cursor = match given {
+    let sessions = &gateway.streams.sessions;
+    let session = sessions.register(&caller.principal.organization, conversation.id, owner).await?;
+    let resumes = given.is_some();
+    let mut cursor = match given {
         Some(cursor) => cursor,
         None => Cursor::after(conversation.id, store.session_base(conversation.id).await?),
     };
+    for gone in store.gone_replies_after(conversation.id, cursor.base()).await? {
+        if !resumes {
+            // A session that begins now does not begin with what it can never be shown.
+            cursor.advance(gone.number, Shown::Done);
+        } else if is_out_of_reach(&gone, &cursor) {
+            return Err(past_retention());
+        }
+    }
     let viewer = Viewer { conversation_id: conversation.id, conversation: name, turn: None, cursor, owner };
     Ok(stream(gateway, &caller, viewer, permit, Some(session)))
 }
@@ -136,6 +144,10 @@ pub(super) async fn turn_stream(
         }
         None => Cursor::after(turn.conversation_id, turn.number - 1),
     };
+    let gone = gateway.store.gone_replies_after(turn.conversation_id, turn.number - 1).await?;
+    if gone.first().is_some_and(|g| g.number == turn.number && is_out_of_reach(g, &cursor)) {
+        return Err(past_retention());
+    }
     let viewer = Viewer {
         conversation_id: turn.conversation_id,
         conversation: turn.conversation,

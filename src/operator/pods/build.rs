@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use super::names::{ADAPTER_CONTAINER, AGENT, GATEWAY_CA, INSTALL_CONTAINER, MANAGED_BY, MANAGER, START, WORKER_GROUP};
 use super::secure;
 use crate::crd::{AGENT_CONTAINER, Adapter, AgentSpec, OpenAi, PodTemplate};
-use crate::fleet::StartRequest;
+use crate::fleet::{ModelValue, StartRequest, model_adapter};
 use crate::operator::config::{Injector, OperatorConfig};
 use crate::operator::review::AUDIENCE;
 use crate::turn::cause;
@@ -39,9 +39,6 @@ const LONGEST_DEFAULT_GRACE: u32 = 600;
 /// The agent program is stopped this many seconds before the pod's grace ends, so that the adapter has time to report its
 /// turn's terminal.
 const LAST_WORD_SECONDS: u32 = 5;
-/// Variables of the adapter for model servers.
-const API_KEY: &str = "LASTWORD_OPENAI_API_KEY";
-const SYSTEM_PROMPT: &str = "LASTWORD_OPENAI_SYSTEM_PROMPT";
 /// The longest DNS label.
 const MAX_LABEL: usize = 63;
 
@@ -87,10 +84,12 @@ pub fn pod(config: &OperatorConfig, start: &StartRequest) -> Result<Value, Failu
         Adapter::Custom => pod.custom(agent(&mut containers)?, grace)?,
         Adapter::OpenAI => {
             let openai = start.spec.openai.as_ref().ok_or_else(|| cannot("the adapter OpenAI needs spec.openai"))?;
-            if let Ok(agent) = agent(&mut containers) {
-                required_image(agent, "a container named agent")?;
+            let server = agent(&mut containers).ok();
+            if let Some(server) = &server {
+                required_image(server, "a container named agent")?;
             }
-            containers.push(pod.openai(openai, grace)?);
+            let has_server = server.is_some();
+            containers.push(pod.openai(openai, has_server, grace)?);
         }
     }
     pod.token_volume();
@@ -191,22 +190,18 @@ impl Building<'_> {
         self.connect(agent, grace, json!([]))
     }
 
-    fn openai(&mut self, openai: &OpenAi, grace: u32) -> Result<Value, Failure> {
-        // The form with "=" keeps a value that begins with "-" from being parsed as a flag.
-        let base_url = format!("--base-url={}", literal(&openai.base_url));
-        let model = format!("--model={}", literal(&openai.model));
-        let wait = format!("--wait-ready={}", self.start.spec.timing.start_seconds());
-        let mut command = vec!["/lastword", "worker", "openai", &base_url, &model, &wait];
-        let mut more = Vec::new();
-        if let Some(prompt) = &openai.system_prompt {
-            more.push(json!({"name": SYSTEM_PROMPT, "value": literal(prompt)}));
-        }
-        let key = format!("--api-key-env={API_KEY}");
-        if let Some(secret) = &openai.api_key_secret_ref {
-            let reference = json!({"secretKeyRef": {"name": secret.name, "key": secret.key}});
-            more.push(json!({"name": API_KEY, "valueFrom": reference}));
-            command.push(&key);
-        }
+    fn openai(&mut self, openai: &OpenAi, has_server: bool, grace: u32) -> Result<Value, Failure> {
+        let adapter = model_adapter(&self.start.spec, openai, has_server);
+        let flags: Vec<String> = adapter.flags.iter().map(|flag| literal(flag)).collect();
+        let command: Vec<&str> =
+            ["/lastword", "worker", "openai"].into_iter().chain(flags.iter().map(String::as_str)).collect();
+        let variable = |(name, value): (String, ModelValue)| match value {
+            ModelValue::Plain(text) => json!({"name": name, "value": literal(text)}),
+            ModelValue::Secret { secret, .. } => {
+                json!({"name": name, "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}})
+            }
+        };
+        let more: Vec<Value> = adapter.variables.into_iter().map(variable).collect();
         let mut container = self.injected(ADAPTER_CONTAINER, &command);
         container["resources"] = resources("256Mi");
         let mut container = object(container);

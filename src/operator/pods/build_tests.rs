@@ -225,7 +225,8 @@ fn the_templates_own_metadata_and_variables() {
 #[test]
 fn an_openai_pod() {
     let openai = json!({"baseURL": "http://localhost:8000/v1", "model": "m$(X)", "systemPrompt": "be $kind",
-                        "apiKeySecretRef": {"name": "s", "key": "k"}});
+                        "apiKeySecretRef": {"name": "s", "key": "k"}, "caSecretRef": {"name": "c", "key": "ca.crt"},
+                        "headers": [{"name": "X-Team", "value": "$red"}]});
     let template = json!({"spec": {"containers": [{"name": "agent", "image": "model"}]}});
     let pod = built(json!({"adapter": "OpenAI", "openai": openai, "template": template}));
     assert_restricted(&pod);
@@ -237,13 +238,18 @@ fn an_openai_pod() {
         "openai",
         "--base-url=http://localhost:8000/v1",
         "--model=m$$(X)",
-        "--wait-ready=120",
-        "--api-key-env=LASTWORD_OPENAI_API_KEY"
+        "--wait-ready=105",
+        "--api-key-env=LASTWORD_OPENAI_API_KEY",
+        "--ca-env=LASTWORD_OPENAI_CA",
+        "--header-env=X-Team=LASTWORD_OPENAI_HEADER_VALUE_0"
     ]);
     assert_eq!(adapter["command"], command);
     assert_eq!(env(adapter, "LASTWORD_OPENAI_SYSTEM_PROMPT"), "be $$kind");
     let key = json!({"secretKeyRef": {"name": "s", "key": "k"}});
     assert_eq!(find(&adapter["env"], "LASTWORD_OPENAI_API_KEY")["valueFrom"], key);
+    let authorities = json!({"secretKeyRef": {"name": "c", "key": "ca.crt"}});
+    assert_eq!(find(&adapter["env"], "LASTWORD_OPENAI_CA")["valueFrom"], authorities);
+    assert_eq!(env(adapter, "LASTWORD_OPENAI_HEADER_VALUE_0"), "$$red");
     assert!(server.get("env").is_none() && server.get("command").is_none());
     let has_token =
         |c: &Value| c["volumeMounts"].as_array().expect("mounts").iter().any(|m| m["name"] == "lastword-token");
@@ -251,6 +257,8 @@ fn an_openai_pod() {
     assert!(spec.get("initContainers").is_none());
     let without = built(json!({"adapter": "OpenAI", "openai": openai}));
     assert_eq!(without["spec"]["containers"].as_array().map(Vec::len), Some(1));
+    let command = find(&without["spec"]["containers"], "lastword")["command"].to_string();
+    assert!(command.contains("--wait-ready=0"), "a server elsewhere is not waited for: {command}");
 }
 
 #[test]

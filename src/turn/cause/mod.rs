@@ -7,6 +7,7 @@
 //! | what has happened | who asks | answered by |
 //! |---|---|---|
 //! | the agent program, or a model server, ended | the adapter in the worker | [`program`] |
+//! | a model server refused a request, could not be asked, or gave no whole answer | the adapter in the worker | [`model`] |
 //! | a worker called a turn done that has no output | the worker port | [`program::reply`] |
 //! | a worker process ended | the runtime `process`, which reaps it | [`process`] |
 //! | a container or pod ended, or is being stopped | the operator, which watches pods | [`container`], [`pod`] |
@@ -45,6 +46,7 @@ mod signal;
 
 pub mod container;
 pub mod lease;
+pub mod model;
 pub mod pod;
 pub mod process;
 pub mod program;

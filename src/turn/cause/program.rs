@@ -63,11 +63,6 @@ pub fn not_started(program: &str, error: impl Display) -> Failure {
     Failure::detailed(Reason::StartFailed, format!("cannot start {program}: {error}"))
 }
 
-/// The failure of a turn to which the model, or its server, gave no whole answer. `why` says what came instead.
-pub fn no_answer(why: impl Into<String>) -> Failure {
-    Failure::detailed(Reason::AgentError, why)
-}
-
 /// The failure of a turn whose output is longer than a turn's log may be.
 pub fn too_long() -> Failure {
     Failure::new(Reason::AgentError).with_message("the agent's output is too long")

@@ -108,7 +108,6 @@ fn program() {
             YES,
             Some("the worker sent a reply without any output"),
         ),
-        ("no answer", program::no_answer("no"), AgentError, YES, Some("no")),
         ("too long", program::too_long(), AgentError, YES, None),
         ("refused output", program::output_refused("no"), Internal, YES, Some("no")),
         ("a broken adapter", program::adapter_failed("x"), Internal, YES, Some("the adapter failed: x")),
@@ -123,6 +122,61 @@ fn program() {
     assert_eq!(server(code(1), false).message, WorkerExited.client_message());
     for ended in [Exit::Code(0), Exit::Code(3), Exit::Signal(11)] {
         assert_eq!(answer(ProcessEnd::Exit(ended), false, false, "").exit, Some(ended), "kept for the termination log");
+    }
+}
+
+#[test]
+fn model() {
+    let refused = |code: Option<u16>, words: &str| model::refused(model::refusal(code, words), false, words);
+    let told = |code: u16, words| (words, refused(Some(code), words));
+    let mut rows: Vec<Row> = Vec::new();
+    for (words, failure) in [
+        told(301, "moved"),
+        told(400, "Unknown parameter: 'mood'"),
+        told(401, "Incorrect API key provided"),
+        told(402, "Payment Required"),
+        told(403, "no access to this model"),
+        told(404, "The model parrot does not exist"),
+        told(422, "messages: field required"),
+        told(429, r#"{"error":{"code":"insufficient_quota"}}"#),
+        told(501, "streaming is not implemented"),
+        ("model not found", refused(None, "model not found")),
+        ("invalid_request_error", refused(None, "invalid_request_error")),
+    ] {
+        rows.push((words, failure, ModelRejected, NO, Some(words)));
+    }
+    for (words, failure) in [
+        told(408, "timeout"),
+        told(429, "Rate limit reached: too many tokens per minute"),
+        told(500, "model exploded"),
+        told(502, "Bad Gateway"),
+        told(503, "model not found in memory, loading"),
+        told(529, "overloaded_error"),
+        ("overloaded", refused(None, "overloaded")),
+        ("what is this", refused(None, "what is this")),
+    ] {
+        rows.push((words, failure, ModelUnavailable, YES, Some(words)));
+    }
+    rows.push(("broken off", model::broken_off("cut"), AgentError, YES, Some("cut")));
+    rows.push(("empty", model::empty("void"), AgentError, YES, Some("void")));
+    check(rows);
+    for (code, words) in [
+        (Some(400), r#"{"error":{"code":"context_length_exceeded"}}"#),
+        (Some(400), "This model's maximum context length is 4096 tokens."),
+        (Some(400), "the request exceeds the available context size"),
+        (Some(400), "The decoder prompt (length 9000) is longer than the maximum model length of 4096."),
+        (Some(400), "prompt is too long: 210000 tokens > 200000 maximum"),
+        (Some(422), "`inputs` tokens + `max_new_tokens` must be <= 2048"),
+        (Some(500), "context size exceeded"),
+        (Some(413), "Payload Too Large"),
+        (None, "The input token count (9000) exceeds the maximum number of tokens allowed (8192)."),
+    ] {
+        assert_eq!(model::refusal(code, words), model::ModelRefusal::TooLong, "{words}");
+        for (alone, sentence) in [(false, "start a new one"), (true, "send a shorter one")] {
+            let failure = model::refused(model::ModelRefusal::TooLong, alone, words);
+            assert_eq!((failure.reason, failure.retryable()), (ModelRejected, NO), "{words}");
+            assert!(failure.message.contains(sentence), "{}", failure.message);
+        }
     }
 }
 

@@ -67,7 +67,13 @@ impl FakeGateway {
 
     /// The same, in the conversation of this name.
     pub fn push_in(&self, message: &str, conversation: &str) -> TurnId {
-        let turn = new_turn(message, conversation);
+        self.push_with(message, conversation, |_| {})
+    }
+
+    /// The same, with a change of what is pushed.
+    pub fn push_with(&self, message: &str, conversation: &str, change: impl FnOnce(&mut TurnPush)) -> TurnId {
+        let mut turn = new_turn(message, conversation);
+        change(&mut turn);
         let id = turn.turn_id;
         self.with(|state| state.push(turn));
         id
@@ -130,6 +136,7 @@ fn new_turn(message: &str, conversation: &str) -> TurnPush {
         message: message.into(),
         acked: 0,
         history: Vec::new(),
+        seconds_left: None,
         traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into()),
     }
 }

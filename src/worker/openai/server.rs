@@ -18,6 +18,8 @@ use crate::worker::process::AgentProcess;
 
 /// How long the server has between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(2);
+/// The beginning of the names of the adapter's own variables.
+const OWN: &str = "LASTWORD_OPENAI_";
 
 /// A running model server. [`ModelServer::stop`] ends it; it ends with the worker at the latest.
 pub(super) struct ModelServer {
@@ -33,6 +35,10 @@ impl ModelServer {
         let name = program.first().cloned().unwrap_or_default();
         let mut command = agent_command(&name);
         command.args(program.get(1..).unwrap_or_default()).stdin(Stdio::null());
+        // What the adapter is told, keys among it, is not for the server.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with(OWN)) {
+            command.env_remove(name);
+        }
         if let Some(port) = base_url.port_or_known_default() {
             command.env("PORT", port.to_string());
         }

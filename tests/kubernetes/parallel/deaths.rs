@@ -99,7 +99,12 @@ async fn a_worker_that_exits_0_with_a_turn_in_hand_fails_it() {
 /// The adapter goes on, the model server does not.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_model_server_fails_its_turns() {
-    let row = Row::new("model_server_killed", openai(), Fault::Adapter(Signal::KILL), &["WorkerExited", "AgentError"]);
+    let row = Row::new(
+        "model_server_killed",
+        openai(),
+        Fault::Adapter(Signal::KILL),
+        &["WorkerExited", "AgentError", "ModelUnavailable"],
+    );
     row.with(vec![server_config()]).run().await;
 }
 

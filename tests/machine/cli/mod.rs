@@ -71,6 +71,14 @@ async fn aborted_and_closed_connections_lose_and_repeat_nothing() {
 }
 
 #[tokio::test]
+async fn a_stream_with_a_byte_order_mark_and_other_line_ends_is_read() {
+    let stub = Stub::start(vec![text("4"), text("2\n"), complete("reply")]).await;
+    stub.write_otherwise();
+    assert_eq!(run(&stub, &["chat", "6*7"]).await, (Some(0), "42\n".into(), String::new()));
+    assert_eq!(stub.resumed(), [None], "on one connection");
+}
+
+#[tokio::test]
 async fn an_unknown_arm_is_sent_again_under_the_same_id() {
     let stub = Stub::start(vec![text("ok"), complete("reply")]).await;
     stub.refuse(&[503, 502, 503]);

@@ -50,6 +50,7 @@ struct Script {
     refusals: VecDeque<u16>,
     cuts: VecDeque<(usize, bool)>,
     resumed: Vec<Option<usize>>,
+    written_otherwise: bool,
 }
 
 #[derive(Clone)]
@@ -90,6 +91,11 @@ impl Stub {
         self.script.lock().unwrap().refusals.extend(statuses);
     }
 
+    /// The stream begins with a byte order mark, and its lines end in CR and LF: as the standard allows, and some proxies do.
+    pub fn write_otherwise(&self) {
+        self.script.lock().unwrap().written_otherwise = true;
+    }
+
     pub fn submits(&self) -> Vec<Value> {
         self.script.lock().unwrap().submits.clone()
     }
@@ -127,15 +133,22 @@ async fn submit(State(stub): State<Stub>, Json(body): Json<Value>) -> Response {
 
 async fn events(State(stub): State<Stub>, headers: HeaderMap) -> Response {
     let after: Option<usize> = headers.get("last-event-id").map(|id| id.to_str().unwrap().parse().unwrap());
-    let cut = {
+    let (cut, otherwise) = {
         let mut script = stub.script.lock().unwrap();
         script.resumed.push(after);
-        script.cuts.pop_front()
+        (script.cuts.pop_front(), script.written_otherwise)
+    };
+    let written = move |mark: &str, frame: Bytes| -> Bytes {
+        match otherwise {
+            true => (mark.to_owned() + &String::from_utf8_lossy(&frame).replace('\n', "\r\n")).into(),
+            false => frame,
+        }
     };
     let mut log = stub.log.subscribe();
     let body = stream! {
         let mut at = after.unwrap_or(0);
-        yield Ok(sse(at, "connected", json!({"turnId": null, "messageId": null, "conversation": "c", "cursor": at})));
+        let connected = json!({"turnId": null, "messageId": null, "conversation": "c", "cursor": at});
+        yield Ok(written("\u{feff}", sse(at, "connected", connected)));
         // A session is open before its first turn: nothing is said before somebody asked.
         while stub.script.lock().unwrap().submits.is_empty() {
             if log.changed().await.is_err() { return }
@@ -154,7 +167,7 @@ async fn events(State(stub): State<Stub>, headers: HeaderMap) -> Response {
             };
             at += 1;
             (data["turnId"], data["messageId"]) = (json!(stub.turn), json!("m"));
-            yield Ok(sse(at, &event, data));
+            yield Ok(written("", sse(at, &event, data)));
             if event == "complete" && cut.is_none() {
                 break;
             }
