@@ -315,16 +315,19 @@ CREATE TABLE api_key (
     created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
     expires_at   timestamptz,
     revoked_at   timestamptz,
+    last_used_at timestamptz,                       -- to within ten minutes
     CONSTRAINT api_key_role_known_check CHECK (role IN ('user', 'operator'))
 );
 
--- What people had removed.
+-- What people did that others should be able to find out: erased, cancelled, read of others, made and revoked keys.
 CREATE TABLE audit (
     id           uuid PRIMARY KEY,
     at           timestamptz NOT NULL DEFAULT clock_timestamp(),
     organization text NOT NULL,
-    actor        text NOT NULL,
+    actor        text NOT NULL,                     -- a user; or database:ROLE, for what is done in the database
+    key          uuid,                              -- the API key that was shown
     action       text NOT NULL,
     subject      text NOT NULL,
     counts       jsonb NOT NULL DEFAULT '{}'
 );
+CREATE INDEX audit_at_idx ON audit (at);

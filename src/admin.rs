@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::{StatusCode, header};
@@ -13,7 +14,17 @@ use clap::Args;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::edge::{PortLimits, serve};
 use crate::store::Store;
+
+/// Few connect here: probes and scrapers, which send a small header at once.
+const LIMITS: PortLimits = PortLimits {
+    connections: 128,
+    header_timeout: Duration::from_secs(5),
+    header_bytes: 16 * 1024,
+    shutdown_grace: Duration::from_secs(5),
+    know_users: false,
+};
 
 /// Health, readiness and metrics.
 #[derive(Debug, Clone, Args)]
@@ -64,8 +75,7 @@ pub async fn run(listener: TcpListener, store: Store, readiness: Readiness, shut
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(move || async move { ready(&readiness) }))
         .route("/metrics", get(move || async move { metrics(&store).await }));
-    let served = axum::serve(listener, router).with_graceful_shutdown(async move { shutdown.cancelled().await }).await;
-    if let Err(error) = served {
+    if let Err(error) = serve(listener, router, &LIMITS, None, shutdown).await {
         tracing::error!(%error, "the admin port failed");
     }
 }

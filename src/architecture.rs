@@ -21,7 +21,7 @@ const FLOORS: [&[&str]; 10] = [
     // The ground: things that any program needs, and that know nothing of turns but their names.
     &["backoff", "every", "ids", "lines", "utf8"],
     &["event_stream", "leadership", "problem", "telemetry", "tls"],
-    &["child", "crd", "egress", "wire"],
+    &["child", "crd", "edge", "egress", "wire"],
     &["secrets", "store", "worker"],
     &["admin", "dispatch", "guard", "heartbeat", "sweep"],
     &["agents", "fleet", "post", "stream", "worker_port"],

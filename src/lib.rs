@@ -41,6 +41,7 @@ pub mod child;
 pub mod cli;
 pub mod crd;
 pub mod dispatch;
+pub mod edge;
 pub mod egress;
 pub mod event_stream;
 pub mod every;

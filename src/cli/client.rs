@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use reqwest::header::RETRY_AFTER;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use url::{Host, Url};
 
@@ -19,6 +20,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Told what went wrong, each time before a call is repeated.
 pub type OnRetry<'a> = &'a mut (dyn FnMut(&str) + Send);
+
+/// The body of a call that says nothing: every POST is one of JSON.
+#[derive(Serialize)]
+struct Nothing {}
 
 /// A client of one gateway's API. Cloning it is cheap.
 #[derive(Clone)]
@@ -103,7 +108,7 @@ impl ApiClient {
     /// Cancels a turn, unless it has its terminal already; the record that it gives says which is the case.
     pub async fn cancel(&self, turn: TurnId) -> Result<TurnRecord, ClientError> {
         let url = self.url(&["turns", &turn.to_string(), "cancel"])?;
-        self.call(|| self.request(Method::POST, url.clone()), &mut |_| ()).await
+        self.call(|| self.request(Method::POST, url.clone()).json(&Nothing {}), &mut |_| ()).await
     }
 
     /// Cancels a conversation's open turns, then erases the conversation with all its turns.

@@ -5,9 +5,12 @@ use std::process::ExitCode;
 use console::style;
 use serde::Deserialize;
 
+use crate::turn::objects::objects_only;
+
 /// An error response of the gateway: RFC 9457 problem details.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
+#[serde(remote = "Self")]
 pub struct ApiProblem {
     pub title: String,
     /// The HTTP status of the response.
@@ -70,7 +73,10 @@ impl ClientError {
             ClientError::Invalid(_) => None,
             ClientError::Problem(problem) => match problem.status {
                 401 => Some("set --api-key (LASTWORD_API_KEY); `lastword keys create` makes one".into()),
-                403 => Some("this call needs an operator's key (`lastword keys create --role operator`)".into()),
+                // Other refusals say themselves what is to be done.
+                403 if problem.detail.as_ref().is_some_and(|detail| detail.contains("operators")) => {
+                    Some("this call needs an operator's key (`lastword keys create --role operator`)".into())
+                }
                 410 => Some("its turns are past their retention; start again without a cursor".into()),
                 429 => Some(match problem.retry_after {
                     Some(seconds) => format!("send it again in {seconds} s"),
@@ -128,3 +134,5 @@ pub fn report(error: &CliError) -> ExitCode {
     }
     ExitCode::FAILURE
 }
+
+objects_only!(read ApiProblem);

@@ -62,9 +62,9 @@ pub struct CreateArgs {
     /// `user`: its own conversations; `operator`: all of the organization.
     #[arg(long, env = "LASTWORD_ROLE", value_name = "ROLE", default_value = "user")]
     pub role: KeyRole,
-    /// How long it is valid, such as 90d, 12h, 30m or 45s [default: until it is revoked].
-    #[arg(long, env = "LASTWORD_EXPIRES_IN", value_name = "TIME", value_parser = duration)]
-    pub expires_in: Option<Duration>,
+    /// How long it is valid, such as 90d, 12h, 30m or 45s; `never`: until it is revoked.
+    #[arg(long, env = "LASTWORD_EXPIRES_IN", value_name = "TIME", default_value = "90d", value_parser = validity)]
+    pub expires_in: Validity,
     /// How to print it; `table` prints the key alone on stdout.
     #[arg(long, short, env = "LASTWORD_OUTPUT", value_name = "FORMAT", default_value = "table")]
     pub output: PrintFormat,
@@ -73,6 +73,10 @@ pub struct CreateArgs {
     #[arg(long, value_name = "FILE")]
     pub to: Option<PathBuf>,
 }
+
+/// How long a key is valid; `None`: until it is revoked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Validity(pub Option<Duration>);
 
 /// Runs `lastword keys`.
 pub async fn run(args: KeysArgs, pool: &Pool) -> Result<ExitCode, CliError> {
@@ -92,7 +96,7 @@ async fn create(args: CreateArgs, pool: &Pool) -> Result<(), CliError> {
         user: args.user.unwrap_or_else(|| args.name.clone()),
         name: args.name,
         role: args.role,
-        valid_for: args.expires_in,
+        valid_for: args.expires_in.0,
     };
     // The file is made before the key: a key that cannot be written down is of no use.
     let mut file = args.to.as_deref().map(create_private).transpose()?;
@@ -105,11 +109,10 @@ async fn create(args: CreateArgs, pool: &Pool) -> Result<(), CliError> {
         value["key"] = key.reveal().into();
         return print_json(&value);
     }
-    let KeyInfo { user, role, organization, .. } = &info;
-    eprintln!(
-        "{}",
-        style(format!("key {} of {role} {user} in {organization}; it is shown this once:", info.id)).for_stderr().dim()
-    );
+    let KeyInfo { id, user, role, organization, .. } = &info;
+    let until = info.expires_at.map_or("it is revoked".into(), |at| at.date().to_string());
+    let told = format!("key {id} of {role} {user} in {organization}, valid until {until}; it is shown this once:");
+    eprintln!("{}", style(told).for_stderr().dim());
     Ok(writeln!(io::stdout(), "{}", key.reveal())?)
 }
 
@@ -128,7 +131,7 @@ fn list(keys: &[KeyInfo], output: PrintFormat) -> Result<(), CliError> {
         return Ok(());
     }
     let now = OffsetDateTime::now_utc();
-    let headings = ["KEY", "NAME", "ORGANIZATION", "USER", "ROLE", "STATE", "EXPIRES", "AGE"];
+    let headings = ["KEY", "NAME", "ORGANIZATION", "USER", "ROLE", "STATE", "EXPIRES", "LAST USED", "AGE"];
     let table = columns(&headings, keys.iter().map(|key| row(key, now)));
     Ok(writeln!(io::stdout(), "{}", table.trim_fmt())?)
 }
@@ -147,6 +150,7 @@ fn row(key: &KeyInfo, now: OffsetDateTime) -> Vec<String> {
         key.role.to_string(),
         state.to_string(),
         key.expires_at.map_or("never".into(), |at| at.date().to_string()),
+        key.last_used_at.map_or("never".into(), |at| age(between(at, now))),
         age(between(key.created_at, now)),
     ]
 }
@@ -166,9 +170,14 @@ async fn revoke(ids: &[Uuid], pool: &Pool) -> Result<ExitCode, CliError> {
     Ok(code)
 }
 
+/// Reads a duration, or `never`.
+fn validity(text: &str) -> Result<Validity, String> {
+    if text == "never" { Ok(Validity(None)) } else { duration(text).map(|time| Validity(Some(time))) }
+}
+
 /// Reads a duration such as `90d`, `12h`, `30m` or `45s`.
 fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no time; write 90d, 12h, 30m or 45s");
+    let wrong = || format!("{text:?} is no time; write 90d, 12h, 30m, 45s or never");
     let (digits, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
     let seconds = match unit {
         "s" => 1,
@@ -183,6 +192,8 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
     #[test]
@@ -193,6 +204,25 @@ mod tests {
         let made = create_private(&path).unwrap();
         assert_eq!(made.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         assert!(create_private(&path).is_err(), "a file that is there is not written over");
+    }
+
+    #[test]
+    fn a_key_expires_unless_somebody_says_otherwise() {
+        #[derive(clap::Parser)]
+        struct Command {
+            #[command(flatten)]
+            keys: KeysArgs,
+        }
+        let created = |flags: &[&str]| {
+            let words = ["keys", "create", "ci"].iter().chain(flags);
+            let KeysCommand::Create(args) = Command::try_parse_from(words).expect("a command").keys.command else {
+                panic!("not what was asked for")
+            };
+            args.expires_in
+        };
+        assert_eq!(created(&[]), Validity(Some(Duration::from_secs(90 * 86_400))));
+        assert_eq!(created(&["--expires-in", "12h"]), Validity(Some(Duration::from_secs(12 * 3600))));
+        assert_eq!(created(&["--expires-in", "never"]), Validity(None));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use rustls::pki_types::{InvalidDnsNameError, ServerName};
 
 use super::auth::AuthMode;
 use super::config::{GatewayConfig, WorkerTls};
+use super::origin::ServedHost;
 use crate::dispatch::follow;
 use crate::tls::{self, TlsError};
 
@@ -24,12 +25,19 @@ pub struct GatewayArgs {
     /// port's address].
     #[arg(long, env = "LASTWORD_ADVERTISE", value_name = "URL")]
     pub advertise: Option<String>,
-    /// How callers are known. `none`: everybody is the local operator, on loopback alone.
+    /// How callers are known. `none`: whoever runs this is the local operator, on loopback alone; others need a key.
     #[arg(long, env = "LASTWORD_AUTH", value_name = "MODE", default_value = "none")]
     pub auth: AuthMode,
+    /// The hosts in the URLs by which clients call, such as chat.example.com,*.example.com; `*` for any. Those of loopback are
+    /// always served, and with --auth keys every IP address.
+    #[arg(long, env = "LASTWORD_HOSTS", value_name = "HOST", value_delimiter = ',')]
+    pub hosts: Vec<ServedHost>,
     /// SSE streams that may be open at once.
     #[arg(long, env = "LASTWORD_MAX_STREAMS", value_name = "COUNT", default_value_t = 20_000)]
     pub max_streams: usize,
+    /// Connections that each port may have at once; fewer if the process may not open as many files.
+    #[arg(long, env = "LASTWORD_MAX_CONNECTIONS", value_name = "COUNT", default_value_t = 40_000)]
+    pub max_connections: usize,
 }
 
 impl GatewayArgs {
@@ -39,9 +47,11 @@ impl GatewayArgs {
         let scheme = if worker_tls.is_some() { "https" } else { "http" };
         GatewayConfig {
             auth: self.auth,
+            hosts: self.hosts.clone(),
             advertise: self.advertise.clone().unwrap_or_else(|| format!("{scheme}://{workers}")),
             worker_tls,
             max_streams: self.max_streams,
+            max_connections: self.max_connections,
             ..GatewayConfig::default()
         }
     }

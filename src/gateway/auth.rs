@@ -1,30 +1,22 @@
-//! Finds out who calls: the principal of an API key, or, with `--auth none`, the one local user.
-
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+//! Finds out who calls: the principal of an API key, or, with `--auth none`, the user of this machine who runs the gateway.
 
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
-use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::caller::ApiCaller;
+use super::known_keys::{KeyRefused, KnownKeys};
+use crate::edge::peer::PeerUser;
 use crate::problem::Problem;
 use crate::store::Store;
-use crate::store::keys::{self, KeyRole, Principal};
-
-/// How long a key's principal is remembered without asking the database again. A revoked key is refused within a second.
-const REMEMBERED_FOR: Duration = Duration::from_millis(500);
-/// How often the database is asked whether the key of an open stream is still good, whatever notices said.
-const ASK_AGAIN: Duration = Duration::from_secs(60);
-/// How many keys are remembered.
-const MAX_REMEMBERED: usize = 10_000;
+use crate::store::keys::{KeyRole, Principal};
 
 /// How callers are known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum AuthMode {
-    /// Everybody is the user `local`, an operator of `default`. Binds loopback only.
+    /// Whoever runs the gateway is the user `local`, an operator of `default`, without a key; other users of this machine
+    /// need one. Binds loopback only.
     None,
     /// API keys (see `lastword keys`).
     Keys,
@@ -34,104 +26,72 @@ pub enum AuthMode {
 #[derive(Clone)]
 pub struct Auth {
     mode: AuthMode,
-    store: Store,
-    /// Keys that were checked lately, by their [`fingerprint`], and when.
-    remembered: Arc<Mutex<HashMap<String, (KnownKey, Instant)>>>,
-    /// Changes whenever a key was revoked on any replica.
-    changes: Arc<watch::Sender<()>>,
+    keys: KnownKeys,
+    /// The user who runs this process.
+    user: u32,
 }
-
-/// A key's principal and its id.
-type KnownKey = (Principal, Uuid);
 
 impl Auth {
     pub fn new(mode: AuthMode, store: Store) -> Self {
-        Auth { mode, store, remembered: Arc::default(), changes: Arc::new(watch::Sender::new(())) }
+        Auth { mode, keys: KnownKeys::new(store), user: rustix::process::geteuid().as_raw() }
     }
 
-    /// Forgets all keys, since one was revoked somewhere: each is asked about again.
+    /// Keys have changed somewhere: each is asked about again.
     pub fn forget(&self) {
-        self.remembered.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        self.changes.send_replace(());
+        self.keys.changed();
     }
 
-    /// Waits until this key is revoked or has expired. What was opened with the key is to end then.
+    /// Waits until this key is revoked or has expired; for ever without one.
     pub async fn until_revoked(&self, key: Option<Uuid>) {
-        let Some(key) = key else { return std::future::pending().await };
-        let mut changes = self.changes.subscribe();
-        loop {
-            tokio::select! {
-                // The sender lives as long as this value.
-                _ = changes.changed() => {}
-                () = tokio::time::sleep(ASK_AGAIN) => {}
-            }
-            // While the database is away, nobody is cut off.
-            if let Ok(false) = keys::is_good(self.store.pool(), key).await {
-                return;
-            }
+        match key {
+            Some(key) => self.keys.until_revoked(key).await,
+            None => std::future::pending().await,
         }
     }
 
-    /// Who sent a request with this header.
+    /// Looks after the keys of open streams until `shutdown`.
+    pub(super) async fn look_after_keys(self, shutdown: CancellationToken) {
+        self.keys.look_after(shutdown).await;
+    }
+
+    /// Who sent a request with this head.
     ///
     /// # Errors
-    /// 401 without a good key, 403 for another Host than loopback under `--auth none`, 503 while the database is away.
+    /// 401 without a good key, 503 while keys cannot be checked.
     pub(super) async fn caller(&self, parts: &Parts) -> Result<ApiCaller, Problem> {
-        match self.mode {
-            AuthMode::None => local(parts).map(|principal| ApiCaller { principal, key: None }),
-            AuthMode::Keys => {
-                let shown = parts
-                    .headers
-                    .get(header::AUTHORIZATION)
-                    .and_then(|v| v.to_str().ok())
-                    .and_then(|v| v.strip_prefix("Bearer "))
-                    .ok_or_else(|| unauthorized("show an API key as a bearer token"))?;
-                self.keyed(shown).await.map(|(principal, key)| ApiCaller { principal, key: Some(key) })
+        if self.mode == AuthMode::None && self.is_ours(parts) {
+            let principal = Principal { organization: "default".into(), user: "local".into(), role: KeyRole::Operator };
+            return Ok(ApiCaller { principal, key: None });
+        }
+        let shown = parts.headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
+        let shown = shown.and_then(|v| v.strip_prefix("Bearer ")).ok_or_else(|| self.nobody())?;
+        match self.keys.check(shown).await {
+            Ok((principal, key)) => Ok(ApiCaller { principal, key: Some(key) }),
+            Err(error @ KeyRefused::Bad) => Err(Problem::new(StatusCode::UNAUTHORIZED, error.to_string())),
+            Err(KeyRefused::Crowded) => {
+                Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the API key cannot be checked now; try again"))
+            }
+            Err(error @ KeyRefused::Unchecked(_)) => {
+                tracing::warn!(%error, "{error}");
+                Err(Problem::unavailable())
             }
         }
     }
 
-    async fn keyed(&self, shown: &str) -> Result<KnownKey, Problem> {
-        if let Some(known) = self.recall(shown) {
-            return Ok(known);
-        }
-        let found = keys::authenticate(self.store.pool(), shown).await.map_err(|error| {
-            tracing::warn!(%error, "an API key could not be checked");
-            Problem::unavailable()
-        })?;
-        let known = found.ok_or_else(|| unauthorized("the API key is unknown, revoked or expired"))?;
-        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        if remembered.len() >= MAX_REMEMBERED {
-            remembered.clear();
-        }
-        remembered.insert(fingerprint(shown), (known.clone(), Instant::now()));
-        Ok(known)
+    /// Whether a request comes from a process of the user who runs this one. Root is no exception: what root runs may pass
+    /// on what strangers send.
+    fn is_ours(&self, parts: &Parts) -> bool {
+        matches!(parts.extensions.get(), Some(PeerUser(Some(user))) if *user == self.user)
     }
 
-    fn recall(&self, shown: &str) -> Option<KnownKey> {
-        let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        let (known, at) = remembered.get(&fingerprint(shown))?;
-        (at.elapsed() < REMEMBERED_FOR).then(|| known.clone())
+    fn nobody(&self) -> Problem {
+        let said = match self.mode {
+            AuthMode::Keys => "show an API key as a bearer token",
+            AuthMode::None => {
+                "without --auth keys only the user who runs this gateway is served without a key; show an API key as a \
+                 bearer token (`lastword keys create`)"
+            }
+        };
+        Problem::new(StatusCode::UNAUTHORIZED, said)
     }
-}
-
-/// The digest that a key is remembered by: the key itself is not kept in memory longer than its request.
-fn fingerprint(secret: &str) -> String {
-    use sha2::{Digest, Sha256};
-    crate::turn::keys::hex(&Sha256::digest(secret.as_bytes()))
-}
-
-/// The caller under `--auth none`, where only programs on this machine may call. A web page whose name resolves to loopback
-/// (DNS rebinding) is refused by its `Host`.
-fn local(parts: &Parts) -> Result<Principal, Problem> {
-    let host = parts.headers.get(header::HOST).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let name = host.rsplit_once(':').map_or(host, |(name, port)| if port.ends_with(']') { host } else { name });
-    if !matches!(name, "localhost" | "127.0.0.1" | "[::1]" | "") {
-        return Err(Problem::new(StatusCode::FORBIDDEN, "without --auth keys only loopback names are served"));
-    }
-    Ok(Principal { organization: "default".into(), user: "local".into(), role: KeyRole::Operator })
-}
-
-fn unauthorized(detail: &str) -> Problem {
-    Problem::new(StatusCode::UNAUTHORIZED, detail)
 }

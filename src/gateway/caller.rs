@@ -2,10 +2,12 @@
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use uuid::Uuid;
 
 use super::Gateway;
 use crate::problem::Problem;
+use crate::store::Actor;
 use crate::store::keys::{KeyRole, Principal};
 
 /// Who calls, and by which key.
@@ -21,6 +23,17 @@ impl ApiCaller {
         self.principal.organization == organization && (self.principal.user == owner || self.is_operator())
     }
 
+    /// How the audit names it.
+    pub fn actor(&self) -> Actor<'_> {
+        Actor { organization: &self.principal.organization, user: &self.principal.user, key: self.key }
+    }
+
+    /// Whose room its bodies take: its principal's, which may have several keys.
+    pub fn account(&self) -> String {
+        // No name holds a line break.
+        format!("{}\n{}", self.principal.organization, self.principal.user)
+    }
+
     /// Whether the caller may see everything of the organization.
     pub fn is_operator(&self) -> bool {
         self.principal.role == KeyRole::Operator
@@ -31,6 +44,17 @@ impl FromRequestParts<Gateway> for ApiCaller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, gateway: &Gateway) -> Result<Self, Problem> {
-        gateway.auth.caller(parts).await
+        let caller = gateway.auth.caller(parts).await?;
+        if parts.method == Method::POST && !is_json(&parts.headers) {
+            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send application/json, with any POST"));
+        }
+        Ok(caller)
     }
+}
+
+/// Whether a request says that it carries JSON. A form of a web page cannot say so: of another origin, its script may only
+/// after a preflight request, which is never granted. So this holds for a POST without a body, too.
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    kind.and_then(|v| v.split(';').next()).is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
 }

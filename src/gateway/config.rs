@@ -4,15 +4,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::auth::AuthMode;
+use super::origin::ServedHost;
+use crate::edge::bodies::BodyLimits;
 use crate::egress::Egress;
 use crate::secrets::{NoSecrets, Secrets};
 use crate::tls::Renewed;
+use crate::worker_port::WorkerBodyLimits;
 use crate::worker_port::identity::Reviewer;
+
+const MIB: usize = 1024 * 1024;
 
 /// The gateway's limits and addresses.
 #[derive(Debug, Clone)]
 pub struct GatewayConfig {
     pub auth: AuthMode,
+    /// By which hosts clients may call, beside those of loopback and, with keys, addresses.
+    pub hosts: Vec<ServedHost>,
     /// Base URL of the worker port, as other replicas and workers reach it.
     pub advertise: String,
     /// TLS on the worker port; absent: plain HTTP.
@@ -21,6 +28,10 @@ pub struct GatewayConfig {
     pub max_streams: usize,
     /// How many connections a port may have at once; further ones wait in the kernel's queue.
     pub max_connections: usize,
+    /// The room for what clients send; an account is a principal.
+    pub client_bodies: BodyLimits,
+    /// The room for what workers send.
+    pub worker_bodies: WorkerBodyLimits,
     /// How long a client may take to send a request's header, and before that to do the TLS handshake.
     pub header_timeout: Duration,
     /// How long a client may take after the header to send the body.
@@ -50,10 +61,13 @@ impl Default for GatewayConfig {
     fn default() -> Self {
         GatewayConfig {
             auth: AuthMode::None,
+            hosts: Vec::new(),
             advertise: "http://127.0.0.1:8081".into(),
             worker_tls: None,
             max_streams: 20_000,
             max_connections: 40_000,
+            client_bodies: BodyLimits { body: MIB, account: 8 * MIB, total: 128 * MIB },
+            worker_bodies: WorkerBodyLimits::default(),
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
             reviewer: None,

@@ -6,9 +6,10 @@
 //! |---|---|
 //! | `args`, `config` | flags, and the configuration that they make |
 //! | `wiring` | [`run`]: makes the parts of a gateway, starts its background loops, serves both ports |
-//! | `serve` | one port: connections, TLS, time limits, errors as problem details |
 //! | `router` | the client port's routes, merged from those of each dialect |
-//! | `auth`, `caller` | API keys, and who calls |
+//! | `origin` | which hosts and which web pages are answered |
+//! | `auth`, `known_keys`, `caller` | who calls, and what is known of API keys |
+//! | `audit` | which reads of operators are written down |
 //! | `api/` | Lastword's own client API (`docs/api.md`), a file an area of it |
 //! | `notices` | what this gateway does when something changed elsewhere |
 //!
@@ -18,12 +19,14 @@
 
 mod api;
 pub mod args;
+mod audit;
 pub mod auth;
 mod caller;
 mod config;
+mod known_keys;
 mod notices;
+mod origin;
 mod router;
-mod serve;
 mod wiring;
 
 use std::sync::Arc;
@@ -32,11 +35,14 @@ use tokio::sync::Semaphore;
 
 use crate::agents::Agents;
 use crate::dispatch::workers::Workers;
+use crate::edge::bodies::Bodies;
 use crate::store::Store;
 use crate::stream::session::Streams;
 use crate::submit::Submitter;
+use audit::ReadAudit;
 pub use auth::{Auth, AuthMode};
 pub use config::{GatewayConfig, WorkerTls};
+pub use origin::ServedHost;
 pub use wiring::{GatewayError, Listeners, run};
 
 /// What the handlers of the client port work with.
@@ -44,10 +50,13 @@ pub use wiring::{GatewayError, Listeners, run};
 pub struct Gateway {
     pub store: Store,
     pub auth: Auth,
+    pub(in crate::gateway) audit: ReadAudit,
     pub agents: Agents,
     pub submitter: Submitter,
     pub streams: Streams,
     pub workers: Workers,
     /// One permit for each SSE stream that may be open.
     pub open_streams: Arc<Semaphore>,
+    /// The room for what clients send.
+    pub bodies: Bodies,
 }

@@ -3,12 +3,14 @@
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
+use axum::middleware;
 
+use super::origin::{self, ServedHosts};
 use super::{Gateway, api};
 use crate::problem::Problem;
 
 /// Everything that the client port serves.
-pub(super) fn router(gateway: Gateway) -> Router {
+pub(super) fn router(gateway: Gateway, hosts: ServedHosts) -> Router {
     Router::new()
         // A further dialect is merged here.
         .merge(api::router())
@@ -16,6 +18,8 @@ pub(super) fn router(gateway: Gateway) -> Router {
         .method_not_allowed_fallback(|| async {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "the path has no such method; see /openapi.json")
         })
-        .layer(DefaultBodyLimit::max(api::MAX_BODY_BYTES))
+        // Bodies are read by `Bodies::whole` alone.
+        .layer(DefaultBodyLimit::max(0))
+        .layer(middleware::from_fn_with_state(hosts, origin::admit))
         .with_state(gateway)
 }

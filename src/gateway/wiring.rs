@@ -8,15 +8,20 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::audit::ReadAudit;
 use super::auth::{Auth, AuthMode};
 use super::config::{GatewayConfig, WorkerTls};
 use super::notices::NoticeRouter;
-use super::{Gateway, router, serve};
+use super::origin::{FLAG, ServedHost, ServedHosts};
+use super::{Gateway, router};
 use crate::agents::Agents;
 use crate::dispatch::follow::{self, Follower};
 use crate::dispatch::live::LiveLogs;
 use crate::dispatch::subscriptions::Subscriptions;
 use crate::dispatch::workers::Workers;
+use crate::edge::bodies::Bodies;
+use crate::edge::files::affordable_connections;
+use crate::edge::{PortLimits, serve};
 use crate::egress::{Outbound, Reach};
 use crate::every::watched;
 use crate::guard::Services;
@@ -27,7 +32,12 @@ use crate::stream::registry::SessionRegistry;
 use crate::stream::session::Streams;
 use crate::submit::Submitter;
 use crate::tls::never_renewed;
-use crate::worker_port::WorkerPort;
+use crate::worker_port::{WorkerPort, WorkerRoom};
+
+/// The largest header of a client's request, in bytes: proxies add some, and a cursor has 4 KiB at most.
+const CLIENT_HEADER_BYTES: usize = 32 * 1024;
+/// The same for a worker, which names all its turns in hand in a URL of up to 64 KiB.
+const WORKER_HEADER_BYTES: usize = 80 * 1024;
 
 /// The open ports that a gateway is given.
 pub struct Listeners {
@@ -40,6 +50,8 @@ pub struct Listeners {
 pub enum GatewayError {
     #[error("--auth none serves loopback only, and {0} is not; use --auth keys")]
     NotLoopback(SocketAddr),
+    #[error("without keys, {FLAG} '*' would open this gateway to any web page; name the hosts, or use --auth keys")]
+    AnyHost,
     #[error("cannot serve: {0}")]
     Io(#[from] std::io::Error),
     #[error("cannot make an HTTP client: {0}")]
@@ -55,8 +67,13 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), GatewayError> {
     let address = listeners.clients.local_addr()?;
-    if config.auth == AuthMode::None && !address.ip().is_loopback() {
-        return Err(GatewayError::NotLoopback(address));
+    if config.auth == AuthMode::None {
+        if !address.ip().is_loopback() {
+            return Err(GatewayError::NotLoopback(address));
+        }
+        if config.hosts.contains(&ServedHost::Any) {
+            return Err(GatewayError::AnyHost);
+        }
     }
     let background = shutdown.child_token();
     let replica = Replica::new(config.advertise.clone());
@@ -83,13 +100,16 @@ pub async fn run(
     };
     let workers = Workers::new(store.clone(), live.clone());
     let gateway = gateway(&config, store.clone(), streams, workers.clone()).await?;
-    let port = WorkerPort::new(replica, store, live.clone(), workers.clone(), heartbeats.clone())
+    let room = WorkerRoom::new(config.worker_bodies, config.body_timeout);
+    let port = WorkerPort::new(replica, store, live.clone(), workers.clone(), heartbeats.clone(), room)
         .for_pods(config.reviewer.clone(), config.cause_window);
 
     let tasks = TaskTracker::new();
     spawn_loops(&tasks, &gateway, live, subscriptions, &background);
-    let clients = serve::serve(listeners.clients, router::router(gateway), &config, None, shutdown.clone());
-    let worker_side = serve::serve(listeners.workers, port.router(), &config, port_tls, shutdown.clone());
+    let limits = limits(&config);
+    let hosts = ServedHosts::new(config.hosts.clone(), config.auth == AuthMode::Keys);
+    let clients = serve(listeners.clients, router::router(gateway, hosts), &limits.clients, None, shutdown.clone());
+    let worker_side = serve(listeners.workers, port.router(), &limits.workers, port_tls, shutdown.clone());
     let closing = async {
         shutdown.cancelled().await;
         workers.close_all();
@@ -99,6 +119,24 @@ pub async fn run(
     tasks.close();
     tokio::join!(tasks.wait(), heartbeats.ended());
     clients.and(worker_side).map_err(GatewayError::Io)
+}
+
+/// The bounds of both ports.
+struct BothPorts {
+    clients: PortLimits,
+    workers: PortLimits,
+}
+
+fn limits(config: &GatewayConfig) -> BothPorts {
+    let clients = PortLimits {
+        connections: affordable_connections(config.max_connections, 2, "--max-connections"),
+        header_timeout: config.header_timeout,
+        header_bytes: CLIENT_HEADER_BYTES,
+        shutdown_grace: config.shutdown_grace,
+        know_users: config.auth == AuthMode::None,
+    };
+    let workers = PortLimits { header_bytes: WORKER_HEADER_BYTES, know_users: false, ..clients.clone() };
+    BothPorts { clients, workers }
 }
 
 /// What the client port's handlers work with.
@@ -117,7 +155,9 @@ async fn gateway(
     let submitter = Submitter { store: store.clone(), agents: agents.clone(), gateway: streams.gateway, services };
     Ok(Gateway {
         auth: Auth::new(config.auth, store.clone()),
+        audit: ReadAudit::new(store.clone()),
         open_streams: Arc::new(Semaphore::new(config.max_streams)),
+        bodies: Bodies::new(config.client_bodies, config.body_timeout),
         store,
         agents,
         submitter,
@@ -146,6 +186,7 @@ fn spawn_loops(
         delivery::poll(store.clone(), subscriptions.clone(), shutdown.clone()),
     ));
     tasks.spawn(watched("the guarding of waiting turns", submitter.clone().reguard(shutdown.clone())));
-    let notices = NoticeRouter { gateway: gateway.clone(), subscriptions };
+    tasks.spawn(watched("the look after keys", gateway.auth.clone().look_after_keys(shutdown.clone())));
+    let notices = NoticeRouter { gateway: gateway.clone(), subscriptions, refreshing: Arc::default() };
     tasks.spawn(watched("hearing notices", notices.run(shutdown.clone())));
 }

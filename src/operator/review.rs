@@ -4,10 +4,13 @@
 use std::fmt;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures::future::BoxFuture;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use kube::Client;
 use kube::api::{Api, PostParams};
+use serde::Deserialize;
 
 use super::client::bounded_by;
 use crate::worker_port::identity::{PodIdentity, ReviewError, Reviewer};
@@ -17,6 +20,8 @@ use crate::worker_port::identity::{PodIdentity, ReviewError, Reviewer};
 pub const AUDIENCE: &str = "lastword.dev";
 /// The longest that a review may take. The worker asks again.
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(5);
+/// How far this machine's clock may be ahead of the API server's, in seconds.
+const CLOCK_SKEW: i64 = 60;
 /// Keys under which a review's answer names the pod that the token is bound to.
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
@@ -49,9 +54,50 @@ impl TokenReviewer {
 }
 
 impl Reviewer for TokenReviewer {
+    fn claimed(&self, token: &str) -> Result<PodIdentity, ReviewError> {
+        claimed(token, jiff::Timestamp::now().as_second())
+    }
+
     fn review<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<PodIdentity, ReviewError>> {
         Box::pin(self.ask(token))
     }
+}
+
+/// The claims of a ServiceAccount token that are read here; it has more.
+#[derive(Deserialize)]
+struct Claims {
+    #[serde(rename = "aud")]
+    audiences: Vec<String>,
+    /// Seconds since 1970.
+    #[serde(rename = "exp")]
+    expires: i64,
+    #[serde(rename = "kubernetes.io")]
+    kubernetes: KubernetesClaim,
+}
+
+#[derive(Deserialize)]
+struct KubernetesClaim {
+    namespace: String,
+    pod: Option<PodClaim>,
+}
+
+#[derive(Deserialize)]
+struct PodClaim {
+    name: String,
+    uid: String,
+}
+
+/// The pod that a token's claims name. `now` is in seconds since 1970; clocks may differ by [`CLOCK_SKEW`].
+fn claimed(token: &str, now: i64) -> Result<PodIdentity, ReviewError> {
+    let payload = token.split('.').nth(1).and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
+    let claims: Option<Claims> = payload.and_then(|json| serde_json::from_slice(&json).ok());
+    let claims = claims.ok_or(ReviewError::Refused)?;
+    if claims.expires < now - CLOCK_SKEW || !claims.audiences.iter().any(|audience| audience == AUDIENCE) {
+        return Err(ReviewError::Refused);
+    }
+    let KubernetesClaim { namespace, pod } = claims.kubernetes;
+    let PodClaim { name, uid } = pod.ok_or(ReviewError::NotAPod)?;
+    Ok(PodIdentity { namespace, name, uid })
 }
 
 /// Reads a review's answer. An answer that does not confirm our audience is a refusal, also from an authenticator that knows
@@ -81,6 +127,28 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn what_a_token_says_of_itself() {
+        let claims = json!({
+            "aud": ["lastword.dev"], "exp": 1000, "iss": "https://kubernetes.default.svc", "sub": "system:serviceaccount:team:default",
+            "kubernetes.io": {"namespace": "team", "pod": {"name": "bot-1", "uid": "u-1"}, "serviceaccount": {"name": "default"}},
+        });
+        let read = |change: &dyn Fn(&mut serde_json::Value)| {
+            let mut claims = claims.clone();
+            change(&mut claims);
+            claimed(&format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims.to_string())), 1030)
+        };
+        let pod = PodIdentity { namespace: "team".into(), name: "bot-1".into(), uid: "u-1".into() };
+        assert_eq!(read(&|_| {}), Ok(pod), "a clock may be half a minute off");
+        assert_eq!(read(&|c| c["exp"] = json!(900)), Err(ReviewError::Refused));
+        assert_eq!(read(&|c| c["aud"] = json!(["https://kubernetes.default.svc"])), Err(ReviewError::Refused));
+        assert_eq!(read(&|c| c["kubernetes.io"]["pod"] = json!(null)), Err(ReviewError::NotAPod));
+        assert_eq!(read(&|c| c["kubernetes.io"] = json!(null)), Err(ReviewError::Refused));
+        for garbage in ["a.b.c", "..", "e30.e30.e30", "e30.!!!.e30"] {
+            assert_eq!(claimed(garbage, 0), Err(ReviewError::Refused), "{garbage}");
+        }
+    }
 
     #[test]
     fn what_a_review_proves() {

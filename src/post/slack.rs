@@ -14,7 +14,8 @@ pub fn payload(record: &Record) -> Vec<u8> {
         (None, Some(failure)) => escaped(&format!("Error: {}", failure.message)),
         (None, None) => String::new(),
     };
-    json!({ "text": text }).to_string().into_bytes()
+    // Slack would fetch the URLs in a text to show what is behind them: an agent could so send what it knows to any host.
+    json!({ "text": text, "unfurl_links": false, "unfurl_media": false }).to_string().into_bytes()
 }
 
 /// Text that Slack shows literally, without reading its markup (mrkdwn): an agent must not be able to mention `<!channel>`.

@@ -9,6 +9,7 @@ use super::error::RoleError;
 use super::ports::Ports;
 use super::schema::{open_store, wait_for_schema};
 use crate::admin::{self, AdminArgs, CannotListen, Readiness};
+use crate::edge::files;
 use crate::egress::EgressArgs;
 use crate::every::supervised;
 use crate::gateway::args::{GatewayArgs, ReviewArgs, WorkerTlsArgs};
@@ -46,6 +47,8 @@ pub(super) async fn ports(args: &GatewayRole) -> Result<Ports, CannotListen> {
 
 /// Runs until `shutdown`, and then on for the drain delay.
 pub(super) async fn run(args: GatewayRole, ports: Ports, shutdown: CancellationToken) -> Result<(), RoleError> {
+    // Streams are files, and this process starts no programs.
+    files::raise_limit();
     let worker_tls = args.worker_tls.worker_tls()?;
     let readiness = Readiness::default();
     let end = CancellationToken::new();

@@ -3,7 +3,7 @@
 
 use sqlx::Row;
 
-use super::{Store, StoreError};
+use super::{Pool, Store, StoreError};
 use crate::turn::keys::StartId;
 use crate::turn::phase::LeasePhase;
 
@@ -36,13 +36,37 @@ impl Store {
         uid: &str,
         secret: impl Fn(StartId) -> Vec<u8>,
     ) -> Result<CredentialExchange, StoreError> {
+        match self.start_to_give_credential(self.vital(), runtime_ref, uid).await? {
+            Ok((start, again)) => self.replace_secret(start, uid, again, secret(start)).await,
+            Err(answer) => Ok(answer),
+        }
+    }
+
+    /// What [`exchange_credential_of_pod`](Self::exchange_credential_of_pod) would answer to a pod of this name and UID;
+    /// nothing is changed.
+    pub async fn would_give_credential_to_pod(
+        &self,
+        runtime_ref: &str,
+        uid: &str,
+    ) -> Result<CredentialExchange, StoreError> {
+        let found = self.start_to_give_credential(&self.general, runtime_ref, uid).await?;
+        Ok(found.map_or_else(|answer| answer, |(start, _)| CredentialExchange::Granted(start)))
+    }
+
+    /// The start that a pod may have a credential for, and whether also while its worker is live; or why there is none.
+    async fn start_to_give_credential(
+        &self,
+        pool: &Pool,
+        runtime_ref: &str,
+        uid: &str,
+    ) -> Result<Result<(StartId, bool), CredentialExchange>, StoreError> {
         let rows = sqlx::query(
             "SELECT l.start_id, l.phase, l.pod_uid, coalesce(a.spec->>'adapter' = 'Custom', false) AS again
              FROM lease l LEFT JOIN agent a ON a.namespace = l.organization AND a.name = l.agent
              WHERE l.runtime_ref = $1 AND l.runtime = 'kubernetes' ORDER BY l.phase = 'dead', l.started_at DESC LIMIT 10",
         )
         .bind(runtime_ref)
-        .fetch_all(self.vital())
+        .fetch_all(pool)
         .await?;
         let mut answer = CredentialExchange::Unknown;
         for row in &rows {
@@ -51,17 +75,18 @@ impl Store {
                 Some(recorded) if recorded != uid => {}
                 // A worker that is being stopped needs no new credential: if it holds turns, it has one already.
                 Some(_) if matches!(phase, LeasePhase::Dead | LeasePhase::Draining) => {
-                    return Ok(CredentialExchange::Dead);
+                    return Ok(Err(CredentialExchange::Dead));
                 }
                 Some(_) => {
-                    let (start, again) = (StartId(row.try_get("start_id")?), row.try_get("again")?);
-                    return self.replace_secret(start, uid, again, secret(start)).await;
+                    let (start, again): (_, bool) = (StartId(row.try_get("start_id")?), row.try_get("again")?);
+                    let connected = phase == LeasePhase::Live && !again;
+                    return Ok(if connected { Err(CredentialExchange::AlreadyConnected) } else { Ok((start, again)) });
                 }
                 None if phase != LeasePhase::Dead => answer = CredentialExchange::NotRecorded,
                 None => {}
             }
         }
-        Ok(answer)
+        Ok(Err(answer))
     }
 
     /// Replaces the secret of a start whose worker has not connected. With `again`, also that of a start whose worker

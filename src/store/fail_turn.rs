@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::audit::{self, Actor, Audited};
 use super::elect::{self, Ended, Fence};
 use super::transaction::transaction;
 use super::{Store, StoreError};
@@ -20,6 +21,22 @@ impl Store {
     /// Ends one turn, whoever holds it; `None` when it has its terminal already.
     pub async fn fail_turn(&self, turn: TurnId, failure: &Failure) -> Result<Option<Ended>, StoreError> {
         Ok(self.end_turns(&[turn], Fence::AnyHolder, failure).await?.into_iter().next())
+    }
+
+    /// Ends one turn, whoever holds it, because somebody demands it, and writes the audit; `None` when it has its terminal
+    /// already.
+    pub async fn cancel_turn(&self, turn: TurnId, actor: Actor<'_>) -> Result<Option<Ended>, StoreError> {
+        let failure = cause::rule::cancelled();
+        let ended = transaction!(self.vital(), |tx| {
+            let ended = elect::fail_open(tx, &[turn], Fence::AnyHolder, &failure).await?;
+            if !ended.is_empty() {
+                audit::write(tx, actor, Audited::Cancel, &turn.to_string()).await?;
+            }
+            Ok(ended)
+        })
+        .await?;
+        self.announce(&ended);
+        Ok(ended.into_iter().next())
     }
 
     /// Ends a turn whose marker names this worker, and which the worker has lost, as its own heartbeats say. False if

@@ -21,9 +21,10 @@
 //!
 //! Only time that was ticked counts. While no gateway can write, `seen` stands still, and with it every verdict.
 
-use sqlx::{PgConnection, Row};
+use sqlx::Row;
 use time::OffsetDateTime;
 
+use super::connection::DbConnection;
 use super::replica::Replica;
 use super::{Store, StoreError};
 use crate::turn::silence::{Gap, GateTicks};
@@ -88,7 +89,7 @@ impl Store {
 }
 
 /// The time before the beats of a tick are gathered, for [`tick`].
-pub(super) async fn before_gathering(tx: &mut PgConnection) -> Result<OffsetDateTime, StoreError> {
+pub(super) async fn before_gathering(tx: &mut DbConnection) -> Result<OffsetDateTime, StoreError> {
     Ok(sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(tx).await?)
 }
 
@@ -96,7 +97,7 @@ pub(super) async fn before_gathering(tx: &mut PgConnection) -> Result<OffsetDate
 /// `expires_seconds`, and moves the gate. Afterwards no expiry lies further ahead than it may: a clock that stepped back cannot
 /// keep a dead worker alive.
 pub(super) async fn tick(
-    tx: &mut PgConnection,
+    tx: &mut DbConnection,
     gateway: &Replica,
     expires_seconds: f64,
     gathered: OffsetDateTime,
@@ -144,7 +145,7 @@ pub(super) async fn tick(
 }
 
 /// Keeps a gap for the counts of all leases that are no longer than the time without one before it.
-async fn note_gap(tx: &mut PgConnection, steady: f64, ticked: f64) -> Result<(), StoreError> {
+async fn note_gap(tx: &mut DbConnection, steady: f64, ticked: f64) -> Result<(), StoreError> {
     let steady = steady.floor() as i64;
     sqlx::query("DELETE FROM gap WHERE steady_seconds <= $1").bind(steady).execute(&mut *tx).await?;
     // No lease is shorter than a second.
@@ -159,7 +160,7 @@ async fn note_gap(tx: &mut PgConnection, steady: f64, ticked: f64) -> Result<(),
 }
 
 /// Where a clock stepped back: brings times that lie in the future to what they may be now.
-async fn cap_expiries(tx: &mut PgConnection, expires_seconds: f64) -> Result<(), StoreError> {
+async fn cap_expiries(tx: &mut DbConnection, expires_seconds: f64) -> Result<(), StoreError> {
     sqlx::query(
         "UPDATE lease SET expires_at = clock_timestamp() + make_interval(secs => lease_seconds)
          WHERE phase IN ('live', 'draining') AND expires_at > clock_timestamp() + make_interval(secs => lease_seconds)",

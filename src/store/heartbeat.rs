@@ -5,9 +5,10 @@
 
 use std::collections::HashMap;
 
-use sqlx::{PgConnection, Row};
+use sqlx::Row;
 use uuid::Uuid;
 
+use super::connection::DbConnection;
 use super::replica::Replica;
 use super::transaction::transaction;
 use super::{Store, StoreError, gate};
@@ -97,7 +98,7 @@ impl Store {
 
 /// Renews the leases of workers that gave a sign of life to this gateway: one small HOT update each.
 async fn renew_leases(
-    tx: &mut PgConnection,
+    tx: &mut DbConnection,
     gateway: GatewayId,
     beats: &[Beat],
 ) -> Result<HashMap<Incarnation, BeatAnswer>, StoreError> {

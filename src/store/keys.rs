@@ -1,6 +1,9 @@
-//! API keys. A key is shown once, when it is made: `lwk_<id>_<secret>`. The table keeps only the SHA-256 of its secret.
+//! API keys. A key is shown once, when it is made: `lwk_<id>_<secret><checksum>`. The table keeps only the SHA-256 of its
+//! secret.
 //!
-//! The secret is 256 random bits, so a fast hash suffices: there is nothing to guess.
+//! The secret is 256 random bits, so a fast hash suffices: there is nothing to guess. The checksum is no secret. It tells a
+//! mistyped or cut key, and noise, from a key without asking the database, and a scanner for leaked secrets that it has found
+//! one.
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,6 +20,8 @@ use crate::turn::keys::{NameError, check_name, hex};
 
 /// What every key begins with, so that scanners for leaked secrets can know it.
 const PREFIX: &str = "lwk_";
+/// A use of a key is written down this long after the last one that was, not before.
+const USED_EVERY: Duration = Duration::from_secs(600);
 /// The longest time that a key with an end may be valid for: a hundred years.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 
@@ -94,7 +99,13 @@ impl ApiKey {
 
     /// The text that the holder keeps: a secret.
     pub fn reveal(&self) -> String {
-        format!("{PREFIX}{}_{}", self.id.simple(), hex(&self.secret))
+        format!("{PREFIX}{}_{}{}", self.id.simple(), hex(&self.secret), hex(&self.checksum()))
+    }
+
+    /// The first bytes of a digest of all of the key.
+    fn checksum(&self) -> [u8; 4] {
+        let digest = Sha256::new().chain_update(self.id.as_bytes()).chain_update(self.secret).finalize();
+        [digest[0], digest[1], digest[2], digest[3]]
     }
 
     /// What the table keeps of the secret.
@@ -116,7 +127,7 @@ impl fmt::Debug for ApiKey {
 
 /// What was presented is no key. The error does not repeat the text, which may be somebody's secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not an API key: one looks like {PREFIX}<32 hex digits>_<64 hex digits>")]
+#[error("not an API key: one looks like {PREFIX}<32 hex digits>_<72 hex digits>, the last 8 of which are a checksum")]
 pub struct NoKey;
 
 impl FromStr for ApiKey {
@@ -125,8 +136,10 @@ impl FromStr for ApiKey {
     /// Takes exactly the form that [`ApiKey::reveal`] writes.
     fn from_str(text: &str) -> Result<Self, NoKey> {
         let (id, secret) = text.strip_prefix(PREFIX).and_then(|rest| rest.split_once('_')).ok_or(NoKey)?;
+        let (secret, checksum) = secret.split_at_checked(64).ok_or(NoKey)?;
         let id: [u8; 16] = unhex(id).ok_or(NoKey)?;
-        Ok(ApiKey { id: Uuid::from_bytes(id), secret: unhex(secret).ok_or(NoKey)? })
+        let key = ApiKey { id: Uuid::from_bytes(id), secret: unhex(secret).ok_or(NoKey)? };
+        if unhex(checksum) == Some(key.checksum()) { Ok(key) } else { Err(NoKey) }
     }
 }
 
@@ -175,6 +188,9 @@ pub struct KeyInfo {
     pub expires_at: Option<OffsetDateTime>,
     #[serde(with = "time::serde::rfc3339::option")]
     pub revoked_at: Option<OffsetDateTime>,
+    /// When it was last good for something, to within [`USED_EVERY`].
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub last_used_at: Option<OffsetDateTime>,
     /// By the database's clock.
     pub expired: bool,
 }
@@ -191,6 +207,7 @@ struct KeyRow {
     created_at: OffsetDateTime,
     expires_at: Option<OffsetDateTime>,
     revoked_at: Option<OffsetDateTime>,
+    last_used_at: Option<OffsetDateTime>,
     expired: bool,
 }
 
@@ -206,27 +223,45 @@ impl TryFrom<KeyRow> for KeyInfo {
             created_at: row.created_at,
             expires_at: row.expires_at,
             revoked_at: row.revoked_at,
+            last_used_at: row.last_used_at,
             expired: row.expired,
         })
     }
 }
 
+/// The audit names the database's user as the actor, since whoever may connect to the database may make and revoke keys.
 const CREATE: &str = r#"
-    INSERT INTO api_key (id, organization, name, role, "user", hash, created_at, expires_at)
-    VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp(), clock_timestamp() + $7 * interval '1 second')
-    RETURNING id, organization, name, "user", role, hash, created_at, expires_at, revoked_at, false AS expired"#;
+    WITH made AS (
+        INSERT INTO api_key (id, organization, name, role, "user", hash, created_at, expires_at)
+        VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp(), clock_timestamp() + $7 * interval '1 second')
+        RETURNING *
+    ), audited AS (
+        INSERT INTO audit (id, organization, actor, action, subject)
+        SELECT gen_random_uuid(), organization, 'database:' || session_user, 'create-key', id::text FROM made
+    )
+    SELECT id, organization, name, "user", role, hash, created_at, expires_at, revoked_at, last_used_at, false AS expired
+    FROM made"#;
+
+const REVOKE: &str = "
+    WITH done AS (
+        UPDATE api_key SET revoked_at = clock_timestamp() WHERE id = $1 AND revoked_at IS NULL RETURNING id, organization
+    ), audited AS (
+        INSERT INTO audit (id, organization, actor, action, subject)
+        SELECT gen_random_uuid(), organization, 'database:' || session_user, 'revoke-key', id::text FROM done
+    )
+    SELECT count(*) FROM done";
 
 const LIST: &str = r#"
-    SELECT id, organization, name, "user", role, hash, created_at, expires_at, revoked_at,
+    SELECT id, organization, name, "user", role, hash, created_at, expires_at, revoked_at, last_used_at,
            coalesce(expires_at <= clock_timestamp(), false) AS expired
     FROM api_key WHERE $1::text IS NULL OR organization = $1 ORDER BY created_at, id"#;
 
 const FIND: &str = r#"
-    SELECT id, organization, name, "user", role, hash, created_at, expires_at, revoked_at,
+    SELECT id, organization, name, "user", role, hash, created_at, expires_at, revoked_at, last_used_at,
            coalesce(expires_at <= clock_timestamp(), false) AS expired
     FROM api_key WHERE id = $1"#;
 
-/// Makes a key. The [`ApiKey`] that this returns is the only copy of its secret.
+/// Makes a key, and writes the audit. The [`ApiKey`] that this returns is the only copy of its secret.
 pub async fn create(pool: &Pool, new: &NewKey) -> Result<(KeyInfo, ApiKey), KeyError> {
     check_name("organization", &new.organization)?;
     check_name("name", &new.name)?;
@@ -254,13 +289,10 @@ pub async fn list(pool: &Pool, organization: Option<&str>) -> Result<Vec<KeyInfo
     rows.into_iter().map(KeyInfo::try_from).collect()
 }
 
-/// Revokes a key at once and for good. False: there is no key of this id, or it was revoked before.
+/// Revokes a key at once and for good, and writes the audit. False: there is no key of this id, or it was revoked before.
 pub async fn revoke(pool: &Pool, id: Uuid) -> Result<bool, KeyError> {
-    let done = sqlx::query("UPDATE api_key SET revoked_at = clock_timestamp() WHERE id = $1 AND revoked_at IS NULL")
-        .bind(id)
-        .execute(pool)
-        .await?;
-    Ok(done.rows_affected() > 0)
+    let done: i64 = sqlx::query_scalar(REVOKE).bind(id).fetch_one(pool).await?;
+    Ok(done > 0)
 }
 
 /// A key, and the hash of its secret; also one that is revoked or expired.
@@ -273,17 +305,34 @@ pub async fn find(pool: &Pool, id: Uuid) -> Result<Option<(KeyInfo, Vec<u8>)>, K
     .transpose()
 }
 
-/// Whether a key is neither revoked nor expired.
-pub async fn is_good(pool: &Pool, id: Uuid) -> Result<bool, KeyError> {
-    Ok(find(pool, id).await?.is_some_and(|(info, _)| !info.expired && info.revoked_at.is_none()))
+/// Those of these keys that are revoked, expired, or gone.
+pub async fn ended(pool: &Pool, ids: &[Uuid]) -> Result<Vec<Uuid>, KeyError> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ended = sqlx::query_scalar(
+        "SELECT asked.id FROM unnest($1::uuid[]) AS asked (id) LEFT JOIN api_key k USING (id)
+         WHERE k.id IS NULL OR k.revoked_at IS NOT NULL OR k.expires_at <= clock_timestamp()",
+    );
+    Ok(ended.bind(ids).fetch_all(pool).await?)
 }
 
-/// Who presents this key, and the key's id; `None` if it is no key, unknown, revoked or expired.
-pub async fn authenticate(pool: &Pool, presented: &str) -> Result<Option<(Principal, Uuid)>, KeyError> {
-    let Ok(key) = presented.parse::<ApiKey>() else { return Ok(None) };
+/// Who presents this key, and the key's id; `None` if it is unknown, revoked or expired. A good key's use is written down,
+/// unless one was a moment ago.
+pub async fn authenticate(pool: &Pool, key: &ApiKey) -> Result<Option<(Principal, Uuid)>, KeyError> {
     let Some((info, hash)) = find(pool, key.id).await? else { return Ok(None) };
     if !key.matches(&hash) || info.expired || info.revoked_at.is_some() {
         return Ok(None);
+    }
+    if info.last_used_at.is_none_or(|at| OffsetDateTime::now_utc() - at >= USED_EVERY) {
+        let used = sqlx::query(
+            "UPDATE api_key SET last_used_at = clock_timestamp()
+             WHERE id = $1 AND coalesce(last_used_at <= clock_timestamp() - $2 * interval '1 second', true)",
+        );
+        if let Err(error) = used.bind(key.id).bind(USED_EVERY.as_secs_f64()).execute(pool).await {
+            // The key is good all the same.
+            tracing::debug!(%error, key = %key.id, "the use of key {} was not written down", key.id);
+        }
     }
     let KeyInfo { organization, user, role, .. } = info;
     Ok(Some((Principal { organization, user, role }, key.id)))
@@ -300,7 +349,7 @@ mod tests {
         assert_eq!(read.id, key.id);
         assert!(read.matches(&key.hash()));
         assert!(!read.matches(&other.hash()) && !read.matches(&[]) && !read.matches(&key.hash()[..31]));
-        assert_eq!(key.reveal().len(), 4 + 32 + 1 + 64);
+        assert_eq!(key.reveal().len(), 4 + 32 + 1 + 64 + 8);
     }
 
     #[test]
@@ -310,7 +359,13 @@ mod tests {
         let spaced = format!("{text} ");
         let cut = &text[..text.len() - 1];
         let wide = format!("{}\u{e4}", &text[..text.len() - 2]);
-        for no_key in ["", "lwk_", "lwk__", "lwk_a_b", &text[4..], &upper, &spaced, cut, &wide] {
+        let without_checksum = &text[..text.len() - 8];
+        let other = ApiKey::generate().reveal();
+        let mixed = format!("{}{}", &text[..37], &other[37..]);
+        let mut mistyped = text.clone();
+        mistyped.replace_range(50..51, if &text[50..51] == "0" { "1" } else { "0" });
+        let broken = [without_checksum, &mixed, &mistyped, &text[4..], &upper, &spaced, cut, &wide];
+        for no_key in ["", "lwk_", "lwk__", "lwk_a_b"].into_iter().chain(broken) {
             assert!(no_key.parse::<ApiKey>().is_err(), "{no_key}");
         }
     }

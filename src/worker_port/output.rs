@@ -7,14 +7,14 @@
 //! here proves nothing: the worker may have been with another replica, or its stream here has just closed.
 
 use axum::Json;
-use axum::body::Bytes;
+use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use uuid::Uuid;
 
 use super::WorkerPort;
-use super::body::{check_offset, parse, storable};
+use super::body::{check_offset, storable};
 use super::identity::AuthenticatedWorker;
 use crate::dispatch::live::{LiveLogs, OutputRefused};
 use crate::problem::Problem;
@@ -39,11 +39,12 @@ pub(super) async fn output(
     caller: AuthenticatedWorker,
     Path(turn): Path<Uuid>,
     Query(at): Query<OutputOffset>,
-    body: Bytes,
+    body: Body,
 ) -> Result<Json<Acked>, Problem> {
     let turn = TurnId(turn);
     check_offset(at.offset)?;
-    let output: Output = parse(&body)?;
+    let body = port.room.output.whole(&caller.account(), body).await?;
+    let output: Output = body.json()?;
     let span = Span::new(at.offset, storable(output.frames)?);
     take(&port.live, turn, caller.incarnation, &span, || adopt(&port, &caller, turn)).await.map(Json)
 }

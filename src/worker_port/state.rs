@@ -9,10 +9,11 @@ use url::{Host, Url};
 use super::identity::{Reviewer, TokenReviews};
 use crate::dispatch::live::LiveLogs;
 use crate::dispatch::workers::Workers;
+use crate::edge::bodies::{Bodies, BodyLimits};
 use crate::heartbeat::Heartbeats;
 use crate::store::{Connected, Replica, Store};
 use crate::turn::keys::Incarnation;
-use crate::wire::Credential;
+use crate::wire::{self, Credential};
 
 /// The state of the worker port. Cheap to clone.
 #[derive(Clone)]
@@ -24,6 +25,7 @@ pub struct WorkerPort {
     pub live: LiveLogs,
     pub workers: Workers,
     pub heartbeats: Heartbeats,
+    pub room: WorkerRoom,
     /// Reviews the ServiceAccount tokens of pods; absent where workers are no pods.
     pub(super) reviews: Option<TokenReviews>,
     /// How long a worker's last words wait for somebody to record why the worker was stopped; see `stops`.
@@ -31,13 +33,58 @@ pub struct WorkerPort {
     pub(super) verified: VerifiedCredentials,
 }
 
+/// The bounds on the bodies of workers' calls; an account is one incarnation. Each kind has its own: whatever output is under
+/// way, a turn can be finished, and a worker can say that it lives or leaves.
+#[derive(Debug, Clone, Copy)]
+pub struct WorkerBodyLimits {
+    pub output: BodyLimits,
+    pub finish: BodyLimits,
+    /// Heartbeats and goodbyes: lists of turns.
+    pub signs: BodyLimits,
+}
+
+impl Default for WorkerBodyLimits {
+    fn default() -> Self {
+        let (most, mib) = (wire::MAX_BODY_BYTES, 1024 * 1024);
+        WorkerBodyLimits {
+            output: BodyLimits { body: most, account: 4 * most, total: 128 * mib },
+            finish: BodyLimits { body: most, account: 2 * most, total: 64 * mib },
+            signs: BodyLimits { body: mib, account: mib, total: 32 * mib },
+        }
+    }
+}
+
+/// The room itself.
+#[derive(Debug, Clone)]
+pub struct WorkerRoom {
+    pub output: Bodies,
+    pub finish: Bodies,
+    pub signs: Bodies,
+}
+
+impl WorkerRoom {
+    /// Empty room within these limits. A body may take as long as `within` to come.
+    pub fn new(limits: WorkerBodyLimits, within: Duration) -> Self {
+        let WorkerBodyLimits { output, finish, signs } = limits;
+        let room = |limits| Bodies::new(limits, within);
+        WorkerRoom { output: room(output), finish: room(finish), signs: room(signs) }
+    }
+}
+
 impl WorkerPort {
     /// A port for workers that this machine starts. They show a credential and nothing else.
-    pub fn new(replica: Replica, store: Store, live: LiveLogs, workers: Workers, heartbeats: Heartbeats) -> Self {
+    pub fn new(
+        replica: Replica,
+        store: Store,
+        live: LiveLogs,
+        workers: Workers,
+        heartbeats: Heartbeats,
+        room: WorkerRoom,
+    ) -> Self {
         let (reviews, cause_window) = (None, Duration::ZERO);
         let verified = VerifiedCredentials::default();
         let address = address_of(&replica.url);
-        WorkerPort { replica, address, store, live, workers, heartbeats, reviews, cause_window, verified }
+        WorkerPort { replica, address, store, live, workers, heartbeats, room, reviews, cause_window, verified }
     }
 
     /// The same for workers that are pods, too.

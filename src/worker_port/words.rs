@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use axum::Json;
-use axum::body::Bytes;
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
 
 use super::WorkerPort;
-use super::body::{check_finish, parse, storable};
+use super::body::{check_finish, storable};
 use super::identity::{AuthenticatedWorker, gone};
 use super::output::not_held;
 use crate::problem::Problem;
@@ -23,9 +23,10 @@ use crate::wire::{Finish, FinishResult, Finished, Goodbye, GoodbyePhase, Heartbe
 pub(super) async fn finish(
     State(port): State<WorkerPort>,
     caller: AuthenticatedWorker,
-    body: Bytes,
+    body: Body,
 ) -> Result<Json<Finished>, Problem> {
-    let finish: Finish = parse(&body)?;
+    let body = port.room.finish.whole(&caller.account(), body).await?;
+    let finish: Finish = body.json()?;
     check_finish(&finish)?;
     // The output is the first turn's; the others share it.
     let lead = finish.turn_ids[0];
@@ -81,9 +82,9 @@ fn join_pieces(known: Span, last: Span) -> Span {
 pub(super) async fn heartbeat(
     State(port): State<WorkerPort>,
     caller: AuthenticatedWorker,
-    body: Bytes,
+    body: Body,
 ) -> Result<Json<HeartbeatAnswer>, Problem> {
-    let beat: Heartbeat = parse(&body)?;
+    let beat: Heartbeat = port.room.signs.whole(&caller.account(), body).await?.json()?;
     let asked = Instant::now();
     let answer = port.heartbeats.beat(caller.incarnation, !beat.turns.is_empty()).await?;
     match answer {
@@ -99,9 +100,9 @@ pub(super) async fn heartbeat(
 pub(super) async fn goodbye(
     State(port): State<WorkerPort>,
     caller: AuthenticatedWorker,
-    body: Bytes,
+    body: Body,
 ) -> Result<StatusCode, Problem> {
-    let goodbye: Goodbye = parse(&body)?;
+    let goodbye: Goodbye = port.room.signs.whole(&caller.account(), body).await?.json()?;
     let worker = port.workers.get(caller.incarnation);
     if let Some(worker) = &worker {
         worker.stop_claiming();

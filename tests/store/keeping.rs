@@ -98,6 +98,27 @@ async fn retention_removes_what_is_old_and_shown(db: Db) {
     assert!(db.armed("c").await.number > 4, "numbers are not used again");
 }
 
+/// One reply answers turns that are further from each other than turns are open at once, since others ended between them: it
+/// goes with all of them, however few a transaction looks at.
+async fn a_reply_to_turns_far_apart_goes_whole(db: Db) {
+    let worker = Worker::together(&db.store).await;
+    let first = db.armed("c").await.turn_id;
+    for _ in 0..150 {
+        let between = db.armed("c").await.turn_id;
+        db.store.fail_turn(between, &failure(Reason::Cancelled)).await.expect("answers");
+    }
+    let last = db.armed("c").await.turn_id;
+    assert_eq!(worker.claim_ids(&db.store, 1).await, [first, last]);
+    assert_eq!(finish(&db.store, worker.reply(&[first, last], "hello")).await, Ok(true));
+    let answered = db.store.turns_answered_by(first).await.expect("answers");
+    assert_eq!(answered.iter().map(|a| a.0).collect::<Vec<_>>(), [first, last]);
+    assert_eq!(db.store.turn_record(last).await.expect("answers").expect("there").reply.expect("one").turns, answered);
+    db.sql("UPDATE terminal SET ended_at = ended_at - interval '60 days'").await;
+    let retention = Retention { batch: 5, ..Retention::default() };
+    assert_eq!(db.store.prune_past_retention(&retention).await.expect("prunes"), 152);
+    assert_eq!(db.count("terminal").await, 0);
+}
+
 /// A conversation goes a retention after its last turn, or after it was opened, when nobody has a session on it. Its name
 /// is then free: whoever comes first owns it.
 async fn empty_conversations_are_removed(db: Db) {
@@ -307,23 +328,38 @@ async fn a_key_lives_until_it_is_revoked(db: Db) {
     let pool = db.store.pool();
     let (info, key) = keys::create(pool, &new("ci", None)).await.expect("creates");
     let (brief, brief_key) = keys::create(pool, &new("brief", Some(Duration::from_secs(60)))).await.expect("creates");
-    let (who, id) = keys::authenticate(pool, &key.reveal()).await.expect("answers").expect("known");
+    let shown = async |key: &str| keys::authenticate(pool, &key.parse().expect("a key")).await.expect("answers");
+    let (who, id) = shown(&key.reveal()).await.expect("known");
     assert_eq!(
         (who.organization.as_str(), who.user.as_str(), who.role, id),
         ("acme", "ada", KeyRole::Operator, info.id)
     );
-    let forged = format!("{}{}", &key.reveal()[..37], &brief_key.reveal()[37..]);
-    assert!(keys::authenticate(pool, &forged).await.expect("answers").is_none());
-    assert!(keys::authenticate(pool, "lwk_nonsense").await.expect("answers").is_none());
+    let used = db.text(format!("SELECT last_used_at::text FROM api_key WHERE id = '{id}'")).await;
+    assert!(used.is_some(), "its use is written down");
+    shown(&key.reveal()).await.expect("known");
+    assert_eq!(db.text(format!("SELECT last_used_at::text FROM api_key WHERE id = '{id}'")).await, used, "not each");
+    db.sql(format!("UPDATE api_key SET last_used_at = last_used_at - interval '1 h' WHERE id = '{id}'")).await;
+    shown(&key.reveal()).await.expect("known");
+    assert_ne!(db.text(format!("SELECT last_used_at::text FROM api_key WHERE id = '{id}'")).await, used, "a later one");
+    // The id of one key and the secret of another, in the form of a key.
+    db.sql(format!("UPDATE api_key SET hash = '\\x00' WHERE id = '{}'", brief.id)).await;
+    assert!(shown(&brief_key.reveal()).await.is_none(), "another secret");
     let secret = key.reveal().split_off(37);
     assert_eq!(db.count(&format!("api_key k WHERE k::text LIKE '%{secret}%'")).await, 0);
 
     db.sql(format!("UPDATE api_key SET expires_at = clock_timestamp() - interval '1 s' WHERE id = '{}'", brief.id))
         .await;
-    assert!(keys::authenticate(pool, &brief_key.reveal()).await.expect("answers").is_none());
+    assert!(shown(&brief_key.reveal()).await.is_none());
+    let asked = [info.id, brief.id, uuid::Uuid::now_v7()];
+    assert_eq!(keys::ended(pool, &asked).await.expect("answers").len(), 2, "expired, and unknown");
     assert!(keys::revoke(pool, info.id).await.expect("revokes"));
     assert!(!keys::revoke(pool, info.id).await.expect("answers"), "once");
-    assert!(keys::authenticate(pool, &key.reveal()).await.expect("answers").is_none());
+    assert!(shown(&key.reveal()).await.is_none());
+    assert_eq!(keys::ended(pool, &asked).await.expect("answers").len(), 3);
+    let audit =
+        "SELECT string_agg(action || ' ' || subject, ', ' ORDER BY at) FROM audit WHERE actor LIKE 'database:%'";
+    let made = format!("create-key {}, create-key {}, revoke-key {}", info.id, brief.id, info.id);
+    assert_eq!(db.text(audit).await, Some(made), "no second revocation");
     let all = keys::list(pool, Some("acme")).await.expect("lists");
     assert_eq!(
         all.iter().map(|k| (k.name.as_str(), k.expired, k.revoked_at.is_some())).collect::<Vec<_>>(),
@@ -363,6 +399,7 @@ async fn a_database_made_before_the_first_release_is_refused(db: Db) {
 crate::both!(
     erasing_leaves_nothing_of_a_conversation,
     erasing_while_others_arm_loses_no_terminal,
+    a_reply_to_turns_far_apart_goes_whole,
     retention_removes_what_is_old_and_shown,
     empty_conversations_are_removed,
     removing_while_others_come_takes_nothing_from_them,

@@ -111,7 +111,7 @@ impl Api {
     }
 
     pub async fn cancel(&self, turn: &str) -> Value {
-        let call = self.call(Method::POST, &format!("/v1/turns/{turn}/cancel"));
+        let call = self.call(Method::POST, &format!("/v1/turns/{turn}/cancel")).json(&json!({}));
         call.send().await.unwrap().json().await.unwrap()
     }
 

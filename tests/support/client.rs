@@ -70,7 +70,7 @@ impl Client {
     }
 
     pub async fn cancel(&self, turn: TurnId) -> (StatusCode, Value) {
-        self.call(Method::POST, &format!("/v1/turns/{turn}/cancel"), None).await
+        self.call(Method::POST, &format!("/v1/turns/{turn}/cancel"), Some(json!({}))).await
     }
 
     pub async fn record(&self, turn: TurnId) -> Value {

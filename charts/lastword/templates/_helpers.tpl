@@ -39,6 +39,16 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end -}}
 
 {{/* The address that a port listens on, by the IP family. Arguments: root, port. */}}
+{{/* The names by which clients call the gateways, comma-separated. */}}
+{{- define "lastword.hosts" -}}
+{{- $service := printf "%s-gateway" (include "lastword.fullname" .) -}}
+{{- $namespaced := printf "%s.%s" $service .Release.Namespace -}}
+{{- $hosts := list $service $namespaced (printf "%s.svc" $namespaced) (printf "%s.svc.cluster.local" $namespaced) -}}
+{{- if .Values.ingress.enabled -}}{{- $hosts = concat $hosts .Values.ingress.hosts -}}{{- end -}}
+{{- if .Values.httpRoute.enabled -}}{{- $hosts = concat $hosts .Values.httpRoute.hostnames -}}{{- end -}}
+{{- concat $hosts .Values.gateway.hosts | uniq | join "," -}}
+{{- end -}}
+
 {{- define "lastword.listen" -}}
 {{- if eq .root.Values.ipFamily "IPv6" -}}
 {{- printf "[::]:%v" .port -}}
@@ -152,6 +162,16 @@ securityContext:
       name: {{ .Values.database.existingSecret.name | quote }}
       key: {{ .Values.database.existingSecret.key | quote }}
       {{- end }}
+{{- with .Values.database.direct.existingSecret }}
+{{- if .name }}
+- name: LASTWORD_DATABASE_DIRECT_URL
+  valueFrom:
+    secretKeyRef: {name: {{ .name | quote }}, key: {{ .key | quote }}}
+{{- end }}
+{{- end }}
+{{- if ne .Values.database.pooler "auto" }}
+- {name: LASTWORD_DATABASE_POOLER, value: {{ .Values.database.pooler }}}
+{{- end }}
 {{- with .Values.database.caSecret }}
 {{- if .name }}
 - name: PGSSLROOTCERT

@@ -9,7 +9,6 @@ mod submit;
 use axum::Router;
 
 use super::Gateway;
-pub(super) use submit::MAX_BODY_BYTES;
 
 /// The routes of this API.
 pub(super) fn router() -> Router<Gateway> {

@@ -11,10 +11,10 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::gateway::Gateway;
+use crate::gateway::audit::Subject;
 use crate::gateway::caller::ApiCaller;
 use crate::problem::Problem;
 use crate::store::{Conversation, ListFilter, Record};
-use crate::turn::cause;
 use crate::turn::keys::TurnId;
 use crate::turn::phase::Phase;
 use crate::turn::reason::Reason;
@@ -36,8 +36,10 @@ pub(super) fn router() -> Router<Gateway> {
 /// The record of a turn. A turn that the caller may not see is answered like one that does not exist.
 async fn seen_turn(gateway: &Gateway, caller: &ApiCaller, turn: &str) -> Result<Record, Problem> {
     let turn: TurnId = turn.parse().map_err(|_| Problem::not_found("turn"))?;
-    let record = gateway.store.turn_record(turn).await?;
-    record.filter(|r| caller.sees(&r.organization, &r.owner)).ok_or_else(|| Problem::not_found("turn"))
+    let record = gateway.store.turn_record(turn).await?.filter(|r| caller.sees(&r.organization, &r.owner));
+    let record = record.ok_or_else(|| Problem::not_found("turn"))?;
+    gateway.audit.reads(caller, &record.owner, Subject::Turn(turn)).await?;
+    Ok(record)
 }
 
 /// A turn's record as a caller sees it.
@@ -180,9 +182,10 @@ pub(super) async fn history(
 /// The conversation of this name. One that the caller may not see is answered like one that does not exist.
 async fn seen_conversation(gateway: &Gateway, caller: &ApiCaller, name: &str) -> Result<Conversation, Problem> {
     let found = gateway.store.conversation(&caller.principal.organization, name).await?;
-    found
-        .filter(|c| caller.sees(&caller.principal.organization, &c.owner))
-        .ok_or_else(|| Problem::not_found("conversation"))
+    let found = found.filter(|c| caller.sees(&caller.principal.organization, &c.owner));
+    let conversation = found.ok_or_else(|| Problem::not_found("conversation"))?;
+    gateway.audit.reads(caller, &conversation.owner, Subject::Conversation(conversation.id)).await?;
+    Ok(conversation)
 }
 
 #[derive(Debug, Deserialize)]
@@ -215,6 +218,9 @@ pub(super) async fn list(
         }
         phase => phase.and_then(Result::ok),
     };
+    let by = |what: &str, value: &Option<String>| value.as_ref().map(|value| format!("{what} {value}"));
+    let asked = [by("agent", &query.agent), by("conversation", &query.conversation), by("user", &query.user)];
+    gateway.audit.lists(&caller, asked.into_iter().flatten().collect::<Vec<_>>().join(", ")).await?;
     let limit = query.limit.unwrap_or(PAGE).clamp(1, MAX_PAGE);
     let filter = ListFilter {
         agent: query.agent,
@@ -241,7 +247,7 @@ pub(super) async fn cancel(
 ) -> Result<Json<RecordView>, Problem> {
     let record = seen_turn(&gateway, &caller, &turn).await?;
     if record.open {
-        gateway.store.fail_turn(record.turn_id, &cause::rule::cancelled()).await?;
+        gateway.store.cancel_turn(record.turn_id, caller.actor()).await?;
     }
     let record = seen_turn(&gateway, &caller, &turn).await?;
     Ok(Json(shown(record, &caller)))

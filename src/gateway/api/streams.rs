@@ -4,13 +4,16 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures::StreamExt;
 use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::edge::framing::needs_framing;
 use crate::gateway::Gateway;
+use crate::gateway::audit::Subject;
 use crate::gateway::caller::ApiCaller;
 use crate::problem::Problem;
 use crate::store::Conversation;
@@ -25,6 +28,7 @@ pub(super) fn router() -> Router<Gateway> {
     Router::new()
         .route("/v1/conversations/{conversation}/events", get(session))
         .route("/v1/turns/{turn}/events", get(turn_stream))
+        .route_layer(middleware::from_fn(needs_framing))
 }
 
 /// The query of a stream: the cursor to begin behind.
@@ -96,6 +100,8 @@ pub(super) async fn session(
     if !caller.sees(&caller.principal.organization, &conversation.owner) {
         return Err(Problem::not_found("conversation"));
     }
+    let subject = Subject::Conversation(conversation.id);
+    gateway.audit.reads(&caller, &conversation.owner, subject).await?;
     let owner = conversation.owner == caller.principal.user;
     let given = after.map(|a| cursor_of(&a, &conversation)).transpose()?;
     let permit = admitted(&gateway)?;
@@ -137,6 +143,7 @@ pub(super) async fn turn_stream(
     // Only the turn's conversation and number are read here; the stream reads what it shows.
     let turn = gateway.store.turn_head(id).await?.filter(|t| caller.sees(&t.organization, &t.owner));
     let turn = turn.ok_or_else(|| Problem::not_found("turn"))?;
+    gateway.audit.reads(&caller, &turn.owner, Subject::Turn(id)).await?;
     let cursor = match after {
         Some(text) => {
             let cursor = Cursor::parse(&text, turn.conversation_id).map_err(|e| Problem::bad_request(e.to_string()))?;

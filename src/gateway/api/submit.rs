@@ -1,13 +1,15 @@
 //! Submit: takes a message, which becomes a turn.
 
-use axum::body::Bytes;
+use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::gateway::Gateway;
@@ -19,10 +21,14 @@ use crate::turn::cause::rule;
 use crate::turn::cursor::Cursor;
 use crate::turn::frame::{storable, storable_json};
 use crate::turn::keys::{TurnId, check_conversation, check_name};
+use crate::turn::objects::objects_only;
 use crate::turn::routing::API;
+use crate::turn::trace::traceparent;
 
-/// The largest body that a client may send, in bytes.
-pub(in crate::gateway) const MAX_BODY_BYTES: usize = 1024 * 1024;
+/// The longest `platformMetadata`, in bytes of its JSON.
+const MAX_METADATA_BYTES: usize = 64 * 1024;
+/// The account of bodies whose sender's key could not be checked; no principal's account is named so.
+const UNKNOWN: &str = "";
 
 /// The route of a submit.
 pub(super) fn router() -> Router<Gateway> {
@@ -32,6 +38,7 @@ pub(super) fn router() -> Router<Gateway> {
 /// Body of a submit.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(remote = "Self")]
 pub struct Submit {
     /// `name`, or `namespace/name` within the caller's organization.
     pub agent: String,
@@ -41,7 +48,8 @@ pub struct Submit {
     pub message_id: Option<String>,
     /// A platform of the agent where the terminal is shown as well; the default, `api`, is none.
     pub platform: Option<String>,
-    #[serde(default)]
+    /// Passed on to the platform; 64 KiB at most.
+    #[serde(default, deserialize_with = "small")]
     pub platform_metadata: Value,
 }
 
@@ -66,17 +74,19 @@ pub(super) async fn submit(
     caller: Result<ApiCaller, Problem>,
     Path(conversation): Path<String>,
     headers: HeaderMap,
-    body: Bytes,
+    body: Body,
 ) -> Result<Response, Problem> {
     let caller = match caller {
         // Who calls could not be found out. The message id is named all the same: it makes a repeat safe.
         Err(problem) if problem.status() == StatusCode::SERVICE_UNAVAILABLE => {
-            let body: Submit = parse(&headers, &body)?;
+            let body: Submit = gateway.bodies.whole(UNKNOWN, body).await?.json()?;
             return Err(problem.with_message_id(&body.message_id.unwrap_or_else(new_message_id)));
         }
         caller => caller?,
     };
-    let body: Submit = parse(&headers, &body)?;
+    // The room is kept until the turn is armed.
+    let whole = gateway.bodies.whole(&caller.account(), body).await?;
+    let body: Submit = whole.json()?;
     let message_id = body.message_id.unwrap_or_else(new_message_id);
     let platform = body.platform.unwrap_or_else(|| API.to_string());
     check_conversation(&conversation).map_err(|e| Problem::bad_request(e.to_string()))?;
@@ -95,7 +105,7 @@ pub(super) async fn submit(
         message: storable(body.message),
         platform,
         platform_metadata: storable_json(body.platform_metadata),
-        traceparent: headers.get("traceparent").and_then(|v| v.to_str().ok()).map(str::to_string),
+        traceparent: headers.get("traceparent").and_then(|v| v.to_str().ok()).and_then(traceparent).map(str::to_string),
         deadline_seconds: None,
         object: None,
     };
@@ -111,22 +121,14 @@ fn new_message_id() -> String {
     Uuid::now_v7().to_string()
 }
 
-fn parse<T: serde::de::DeserializeOwned>(headers: &HeaderMap, body: &Bytes) -> Result<T, Problem> {
-    // A web page of another origin may send JSON only after a preflight request, which is never granted.
-    let json = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|v| v.to_str().ok())
-        .is_some_and(|v| v.split(';').next().is_some_and(|t| t.trim().eq_ignore_ascii_case("application/json")));
-    if !json {
-        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send application/json"));
+/// Reads `platformMetadata`, which takes many times its length once it is read.
+fn small<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
+    let text = <&RawValue>::deserialize(deserializer)?.get();
+    if text.len() > MAX_METADATA_BYTES {
+        let said = format!("platformMetadata has {} bytes; {MAX_METADATA_BYTES} are allowed", text.len());
+        return Err(D::Error::custom(said));
     }
-    if body.len() > MAX_BODY_BYTES {
-        return Err(Problem::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("the body is larger than {MAX_BODY_BYTES} bytes"),
-        ));
-    }
-    serde_json::from_slice(body).map_err(|e| Problem::bad_request(format!("the body is malformed: {e}")))
+    serde_json::from_str(text).map_err(D::Error::custom)
 }
 
 fn agent_name(caller: &ApiCaller, agent: &str) -> Result<String, Problem> {
@@ -163,3 +165,5 @@ fn refused(error: SubmitError, message_id: &str) -> Problem {
     };
     problem.with_message_id(message_id)
 }
+
+objects_only!(read Submit);

@@ -40,6 +40,13 @@ pub(in crate::worker_port) struct AuthenticatedWorker {
     pub terms: Connected,
 }
 
+impl AuthenticatedWorker {
+    /// Whose room its bodies take.
+    pub fn account(&self) -> String {
+        self.incarnation.to_string()
+    }
+}
+
 impl FromRequestParts<WorkerPort> for AuthenticatedWorker {
     type Rejection = Problem;
 

@@ -32,15 +32,15 @@ pub(in crate::worker_port) async fn exchange_token(
     let Some(reviews) = &port.reviews else {
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "this gateway reviews no tokens (--token-review)"));
     };
-    let pod = reviews.review(token).await.map_err(|error| match error {
-        ReviewError::Refused => Problem::new(StatusCode::UNAUTHORIZED, error.to_string()),
-        ReviewError::NotAPod => Problem::new(StatusCode::FORBIDDEN, error.to_string()),
-        ReviewError::Unavailable(why) => {
-            tracing::warn!(%why, "a worker's token was not reviewed");
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the token cannot be reviewed now; try again")
-        }
-    })?;
+    let pod = reviews.claimed(token).map_err(unproven)?;
     let reference = format!("{}/{}", pod.namespace, pod.name);
+    let place = reviews.place().await.map_err(unproven)?;
+    // Only a pod that is to have a credential is worth a review.
+    match port.store.would_give_credential_to_pod(&reference, &pod.uid).await? {
+        CredentialExchange::Granted(_) => {}
+        nothing => return Err(refusal(nothing, &reference)),
+    }
+    reviews.review(token, &pod, place).await.map_err(unproven)?;
     // The credential contains the start's id, which only the store can look up; so the store calls `hash` with the id,
     // and `fresh` carries the credential out of that closure.
     let fresh = Mutex::new(None);
@@ -59,23 +59,39 @@ pub(in crate::worker_port) async fn exchange_token(
             answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
             Ok(answer)
         }
-        (CredentialExchange::NotRecorded, _) => {
-            let problem = Problem::new(StatusCode::TOO_EARLY, "this pod is not recorded yet; ask again");
-            let mut answer = problem.into_response();
-            answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-            Ok(answer)
+        (nothing, _) => Err(refusal(nothing, &reference)),
+    }
+}
+
+/// The answer to a token that proves nothing.
+fn unproven(error: ReviewError) -> Problem {
+    match error {
+        ReviewError::Refused => Problem::new(StatusCode::UNAUTHORIZED, error.to_string()),
+        ReviewError::NotAPod => Problem::new(StatusCode::FORBIDDEN, error.to_string()),
+        ReviewError::Unavailable(why) => {
+            tracing::warn!(%why, "a worker's token was not reviewed");
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the token cannot be reviewed now; try again")
         }
-        (CredentialExchange::Dead, _) => Err(Problem::new(StatusCode::GONE, "this pod's lease is dead; stop")),
-        (CredentialExchange::AlreadyConnected, _) => {
+    }
+}
+
+/// The answer to a pod that is given no credential, or to somebody who says to be that pod.
+fn refusal(answer: CredentialExchange, pod: &str) -> Problem {
+    match answer {
+        CredentialExchange::NotRecorded => {
+            Problem::new(StatusCode::TOO_EARLY, "this pod is not recorded yet; ask again")
+        }
+        CredentialExchange::Dead => Problem::new(StatusCode::GONE, "this pod's lease is dead; stop"),
+        CredentialExchange::AlreadyConnected => {
             tracing::warn!(
-                pod = reference,
-                "pod {reference} asked for another credential: the request did not come from its adapter, which already has one"
+                pod,
+                "another credential was asked for in the name of pod {pod}: not by its adapter, which already has one"
             );
-            Err(Problem::new(StatusCode::GONE, "this pod has used its credential, and is given no other"))
+            Problem::new(StatusCode::GONE, "this pod has used its credential, and is given no other")
         }
-        (CredentialExchange::Unknown | CredentialExchange::Granted(_), _) => {
-            tracing::warn!(pod = reference, "pod {reference} is no worker of ours");
-            Err(Problem::new(StatusCode::FORBIDDEN, "this pod is no worker"))
+        CredentialExchange::Unknown | CredentialExchange::Granted(_) => {
+            tracing::warn!(pod, "pod {pod} is no worker of ours");
+            Problem::new(StatusCode::FORBIDDEN, "this pod is no worker")
         }
     }
 }

@@ -1,7 +1,9 @@
 //! The ServiceAccount token of a pod, and the bounds on its review.
 //!
-//! Anybody who reaches the worker port may show a token, and Kubernetes is asked about each one. So reviews at a time are
-//! few, what cannot be a token is refused unasked, and a token that was refused is refused again from memory for a while.
+//! Anybody who reaches the worker port may show a token, and Kubernetes would be asked about each one. So a token is first
+//! read for what it says itself, which proves nothing: it is reviewed only if it is of a pod that waits for a credential, and
+//! strangers do not know the UID of one. Reviews at a time are few, and a token that was refused is refused again from memory
+//! for a while.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use sha2::{Digest, Sha256};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The most reviews at a time; more wait for one of these to end.
 const MAX_REVIEWS: usize = 16;
@@ -47,6 +49,12 @@ pub enum ReviewError {
 
 /// Asks somebody who can tell whose a token is: Kubernetes, outside tests.
 pub trait Reviewer: fmt::Debug + Send + Sync + 'static {
+    /// The pod that a token says to be of. That is read from the token alone, and nothing proves it.
+    ///
+    /// # Errors
+    /// If it says not to be for our audience, to have expired, or to be of no pod.
+    fn claimed(&self, token: &str) -> Result<PodIdentity, ReviewError>;
+
     /// The pod that a token is bound to. Returns within seconds.
     ///
     /// # Errors
@@ -71,21 +79,36 @@ impl TokenReviews {
         TokenReviews { reviewer, room: Arc::new(Semaphore::new(MAX_REVIEWS)), refused: Arc::default() }
     }
 
-    /// The pod that a token is bound to.
-    pub(super) async fn review(&self, token: &str) -> Result<PodIdentity, ReviewError> {
+    /// The pod that a token says to be of; asks nobody.
+    pub(super) fn claimed(&self, token: &str) -> Result<PodIdentity, ReviewError> {
         // Every ServiceAccount token is a JWT: three parts.
         if token.len() > MAX_TOKEN_BYTES || token.split('.').count() != 3 {
             return Err(ReviewError::Refused);
         }
-        let hash: [u8; 32] = Sha256::digest(token.as_bytes()).into();
-        if let Some(refused) = self.remembered(&hash) {
-            return Err(refused);
+        match self.remembered(&hash(token)) {
+            Some(refused) => Err(refused),
+            None => self.reviewer.claimed(token),
         }
-        let permit = tokio::time::timeout(MAX_WAIT, self.room.acquire()).await;
-        let Ok(Ok(_permit)) = permit else { return Err(ReviewError::Unavailable("too many reviews at once".into())) };
+    }
+
+    /// One of the few places for what a token that may be good costs: looking for its pod, and its review.
+    pub(super) async fn place(&self) -> Result<OwnedSemaphorePermit, ReviewError> {
+        let permit = tokio::time::timeout(MAX_WAIT, self.room.clone().acquire_owned()).await;
+        let permit = permit.ok().and_then(Result::ok);
+        permit.ok_or_else(|| ReviewError::Unavailable("too many reviews at once".into()))
+    }
+
+    /// Has a token reviewed, in a place that was found before. It must be of the pod that it says to be of.
+    pub(super) async fn review(
+        &self,
+        token: &str,
+        claimed: &PodIdentity,
+        _place: OwnedSemaphorePermit,
+    ) -> Result<(), ReviewError> {
         let reviewed = self.reviewer.review(token).await;
+        let reviewed = reviewed.and_then(|pod| if pod == *claimed { Ok(()) } else { Err(ReviewError::Refused) });
         if let Err(error @ (ReviewError::Refused | ReviewError::NotAPod)) = &reviewed {
-            self.remember(hash, error.clone());
+            self.remember(hash(token), error.clone());
         }
         reviewed
     }
@@ -105,4 +128,8 @@ impl TokenReviews {
             refused.insert(hash, (error, Instant::now()));
         }
     }
+}
+
+fn hash(token: &str) -> [u8; 32] {
+    Sha256::digest(token.as_bytes()).into()
 }

@@ -39,6 +39,7 @@ async fn garbage_to_clients_is_refused_in_words(db: Db) {
         (400, post(turns, b"{".to_vec(), json)),
         (400, post(turns, b"".to_vec(), json)),
         (400, post(turns, b"[]".to_vec(), json)),
+        (400, post(turns, b"[\"bot\", \"hello\", null, null, null]".to_vec(), json)),
         (400, post(turns, b"{\"agent\": \"bot\", \"message\": \"\xff\"}".to_vec(), json)),
         (400, post(turns, b"{\"agent\": \"bot\", \"message\": \"\\ud800\"}".to_vec(), json)),
         (400, post(turns, with("message", json!("")), json)),
@@ -51,6 +52,7 @@ async fn garbage_to_clients_is_refused_in_words(db: Db) {
         (400, post(turns, with("platform", json!("")), json)),
         (400, post(turns, with("unknown", json!(1)), json)),
         (400, post(turns, with("platformMetadata", deep()), json)),
+        (400, post(turns, with("platformMetadata", json!("x".repeat(70_000))), json)),
         (400, post(turns, format!("{}1{}", "[".repeat(10_000), "]".repeat(10_000)).into_bytes(), json)),
         (404, post(turns, with("agent", json!("nobody")), json)),
         (404, post(turns, with("agent", json!("elsewhere/bot")), json)),
@@ -77,7 +79,8 @@ async fn garbage_to_clients_is_refused_in_words(db: Db) {
         (404, client.request(Method::GET, "/v1/turns/garbage")),
         (404, client.request(Method::GET, &format!("/v1/turns/{}", Uuid::now_v7()))),
         (404, client.request(Method::GET, &format!("/v1/turns/{}/events", Uuid::now_v7()))),
-        (404, client.request(Method::POST, &format!("/v1/turns/{}/cancel", Uuid::now_v7()))),
+        (404, client.request(Method::POST, &format!("/v1/turns/{}/cancel", Uuid::now_v7())).json(&json!({}))),
+        (415, client.request(Method::POST, &format!("/v1/turns/{}/cancel", Uuid::now_v7()))),
         (404, client.request(Method::DELETE, "/v1/conversations/unknown")),
         (405, client.request(Method::PUT, turns)),
         (405, client.request(Method::DELETE, "/v1/turns")),
@@ -153,7 +156,8 @@ async fn a_header_that_trickles_in_is_cut_off(db: Db) {
         }
     }
     // A body that never comes whole has its time too.
-    let head = "POST /v1/conversations/c/turns HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{";
+    let head = "POST /v1/conversations/c/turns HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+                content-length: 9\r\n\r\n{";
     assert!(raw(&gateway.clients, head.as_bytes()).await.starts_with("HTTP/1.1 408"));
     // A stream that is open for longer than that is no slow header.
     let mut session = gateway.client().session("c", None).await;

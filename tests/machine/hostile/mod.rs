@@ -6,7 +6,10 @@ use tokio::net::TcpStream;
 
 use crate::support::wait::within;
 
+mod bodies;
+mod browsers;
 mod clients;
+mod keys;
 mod noise;
 mod strangers;
 mod tls;

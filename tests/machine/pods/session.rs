@@ -22,23 +22,36 @@ use crate::support::{Db, LASTWORD, repository};
 crate::newest! {
     a_token_is_good_for_its_own_pod,
     refused_tokens_are_not_reviewed_again,
+    garbage_is_not_reviewed,
     a_worker_of_ours_shows_its_token,
     the_python_example_shows_its_token,
 }
 
-/// Knows the tokens `pod.NAME.UID`, and why others prove nothing.
+/// Knows the tokens `pod.NAME.UID`, and why others prove nothing. `forged.NAME.UID` says the same of itself.
 #[derive(Debug, Default)]
 struct FakeReviewer {
+    shown: AtomicU32,
     reviews: AtomicU32,
 }
 
 impl Reviewer for FakeReviewer {
+    fn claimed(&self, token: &str) -> Result<PodIdentity, ReviewError> {
+        self.shown.fetch_add(1, Ordering::Relaxed);
+        let parts: Vec<&str> = token.split('.').collect();
+        match parts[..] {
+            ["pod" | "forged" | "later", name, uid] => {
+                Ok(PodIdentity { namespace: "default".into(), name: name.into(), uid: uid.into() })
+            }
+            ["user", ..] => Err(ReviewError::NotAPod),
+            _ => Err(ReviewError::Refused),
+        }
+    }
+
     fn review<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<PodIdentity, ReviewError>> {
         self.reviews.fetch_add(1, Ordering::Relaxed);
         let parts: Vec<&str> = token.split('.').collect();
         let answer = match parts[..] {
             ["pod", name, uid] => Ok(PodIdentity { namespace: "default".into(), name: name.into(), uid: uid.into() }),
-            ["user", ..] => Err(ReviewError::NotAPod),
             ["later", ..] => Err(ReviewError::Unavailable("the API server is away".into())),
             _ => Err(ReviewError::Refused),
         };
@@ -82,7 +95,8 @@ async fn a_token_is_good_for_its_own_pod(db: Db) {
         ("garbage", 401),
         ("other.audience.token", 401),
         ("user.alice.x", 403),
-        ("later.x.y", 503),
+        (&format!("later.bot-1.{UID}"), 503),
+        (&format!("forged.bot-1.{UID}"), 401),
         ("pod.bot-1.another-uid", 403),
         ("pod.bot-2.uid-1", 403),
     ] {
@@ -105,16 +119,38 @@ async fn a_token_is_good_for_its_own_pod(db: Db) {
 
 async fn refused_tokens_are_not_reviewed_again(db: Db) {
     let (gateway, reviewer) = reviewing(&db).await;
+    let worker = FakeWorker::new(&db.store, kubernetes).await;
+    assert!(db.store.record_pod_of_start(worker.credential.start, UID, 30).await.expect("answers"));
     let reviews = || reviewer.reviews.load(Ordering::Relaxed);
     for _ in 0..3 {
-        assert_eq!(ask(&gateway, "bad.bad.bad").await.0, StatusCode::UNAUTHORIZED);
+        assert_eq!(ask(&gateway, &format!("forged.bot-1.{UID}")).await.0, StatusCode::UNAUTHORIZED);
         assert_eq!(ask(&gateway, "no token at all").await.0, StatusCode::UNAUTHORIZED);
     }
     assert_eq!(reviews(), 1);
     for _ in 0..2 {
-        assert_eq!(ask(&gateway, "later.x.y").await.0, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(ask(&gateway, &format!("later.bot-1.{UID}")).await.0, StatusCode::SERVICE_UNAVAILABLE);
     }
     assert_eq!(reviews(), 3, "an outage is no answer to remember");
+}
+
+/// Kubernetes is asked about no token but that of a pod which waits for a credential; garbage costs it nothing, whatever it
+/// says of itself.
+async fn garbage_is_not_reviewed(db: Db) {
+    let (gateway, reviewer) = reviewing(&db).await;
+    let waiting = FakeWorker::new(&db.store, kubernetes).await;
+    let shown = || reviewer.shown.load(Ordering::Relaxed);
+    for i in 0..50 {
+        assert_eq!(ask(&gateway, &format!("bad.bad.{i}")).await.0, StatusCode::UNAUTHORIZED);
+        assert_eq!(ask(&gateway, &format!("forged.no-pod-of-ours.{i}")).await.0, StatusCode::FORBIDDEN);
+        assert_eq!(ask(&gateway, &format!("forged.bot-1.{i}")).await.0, StatusCode::TOO_EARLY, "not recorded");
+    }
+    assert!(db.store.record_pod_of_start(waiting.credential.start, UID, 30).await.expect("answers"));
+    for i in 0..50 {
+        assert_eq!(ask(&gateway, &format!("forged.bot-1.{i}")).await.0, StatusCode::FORBIDDEN, "of another UID");
+    }
+    assert_eq!((shown(), reviewer.reviews.load(Ordering::Relaxed)), (200, 0));
+    assert_eq!(ask(&gateway, &format!("pod.bot-1.{UID}")).await.0, StatusCode::OK);
+    assert_eq!(reviewer.reviews.load(Ordering::Relaxed), 1);
 }
 
 /// A worker as it starts in a pod: its token is not there yet, then expired, then good; its pod is recorded late.
@@ -125,7 +161,7 @@ async fn in_a_pod(db: Db, command: &[&str]) {
     let file = directory.path().join("token");
     let mut worker = launch(command, &gateway, &file);
     std::fs::write(&file, format!("pod.bot-1.{UID}\n")).expect("written");
-    eventually("it asks", async || reviewer.reviews.load(Ordering::Relaxed) > 0).await;
+    eventually("it asks", async || reviewer.shown.load(Ordering::Relaxed) > 0).await;
     assert!(worker.try_wait().expect("a child").is_none(), "425 is no reason to leave");
     assert!(db.store.record_pod_of_start(row.credential.start, UID, 30).await.expect("answers"));
     let client = gateway.client();

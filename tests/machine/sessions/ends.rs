@@ -99,7 +99,7 @@ async fn an_erased_conversation_ends_its_streams(db: Db) {
     for table in ["turn", "marker", "terminal", "delivery", "output", "conversation WHERE name = 'c'"] {
         assert_eq!(db.count(table).await, 0, "{table}");
     }
-    assert_eq!(db.text("SELECT counts->>'cancelled' FROM audit").await.as_deref(), Some("1"));
+    assert_eq!(db.text("SELECT counts->>'cancelled' FROM audit WHERE action = 'erase'").await.as_deref(), Some("1"));
     assert_eq!(client.call(Method::DELETE, "/v1/conversations/c", None).await.0, StatusCode::NOT_FOUND);
     assert_eq!(client.get(&format!("/v1/turns/{}", open.turn_id)).await.0, StatusCode::NOT_FOUND);
     client.submit("c", "m1", "anew").await;

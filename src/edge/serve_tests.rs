@@ -1,11 +1,20 @@
 use std::path::Path;
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
+use axum::http::{StatusCode, Version};
 use axum::routing::get;
 use tokio::sync::Notify;
 
 use super::*;
 use crate::tls;
+
+const LIMITS: PortLimits = PortLimits {
+    connections: 100,
+    header_timeout: Duration::from_secs(10),
+    header_bytes: 16 * 1024,
+    shutdown_grace: Duration::from_secs(5),
+    know_users: false,
+};
 
 /// One router on two ports, the second with TLS: their base URLs, and a client.
 async fn ports(router: Router, shutdown: &CancellationToken) -> ([String; 2], reqwest::Client) {
@@ -17,7 +26,7 @@ async fn ports(router: Router, shutdown: &CancellationToken) -> ([String; 2], re
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         *url = format!("{scheme}://localhost:{}", listener.local_addr().expect("bound").port());
         let (router, shutdown) = (router.clone(), shutdown.clone());
-        tokio::spawn(async move { serve(listener, router, &GatewayConfig::default(), tls, shutdown).await });
+        tokio::spawn(async move { serve(listener, router, &LIMITS, tls, shutdown).await });
     }
     let authorities = tls::Authorities::read(&file("first-ca.crt")).expect("an authority");
     (urls, tls::http_trusting(&authorities).no_proxy().build().expect("a client"))
@@ -45,6 +54,25 @@ async fn a_stream_that_breaks_off_never_ends_cleanly() {
         assert_eq!(broken.chunk().await.expect("what came"), Some(Bytes::from("the beginning")), "{url}");
         breaks.notify_one();
         broken.chunk().await.expect_err("no clean end");
+    }
+}
+
+/// Also of a route whose author did not think of it.
+#[tokio::test]
+async fn no_response_of_unknown_length_goes_out_by_http_1_0() {
+    let stream = || async { Body::from_stream(futures::stream::iter([Ok::<_, io::Error>(Bytes::from("whole"))])) };
+    let router = Router::new().route("/stream", get(stream)).route("/known", get(|| async { "whole" }));
+    let (urls, client) = ports(router, &CancellationToken::new()).await;
+    for url in urls {
+        let ask = async |path: &str, version| {
+            let answer = client.get(format!("{url}{path}")).version(version).send().await.expect("an answer");
+            (answer.status(), answer.text().await.expect("all of it"))
+        };
+        assert_eq!(ask("/stream", Version::HTTP_11).await, (StatusCode::OK, "whole".into()));
+        assert_eq!(ask("/known", Version::HTTP_10).await, (StatusCode::OK, "whole".into()));
+        let (status, said) = ask("/stream", Version::HTTP_10).await;
+        assert_eq!(status, StatusCode::UPGRADE_REQUIRED);
+        assert!(said.contains("proxy_http_version 1.1"), "{said}");
     }
 }
 
