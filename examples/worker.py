@@ -10,6 +10,7 @@ import json
 import os
 import random
 import signal
+import socket
 import ssl
 import sys
 import threading
@@ -54,14 +55,41 @@ class Status(Exception):
         self.status, self.body = status, body
 
 
-def call(gateway, method, path, body=None, timeout=15, headers=HEADERS):
-    """One call. Returns the open response; its caller reads it."""
-    url = urllib.parse.urlsplit(gateway)
-    if url.scheme == "https":
+def ways():
+    """The gateways now, each as a URL and one of the addresses that the URL's name has, in any order."""
+    for gateway in GATEWAYS:
+        url = urllib.parse.urlsplit(gateway)
+        port = url.port or {"https": 443}.get(url.scheme, 80)
+        try:
+            found = socket.getaddrinfo(url.hostname, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            print(f"{gateway}: {error}", file=sys.stderr)
+            time.sleep(1)
+            continue
+        addresses = sorted({address[:2] for *_, address in found})
+        random.shuffle(addresses)
+        yield from ((gateway, address) for address in addresses)
+
+
+def direct(way, address):
+    """The way to the gateway that says in its hello where it is, if it can be reached from here."""
+    try:
+        host, port = address.rsplit(":", 1)
+        at = (host.strip("[]"), int(port))
+        socket.create_connection(at, timeout=1).close()
+        return way[0], at
+    except (AttributeError, OSError, ValueError):  # no address; it does not answer; it is none
+        return way
+
+
+def call(way, method, path, body=None, timeout=15, headers=HEADERS):
+    """One call, over a connection of its own. Returns the open response; its caller reads it."""
+    url, address = urllib.parse.urlsplit(way[0]), way[1]
+    connection = http.client.HTTPConnection(url.netloc, timeout=timeout)
+    connection.sock = socket.create_connection(address, timeout=timeout)
+    if url.scheme == "https":  # whatever the address, the certificate is for the URL's host
         trust = ssl.create_default_context(cafile=GATEWAY_CA)
-        connection = http.client.HTTPSConnection(url.netloc, timeout=timeout, context=trust)
-    else:
-        connection = http.client.HTTPConnection(url.netloc, timeout=timeout)
+        connection.sock = trust.wrap_socket(connection.sock, server_hostname=url.hostname)
     data = None if body is None else json.dumps(body)
     connection.request(method, url.path.rstrip("/") + "/worker/v1/" + path, data, headers)
     response = connection.getresponse()
@@ -81,7 +109,7 @@ def get_credential():
     """In a pod: exchanges the token of the pod's ServiceAccount for a credential. 401, 403 and 410 end the process."""
     pause = 0.1
     while True:
-        for gateway in GATEWAYS:
+        for gateway in ways():
             try:
                 with open(TOKEN_FILE) as file:  # read for each attempt: the token is replaced before it expires
                     headers = {"Authorization": "Bearer " + file.read().strip()}
@@ -154,7 +182,7 @@ class Turn(threading.Thread):
 
 class Worker:
     def __init__(self):
-        self.gateway = GATEWAYS[0]
+        self.gateway = None  # the way to the gateway that holds the stream
         self.lock = threading.Condition()
         self.turns = {}  # in hand, by id
         self.seen = set()  # a turn is run once
@@ -193,8 +221,8 @@ class Worker:
         said = {"phase": phase, "handBack": list(hand_back)} | ({"reason": reason} if reason else {})
         for _ in range(20):
             try:
-                return post(self.gateway, "goodbye", said)
-            except (OSError, http.client.HTTPException, Status):
+                return post(self.gateway or next(ways()), "goodbye", said)
+            except (OSError, StopIteration, http.client.HTTPException, Status):
                 time.sleep(0.2)
 
     def drain(self, seconds, reason=None):
@@ -242,11 +270,11 @@ class Worker:
                 for line in stream:
                     said = json.loads(line)
                     if said["type"] == "hello":
-                        self.gateway = gateway
+                        self.gateway = direct(gateway, said.get("address"))
                         for turn in list(self.turns.values()):
                             turn.sent = 0  # a new gateway has only what was durable; send all again
                         threading.Thread(
-                            target=self.heartbeat, args=(gateway, said, stream, over), daemon=True
+                            target=self.heartbeat, args=(self.gateway, said, stream, over), daemon=True
                         ).start()
                     elif said["type"] == "turn":
                         self.take(said)
@@ -263,7 +291,7 @@ class Worker:
         if TOKEN_FILE and not os.environ.get("LASTWORD_CREDENTIAL"):
             get_credential()
         while True:
-            for gateway in GATEWAYS:
+            for gateway in ways():
                 try:
                     self.connection(gateway)
                 except (OSError, ValueError, http.client.HTTPException, Status) as error:

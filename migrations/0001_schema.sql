@@ -221,9 +221,11 @@ CREATE TABLE lease (
     connected_at      timestamptz,
     gateway           uuid,                         -- the replica that holds its stream
     stream            uuid,                         -- that stream
+    heard_by          uuid,                         -- the replica that carried its last sign of life: a connect or a beat
     suspected_at      timestamptz,                  -- when the stream closed without a goodbye
     claimed           boolean NOT NULL DEFAULT false, -- whether it ever took a turn: one that dies before is a failed start
     idle_since        timestamptz,                  -- null while it holds a turn
+    start_extended    boolean NOT NULL DEFAULT false, -- whether the start's verdict has waited, since a gateway was lost meanwhile
     start_cause       text,                         -- why the start has not come to life so far: the reason if it never does
     start_detail      text,
     -- Its end:
@@ -266,13 +268,18 @@ CREATE TABLE agent_turn (
 ) WITH (autovacuum_vacuum_scale_factor = 0.02);
 CREATE INDEX agent_turn_object_idx ON agent_turn (organization, uid);
 
--- Gateway replicas that live: each renews its row with every heartbeat tick.
+-- Gateway replicas: each renews its row with every heartbeat tick, and removes it when it stops. The row of one that is lost
+-- stays while a lease that is not dead names it.
 CREATE TABLE gateway (
-    id         uuid PRIMARY KEY,                    -- of one process' life
-    url        text NOT NULL,                       -- of its worker port
-    secret     text NOT NULL,                       -- what other replicas show to follow a turn there
-    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    expires_at timestamptz NOT NULL
+    id          uuid PRIMARY KEY,                   -- of one process' life
+    url         text NOT NULL,                      -- of its worker port
+    secret      text NOT NULL,                      -- what other replicas show to follow a turn there
+    started_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    since       timestamptz NOT NULL DEFAULT clock_timestamp(),  -- it has ticked without a gap from here on, until `seen`
+    seen_before timestamptz NOT NULL DEFAULT clock_timestamp(),  -- when the beats of its last tick but one were gathered
+    seen        timestamptz NOT NULL DEFAULT clock_timestamp(),  -- when the beats of its last tick were gathered
+    expires_at  timestamptz NOT NULL,               -- then it counts as lost
+    returned_at timestamptz                         -- when it last ticked again after it had counted as lost
 ) WITH (fillfactor = 50);
 
 -- Clients' SSE connections on conversations, and the replicas that hold them.
@@ -292,12 +299,18 @@ CREATE TABLE gate (
     single         boolean PRIMARY KEY DEFAULT true,
     seen           timestamptz NOT NULL DEFAULT clock_timestamp(),  -- when the beats of the last tick were gathered
     since          timestamptz NOT NULL DEFAULT clock_timestamp(),  -- when the last gap between ticks ended
-    ticked_seconds double precision NOT NULL DEFAULT 0,   -- what was ticked in one unsettled time, over its gaps
-    longest_lease  double precision NOT NULL DEFAULT 60,  -- of the workers that there were at the last gap
+    ticked_seconds double precision NOT NULL DEFAULT 0,   -- what all ticks add up to, for a gap no more than its length
     server_started timestamptz NOT NULL DEFAULT pg_postmaster_start_time(),
     CONSTRAINT gate_one_row_check CHECK (single)
 ) WITH (fillfactor = 50);
 INSERT INTO gate DEFAULT VALUES;
+
+-- Gaps between ticks, by the whole seconds without one before each. A gap removes those before it that followed a time no
+-- longer than its own: the last of at least some length is what is asked for. So there are few, also after years.
+CREATE TABLE gap (
+    steady_seconds bigint PRIMARY KEY,
+    ticked_seconds double precision NOT NULL              -- of the gate, when the gap ended
+);
 
 -- How far the retention has come, one row. It looks at what has ended in the order of the ends, and begins anew at the end.
 CREATE TABLE retention (

@@ -3,12 +3,16 @@
 //! The tick is also the gateway's own sign of life: it moves the settling gate, a row by which everybody knows whether
 //! silence of a worker means anything (while no gateway can write, it means nothing). So a gateway without workers
 //! ticks too.
+//!
+//! A gateway that has not ticked for half a lease is cut off: what is connected to it goes elsewhere while the other half is
+//! left ([`Ticks::missing_for`]). One that stops writes what it has heard, and that it is no more.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::every::{Again, Every, supervised};
@@ -28,18 +32,82 @@ struct WaitingBeat {
     answer: oneshot::Sender<Result<Option<BeatAnswer>, StoreError>>,
 }
 
+/// When this gateway last ticked. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Ticks {
+    last: watch::Receiver<LastTick>,
+}
+
+/// The last tick that was committed.
+#[derive(Debug, Clone, Copy)]
+struct LastTick {
+    /// When; until the first one, when the gateway began.
+    at: Instant,
+    /// Whether there was one.
+    ticked: bool,
+}
+
+/// How long the first tick of a gateway is waited for.
+const FIRST_TICK: Duration = Duration::from_secs(2);
+
+impl Ticks {
+    /// Whether the gateway has ticked ever, so that the database knows of it. One that has only begun is waited for a little.
+    ///
+    /// A worker that it heard before would be judged as one whose gateway has stopped.
+    pub async fn begun(&self) -> bool {
+        let mut last = self.last.clone();
+        timeout(FIRST_TICK, last.wait_for(|last| last.ticked)).await.is_ok_and(|seen| seen.is_ok())
+    }
+
+    /// Returns when no tick has been committed for this long, and not sooner: see [`half_a_lease`]. What began at `begin` was
+    /// written by then, and counts as a tick.
+    pub async fn missing_for(&self, patience: Duration, begin: Instant) {
+        loop {
+            let until = self.last.borrow().at.max(begin) + patience;
+            if until <= Instant::now() {
+                return;
+            }
+            sleep_until(until).await;
+        }
+    }
+}
+
+/// How long a gateway may go without a tick before it lets those go whose lease is so many seconds long: half of it, so that
+/// the other half is left to find another gateway.
+pub fn half_a_lease(lease_seconds: u32) -> Duration {
+    Duration::from_secs(lease_seconds.into()) / 2
+}
+
 /// Hands heartbeats to the next tick. Cheap to clone.
 #[derive(Clone)]
 pub struct Heartbeats {
     queue: mpsc::Sender<WaitingBeat>,
+    ticks: Ticks,
+    ended: CancellationToken,
 }
 
 impl Heartbeats {
-    /// Starts to tick, until `shutdown`.
+    /// Starts to tick, until `shutdown`. Then this gateway writes that it has stopped.
     pub fn start(store: Store, gateway: Replica, shutdown: CancellationToken) -> Self {
         let (queue, waiting) = mpsc::channel(MAX_WAITING);
-        supervised("the heartbeat tick", tick(store, gateway, waiting, shutdown));
-        Heartbeats { queue }
+        let (committed, last) = watch::channel(LastTick { at: Instant::now(), ticked: false });
+        let ended = CancellationToken::new();
+        let done = ended.clone().drop_guard();
+        supervised("the heartbeat tick", async move {
+            let _done = done;
+            tick(store, gateway, waiting, committed, shutdown).await;
+        });
+        Heartbeats { queue, ticks: Ticks { last }, ended }
+    }
+
+    /// When this gateway last ticked.
+    pub fn ticks(&self) -> Ticks {
+        self.ticks.clone()
+    }
+
+    /// Returns when everything is written behind the shutdown, or cannot be.
+    pub async fn ended(&self) {
+        self.ended.cancelled().await;
     }
 
     /// A worker's sign of life; `busy`: it holds turns. Answered after the tick that wrote it; `None`: its lease is dead.
@@ -100,7 +168,13 @@ impl Waiting {
     }
 }
 
-async fn tick(store: Store, gateway: Replica, queue: mpsc::Receiver<WaitingBeat>, shutdown: CancellationToken) {
+async fn tick(
+    store: Store,
+    gateway: Replica,
+    queue: mpsc::Receiver<WaitingBeat>,
+    committed: watch::Sender<LastTick>,
+    shutdown: CancellationToken,
+) {
     let waiting = Mutex::new(Waiting { queue, batch: Vec::new(), unwritten: HashSet::new() });
     // While a tick waits for the database, workers beat again, and the settling gate keeps everybody from being failed
     // for the silence.
@@ -108,8 +182,16 @@ async fn tick(store: Store, gateway: Replica, queue: mpsc::Receiver<WaitingBeat>
     while ticks.next(&shutdown).await.is_some() {
         let gather = || locked(&waiting).gather();
         let result = store.heartbeat_of_gateway(&gateway, GATEWAY_EXPIRES_SECONDS, gather).await;
+        if result.is_ok() {
+            committed.send_replace(LastTick { at: Instant::now(), ticked: true });
+        }
         locked(&waiting).answer(&result);
         ticks.ended(result.map(|_| Again::Later));
+    }
+    // Those who wait are told that this gateway stops, and go on elsewhere; what they said counts.
+    let beats = locked(&waiting).gather();
+    if let Err(error) = store.stop_gateway(gateway.id, &beats).await {
+        tracing::warn!(%error, "this gateway could not write that it stops: it will count as lost");
     }
 }
 

@@ -192,6 +192,12 @@ pub struct Hello {
     pub lease_seconds: u32,
     /// The most turns that the worker will hold at once: what it asked for, capped by the Agent's `turnsPerWorker`.
     pub capacity: u32,
+    /// The worker port of the gateway that holds this stream, as `HOST:PORT`. If the worker can connect there, it sends its other
+    /// calls there, since the URL that it knows may lead each connection to another gateway. At an `https` URL, the
+    /// certificate shown there is held against the host of the URL that the worker knows, as anywhere else. Absent: the
+    /// gateway does not know its address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
 }
 
 /// One turn for the worker to run.

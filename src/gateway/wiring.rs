@@ -84,7 +84,12 @@ pub async fn run(
         Some(WorkerTls { port, peers }) => (Some(port), peers),
         None => (None, never_renewed(follow::client(crate::tls::http())?)),
     };
+    // It ticks for as long as workers are connected, and stops behind them.
+    let ticking = CancellationToken::new();
+    let _stops = ticking.clone().drop_guard();
+    let heartbeats = Heartbeats::start(store.clone(), replica.clone(), ticking.clone());
     let streams = Streams {
+        ticks: heartbeats.ticks(),
         follower: Follower::new(replica.id, store.clone(), live.clone(), subscriptions.clone(), peers),
         gateway: replica.id,
         store: store.clone(),
@@ -96,9 +101,8 @@ pub async fn run(
     };
     let workers = Workers::new(store.clone(), live.clone());
     let gateway = gateway(&config, store.clone(), streams, workers.clone()).await?;
-    let heartbeats = Heartbeats::start(store.clone(), replica.clone(), background.clone());
     let room = WorkerRoom::new(config.worker_bodies, config.body_timeout);
-    let port = WorkerPort::new(replica, store, live.clone(), workers.clone(), heartbeats, room)
+    let port = WorkerPort::new(replica, store, live.clone(), workers.clone(), heartbeats.clone(), room)
         .for_pods(config.reviewer.clone(), config.cause_window);
 
     let tasks = TaskTracker::new();
@@ -112,8 +116,9 @@ pub async fn run(
         workers.close_all();
     };
     let (clients, worker_side, ()) = tokio::join!(clients, worker_side, closing);
+    ticking.cancel();
     tasks.close();
-    tasks.wait().await;
+    tokio::join!(tasks.wait(), heartbeats.ended());
     clients.and(worker_side).map_err(GatewayError::Io)
 }
 

@@ -1,5 +1,7 @@
 //! Heartbeats: a gateway writes those of all its workers in one transaction a tick, which is also the gateway's own sign of
 //! life and moves the settling gate.
+//!
+//! A beat also writes whom the worker spoke to, since the worker's silence is judged by that gateway's ticks.
 
 use std::collections::HashMap;
 
@@ -7,6 +9,7 @@ use sqlx::Row;
 use uuid::Uuid;
 
 use super::connection::DbConnection;
+use super::replica::Replica;
 use super::transaction::transaction;
 use super::{Store, StoreError, gate};
 use crate::turn::keys::{GatewayId, Incarnation, TurnId};
@@ -17,24 +20,6 @@ pub struct Beat {
     pub incarnation: Incarnation,
     /// Whether it holds turns.
     pub busy: bool,
-}
-
-/// A gateway replica, as the others know it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Replica {
-    pub id: GatewayId,
-    /// Base URL of its worker port.
-    pub url: String,
-    /// What others show to follow a turn there.
-    pub secret: String,
-}
-
-impl Replica {
-    /// A replica that has just started: with a new id and a new secret.
-    pub fn new(url: String) -> Self {
-        let secret: [u8; 32] = rand::random();
-        Replica { id: GatewayId::new(), url, secret: crate::turn::keys::hex(&secret) }
-    }
 }
 
 /// What the database says of a worker that gave a sign of life. A worker that gets none must stop: its lease is dead.
@@ -69,34 +54,26 @@ impl Store {
         transaction!(self.vital(), |tx| {
             let gathered = gate::before_gathering(tx).await?;
             let beats = gather();
-            let answers = if beats.is_empty() { HashMap::new() } else { renew_leases(tx, &beats).await? };
-            sqlx::query(
-                "INSERT INTO gateway (id, url, secret, expires_at)
-                 VALUES ($1, $2, $3, clock_timestamp() + make_interval(secs => $4))
-                 ON CONFLICT (id) DO UPDATE SET url = excluded.url, expires_at = excluded.expires_at",
-            )
-            .bind(gateway.id.0)
-            .bind(&gateway.url)
-            .bind(&gateway.secret)
-            .bind(f64::from(expires_seconds))
-            .execute(&mut *tx)
-            .await?;
-            gate::tick(tx, gathered).await?;
+            let answers = renew_leases(tx, gateway.id, &beats).await?;
+            gate::tick(tx, gateway, f64::from(expires_seconds), gathered).await?;
             Ok(answers)
         })
         .await
     }
 
-    /// The replica that holds a worker's stream, if that replica lives.
-    pub async fn replica_of_worker(&self, worker: Incarnation) -> Result<Option<Replica>, StoreError> {
-        let row: Option<(Uuid, String, String)> = sqlx::query_as(
-            "SELECT g.id, g.url, g.secret FROM lease l JOIN gateway g ON g.id = l.gateway
-             WHERE l.incarnation = $1 AND l.phase <> 'dead' AND g.expires_at > statement_timestamp()",
-        )
-        .bind(worker.0)
-        .fetch_optional(&self.general)
-        .await?;
-        Ok(row.map(|(id, url, secret)| Replica { id: GatewayId(id), url, secret }))
+    /// The end of a gateway that stops in order: writes the beats that it still has, and removes its row and those of its
+    /// sessions. From then on the silence of the workers that it heard is judged by the gate alone. One that cannot say this
+    /// counts as lost some time later.
+    pub async fn stop_gateway(&self, gateway: GatewayId, beats: &[Beat]) -> Result<(), StoreError> {
+        transaction!(self.vital(), |tx| {
+            renew_leases(tx, gateway, beats).await?;
+            // As behind every beat, for the order of locks: gateways' rows are written under the gate's lock.
+            sqlx::query("SELECT FROM gate FOR UPDATE").execute(&mut *tx).await?;
+            sqlx::query("DELETE FROM gateway WHERE id = $1").bind(gateway.0).execute(&mut *tx).await?;
+            sqlx::query("DELETE FROM session WHERE gateway = $1").bind(gateway.0).execute(&mut *tx).await?;
+            Ok(())
+        })
+        .await
     }
 
     /// What a heartbeat would answer this worker, without being one; `None` when its lease is dead.
@@ -119,8 +96,15 @@ impl Store {
     }
 }
 
-/// Renews the leases of workers that gave a sign of life: one small HOT update each.
-async fn renew_leases(tx: &mut DbConnection, beats: &[Beat]) -> Result<HashMap<Incarnation, BeatAnswer>, StoreError> {
+/// Renews the leases of workers that gave a sign of life to this gateway: one small HOT update each.
+async fn renew_leases(
+    tx: &mut DbConnection,
+    gateway: GatewayId,
+    beats: &[Beat],
+) -> Result<HashMap<Incarnation, BeatAnswer>, StoreError> {
+    if beats.is_empty() {
+        return Ok(HashMap::new());
+    }
     let ids: Vec<Uuid> = beats.iter().map(|b| b.incarnation.0).collect();
     let busy: Vec<bool> = beats.iter().map(|b| b.busy).collect();
     let rows = sqlx::query(
@@ -129,7 +113,7 @@ async fn renew_leases(tx: &mut DbConnection, beats: &[Beat]) -> Result<HashMap<I
            JOIN lease l USING (incarnation)
            WHERE l.phase IN ('live', 'draining') ORDER BY l.incarnation FOR NO KEY UPDATE OF l)
          UPDATE lease l SET
-           expires_at = clock_timestamp() + make_interval(secs => l.lease_seconds),
+           expires_at = clock_timestamp() + make_interval(secs => l.lease_seconds), heard_by = $3,
            idle_since = CASE WHEN busy THEN NULL ELSE coalesce(l.idle_since, clock_timestamp()) END
          FROM beat WHERE l.incarnation = beat.incarnation
          RETURNING l.incarnation,
@@ -138,6 +122,7 @@ async fn renew_leases(tx: &mut DbConnection, beats: &[Beat]) -> Result<HashMap<I
     )
     .bind(&ids)
     .bind(&busy)
+    .bind(gateway.0)
     .fetch_all(&mut *tx)
     .await?;
     let mut answers = HashMap::with_capacity(rows.len());

@@ -362,7 +362,7 @@ async fn open_stream(
 ) -> Result<bool, StoreError> {
     let moved = sqlx::query_scalar(
         "UPDATE lease l SET phase = CASE phase WHEN 'starting' THEN 'live' ELSE phase END,
-                gateway = $2, stream = $3, together = $5, capacity = least(capacity, $4),
+                gateway = $2, heard_by = $2, stream = $3, together = $5, capacity = least(capacity, $4),
                 connected_at = clock_timestamp(), suspected_at = NULL,
                 idle_since = coalesce(idle_since, clock_timestamp()),
                 expires_at = clock_timestamp() + make_interval(secs => lease_seconds)

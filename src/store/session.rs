@@ -48,11 +48,15 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets gateways that have not ticked for a minute past their expiry, and their sessions. Answers how many sessions.
+    /// Forgets gateways that have not ticked for a minute past their expiry, and their sessions. Answers how many sessions. The
+    /// row of one that a lease names which is not dead stays: by it the silence of that worker is judged.
     pub async fn forget_lost_gateways(&self) -> Result<u64, StoreError> {
         let done = sqlx::query(
-            "WITH gone AS (DELETE FROM gateway WHERE expires_at < statement_timestamp() - interval '1 minute' RETURNING id)
-             DELETE FROM session s WHERE s.gateway IN (SELECT id FROM gone)
+            "WITH lost AS (SELECT id FROM gateway WHERE expires_at < statement_timestamp() - interval '1 minute'),
+                  gone AS (DELETE FROM gateway g USING lost
+                           WHERE g.id = lost.id AND NOT EXISTS (
+                             SELECT FROM lease l WHERE l.heard_by = g.id AND l.phase <> 'dead'))
+             DELETE FROM session s WHERE s.gateway IN (SELECT id FROM lost)
                 OR (s.registered_at < statement_timestamp() - interval '1 hour'
                     AND NOT EXISTS (SELECT FROM gateway g WHERE g.id = s.gateway))",
         )

@@ -5,12 +5,11 @@ use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use super::elect::Fence;
-use super::gate::{SILENT, deadline_is_over};
+use super::gate::ReadGate;
 use super::{Store, StoreError};
 use crate::turn::cause;
 use crate::turn::cause::lease::Ground;
 use crate::turn::keys::{Incarnation, TurnId};
-use crate::turn::phase::LeasePhase;
 use crate::turn::terminal::Failure;
 
 /// Workers that one pass ends at the most, for each of the two causes; the next pass takes the rest.
@@ -35,32 +34,22 @@ impl Store {
     /// heartbeat that commits meanwhile spares its worker.
     pub async fn sweep(&self) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
-        let silent: Vec<(Uuid, String)> = sqlx::query_as(AssertSqlSafe(format!(
-            "SELECT incarnation, phase FROM lease, gate g
-             WHERE phase <> 'dead' AND expires_at < statement_timestamp() AND {SILENT} LIMIT {MAX_WORKERS}"
-        )))
-        .fetch_all(self.vital())
-        .await?;
+        let gate = self.read_gate().await?;
+        let silent = self.silent_workers(&gate, MAX_WORKERS).await?;
         for (incarnation, phase) in &silent {
-            let failure = cause::lease::lapsed(LeasePhase::parse(phase));
-            let done = self.end_lease(Incarnation(*incarnation), &failure, Ground::Silence).await?;
+            let failure = cause::lease::lapsed(*phase);
+            let done = self.end_lease(*incarnation, &failure, Ground::Silence).await?;
             swept.workers += u32::from(done.died_now);
             swept.turns += done.ended.len() as u32;
         }
-        let drained: Vec<Uuid> = sqlx::query_scalar(AssertSqlSafe(format!(
-            "SELECT incarnation FROM lease, gate g
-             WHERE phase = 'draining' AND drain_until < statement_timestamp() AND {} LIMIT {MAX_WORKERS}",
-            deadline_is_over("drain_until")
-        )))
-        .fetch_all(self.vital())
-        .await?;
+        let drained = self.undrained_workers(&gate).await?;
         for incarnation in &drained {
             let failure = cause::lease::not_drained();
-            let done = self.end_lease(Incarnation(*incarnation), &failure, Ground::DrainOver).await?;
+            let done = self.end_lease(*incarnation, &failure, Ground::DrainOver).await?;
             swept.workers += u32::from(done.died_now);
             swept.turns += done.ended.len() as u32;
         }
-        let late = self.sweep_deadlines().await?;
+        let late = self.sweep_deadlines(&gate).await?;
         let left = self.sweep_dead().await?;
         swept.turns += late + left;
         swept.more = [silent.len(), drained.len()].iter().any(|n| *n as i64 == MAX_WORKERS)
@@ -68,13 +57,33 @@ impl Store {
         Ok(swept)
     }
 
+    /// Workers that were told to stop, and whose time to drain is over.
+    async fn undrained_workers(&self, gate: &ReadGate) -> Result<Vec<Incarnation>, StoreError> {
+        if !gate.judges_deadlines() {
+            return Ok(Vec::new());
+        }
+        let undrained: Vec<Uuid> = sqlx::query_scalar(
+            "SELECT incarnation FROM lease
+             WHERE phase = 'draining' AND drain_until < statement_timestamp() AND drain_until <= $1 LIMIT $2",
+        )
+        .bind(gate.seen)
+        .bind(MAX_WORKERS)
+        .fetch_all(self.vital())
+        .await?;
+        Ok(undrained.into_iter().map(Incarnation).collect())
+    }
+
     /// Ends turns that were not finished by their deadline.
-    async fn sweep_deadlines(&self) -> Result<u32, StoreError> {
-        let lapsed: Vec<Uuid> = sqlx::query_scalar(AssertSqlSafe(format!(
-            "SELECT turn_id FROM marker, gate g
-             WHERE deadline_at < statement_timestamp() AND {} ORDER BY deadline_at LIMIT {MAX_TURNS}",
-            deadline_is_over("deadline_at")
-        )))
+    async fn sweep_deadlines(&self, gate: &ReadGate) -> Result<u32, StoreError> {
+        if !gate.judges_deadlines() {
+            return Ok(0);
+        }
+        let lapsed: Vec<Uuid> = sqlx::query_scalar(
+            "SELECT turn_id FROM marker
+             WHERE deadline_at < statement_timestamp() AND deadline_at <= $1 ORDER BY deadline_at LIMIT $2",
+        )
+        .bind(gate.seen)
+        .bind(MAX_TURNS)
         .fetch_all(self.vital())
         .await?;
         self.sweep_turns(&lapsed, Fence::AnyHolder, &cause::rule::too_late()).await

@@ -22,6 +22,8 @@ pub struct TurnView {
     pub message_id: String,
     /// The worker that holds it, while it is open.
     pub worker: Option<Incarnation>,
+    /// The length of that worker's lease in seconds.
+    pub lease_seconds: Option<u32>,
     pub terminal: Option<Terminal>,
 }
 
@@ -71,6 +73,7 @@ pub struct TurnHead {
 
 /// What [`view`] reads of a turn `t`, its marker `m` and its terminal `e`.
 const VIEW: &str = "t.id, t.conversation_id, t.number, t.message_id, m.incarnation AS worker,
+    (SELECT l.lease_seconds FROM lease l WHERE l.incarnation = m.incarnation) AS lease_seconds,
     e.turn_id IS NOT NULL AS ended, e.reason, e.message, e.detail, e.finish_reason, e.holder,
     e.end_at, e.log_gone,
     CASE WHEN e.answers > 1 THEN (SELECT h.number FROM terminal h WHERE h.turn_id = e.holder)
@@ -212,6 +215,7 @@ fn view(row: &PgRow) -> Result<TurnView, StoreError> {
         number: row.try_get("number")?,
         message_id: row.try_get("message_id")?,
         worker: row.try_get::<Option<Uuid>, _>("worker")?.map(Incarnation),
+        lease_seconds: row.try_get::<Option<i32>, _>("lease_seconds")?.map(|seconds| seconds as u32),
         terminal,
     })
 }

@@ -112,7 +112,8 @@ mod tests {
 
     fn view(number: i64, terminal: Option<Terminal>) -> TurnView {
         let conversation_id = ConversationId::new();
-        TurnView { turn_id: TurnId::new(), conversation_id, number, message_id: "m".into(), worker: None, terminal }
+        let (turn_id, message_id) = (TurnId::new(), "m".into());
+        TurnView { turn_id, conversation_id, number, message_id, worker: None, lease_seconds: None, terminal }
     }
 
     fn failed() -> (TurnView, Terminal) {

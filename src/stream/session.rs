@@ -5,6 +5,9 @@
 //! wake-up that is lost costs the time until the next poll, never a frame. What is to be read and shown next is decided by
 //! [`progress`](super::progress).
 //!
+//! A gateway that is cut off from the database cannot know what ends elsewhere. After half a lease it aborts its streams, so that
+//! clients go on at another gateway, by their cursors.
+//!
 //! A stream ends cleanly only when no turn on it lacks its terminal. Otherwise it is aborted, since every client library
 //! takes a clean end for success.
 
@@ -23,8 +26,10 @@ use super::sse;
 use crate::dispatch::follow::Follower;
 use crate::dispatch::live::LiveLogs;
 use crate::dispatch::subscriptions::{Subscription, Subscriptions};
+use crate::heartbeat::{Ticks, half_a_lease};
 use crate::store::{Store, StoreError, TurnView};
 use crate::turn::cursor::{Cursor, Shown};
+use crate::turn::defaults::LEASE_SECONDS;
 use crate::turn::frame::Span;
 use crate::turn::keys::{ConversationId, GatewayId, TurnId};
 
@@ -48,6 +53,7 @@ pub struct Streams {
     pub subscriptions: Subscriptions,
     pub follower: Follower,
     pub shown: ShownTerminals,
+    pub ticks: Ticks,
     pub shutdown: CancellationToken,
 }
 
@@ -100,6 +106,7 @@ impl Streams {
                         }
                         Err(io::Error::other("the gateway stops before the turn's terminal"))?;
                     }
+                    Woken::CutOff => Err(io::Error::other("the gateway is cut off from the database"))?,
                     Woken::Lost(why) => Err(io::Error::other(why))?,
                 }
             }
@@ -122,6 +129,8 @@ enum Woken {
     KeepAlive,
     /// The replica stops.
     Shutdown,
+    /// The replica has not ticked for half a lease.
+    CutOff,
     /// What is yet to be shown is no more, for this reason.
     Lost(&'static str),
 }
@@ -138,6 +147,8 @@ struct ClientStream {
     store_changes: u64,
     /// The store could not be read.
     failed: bool,
+    /// When the stream was opened.
+    begin: tokio::time::Instant,
     /// The log of a reply that is yet to be shown is gone.
     gone: bool,
     /// When the client was last sent anything.
@@ -156,6 +167,7 @@ impl ClientStream {
             progress: StreamProgress::new(kind, viewer.cursor),
             store_changes,
             failed: false,
+            begin: tokio::time::Instant::now(),
             gone: false,
             last_sent: Instant::now(),
         }
@@ -300,6 +312,7 @@ impl ClientStream {
             (_, true) => REMOTE_LOG_EVERY.min(silence),
             _ => silence,
         };
+        let patience = self.patience();
         tokio::select! {
             counts = self.changes.changed() => {
                 if counts.store != self.store_changes {
@@ -318,6 +331,14 @@ impl ClientStream {
                 Woken::Look
             }
             () = self.streams.shutdown.cancelled() => Woken::Shutdown,
+            () = self.streams.ticks.missing_for(patience, self.begin) => Woken::CutOff,
         }
+    }
+
+    /// How long the replica may go without a tick: half of the shortest lease of those who hold turns that are shown here; of
+    /// the usual one, if nobody does.
+    fn patience(&self) -> Duration {
+        let leases = self.progress.owing().iter().filter_map(|view| view.lease_seconds);
+        half_a_lease(leases.min().unwrap_or(LEASE_SECONDS))
     }
 }

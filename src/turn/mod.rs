@@ -14,5 +14,6 @@ pub(crate) mod objects;
 pub mod phase;
 pub mod reason;
 pub mod routing;
+pub mod silence;
 pub mod terminal;
 pub mod trace;

@@ -9,8 +9,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use url::Url;
 
+use super::gateways::GatewayRoute;
 use super::http::{StreamLines, body_of, causes};
-use crate::tls::{self, Authorities};
 use crate::turn::frame::Frame;
 use crate::turn::keys::{Incarnation, TurnId};
 use crate::wire::{
@@ -21,7 +21,6 @@ use crate::wire::{
 const ANSWER_BYTES: usize = 64 * 1024 * 1024;
 /// The longest body of an error that is read, in bytes; it goes into messages and logs.
 const ERROR_BYTES: usize = 2 * 1024;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a gateway may take to answer a call; after that, the call has failed and is repeated there or elsewhere.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -59,28 +58,32 @@ impl CallError {
 /// Makes the calls. Which gateway a call goes to is an argument of each.
 #[derive(Clone)]
 pub(super) struct ProtocolClient {
-    http: reqwest::Client,
     authorization: HeaderValue,
     incarnation: String,
 }
 
 impl ProtocolClient {
     /// `authorization` is the whole header, `Bearer …`. It is marked as a secret, so that no log shows it.
-    pub(super) fn new(http: reqwest::Client, mut authorization: HeaderValue, incarnation: Incarnation) -> Self {
+    pub(super) fn new(mut authorization: HeaderValue, incarnation: Incarnation) -> Self {
         authorization.set_sensitive(true);
-        ProtocolClient { http, authorization, incarnation: incarnation.to_string() }
+        ProtocolClient { authorization, incarnation: incarnation.to_string() }
     }
 
-    /// Opens the turns stream.
-    pub(super) async fn turns(&self, gateway: &Url, connect: &Connect) -> Result<StreamLines, CallError> {
-        let mut url = endpoint(gateway, "turns");
+    /// Opens the turns stream; the gateway may take so long to answer.
+    pub(super) async fn turns(
+        &self,
+        gateway: &GatewayRoute,
+        connect: &Connect,
+        patience: Duration,
+    ) -> Result<StreamLines, CallError> {
+        let mut url = gateway.endpoint("turns");
         url.query_pairs_mut()
             .append_pair("capacity", &connect.capacity.to_string())
             .append_pair("turns", &connect.turns)
             .append_pair("history", &connect.history.to_string())
             .append_pair("together", if connect.together { "true" } else { "false" });
-        let request = self.signed(self.http.get(url));
-        let response = tokio::time::timeout(CALL_TIMEOUT, request.send())
+        let request = self.signed(gateway.http.get(url));
+        let response = tokio::time::timeout(patience, request.send())
             .await
             .map_err(|_| CallError::Unavailable("no answer in time".into()))?
             .map_err(unavailable)?;
@@ -90,41 +93,43 @@ impl ProtocolClient {
     /// Posts a piece of a turn's log.
     pub(super) async fn output(
         &self,
-        gateway: &Url,
+        gateway: &GatewayRoute,
         turn: TurnId,
         offset: u64,
         frames: Vec<Frame>,
     ) -> Result<Acked, CallError> {
-        let mut url = endpoint(gateway, &format!("turns/{turn}/output"));
+        let mut url = gateway.endpoint(&format!("turns/{turn}/output"));
         url.query_pairs_mut().append_pair("offset", &offset.to_string());
-        self.post(url, &Output { frames }, CALL_TIMEOUT).await
+        self.post(gateway, url, &Output { frames }, CALL_TIMEOUT).await
     }
 
-    pub(super) async fn finish(&self, gateway: &Url, finish: &Finish) -> Result<Finished, CallError> {
-        self.post(endpoint(gateway, "finish"), finish, CALL_TIMEOUT).await
+    pub(super) async fn finish(&self, gateway: &GatewayRoute, finish: &Finish) -> Result<Finished, CallError> {
+        self.post(gateway, gateway.endpoint("finish"), finish, CALL_TIMEOUT).await
     }
 
     pub(super) async fn heartbeat(
         &self,
-        gateway: &Url,
+        gateway: &GatewayRoute,
         turns: Vec<TurnId>,
         timeout: Duration,
     ) -> Result<HeartbeatAnswer, CallError> {
-        self.post(endpoint(gateway, "heartbeat"), &Heartbeat { turns }, timeout).await
+        self.post(gateway, gateway.endpoint("heartbeat"), &Heartbeat { turns }, timeout).await
     }
 
-    pub(super) async fn goodbye(&self, gateway: &Url, goodbye: &Goodbye) -> Result<(), CallError> {
-        let request = self.signed(self.http.post(endpoint(gateway, "goodbye"))).timeout(CALL_TIMEOUT).json(goodbye);
+    pub(super) async fn goodbye(&self, gateway: &GatewayRoute, goodbye: &Goodbye) -> Result<(), CallError> {
+        let url = gateway.endpoint("goodbye");
+        let request = self.signed(gateway.http.post(url)).timeout(CALL_TIMEOUT).json(goodbye);
         checked(request.send().await.map_err(unavailable)?).await.map(drop)
     }
 
     async fn post<A: DeserializeOwned>(
         &self,
+        gateway: &GatewayRoute,
         url: Url,
         body: &impl Serialize,
         timeout: Duration,
     ) -> Result<A, CallError> {
-        let request = self.signed(self.http.post(url)).timeout(timeout).json(body);
+        let request = self.signed(gateway.http.post(url)).timeout(timeout).json(body);
         let response = checked(request.send().await.map_err(unavailable)?).await?;
         let answer = body_of(response, ANSWER_BYTES).await.map_err(CallError::Unavailable)?;
         serde_json::from_slice(&answer).map_err(|e| CallError::Unavailable(format!("an answer not understood: {e}")))
@@ -133,35 +138,6 @@ impl ProtocolClient {
     fn signed(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
         request.header(AUTHORIZATION, self.authorization.clone()).header(INCARNATION, &self.incarnation)
     }
-}
-
-/// The HTTP client for all calls to these gateways. It trusts these certificate authorities; without any, the system's.
-pub(super) fn http_client(
-    gateways: &[Url],
-    authorities: Option<&Authorities>,
-) -> Result<reqwest::Client, reqwest::Error> {
-    let builder = match authorities {
-        Some(authorities) => tls::http_trusting(authorities),
-        None if gateways.iter().any(|url| url.scheme() == "https") => tls::http(),
-        // No gateway uses TLS, so the system's authorities need not be read; an image may lack them.
-        None => reqwest::Client::builder().tls_certs_only([]),
-    };
-    builder
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_keepalive(Duration::from_secs(15))
-        .redirect(reqwest::redirect::Policy::none())
-        .http1_only()
-        // Gateways are in the same network. A proxy in the environment is there for the agent program.
-        .no_proxy()
-        .build()
-}
-
-/// The URL of a call of the worker protocol.
-pub(super) fn endpoint(gateway: &Url, call: &str) -> Url {
-    let mut url = gateway.clone();
-    let base = url.path().trim_end_matches('/').to_string();
-    url.set_path(&format!("{base}/worker/v1/{call}"));
-    url
 }
 
 /// The answer itself if its status is a success, else the error that its status means.

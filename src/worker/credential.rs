@@ -7,9 +7,9 @@ use std::time::Duration;
 use reqwest::header::HeaderValue;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use url::Url;
 
-use super::client::{CallError, checked, endpoint, unavailable};
+use super::client::{CallError, checked, unavailable};
+use super::gateways::{GatewayRoute, Gateways};
 use super::http::body_of;
 use super::link::pauses;
 use crate::wire::{Credential, IssuedCredential};
@@ -34,36 +34,43 @@ pub enum ExchangeError {
 
 /// Asks one gateway after the other, over and over, until one gives a credential or a final refusal, or until `shutdown`.
 pub(super) async fn exchange(
-    http: &reqwest::Client,
-    gateways: &[Url],
+    gateways: &Gateways,
     token_file: &Path,
     shutdown: &CancellationToken,
 ) -> Result<String, ExchangeError> {
-    let (mut pauses, begun) = (pauses(), Instant::now());
-    for gateway in gateways.iter().cycle() {
+    let (mut pauses, mut tries, begun) = (pauses(), gateways.tries(), Instant::now());
+    loop {
+        let asked = async {
+            match tries.next_of_any_round().await {
+                Some(gateway) => {
+                    let asked = ask(&gateway, token_file).await;
+                    asked.map_err(|error| (error, gateway.url.to_string()))
+                }
+                None => Err((CallError::Unavailable("its name is not found".into()), "any gateway".into())),
+            }
+        };
         let asked = tokio::select! {
-            asked = ask(http, gateway, token_file) => asked,
+            asked = asked => asked,
             () = shutdown.cancelled() => return Err(ExchangeError::Stopped),
         };
         match asked {
             Ok(credential) => return Ok(credential),
             // Kubernetes gives the same answer for an invalid token and for one that it cannot look up at present.
-            Err(CallError::Refused(401)) if begun.elapsed() < BELIEVED_AGAIN => {
+            Err((CallError::Refused(401), gateway)) if begun.elapsed() < BELIEVED_AGAIN => {
                 tracing::info!(%gateway, "the token is not believed yet");
             }
-            Err(error) if error.is_fatal() => return Err(ExchangeError::Final(error)),
-            Err(error) => tracing::info!(%gateway, "no credential yet: {error}"),
+            Err((error, _)) if error.is_fatal() => return Err(ExchangeError::Final(error)),
+            Err((error, gateway)) => tracing::info!(%gateway, "no credential yet: {error}"),
         }
         tokio::select! {
             () = sleep(pauses.next()) => {}
             () = shutdown.cancelled() => return Err(ExchangeError::Stopped),
         }
     }
-    Err(ExchangeError::Stopped)
 }
 
 /// One attempt at one gateway.
-async fn ask(http: &reqwest::Client, gateway: &Url, token_file: &Path) -> Result<String, CallError> {
+async fn ask(gateway: &GatewayRoute, token_file: &Path) -> Result<String, CallError> {
     let later = |why: String| CallError::Unavailable(why);
     // Read for each attempt, since the kubelet replaces the token before it expires.
     let token = tokio::fs::read_to_string(token_file).await;
@@ -71,7 +78,7 @@ async fn ask(http: &reqwest::Client, gateway: &Url, token_file: &Path) -> Result
     let mut bearer = HeaderValue::from_str(&format!("Bearer {}", token.trim()))
         .map_err(|_| later(format!("{} holds no token", token_file.display())))?;
     bearer.set_sensitive(true);
-    let request = http.post(endpoint(gateway, "credential")).header(reqwest::header::AUTHORIZATION, bearer);
+    let request = gateway.http.post(gateway.endpoint("credential")).header(reqwest::header::AUTHORIZATION, bearer);
     let response = request.timeout(CALL_TIMEOUT).send().await.map_err(unavailable)?;
     let body = body_of(checked(response).await?, ANSWER_BYTES).await.map_err(later)?;
     let issued: IssuedCredential =

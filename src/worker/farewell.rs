@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
-use url::Url;
 
 use super::client::CallError;
+use super::gateways::Gateways;
 use super::link::{ConnectedClient, pauses};
 use crate::turn::keys::TurnId;
 use crate::turn::reason::Reason;
@@ -116,21 +116,24 @@ async fn say(client: ConnectedClient, goodbye: Goodbye) -> Result<(), CallError>
 }
 
 /// Says that the worker ends now: tries one gateway after the other until one has heard it, for [`PATIENCE`] at most.
-pub(super) async fn gone(client: &ConnectedClient, gateways: &[Url]) {
+pub(super) async fn gone(client: &ConnectedClient, gateways: &Gateways) {
     let link = client.link.borrow().clone();
     if link.generation == 0 {
         return; // The worker was never connected, so it has no lease to end.
     }
     let goodbye = Goodbye { phase: GoodbyePhase::Gone, hand_back: Vec::new(), reason: None };
     let attempts = async {
-        let mut pauses = pauses();
-        for gateway in link.gateway.iter().chain(gateways.iter().cycle()) {
-            match client.calls.goodbye(gateway, &goodbye).await {
-                Err(CallError::Unavailable(why)) => tracing::warn!("goodbye was not heard: {why}"),
-                Err(error) => return tracing::warn!("goodbye: {error}"),
-                Ok(()) => return,
+        let (mut pauses, mut tries, mut next) = (pauses(), gateways.tries(), link.gateway);
+        loop {
+            if let Some(gateway) = next {
+                match client.calls.goodbye(&gateway, &goodbye).await {
+                    Err(CallError::Unavailable(why)) => tracing::warn!("goodbye was not heard: {why}"),
+                    Err(error) => return tracing::warn!("goodbye: {error}"),
+                    Ok(()) => return,
+                }
             }
             sleep(pauses.next()).await;
+            next = tries.next_of_any_round().await;
         }
     };
     if timeout(PATIENCE, attempts).await.is_err() {

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use url::Url;
 use uuid::Uuid;
 
 use super::adapter::{OutputSink, TurnAdapter};
 use super::client::CallError;
+use super::gateways::GatewayRoute;
 use super::link::{ConnectedClient, pauses};
 use super::output_log::{OutputLog, ReportStep};
 use super::termination;
@@ -140,7 +140,7 @@ impl JobReporter {
     }
 
     /// Makes the next call, or waits until there is one to make. Returns the job's end if this was the last call.
-    async fn step(&mut self, gateway: &Url) -> Option<JobEnd> {
+    async fn step(&mut self, gateway: &GatewayRoute) -> Option<JobEnd> {
         match self.log.next() {
             ReportStep::Wait => {
                 self.log.changed().await;
@@ -168,7 +168,7 @@ impl JobReporter {
         }
     }
 
-    async fn post(&mut self, gateway: &Url, offset: u64, frames: Vec<Frame>) -> Option<JobEnd> {
+    async fn post(&mut self, gateway: &GatewayRoute, offset: u64, frames: Vec<Frame>) -> Option<JobEnd> {
         let empty = frames.is_empty();
         match self.client.calls.output(gateway, self.turns[0], offset, frames).await {
             Ok(acked) => {

@@ -1,6 +1,7 @@
 //! The worker role: the client side of the worker protocol, which all adapters share, and the adapters themselves.
 //!
-//! - [`run::serve`] speaks the protocol: it keeps the connection to a gateway, and takes turns until the worker leaves. Each
+//! - [`run::serve`] speaks the protocol: it keeps the connection to a gateway (`link.rs`; `gateways.rs`
+//!   says which one is tried next), and takes turns until the worker leaves. Each
 //!   turn, or each group of turns with one reply, is a job (`job.rs`), which reports what its adapter puts into its output log
 //!   (`output_log.rs`).
 //! - An [`adapter::TurnAdapter`] runs the turns: a program for each (`exec.rs`), a model's completion for each (`openai/`), or
@@ -17,6 +18,7 @@ mod environment;
 mod error;
 mod exec;
 mod farewell;
+mod gateways;
 mod http;
 mod input;
 mod install;

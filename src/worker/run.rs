@@ -11,11 +11,11 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use url::Url;
 
 use super::adapter::TurnAdapter;
 use super::client::{CallError, ProtocolClient};
 use super::farewell::{self, Farewell};
+use super::gateways::Gateways;
 use super::job::{self, Handles, JobEnd};
 use super::link::{ConnectedClient, Connection, FromGateway, Link};
 use super::termination;
@@ -39,10 +39,8 @@ const BROKEN_SECONDS: u32 = 10;
 /// What a worker is started with.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Base URLs of the gateways' worker ports; at least one.
-    pub gateways: Vec<Url>,
-    /// The HTTP client for calls to them.
-    pub http: reqwest::Client,
+    /// Where the gateways are.
+    pub gateways: Gateways,
     /// The header `Bearer …` of each call; a secret.
     pub authorization: HeaderValue,
     /// How many jobs may run at once.
@@ -71,7 +69,7 @@ pub enum WorkerEnd {
 pub async fn serve<A: TurnAdapter>(settings: Settings, adapter: Arc<A>, shutdown: CancellationToken) -> WorkerEnd {
     let incarnation = Incarnation::new();
     tracing::info!(%incarnation, "worker {incarnation} starts");
-    let calls = ProtocolClient::new(settings.http.clone(), settings.authorization.clone(), incarnation);
+    let calls = ProtocolClient::new(settings.authorization.clone(), incarnation);
     let (link, link_seen) = watch::channel(Link::default());
     let (in_hand, in_hand_seen) = watch::channel(Vec::new());
     let (events_in, events) = mpsc::channel(64);

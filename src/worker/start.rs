@@ -8,10 +8,11 @@ use reqwest::header::HeaderValue;
 use tokio_util::sync::CancellationToken;
 
 use super::adapter::TurnAdapter;
-use super::client::{CallError, http_client};
+use super::client::CallError;
 use super::credential::{self, ExchangeError};
 use super::environment::hide_environment;
 use super::error::{EXIT_BROKEN, EXIT_GONE, EXIT_REFUSED, WorkerError};
+use super::gateways::Gateways;
 use super::options::CommonArgs;
 use super::run::{self, Settings, WorkerEnd};
 use crate::tls::Authorities;
@@ -59,19 +60,18 @@ async fn settings(common: &CommonArgs, wants: Wants, shutdown: &CancellationToke
         }
     }
     let authorities = common.gateway_ca.as_deref().map(Authorities::read).transpose()?;
-    let http = http_client(&common.gateway, authorities.as_ref())?;
+    let gateways = Gateways::new(common.gateway.clone(), authorities);
     let given = std::env::var(env::CREDENTIAL).unwrap_or_default();
     let credential = match std::env::var_os(env::TOKEN_FILE).filter(|file| !file.is_empty()) {
         _ if !given.is_empty() => given,
-        Some(file) => credential::exchange(&http, &common.gateway, Path::new(&file), shutdown).await?,
+        Some(file) => credential::exchange(&gateways, Path::new(&file), shutdown).await?,
         None => return Err(WorkerError::NoCredential(env::CREDENTIAL)),
     };
     let mut authorization = HeaderValue::from_str(&format!("Bearer {credential}"))
         .map_err(|_| WorkerError::BadCredential(env::CREDENTIAL))?;
     authorization.set_sensitive(true);
     Ok(Settings {
-        gateways: common.gateway.clone(),
-        http,
+        gateways,
         authorization,
         capacity: common.turns_per_worker,
         history: wants.history,

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use url::{Host, Url};
+
 use super::identity::{Reviewer, TokenReviews};
 use crate::dispatch::live::LiveLogs;
 use crate::dispatch::workers::Workers;
@@ -17,6 +19,8 @@ use crate::wire::{self, Credential};
 #[derive(Clone)]
 pub struct WorkerPort {
     pub replica: Replica,
+    /// Where this replica's worker port is, as `HOST:PORT`: workers are told, see [`Hello`](crate::wire::Hello).
+    pub(super) address: Option<String>,
     pub store: Store,
     pub live: LiveLogs,
     pub workers: Workers,
@@ -79,13 +83,26 @@ impl WorkerPort {
     ) -> Self {
         let (reviews, cause_window) = (None, Duration::ZERO);
         let verified = VerifiedCredentials::default();
-        WorkerPort { replica, store, live, workers, heartbeats, room, reviews, cause_window, verified }
+        let address = address_of(&replica.url);
+        WorkerPort { replica, address, store, live, workers, heartbeats, room, reviews, cause_window, verified }
     }
 
     /// The same for workers that are pods, too.
     pub fn for_pods(self, reviewer: Option<Arc<dyn Reviewer>>, cause_window: Duration) -> Self {
         WorkerPort { reviews: reviewer.map(TokenReviews::new), cause_window, ..self }
     }
+}
+
+/// The host and port of a URL, where they lead somewhere from another machine.
+fn address_of(url: &str) -> Option<String> {
+    let url = Url::parse(url).ok()?;
+    let unspecified = match url.host()? {
+        Host::Domain(_) => false,
+        Host::Ipv4(address) => address.is_unspecified(),
+        Host::Ipv6(address) => address.is_unspecified(),
+    };
+    // With the brackets that an IPv6 address has in a URL, which belong there here, too.
+    (!unspecified).then(|| Some(format!("{}:{}", url.host_str()?, url.port_or_known_default()?)))?
 }
 
 /// A credential that the database accepted is accepted for this long without asking it again, since a turn's output comes in

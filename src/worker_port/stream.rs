@@ -1,6 +1,7 @@
 //! `GET /worker/v1/turns`: the stream on which a worker is sent its turns.
 //!
-//! The worker is live from the moment the stream opens. When it closes without a goodbye, the worker may have died: that
+//! The worker is live from the moment the stream opens. A gateway that has not ticked for half a worker's lease closes the stream,
+//! so that the worker finds another gateway within the other half. When it closes without a goodbye, the worker may have died: that
 //! is a *suspicion*, on which the worker's runtime is asked at once. It proves nothing, and fails no turn.
 
 use std::sync::Arc;
@@ -16,7 +17,9 @@ use super::WorkerPort;
 use super::identity::{ShownCredential, gone, refused};
 use crate::dispatch::workers::Worker;
 use crate::every::supervised;
+use crate::heartbeat::half_a_lease;
 use crate::problem::Problem;
+use crate::store::StoreError;
 use crate::turn::keys::TurnId;
 use crate::wire::{Connect, Hello, ToWorker};
 
@@ -35,6 +38,10 @@ pub(super) async fn turns(
     let stream = Uuid::now_v7();
     let ShownCredential { credential, incarnation } = shown;
     let in_hand = turns_in_hand(&asked)?;
+    let ticks = port.heartbeats.ticks();
+    if !ticks.begun().await {
+        return Err(StoreError::Unavailable("this gateway has not reached the database yet".into()).into());
+    }
     let terms = port
         .store
         .connect_worker(&credential, incarnation, port.replica.id, stream, asked.capacity.max(1), asked.together)
@@ -47,8 +54,9 @@ pub(super) async fn turns(
         heartbeat_seconds: terms.heartbeat_seconds,
         lease_seconds: terms.lease_seconds,
         capacity: terms.capacity,
+        address: port.address.clone(),
     };
-    let drain = terms.draining;
+    let (drain, patience, begin) = (terms.draining, half_a_lease(terms.lease_seconds), tokio::time::Instant::now());
     let (worker, mut lines) = port.workers.join(incarnation, stream, terms, &asked);
     let worker_group = worker.terms.worker_group.name(&worker.terms.agent);
     tracing::info!(%incarnation, worker_group, "worker {incarnation} is connected");
@@ -76,6 +84,12 @@ pub(super) async fn turns(
                     None => return,
                 },
                 () = worker.closed.cancelled() => return,
+                // This gateway is cut off from the database, and cannot write that the worker lives. Another one may.
+                () = ticks.missing_for(patience, begin) => {
+                    tracing::warn!(%incarnation, "worker {incarnation} is let go: no tick was written for half its lease");
+                    worker.says_goodbye();
+                    return;
+                }
                 () = tokio::time::sleep(PING_EVERY) => yield line(&ToWorker::Ping),
             }
         }

@@ -11,6 +11,7 @@
 mod support;
 
 mod cli;
+mod cut_off;
 mod dev;
 mod embedded_postgres;
 mod endings;

@@ -182,7 +182,8 @@ async fn cutting_only_the_gateway_off_fails_nobody(db: Db) {
     .await;
     assert_eq!(db.outcome(turn).await, None);
     forwarder.mend();
-    eventually("a heartbeat is taken", async || worker.heartbeat(&[turn]).await.is_ok()).await;
+    // The gateway has let it go.
+    eventually("it connects again", async || worker.try_connect(&[turn]).await.is_ok()).await;
     assert_eq!(worker.reply(&[turn], "still here").await, Ok(FinishResult::Accepted));
     assert_eq!(db.ending(turn).await, "reply");
     let silent = gateway.client().submit("c", "n", "hello").await.turn_id;

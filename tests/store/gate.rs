@@ -115,7 +115,12 @@ async fn a_database_that_is_never_steady_holds_no_verdict_for_ever(db: Db) {
             // What the test itself takes is counted too, so the sum may come a little early.
             if round < rounds * 3 / 4 {
                 assert_eq!(silent.ended(&db).await, 0, "{pauses:?}, round {round} of {rounds}");
-                assert_eq!(db.outcome(overdue).await, None);
+            }
+            // Five times the 15 s for which words are waited for.
+            if round * counted < 75_000 * 3 / 4 {
+                assert_eq!(db.outcome(overdue).await, None, "{pauses:?}, round {round} of {rounds}");
+            } else if round * counted > 75_000 + counted {
+                assert_eq!(db.outcome(overdue).await.as_deref(), Some("DeadlineExceeded"), "{pauses:?}");
             }
             for &pause in &pauses {
                 tick_after(&db, pause).await;
@@ -169,7 +174,9 @@ async fn a_beat_that_waits_for_a_slow_tick_is_no_silence(db: Db) {
     assert_eq!(answers[&worker.incarnation].held, [turn]);
     db.store.sweep().await.expect("sweeps");
     assert_eq!(db.outcome(turn).await, None);
+    db.settled().await;
     db.sql("UPDATE lease SET expires_at = clock_timestamp()").await;
+    tick(&db.store, &[]).await;
     tick(&db.store, &[]).await;
     db.store.sweep().await.expect("sweeps");
     assert_eq!(db.outcome(turn).await.as_deref(), Some("LeaseLapsed"));
@@ -231,6 +238,40 @@ async fn a_longer_lease_that_is_gone_leaves_no_count_behind(db: Db) {
     tick_after(&db, 60_000).await;
     db.store.sweep().await.expect("sweeps");
     assert_eq!(silent.ended(&db).await, 0);
+}
+
+/// Where gaps come too often for a long lease, those who have a short one are judged as if the long one were not there: what was
+/// ticked before the last time that was long enough for them does not count.
+async fn leases_of_different_lengths_are_counted_apart(db: Db) {
+    let short = Worker::with(&db.store, |start| start.lease_seconds = 20).await;
+    let long = Worker::with(&db.store, |start| start.lease_seconds = 600).await;
+    let (of_short, of_long) = (db.in_hand(&short).await, db.in_hand(&long).await);
+    db.settled().await;
+    tick_after(&db, 60_000).await;
+    // A gap every 42 s, until what was ticked is five of the long leases.
+    for _ in 0..3 {
+        for _ in 0..14 {
+            tick_after(&db, 3_000).await;
+        }
+        tick_after(&db, 60_000).await;
+    }
+    db.sql("UPDATE gate SET ticked_seconds = ticked_seconds + 2900").await;
+    db.sql("UPDATE gap SET ticked_seconds = ticked_seconds + 2900 WHERE steady_seconds < 600").await;
+    db.sql("UPDATE lease SET expires_at = clock_timestamp() - interval '1 minute'").await;
+    tick_after(&db, 100).await;
+    db.store.sweep().await.expect("sweeps");
+    assert_eq!(db.outcome(of_long).await.as_deref(), Some("LeaseLapsed"), "five of its lengths were ticked");
+    assert_eq!(db.outcome(of_short).await, None, "a gap has just ended");
+    for _ in 0..5 {
+        tick_after(&db, 3_000).await;
+        db.store.sweep().await.expect("sweeps");
+        assert_eq!(db.outcome(of_short).await, None, "20 s have not passed");
+    }
+    tick_after(&db, 3_000).await;
+    tick_after(&db, 3_000).await;
+    db.store.sweep().await.expect("sweeps");
+    assert_eq!(db.outcome(of_short).await.as_deref(), Some("LeaseLapsed"));
+    assert!(db.count("gap").await <= 2, "a gap makes shorter times before it irrelevant");
 }
 
 /// Time in which no gateway ticks counts for nothing, however long it is.
@@ -345,6 +386,7 @@ crate::both!(
     a_beat_that_was_not_written_is_written_by_the_next_tick,
     a_deadline_waits_for_words_and_not_for_a_lease,
     a_longer_lease_that_is_gone_leaves_no_count_behind,
+    leases_of_different_lengths_are_counted_apart,
     without_ticks_nobody_is_failed,
     a_short_lease_waits_for_a_tick,
     a_settled_gate_forgets_former_gaps,

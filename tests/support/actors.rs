@@ -171,8 +171,9 @@ impl Db {
         self.text(format!("SELECT phase FROM lease WHERE incarnation = '{incarnation}'")).await
     }
 
-    /// Gateways have ticked without a gap for an hour, and tick now.
+    /// Gateways, all that there are, have ticked without a gap for an hour, and tick now.
     pub async fn settled(&self) {
         self.sql("UPDATE gate SET since = clock_timestamp() - interval '1 hour', seen = clock_timestamp()").await;
+        self.sql("UPDATE gateway SET since = clock_timestamp() - interval '1 hour', seen = clock_timestamp()").await;
     }
 }

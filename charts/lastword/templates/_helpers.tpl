@@ -57,9 +57,13 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end -}}
 {{- end -}}
 
-{{/* The DNS name of the Service that workers connect to, which is the name in its certificate. */}}
+{{/* The DNS names of the Services that workers connect to, which are the names in the gateways' certificate: one address for all
+gateways, and the addresses of each. */}}
 {{- define "lastword.workersHost" -}}
 {{- printf "%s-workers.%s.svc" (include "lastword.fullname" .) .Release.Namespace -}}
+{{- end -}}
+{{- define "lastword.workersDirectHost" -}}
+{{- printf "%s-workers-direct.%s.svc" (include "lastword.fullname" .) .Release.Namespace -}}
 {{- end -}}
 
 {{- define "lastword.workersScheme" -}}

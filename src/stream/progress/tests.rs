@@ -55,6 +55,7 @@ impl World {
                     number,
                     message_id,
                     worker: None,
+                    lease_seconds: None,
                     terminal: None,
                 });
             }

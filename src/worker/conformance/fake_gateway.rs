@@ -25,7 +25,7 @@ impl FakeGateway {
     pub async fn start(credential: String, lease_seconds: u32) -> io::Result<Self> {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
         let url = Url::parse(&format!("http://{}", listener.local_addr()?)).map_err(io::Error::other)?;
-        let hello = Hello { heartbeat_seconds: 1, lease_seconds, capacity: 1 };
+        let hello = Hello { heartbeat_seconds: 1, lease_seconds, capacity: 1, address: None };
         let shared = Arc::new(SharedState::new(GatewayState::new(credential, hello)));
         let server = tokio::spawn(endpoints::serve(listener, shared.clone()));
         Ok(FakeGateway { url, shared, _server: AbortOnDropHandle::new(server) })
