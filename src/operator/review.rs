@@ -13,6 +13,7 @@ use kube::api::{Api, PostParams};
 use serde::Deserialize;
 
 use super::client::bounded_by;
+use crate::turn::objects::objects_only;
 use crate::worker_port::identity::{PodIdentity, ReviewError, Reviewer};
 
 /// The audience that worker pods' tokens are issued for. A token for another audience, such as the API server itself,
@@ -65,6 +66,7 @@ impl Reviewer for TokenReviewer {
 
 /// The claims of a ServiceAccount token that are read here; it has more.
 #[derive(Deserialize)]
+#[serde(remote = "Self")]
 struct Claims {
     #[serde(rename = "aud")]
     audiences: Vec<String>,
@@ -76,16 +78,20 @@ struct Claims {
 }
 
 #[derive(Deserialize)]
+#[serde(remote = "Self")]
 struct KubernetesClaim {
     namespace: String,
     pod: Option<PodClaim>,
 }
 
 #[derive(Deserialize)]
+#[serde(remote = "Self")]
 struct PodClaim {
     name: String,
     uid: String,
 }
+
+objects_only!(read Claims, KubernetesClaim, PodClaim);
 
 /// The pod that a token's claims name. `now` is in seconds since 1970; clocks may differ by [`CLOCK_SKEW`].
 fn claimed(token: &str, now: i64) -> Result<PodIdentity, ReviewError> {
