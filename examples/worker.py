@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A Lastword worker in Python's standard library: the adapter `Custom`.
 
-It answers every message with its words in reverse order. Replace `answer` by what your agent does. The rest is the worker
+It answers every message with its words in reverse order, and `again` with those of the message before. Replace `answer` by what your agent does. The rest is the worker
 protocol (docs/worker-protocol.md); `lastword worker conformance -- python3 examples/worker.py` checks it.
 """
 
@@ -18,6 +18,7 @@ import urllib.parse
 import uuid
 
 GATEWAYS = os.environ.get("LASTWORD_WORKER_GATEWAY", "http://127.0.0.1:8081").split(",")
+HISTORY = 20  # past exchanges of the conversation to get with each turn, at most 100
 CAPACITY = int(os.environ.get("LASTWORD_TURNS_PER_WORKER", "1"))
 DRAIN_SECONDS = int(os.environ.get("LASTWORD_DRAIN_SECONDS", "30"))
 TOKEN_FILE = os.environ.get("LASTWORD_TOKEN_FILE", "")  # in a pod, in place of the credential
@@ -29,8 +30,11 @@ HEADERS = {
 }
 
 
-def answer(message, cancelled):
-    """Yields the reply piece by piece. `cancelled` is an Event: stop when it is set."""
+def answer(message, history, cancelled):
+    """Yields the reply piece by piece. `history` has the conversation's past exchanges, oldest first, each with `message` and
+    `reply`. `cancelled` is an Event: stop when it is set."""
+    if message == "again" and history:
+        message = history[-1]["message"]
     if message.startswith("conformance-slow"):
         cancelled.wait(3)
     for word in reversed(message.split()):
@@ -104,7 +108,7 @@ class Turn(threading.Thread):
 
     def run(self):
         try:
-            for frame in answer(self.push["message"], self.cancelled):
+            for frame in answer(self.push["message"], self.push.get("history", []), self.cancelled):
                 self.frames.append(frame)
                 self.end += units(frame)
                 self.say(self.post_output, once=True)  # what fails here is sent with the finish
@@ -229,7 +233,9 @@ class Worker:
 
     def connection(self, gateway):
         """One stream of turns, until it breaks."""
-        query = urllib.parse.urlencode({"capacity": CAPACITY, "turns": ",".join(self.in_hand())})
+        query = urllib.parse.urlencode(
+            {"capacity": CAPACITY, "turns": ",".join(self.in_hand()), "history": HISTORY}
+        )
         over = threading.Event()
         with call(gateway, "GET", "turns?" + query, timeout=60) as stream:
             try:

@@ -1,8 +1,10 @@
-//! Parses the command line, with defaults from `lastword.env`, and runs the role that it names.
+//! Parses the command line, with defaults from `lastword.env`, and runs the role that it names. Started as `lastword-keeper`,
+//! the same binary keeps a program (see [`keeper`]).
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches};
+use lastword::child::keeper;
 use lastword::roles::Role;
 use lastword::{cli, roles};
 
@@ -15,6 +17,9 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
+    if std::env::args_os().next().is_some_and(|name| name == keeper::NAME) {
+        return keeper::keep();
+    }
     let pairs = match cli::env_file::load_env_file(cli::env_file::ENV_FILE.as_ref()) {
         Ok(pairs) => pairs,
         Err(error) => return cli::report(&error.into()),

@@ -23,6 +23,7 @@ use uuid::Uuid;
 
 use crate::turn::frame::Frame;
 use crate::turn::keys::{StartId, TurnId, hex};
+use crate::turn::objects::objects_only;
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Outcome;
 
@@ -32,14 +33,32 @@ pub const INCARNATION: &str = "lastword-incarnation";
 pub const MAX_BODY_BYTES: usize = 4 * 1024 * 1024;
 /// The longest log of one turn, in log units (see [`Frame::units`]); more output fails the turn.
 pub const MAX_LOG_UNITS: u64 = 16 * 1024 * 1024;
-/// The largest frame other than text, in bytes of its JSON. A text frame has no limit of its own, since a worker can split
-/// it between any two characters.
+/// The largest frame other than text, in bytes of its JSON: workers, gateways and programs that print JSON lines all go by
+/// it ([`check_frame`]). A text frame has no limit of its own, since a worker can split it between any two characters.
 pub const MAX_FRAME_BYTES: usize = 1024 * 1024;
 /// The size of all frames of one turn together (see [`Frame::weight`]), in bytes; more output fails the turn. The gateway
 /// replica that holds the worker's stream counts it, from the moment the worker connects to that replica.
 pub const MAX_LOG_BYTES: usize = 64 * 1024 * 1024;
 /// The most history entries that are pushed with a turn.
 pub const MAX_HISTORY: u32 = 100;
+
+/// A frame is larger than [`MAX_FRAME_BYTES`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a frame {event} has {bytes} bytes; a frame other than text has at most {MAX_FRAME_BYTES} (1 MiB) of JSON")]
+pub struct FrameTooLarge {
+    event: &'static str,
+    bytes: usize,
+}
+
+/// Refuses a frame over [`MAX_FRAME_BYTES`], since no client and no other replica could be sent it whole.
+pub fn check_frame(frame: &Frame) -> Result<(), FrameTooLarge> {
+    let bytes = frame.weight();
+    match frame {
+        Frame::Text { .. } => Ok(()),
+        _ if bytes <= MAX_FRAME_BYTES => Ok(()),
+        _ => Err(FrameTooLarge { event: frame.event(), bytes }),
+    }
+}
 
 /// The environment variables that a runtime (the controller for pods, `lastword dev` for processes) sets for a worker.
 /// What the *agent program* of one turn is told has a name space of its own, `LASTWORD_TURN_…`: see `worker/exec.rs`.
@@ -62,6 +81,9 @@ pub mod env {
     pub const DRAIN_SECONDS: &str = "LASTWORD_DRAIN_SECONDS";
     /// Only the adapter `exec` reads it: seconds that an agent program has between SIGTERM and SIGKILL.
     pub const KILL_SECONDS: &str = "LASTWORD_KILL_SECONDS";
+    /// Only the adapter `exec` reads it: `true` lets processes that a turn's program has detached live on until the worker
+    /// ends.
+    pub const KEEP_DETACHED: &str = "LASTWORD_KEEP_DETACHED";
     /// The path of the container's termination log, the file from which Kubernetes takes why a container ended. The worker
     /// writes it only where it exists; unset, it is `/dev/termination-log`.
     pub const TERMINATION_LOG: &str = "LASTWORD_TERMINATION_LOG";
@@ -112,6 +134,7 @@ impl fmt::Debug for Credential {
 /// The answer to `POST /worker/v1/credential`, the call that carries the token of the pod's ServiceAccount in place of a
 /// credential.
 #[derive(Clone, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct IssuedCredential {
     /// In the form of [`Credential`], valid for this pod on any gateway replica. Only the one issued last to a pod is valid.
     pub credential: String,
@@ -120,6 +143,7 @@ pub struct IssuedCredential {
 /// The query of `GET /worker/v1/turns`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(remote = "Self")]
 pub struct Connect {
     /// Turns that the worker may hold at once; the Agent's `turnsPerWorker` caps it.
     #[serde(default = "one")]
@@ -143,6 +167,7 @@ fn one() -> u32 {
 /// A line of the turns stream, from the gateway to the worker.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "camelCase")]
+#[serde(remote = "Self")]
 pub enum ToWorker {
     /// The first line: the worker's lease is live, on these terms.
     Hello(Hello),
@@ -161,6 +186,7 @@ pub enum ToWorker {
 /// The terms of the lease.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[serde(remote = "Self")]
 pub struct Hello {
     pub heartbeat_seconds: u32,
     pub lease_seconds: u32,
@@ -171,6 +197,7 @@ pub struct Hello {
 /// One turn for the worker to run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[serde(remote = "Self")]
 pub struct TurnPush {
     pub turn_id: TurnId,
     pub message_id: String,
@@ -200,6 +227,7 @@ pub struct TurnPush {
 
 /// One earlier turn of the conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct Exchange {
     pub message: String,
     pub reply: String,
@@ -208,12 +236,14 @@ pub struct Exchange {
 /// The body of an output post. The query's `offset` says where the first frame begins in the turn's log, in log units.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(remote = "Self")]
 pub struct Output {
     pub frames: Vec<Frame>,
 }
 
 /// How much of a turn's log the gateway has, in log units from the log's beginning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct Acked {
     /// Durable up to here: the worker may forget it.
     pub acked: u64,
@@ -225,6 +255,7 @@ pub struct Acked {
 /// The worker's last word on these turns.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(remote = "Self")]
 pub struct Finish {
     /// The turns that it ends, all of one conversation. Their common output was posted under the first one's id.
     pub turn_ids: Vec<TurnId>,
@@ -246,6 +277,7 @@ pub struct Finish {
 /// The last piece of a turn's log, sent with [`Finish`]; `offset` is where it begins, in log units.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(remote = "Self")]
 pub struct Tail {
     pub offset: u64,
     pub frames: Vec<Frame>,
@@ -253,6 +285,7 @@ pub struct Tail {
 
 /// The answer to a [`Finish`] that the gateway could decide on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct Finished {
     pub result: FinishResult,
 }
@@ -270,6 +303,7 @@ pub enum FinishResult {
 /// The body of a 409: this gateway lacks a part of the log. The worker sends it again from `acked` on, then repeats the
 /// call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct Missing {
     /// What the gateway has, in log units from the log's beginning.
     pub acked: u64,
@@ -278,6 +312,7 @@ pub struct Missing {
 /// A worker's sign of life, sent every `heartbeatSeconds`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(remote = "Self")]
 pub struct Heartbeat {
     /// The ids of the turns that the worker holds.
     pub turns: Vec<TurnId>,
@@ -285,6 +320,7 @@ pub struct Heartbeat {
 
 /// The differences between the turns that the worker holds and those that the database says it owes.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct HeartbeatAnswer {
     /// Turns that the worker owes and did not name.
     pub push: Vec<TurnPush>,
@@ -298,6 +334,7 @@ pub struct HeartbeatAnswer {
 /// Tells the gateway that the worker is about to end.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(remote = "Self")]
 pub struct Goodbye {
     pub phase: GoodbyePhase,
     /// Turns that this worker never gave to its agent program, so that another worker may run them.
@@ -319,6 +356,8 @@ pub enum GoodbyePhase {
     /// The worker ends now; the turns that it still holds fail.
     Gone,
 }
+
+objects_only!(both IssuedCredential, Connect, ToWorker, Hello, TurnPush, Exchange, Output, Acked, Finish, Tail, Finished, Missing, Heartbeat, HeartbeatAnswer, Goodbye);
 
 #[cfg(test)]
 mod tests {

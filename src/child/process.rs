@@ -1,4 +1,5 @@
-//! A child process that leads a process group of its own: signalled without a race, its end noticed by a thread.
+//! A child process that leads a session, and so a process group, of its own: signalled without a race, its end noticed by a
+//! thread.
 //!
 //! A child that has exited stays a zombie until its parent reaps it (`waitpid`). As long as it is one, its process id, and
 //! the id of its group, name nobody else. So the thread that waits for the exit only *looks* (`waitid` with `WNOWAIT`);
@@ -9,7 +10,7 @@
 //! reap at once; or the owner reaps later, when it has read what the group's other processes still print.
 
 use std::io;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
@@ -18,7 +19,8 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid};
 use tokio::sync::watch;
 
-use super::spawn::{Spawner, UserNamespace};
+use super::ours;
+use super::spawn::{SpawnTerms, Spawner};
 use crate::turn::cause::process::ProcessEnd;
 use crate::turn::terminal::Exit;
 
@@ -62,20 +64,12 @@ struct Waiter {
 }
 
 impl ChildProcess {
-    /// Starts `command` as the leader of a new process group, so that a terminal's Ctrl-C does not reach it. It gets
-    /// `on_our_death` when this process ends, see [`Spawner::spawn`]. Blocks for about a millisecond.
+    /// Starts `command` as the leader of a new session, so that a terminal's Ctrl-C does not reach it. The rest is as
+    /// `terms` say, see [`Spawner::spawn`]. Blocks for about a millisecond.
     ///
     /// # Errors
     /// Those of [`Spawner::spawn`], and that of a thread that cannot be started. Then nothing runs.
-    pub fn spawn(command: Command, on_our_death: Signal) -> io::Result<Spawned> {
-        Self::spawn_in(command, on_our_death, UserNamespace::Ours)
-    }
-
-    /// [`ChildProcess::spawn`] with a choice of the user namespace.
-    ///
-    /// # Errors
-    /// As [`ChildProcess::spawn`].
-    pub fn spawn_in(mut command: Command, on_our_death: Signal, namespace: UserNamespace) -> io::Result<Spawned> {
+    pub fn spawn(command: Command, terms: SpawnTerms) -> io::Result<Spawned> {
         // The thread is started first, so that no child is started that nobody can wait for.
         let (orders, inbox) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
         let thread = thread::Builder::new().name("child-wait".into()).stack_size(STACK);
@@ -84,8 +78,7 @@ impl ChildProcess {
                 order();
             }
         })?;
-        command.process_group(0);
-        let mut child = Spawner::global().spawn_in(command, on_our_death, namespace)?;
+        let mut child = Spawner::global().spawn(command, SpawnTerms { session: true, ..terms })?;
         let (tell, exited) = watch::channel(false);
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let process = ChildProcess { pid: Pid::from_child(&child), child: Arc::new(Mutex::new(Some(child))), exited };
@@ -154,7 +147,9 @@ impl ChildProcess {
     pub fn reap(&self) -> io::Result<ExitStatus> {
         let mut child = self.child();
         let mut child = child.take().ok_or_else(|| io::Error::other("the process was reaped before"))?;
-        child.wait()
+        let status = child.wait();
+        ours::forget(self.pid);
+        status
     }
 
     fn child(&self) -> MutexGuard<'_, Option<Child>> {
@@ -171,10 +166,21 @@ impl Spawned {
     /// Begins to wait for the exit. When the child has exited, `then` runs in the waiting thread; the child is still a
     /// zombie, for `then` to reap or to leave to the owner. The handle is finished when `then` has run. Pipes that were not
     /// taken are closed.
-    pub fn when_exited(mut self, then: impl FnOnce(&ChildProcess) + Send + 'static) -> JoinHandle<()> {
+    pub fn when_exited(self, then: impl FnOnce(&ChildProcess) + Send + 'static) -> JoinHandle<()> {
+        self.attend(|| {}, then)
+    }
+
+    /// [`when_exited`](Self::when_exited) in a thread that first runs `meanwhile`, which returns when the child has exited
+    /// or is about to.
+    pub(super) fn attend(
+        mut self,
+        meanwhile: impl FnOnce() + Send + 'static,
+        then: impl FnOnce(&ChildProcess) + Send + 'static,
+    ) -> JoinHandle<()> {
         let Waiter { thread, orders, exited } = self.waiter;
         let process = self.child.process.clone();
         let order = move || {
+            meanwhile();
             wait_for_exit(process.pid);
             exited.send_replace(true);
             then(&process);
@@ -230,7 +236,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_exited_child_keeps_its_id_until_it_is_reaped() {
-        let spawned = ChildProcess::spawn(shell("exit 3"), Signal::KILL).expect("starts");
+        let spawned = ChildProcess::spawn(shell("exit 3"), SpawnTerms::new(Signal::KILL)).expect("starts");
         let process = spawned.process().clone();
         spawned.when_exited(|_| {});
         assert!(process.exited_within(Duration::from_secs(10)).await);
@@ -246,7 +252,7 @@ mod tests {
     async fn a_child_that_ignores_sigterm_is_killed_after_its_grace() {
         let mut command = shell("trap '' TERM; echo; sleep 60 & wait");
         command.stdout(Stdio::piped());
-        let mut spawned = ChildProcess::spawn(command, Signal::KILL).expect("starts");
+        let mut spawned = ChildProcess::spawn(command, SpawnTerms::new(Signal::KILL)).expect("starts");
         // From its first output on, the shell ignores the signal.
         spawned.stdout.take().expect("a pipe").read_exact(&mut [0]).expect("a line");
         let process = spawned.process().clone();
@@ -261,7 +267,7 @@ mod tests {
 
     #[test]
     fn a_child_that_nobody_waits_for_does_not_stay() {
-        let spawned = ChildProcess::spawn(shell("sleep 60"), Signal::KILL).expect("starts");
+        let spawned = ChildProcess::spawn(shell("sleep 60"), SpawnTerms::new(Signal::KILL)).expect("starts");
         let pid = spawned.process().pid().as_raw_nonzero();
         drop(spawned);
         assert!(!fs::exists(format!("/proc/{pid}")).expect("answers"));

@@ -6,14 +6,20 @@
 //!
 //! A command's own settings (process group, uid and gid, working directory, stdio) are set on the [`Command`] as usual;
 //! the parent-death signal is set last, because a change of uid clears it.
+//!
+//! What the thread forks, it also enters into the list of [`ours`](super::ours), in one step for whoever reads the list.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Output};
 use std::sync::{OnceLock, mpsc};
 use std::thread;
 
+use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal};
+
+use super::ours::{self, ChildKind};
 
 /// The thread that forks all children. There is one a process: [`Spawner::global`].
 pub struct Spawner {
@@ -22,9 +28,35 @@ pub struct Spawner {
 
 struct SpawnRequest {
     command: Command,
-    on_our_death: Signal,
-    namespace: UserNamespace,
+    terms: SpawnTerms,
     answer: mpsc::SyncSender<io::Result<Child>>,
+}
+
+/// What a child is started with besides what its [`Command`] says.
+#[derive(Debug)]
+pub struct SpawnTerms {
+    pub kind: ChildKind,
+    /// The signal that the child gets when this process ends. `None` for a child that notices the end by itself.
+    pub on_our_death: Option<Signal>,
+    pub namespace: UserNamespace,
+    /// Whether the child leads a new session, and so a process group of its own. A session has no terminal until its leader
+    /// opens one: Ctrl-C does not reach the child, and neither it nor what it starts can be stopped for reading a terminal.
+    pub session: bool,
+    /// A descriptor that the child keeps, under the same number; it is closed here once the child has been forked.
+    pub inherited: Option<OwnedFd>,
+}
+
+impl SpawnTerms {
+    /// Those of a child of no special kind in a session of its own.
+    pub fn new(on_our_death: Signal) -> Self {
+        SpawnTerms {
+            kind: ChildKind::Plain,
+            on_our_death: Some(on_our_death),
+            namespace: UserNamespace::Ours,
+            session: true,
+            inherited: None,
+        }
+    }
 }
 
 /// The user namespace that a child runs in (see user_namespaces(7)).
@@ -51,33 +83,38 @@ impl Spawner {
         })
     }
 
-    /// Starts `command`; the child gets `on_our_death` when this process ends, however it ends.
+    /// Starts `command` on these terms.
     ///
-    /// Blocks for the fork and exec (about a millisecond). The signal also reaches a child whose parent died
-    /// between fork and exec: such a child ends itself before the exec.
+    /// Blocks for the fork and exec (about a millisecond). The parent-death signal also reaches a child whose parent died
+    /// between fork and exec: such a child ends itself before the exec. Whoever reaps the child calls
+    /// [`ours::forget`] afterwards.
     ///
     /// # Errors
     /// Those of [`Command::spawn`], and `Other` when the spawner's thread could not be started.
-    pub fn spawn(&self, command: Command, on_our_death: Signal) -> io::Result<Child> {
-        self.spawn_in(command, on_our_death, UserNamespace::Ours)
-    }
-
-    /// [`Spawner::spawn`] with a choice of the user namespace.
-    ///
-    /// # Errors
-    /// As [`Spawner::spawn`].
-    pub fn spawn_in(&self, command: Command, on_our_death: Signal, namespace: UserNamespace) -> io::Result<Child> {
+    pub fn spawn(&self, command: Command, terms: SpawnTerms) -> io::Result<Child> {
         let gone = || io::Error::other("the thread that spawns child processes is not running");
         let (answer, response) = mpsc::sync_channel(1);
-        let request = SpawnRequest { command, on_our_death, namespace, answer };
-        self.requests.send(request).map_err(|_| gone())?;
+        self.requests.send(SpawnRequest { command, terms, answer }).map_err(|_| gone())?;
         response.recv().map_err(|_| gone())?
+    }
+
+    /// Runs `command` to its end, and gives what it printed to the pipes that the command asked for.
+    ///
+    /// # Errors
+    /// As [`Spawner::spawn`], and those of reading.
+    pub fn output(&self, command: Command, terms: SpawnTerms) -> io::Result<Output> {
+        let child = self.spawn(command, terms)?;
+        let pid = Pid::from_child(&child);
+        let output = child.wait_with_output();
+        ours::forget(pid);
+        output
     }
 }
 
 fn serve(inbox: mpsc::Receiver<SpawnRequest>) {
     for mut request in inbox {
-        let answer = fork(&mut request.command, request.on_our_death, request.namespace);
+        let kind = request.terms.kind;
+        let answer = ours::enter(kind, || fork(&mut request.command, request.terms));
         // A caller waits for its answer until it has it, so the receiver is there.
         let _ = request.answer.send(answer);
     }
@@ -87,9 +124,10 @@ fn serve(inbox: mpsc::Receiver<SpawnRequest>) {
     unsafe_code,
     reason = "pre_exec runs between fork and exec; nothing else can set a parent-death signal without a race"
 )]
-fn fork(command: &mut Command, signal: Signal, namespace: UserNamespace) -> io::Result<Child> {
+fn fork(command: &mut Command, terms: SpawnTerms) -> io::Result<Child> {
     let us = rustix::process::getpid();
-    let maps = IdMaps::new(namespace);
+    let maps = IdMaps::new(terms.namespace);
+    let (on_our_death, session, inherited) = (terms.on_our_death, terms.session, terms.inherited);
     // SAFETY: the closure runs in the forked child, before exec. It only makes system calls on memory that was
     // allocated before the fork: it takes no lock and allocates nothing.
     unsafe {
@@ -99,7 +137,14 @@ fn fork(command: &mut Command, signal: Signal, namespace: UserNamespace) -> io::
                 rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWUSER)?;
                 maps.write()?;
             }
-            die_with(us, signal)
+            if session {
+                rustix::process::setsid()?;
+            }
+            if let Some(inherited) = &inherited {
+                // Only here, in the child: no other child that is forked meanwhile gets the descriptor.
+                fcntl_setfd(inherited.as_fd(), FdFlags::empty())?;
+            }
+            on_our_death.map_or(Ok(()), |signal| die_with(us, signal))
         });
     }
     command.spawn()
@@ -151,7 +196,7 @@ mod tests {
         let mut child = thread::spawn(|| {
             let mut command = Command::new("sleep");
             command.arg("30");
-            Spawner::global().spawn(command, Signal::KILL)
+            Spawner::global().spawn(command, SpawnTerms::new(Signal::KILL))
         })
         .join()
         .expect("the asking thread ends")
@@ -165,8 +210,8 @@ mod tests {
 
     #[test]
     fn a_missing_program_is_the_callers_error() {
-        let error =
-            Spawner::global().spawn(Command::new("/nonexistent/program"), Signal::TERM).expect_err("no such program");
+        let error = Spawner::global().spawn(Command::new("/nonexistent/program"), SpawnTerms::new(Signal::TERM));
+        let error = error.expect_err("no such program");
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 }

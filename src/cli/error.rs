@@ -5,9 +5,12 @@ use std::process::ExitCode;
 use console::style;
 use serde::Deserialize;
 
+use crate::turn::objects::objects_only;
+
 /// An error response of the gateway: RFC 9457 problem details.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
+#[serde(remote = "Self")]
 pub struct ApiProblem {
     pub title: String,
     /// The HTTP status of the response.
@@ -131,3 +134,5 @@ pub fn report(error: &CliError) -> ExitCode {
     }
     ExitCode::FAILURE
 }
+
+objects_only!(read ApiProblem);

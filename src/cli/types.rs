@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 
 use crate::turn::frame::Frame;
 use crate::turn::keys::TurnId;
+use crate::turn::objects::{ObjectsOnly, objects_only};
 
 /// The body of a submit.
 #[derive(Debug, Clone, Serialize)]
@@ -29,6 +30,7 @@ impl SubmitRequest {
 /// The answer to a submit: the turn is armed, and exactly one terminal will follow.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[serde(remote = "Self")]
 pub struct SubmitResponse {
     pub turn_id: TurnId,
     pub message_id: String,
@@ -40,6 +42,7 @@ pub struct SubmitResponse {
 
 /// The answer to an erase.
 #[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(remote = "Self")]
 pub struct EraseResponse {
     pub turns: u64,
     pub cancelled: u64,
@@ -47,6 +50,7 @@ pub struct EraseResponse {
 
 /// One page of records; `next` is the `before` of the following page.
 #[derive(Debug, Clone, Deserialize)]
+#[serde(remote = "Self")]
 pub struct TurnPage<N> {
     pub turns: Vec<TurnRecord>,
     #[serde(default = "Option::default")]
@@ -73,6 +77,7 @@ pub struct TurnFilter {
 /// A turn's record. Fields that this version does not know are kept, so that printing it as JSON loses nothing.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[serde(remote = "Self")]
 pub struct TurnRecord {
     pub turn_id: TurnId,
     pub message_id: String,
@@ -124,6 +129,7 @@ impl TurnRecord {
 /// The reply of a record; one may answer several turns.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[serde(remote = "Self")]
 pub struct TurnReply {
     #[serde(default)]
     pub reply_id: Option<String>,
@@ -139,6 +145,7 @@ pub struct TurnReply {
 
 /// Why a turn has no reply. The reason stays text: a newer server may know more of them.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(remote = "Self")]
 pub struct ApiFailure {
     pub reason: String,
     #[serde(default)]
@@ -184,6 +191,7 @@ pub enum EventKind {
 /// The turn is over.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
+#[serde(remote = "Self")]
 pub struct Complete {
     /// `reply` or `error`.
     pub outcome: String,
@@ -196,6 +204,7 @@ pub struct Complete {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[serde(remote = "Self")]
 struct Envelope {
     #[serde(default)]
     turn_id: Option<TurnId>,
@@ -204,6 +213,7 @@ struct Envelope {
 }
 
 #[derive(Deserialize)]
+#[serde(remote = "Self")]
 struct ConnectedData {
     #[serde(default)]
     conversation: String,
@@ -215,7 +225,6 @@ impl StreamEvent {
     /// # Errors
     /// When the data is no JSON object, or a known event lacks a field that its meaning hangs on.
     pub fn parse(name: &str, id: &str, data: &str) -> Result<StreamEvent, serde_json::Error> {
-        // The data is read as a map first, because serde would also read a struct from an array.
         let data = Value::Object(serde_json::from_str(data)?);
         let envelope = Envelope::deserialize(&data)?;
         let kind = match name {
@@ -248,6 +257,16 @@ impl StreamEvent {
         }
     }
 }
+
+impl<'de, N: Deserialize<'de>> Deserialize<'de> for TurnPage<N> {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        TurnPage::<N>::deserialize(ObjectsOnly(from))
+    }
+}
+
+objects_only!(read SubmitResponse, Complete, Envelope, ConnectedData);
+
+objects_only!(both EraseResponse, TurnRecord, TurnReply, ApiFailure);
 
 #[cfg(test)]
 mod tests {

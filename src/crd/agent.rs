@@ -47,6 +47,10 @@ use crate::turn::reason::Reason;
     validation = (
         "self.adapter != 'Exec' || !has(self.template) || self.template.spec.containers.all(c, c.name != 'agent' || (has(c.command) && c.command.size() > 0))",
         "adapter Exec requires a command on the container agent"
+    ),
+    validation = (
+        "!has(self.detachedProcesses) || self.detachedProcesses != 'EndWithWorker' || (self.adapter == 'Exec' && (!has(self.scope) || self.scope == 'Conversation'))",
+        "detachedProcesses EndWithWorker requires adapter Exec and scope Conversation"
     )
 )]
 pub struct AgentSpec {
@@ -67,6 +71,11 @@ pub struct AgentSpec {
     /// Limits on the agent's workers and on its queue of waiting turns.
     #[serde(default, skip_serializing_if = "is_default")]
     pub limits: Limits,
+    /// What becomes of processes that the program of a turn has detached (setsid) and left behind. EndWithTurn (default)
+    /// kills them with everything else that the turn started. EndWithWorker lets them serve the conversation's later turns,
+    /// until its worker ends; it needs adapter Exec and scope Conversation.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub detached_processes: DetachedProcesses,
     /// Timeouts of turns and workers, in seconds.
     #[serde(default, skip_serializing_if = "is_default")]
     pub timing: Timing,
@@ -91,6 +100,16 @@ pub enum Scope {
     Conversation,
     /// A worker serves all conversations of the agent.
     Agent,
+}
+
+/// What becomes of processes that the program of a turn has detached and left behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum DetachedProcesses {
+    /// They are killed when the turn ends.
+    #[default]
+    EndWithTurn,
+    /// They live on, and are killed when the worker ends.
+    EndWithWorker,
 }
 
 /// How Lastword talks to the agent program.

@@ -22,7 +22,7 @@ mod template;
 mod turn;
 
 pub use crate::turn::phase::Phase;
-pub use agent::{Adapter, Agent, AgentSpec, AgentStatus, LastFailure, Limits, Scope, Timing};
+pub use agent::{Adapter, Agent, AgentSpec, AgentStatus, DetachedProcesses, LastFailure, Limits, Scope, Timing};
 pub use check::{FieldError, InvalidAgent, check_spec};
 pub use definitions::{crd_files, crds, print_crds};
 pub use guardrails::{

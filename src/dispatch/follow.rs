@@ -20,6 +20,7 @@ use crate::store::Store;
 use crate::tls::Renewed;
 use crate::turn::frame::{Frame, Span};
 use crate::turn::keys::{ConversationId, GatewayId, Incarnation, TurnId};
+use crate::turn::objects::objects_only;
 
 /// A replica that takes no connection within this time is not followed for now.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -34,6 +35,7 @@ const MAX_LINE_BYTES: usize = 16 * 1024 * 1024;
 
 /// A line of the answer: frames of the followed turn.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct PeerFrames {
     /// Where the first frame begins in the turn's log, in log units.
     pub start: u64,
@@ -139,3 +141,5 @@ impl Follower {
         Ok(())
     }
 }
+
+objects_only!(both PeerFrames);

@@ -12,23 +12,19 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::duties::WorkerDuties;
 use super::live::LiveLogs;
 use crate::every::{Again, Every};
 use crate::store::{BeatAnswer, ClaimFor, Claimed, Connected, Store, StoreError, WorkerState};
 use crate::turn::cause;
 use crate::turn::decide::reconcile;
-use crate::turn::keys::{ConversationId, Incarnation, TurnId};
+use crate::turn::keys::{Incarnation, TurnId};
 use crate::wire::{Connect, HeartbeatAnswer, MAX_HISTORY, ToWorker, TurnPush};
 
 /// For a worker with room, turns that no notice told of are looked for this often.
 const CLAIM_EVERY: Duration = Duration::from_secs(1);
 /// What a worker without room holds is compared with the markers this often.
 const REFRESH_FULL_EVERY: Duration = Duration::from_secs(5);
-/// A turn is pushed again so many times to a worker that does not name it in its heartbeats; then the worker has lost it.
-const MAX_LACKING: u32 = 3;
-/// For so long it is remembered that a worker let go of a turn: longer than the database may take to answer what was asked
-/// before.
-const LET_GO_KEPT: Duration = Duration::from_secs(60);
 /// The period of [`Workers::tidy`].
 const TIDY_EVERY: Duration = Duration::from_secs(30);
 /// The most lines that wait for a worker that does not read its stream; one more closes the stream.
@@ -49,50 +45,6 @@ pub struct Worker {
     duties: Mutex<WorkerDuties>,
     /// Cancelled when the stream is over, whoever ended it.
     pub closed: CancellationToken,
-}
-
-/// What a worker owes, as this replica knows it. What the database answers is older than what was learnt here after it was
-/// asked: a turn that was claimed since is in hand though the answer lacks it, and one that was let go since is not though the
-/// answer names it.
-#[derive(Default)]
-struct WorkerDuties {
-    /// Turns that the worker was pushed, or that markers name as its own.
-    in_hand: HashMap<TurnId, InHand>,
-    /// Turns that the worker no longer owes, and when this replica learnt of it.
-    let_go: HashMap<TurnId, Instant>,
-    /// Turns that a marker names as the worker's own and the worker did not name, and how often in a row.
-    lacking: HashMap<TurnId, u32>,
-    draining: bool,
-    said_goodbye: bool,
-}
-
-/// A turn in a worker's hand.
-struct InHand {
-    conversation: ConversationId,
-    /// When this replica learnt of it.
-    since: Instant,
-}
-
-impl WorkerDuties {
-    fn take_in_hand(&mut self, turn: TurnId, conversation: ConversationId) {
-        self.in_hand.entry(turn).or_insert_with(|| InHand { conversation, since: Instant::now() });
-    }
-
-    fn let_go(&mut self, turns: &[TurnId]) {
-        let now = Instant::now();
-        self.in_hand.retain(|t, _| !turns.contains(t));
-        self.let_go.retain(|_, at| now - *at < LET_GO_KEPT);
-        self.let_go.extend(turns.iter().map(|&t| (t, now)));
-    }
-
-    /// The database, asked at this moment, says that these turns are held, and no others.
-    fn correct(&mut self, held: &[(TurnId, ConversationId)], asked: Instant) {
-        let (in_hand, let_go) = (&mut self.in_hand, &self.let_go);
-        in_hand.retain(|turn, known| known.since >= asked || held.iter().any(|(t, _)| t == turn));
-        let still = held.iter().filter(|(turn, _)| let_go.get(turn).is_none_or(|at| *at < asked));
-        let still: Vec<_> = still.copied().collect();
-        still.into_iter().for_each(|(turn, conversation)| self.take_in_hand(turn, conversation));
-    }
 }
 
 impl Worker {
@@ -131,22 +83,12 @@ impl Worker {
 
     /// Counts how often in a row the worker did not name each turn that it was pushed; returns the turns that it has lost.
     fn count_lacking(&self, lacking: &[TurnId]) -> Vec<TurnId> {
-        self.with(|s| {
-            s.lacking.retain(|t, _| lacking.contains(t));
-            let counted = lacking.iter().map(|&t| (t, *s.lacking.entry(t).and_modify(|n| *n += 1).or_insert(1)));
-            counted.filter(|(_, n)| *n > MAX_LACKING).map(|(t, _)| t).collect()
-        })
+        self.with(|s| s.count_lacking(lacking))
     }
 
     /// How many more turns the worker may be pushed; conversations, if it takes what waits in one together.
     fn room(&self) -> u32 {
-        self.with(|s| {
-            let taken = match self.terms.together {
-                true => s.in_hand.values().map(|h| h.conversation).collect::<HashSet<_>>().len(),
-                false => s.in_hand.len(),
-            };
-            if s.draining { 0 } else { self.terms.capacity.saturating_sub(taken as u32) }
-        })
+        self.with(|s| s.room(self.terms.capacity, self.terms.together))
     }
 }
 
@@ -189,7 +131,7 @@ impl Workers {
             history: asked.history.min(MAX_HISTORY),
             lines,
             wake: Notify::new(),
-            duties: Mutex::new(WorkerDuties { draining: terms.draining.is_some(), ..WorkerDuties::default() }),
+            duties: Mutex::new(WorkerDuties::new(terms.draining.is_some())),
             closed: CancellationToken::new(),
             terms,
         });
@@ -378,6 +320,14 @@ impl Workers {
             && !worker.with(|s| std::mem::replace(&mut s.draining, true))
         {
             worker.send(ToWorker::Drain { seconds });
+        }
+    }
+
+    /// [`Workers::refresh`] for every worker that is connected here, one after the other.
+    pub async fn refresh_all(&self) {
+        let connected: Vec<Incarnation> = self.with(|c| c.keys().copied().collect());
+        for incarnation in connected {
+            self.refresh(incarnation).await;
         }
     }
 

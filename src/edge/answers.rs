@@ -7,6 +7,7 @@ use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
 
+use super::framing::never_unframed;
 use crate::problem::{self, Problem};
 
 /// The longest error text of the HTTP framework that is passed on, in bytes.
@@ -29,7 +30,8 @@ pub(super) fn answering(router: Router) -> Router {
         tracing::error!("a handler panicked; this is a bug in Lastword");
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "a fault of Lastword; it was logged").into_response()
     };
-    router.layer(CatchPanicLayer::custom(panicked)).layer(middleware::map_response(finished))
+    let unframed = middleware::from_fn(never_unframed);
+    router.layer(CatchPanicLayer::custom(panicked)).layer(unframed).layer(middleware::map_response(finished))
 }
 
 async fn finished(response: Response) -> Response {

@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use axum::body::{Body, Bytes};
+use axum::http::{StatusCode, Version};
 use axum::routing::get;
 use tokio::sync::Notify;
 
@@ -53,6 +54,25 @@ async fn a_stream_that_breaks_off_never_ends_cleanly() {
         assert_eq!(broken.chunk().await.expect("what came"), Some(Bytes::from("the beginning")), "{url}");
         breaks.notify_one();
         broken.chunk().await.expect_err("no clean end");
+    }
+}
+
+/// Also of a route whose author did not think of it.
+#[tokio::test]
+async fn no_response_of_unknown_length_goes_out_by_http_1_0() {
+    let stream = || async { Body::from_stream(futures::stream::iter([Ok::<_, io::Error>(Bytes::from("whole"))])) };
+    let router = Router::new().route("/stream", get(stream)).route("/known", get(|| async { "whole" }));
+    let (urls, client) = ports(router, &CancellationToken::new()).await;
+    for url in urls {
+        let ask = async |path: &str, version| {
+            let answer = client.get(format!("{url}{path}")).version(version).send().await.expect("an answer");
+            (answer.status(), answer.text().await.expect("all of it"))
+        };
+        assert_eq!(ask("/stream", Version::HTTP_11).await, (StatusCode::OK, "whole".into()));
+        assert_eq!(ask("/known", Version::HTTP_10).await, (StatusCode::OK, "whole".into()));
+        let (status, said) = ask("/stream", Version::HTTP_10).await;
+        assert_eq!(status, StatusCode::UPGRADE_REQUIRED);
+        assert!(said.contains("proxy_http_version 1.1"), "{said}");
     }
 }
 

@@ -2,8 +2,10 @@
 //!
 //! A notice may be lost; so everybody who is woken here also polls.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::Gateway;
@@ -17,6 +19,8 @@ const REFRESH_EVERY: Duration = Duration::from_secs(5);
 pub(super) struct NoticeRouter {
     pub gateway: Gateway,
     pub subscriptions: Subscriptions,
+    /// Held while every worker is told what changed for it.
+    pub refreshing: Arc<Mutex<()>>,
 }
 
 impl NoticeRouter {
@@ -55,6 +59,14 @@ impl NoticeRouter {
         self.subscriptions.everything_changed();
         self.gateway.workers.wake_all();
         self.gateway.auth.forget();
+        // One pass at a time: behind a pooler this comes every second. What a pass left out is told by the next heartbeat.
+        if let Ok(pass) = self.refreshing.clone().try_lock_owned() {
+            let workers = self.gateway.workers.clone();
+            tokio::spawn(async move {
+                workers.refresh_all().await;
+                drop(pass);
+            });
+        }
     }
 
     async fn refresh_agents(&self) {

@@ -182,6 +182,6 @@ fn spawn_loops(
     ));
     tasks.spawn(watched("the guarding of waiting turns", submitter.clone().reguard(shutdown.clone())));
     tasks.spawn(watched("the look after keys", gateway.auth.clone().look_after_keys(shutdown.clone())));
-    let notices = NoticeRouter { gateway: gateway.clone(), subscriptions };
+    let notices = NoticeRouter { gateway: gateway.clone(), subscriptions, refreshing: Arc::default() };
     tasks.spawn(watched("hearing notices", notices.run(shutdown.clone())));
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::guardrail::{GuardrailAnswer, GuardrailProblem, Input, Services};
 use crate::crd::{SecretKeyRef, Webhook};
 use crate::egress::{explain, refusal};
+use crate::turn::objects::objects_only;
 
 /// The largest answer that is read, in bytes.
 pub const MAX_ANSWER_BYTES: usize = 64 * 1024;
@@ -45,6 +46,7 @@ struct GuardRequest<'a> {
 }
 
 #[derive(Deserialize)]
+#[serde(remote = "Self")]
 struct Decision {
     allow: bool,
     message: Option<String>,
@@ -119,3 +121,5 @@ fn presentable(message: String) -> Option<String> {
     let line = line.trim();
     (!line.is_empty()).then(|| line.to_owned())
 }
+
+objects_only!(read Decision);

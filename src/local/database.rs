@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::postgres::{self, Embedded, Options, PostgresError};
-use crate::store::{ConnectOptions, PoolSizes};
+use crate::store::{ConnectOptions, PoolSizes, Pooler, Reach};
 
 /// The flags that say where the state is kept.
 #[derive(Debug, Clone, Args)]
@@ -21,6 +21,13 @@ pub struct DatabaseArgs {
         hide_env_values = true
     )]
     pub database_url: String,
+    /// The same database past a pooler in transaction mode (pgbouncer and the like), if `--database-url` names one: for
+    /// LISTEN and for migrations. Without it, replicas look once a second for what others did.
+    #[arg(long, global = true, env = "LASTWORD_DATABASE_DIRECT_URL", value_name = "URL", hide_env_values = true)]
+    pub database_direct_url: Option<String>,
+    /// Whether `--database-url` names a pooler in transaction mode.
+    #[arg(long, global = true, env = "LASTWORD_DATABASE_POOLER", value_name = "MODE", default_value = "auto")]
+    pub database_pooler: Pooler,
     /// For an embedded Postgres: use the programs in this directory, no others.
     #[arg(long, global = true, env = "LASTWORD_POSTGRES_BIN", value_name = "DIR")]
     pub postgres_bin: Option<PathBuf>,
@@ -40,6 +47,20 @@ impl DatabaseArgs {
     /// The sizes of the connection pools.
     pub fn pools(&self) -> PoolSizes {
         PoolSizes { general: self.pool_general, vital: self.pool_vital }
+    }
+
+    /// How connections reach the database.
+    ///
+    /// # Errors
+    /// The direct URL is none of a Postgres.
+    pub fn reach(&self) -> Result<Reach, DatabaseError> {
+        let direct = match self.database_direct_url.as_deref().filter(|url| !url.is_empty()).map(locate) {
+            None => None,
+            Some(Ok(DatabaseLocation::External(options))) => Some(options),
+            // The URL is not repeated: it has a password.
+            Some(_) => return Err(DatabaseError::Direct),
+        };
+        Ok(Reach { pooler: self.database_pooler, direct })
     }
 }
 
@@ -61,6 +82,8 @@ pub enum DatabaseError {
         "--database-url {0:?} is a directory of this machine; replicas share a postgres://… (`lastword dev` runs one process)"
     )]
     NotShared(String),
+    #[error("--database-direct-url is not postgres://USER:PASSWORD@HOST:PORT/DATABASE")]
+    Direct,
     #[error("--database-url cannot be read: {0}")]
     Malformed(String),
     #[error(transparent)]

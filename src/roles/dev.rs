@@ -15,6 +15,7 @@ use super::error::RoleError;
 use super::ports::Ports;
 use super::timing::TimingArgs;
 use crate::admin::{self, AdminArgs, CannotListen, Readiness};
+use crate::child::ours::adopt_orphans;
 use crate::egress::{EgressArgs, Outbound, Reach};
 use crate::every::supervised;
 use crate::fleet::process::{ProcessConfig, ProcessRuntime};
@@ -65,8 +66,9 @@ pub(super) async fn ports(args: &DevArgs) -> Result<Ports, CannotListen> {
 /// Runs until `shutdown` or a fault. It stops in an order: first the fleet, whose workers need the gateway for their last
 /// words; then everything else; Postgres at the end.
 pub(super) async fn run(args: DevArgs, ports: Ports, shutdown: CancellationToken) -> Result<(), RoleError> {
+    adopt_orphans();
     let database = database::open(&args.database).await?;
-    let store = Store::open(database.options.clone(), args.database.pools());
+    let store = Store::reach(database.options.clone(), args.database.pools(), args.database.reach()?);
     store.migrate().await?;
     let node = node(database.directory.as_deref()).map_err(|(path, error)| RoleError::Node { path, error })?;
     let boot = Uuid::now_v7();

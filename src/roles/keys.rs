@@ -10,7 +10,7 @@ use crate::store::Store;
 /// Runs the command on the database that the flags name, and tells gateways that keys may have changed.
 pub(super) async fn run(args: &DatabaseArgs, keys: KeysArgs) -> Result<ExitCode, RoleError> {
     let opened = database::visit(args).await?;
-    let store = Store::open(opened.options, args.pools());
+    let store = Store::reach(opened.options, args.pools(), args.reach()?);
     store.migrate().await?;
     let code = cli::keys::run(keys, store.pool()).await.unwrap_or_else(|error| cli::report(&error));
     store.notify_keys_changed().await;

@@ -13,7 +13,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Opens the external database. Nothing is asked of it yet: it may be away now.
 pub(super) fn open_store(args: &DatabaseArgs) -> Result<Store, RoleError> {
-    Ok(Store::open(database::external(args)?, args.pools()))
+    Ok(Store::reach(database::external(args)?, args.pools(), args.reach()?))
 }
 
 /// Waits for the database and its schema, while the role is unready. False if `shutdown` came first.

@@ -6,12 +6,13 @@
 use std::collections::HashMap;
 
 use futures::TryStreamExt;
+use sqlx::Row;
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::append::decode;
+use super::connection::DbConnection;
 use super::elect::{self, Fence};
 use super::pool::bounded;
 use super::transaction::transaction;
@@ -234,7 +235,7 @@ impl Store {
         .bind(&ids)
         .bind(all)
         .bind(KUBERNETES)
-        .fetch_all(&mut *connection)
+        .fetch_all(&mut connection)
         .await?;
             let mut replies = HashMap::new();
             for row in &rows {
@@ -250,7 +251,7 @@ impl Store {
 }
 
 /// Removes deliveries and ties of turns, in key order.
-async fn remove(tx: &mut PgConnection, turns: &[Uuid]) -> Result<(), StoreError> {
+async fn remove(tx: &mut DbConnection, turns: &[Uuid]) -> Result<(), StoreError> {
     for statement in [
         "WITH due AS MATERIALIZED (SELECT turn_id FROM delivery WHERE turn_id = ANY($1) AND platform = 'kubernetes'
                                    ORDER BY turn_id FOR UPDATE)
@@ -296,7 +297,7 @@ fn state(row: &PgRow, texts: &HashMap<Uuid, (String, bool)>) -> Result<AgentTurn
 
 /// The beginning of each reply's text, and whether there is more.
 async fn texts(
-    connection: &mut PgConnection,
+    connection: &mut DbConnection,
     ends: &HashMap<Uuid, u64>,
 ) -> Result<HashMap<Uuid, (String, bool)>, StoreError> {
     let mut texts: HashMap<Uuid, (String, bool)> = HashMap::new();

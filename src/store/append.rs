@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 
 use serde_json::Value;
-use sqlx::{PgConnection, Row};
+use sqlx::Row;
 use uuid::Uuid;
 
 use super::batch::BatchedVerb;
+use super::connection::DbConnection;
 use super::{Store, StoreError};
 use crate::turn::frame::{Frame, Span};
 use crate::turn::keys::{Incarnation, TurnId};
@@ -133,7 +134,7 @@ impl BatchedVerb for AppendVerb {
         append.span.weight()
     }
 
-    async fn run(&self, tx: &mut PgConnection, items: &[Append]) -> Result<Vec<Self::Answer>, StoreError> {
+    async fn run(&self, tx: &mut DbConnection, items: &[Append]) -> Result<Vec<Self::Answer>, StoreError> {
         let ids: Vec<Uuid> = items.iter().map(|a| a.turn_id.0).collect();
         let held: HashMap<Uuid, Option<Uuid>> = sqlx::query_as(
             "SELECT turn_id, incarnation FROM marker WHERE turn_id = ANY($1) ORDER BY turn_id FOR NO KEY UPDATE",
@@ -190,7 +191,7 @@ fn in_rows(frames: &[Frame]) -> Vec<&[Frame]> {
 }
 
 /// Inserts pieces, see [`Piece`].
-pub(super) async fn insert(tx: &mut PgConnection, pieces: &[Piece]) -> Result<(), StoreError> {
+pub(super) async fn insert(tx: &mut DbConnection, pieces: &[Piece]) -> Result<(), StoreError> {
     if pieces.is_empty() {
         return Ok(());
     }
@@ -220,7 +221,7 @@ pub(super) async fn insert(tx: &mut PgConnection, pieces: &[Piece]) -> Result<()
 }
 
 /// Copies whole logs from one turn to another (`from_to`), in place of what the other had.
-pub(super) async fn copy(tx: &mut PgConnection, from_to: &[(TurnId, TurnId)]) -> Result<(), StoreError> {
+pub(super) async fn copy(tx: &mut DbConnection, from_to: &[(TurnId, TurnId)]) -> Result<(), StoreError> {
     let from: Vec<Uuid> = from_to.iter().map(|p| p.0.0).collect();
     let to: Vec<Uuid> = from_to.iter().map(|p| p.1.0).collect();
     sqlx::query("DELETE FROM output WHERE turn_id = ANY($1)").bind(&to).execute(&mut *tx).await?;

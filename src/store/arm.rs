@@ -1,10 +1,11 @@
 //! Arm: insert a turn and its marker in one transaction. Nothing is dispatched before it has committed.
 
 use serde_json::Value;
-use sqlx::{PgConnection, Row};
+use sqlx::Row;
 use time::OffsetDateTime;
 
 use super::batch::BatchedVerb;
+use super::connection::DbConnection;
 use super::{AgentTurnRef, Notice, Store, StoreError};
 use crate::turn::keys::{ConversationId, GatewayId, TurnId};
 
@@ -129,7 +130,7 @@ impl BatchedVerb for ArmVerb {
         arm.input.len()
     }
 
-    async fn run(&self, tx: &mut PgConnection, items: &[Arm]) -> Result<Vec<Self::Answer>, StoreError> {
+    async fn run(&self, tx: &mut DbConnection, items: &[Arm]) -> Result<Vec<Self::Answer>, StoreError> {
         let conversations = open_conversations(tx, items).await?;
         let mut allowed: Vec<usize> = Vec::with_capacity(items.len());
         let mut answers: Vec<Option<Self::Answer>> = Vec::with_capacity(items.len());
@@ -168,7 +169,7 @@ impl BatchedVerb for ArmVerb {
 
 /// Finds or makes each item's conversation and locks it, in key order. Under the lock turns get their numbers, so that of
 /// two arms in one conversation the one that commits first has the lower number: everybody sees the same order.
-async fn open_conversations(tx: &mut PgConnection, items: &[Arm]) -> Result<Vec<LockedConversation>, StoreError> {
+async fn open_conversations(tx: &mut DbConnection, items: &[Arm]) -> Result<Vec<LockedConversation>, StoreError> {
     let ids: Vec<uuid::Uuid> = items.iter().map(|_| ConversationId::new().0).collect();
     let organizations: Vec<&str> = items.iter().map(|a| a.organization.as_str()).collect();
     let names: Vec<&str> = items.iter().map(|a| a.conversation.as_str()).collect();
@@ -219,7 +220,7 @@ async fn open_conversations(tx: &mut PgConnection, items: &[Arm]) -> Result<Vec<
 
 /// Numbers the allowed items behind the last turns of their conversations, and inserts turns and markers.
 async fn insert(
-    tx: &mut PgConnection,
+    tx: &mut DbConnection,
     items: &[Arm],
     conversations: &[LockedConversation],
     allowed: &[usize],
@@ -307,7 +308,7 @@ struct FoundTurn {
 }
 
 /// Reads what stands under each allowed item's messageId now.
-async fn find(tx: &mut PgConnection, items: &[Arm], allowed: &[usize]) -> Result<Vec<FoundTurn>, StoreError> {
+async fn find(tx: &mut DbConnection, items: &[Arm], allowed: &[usize]) -> Result<Vec<FoundTurn>, StoreError> {
     if allowed.is_empty() {
         return Ok(Vec::new());
     }

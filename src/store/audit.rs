@@ -1,8 +1,8 @@
 //! The audit: who did what that others should be able to find out. Rows are only added, and go after a year.
 
-use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::connection::DbConnection;
 use super::transaction::transaction;
 use super::{Store, StoreError};
 
@@ -43,7 +43,7 @@ impl Audited {
 
 /// Writes a row, as a part of what it tells of.
 pub(super) async fn write(
-    connection: &mut PgConnection,
+    connection: &mut DbConnection,
     actor: Actor<'_>,
     action: Audited,
     subject: &str,

@@ -7,10 +7,10 @@
 //! A batch that the database refuses for the content of one of its rows is halved until that row is alone, so that one bad
 //! row fails alone.
 
-use sqlx::PgConnection;
 use tokio::sync::{mpsc, oneshot};
 
 use super::StoreError;
+use super::connection::DbConnection;
 use super::pool::Pool;
 use super::transaction::transaction;
 use crate::every::supervised;
@@ -37,7 +37,7 @@ pub(super) trait BatchedVerb: Clone + Send + Sync + 'static {
     /// Does all items in the transaction `tx`; the answers are in the order of the items, one an item.
     fn run(
         &self,
-        tx: &mut PgConnection,
+        tx: &mut DbConnection,
         items: &[Self::Item],
     ) -> impl Future<Output = Result<Vec<Self::Answer>, StoreError>> + Send;
 

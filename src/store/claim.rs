@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 
-use sqlx::{PgConnection, Row};
+use sqlx::Row;
 use uuid::Uuid;
 
 use super::batch::BatchedVerb;
+use super::connection::DbConnection;
 use super::pool::bounded;
 use super::{Store, StoreError, elect};
 use crate::turn::keys::{ConversationId, Incarnation, TurnId};
@@ -60,7 +61,7 @@ impl Store {
                 sqlx::query_scalar("SELECT turn_id FROM marker WHERE turn_id = ANY($1) AND incarnation = $2")
                     .bind(&ids)
                     .bind(worker.0)
-                    .fetch_all(&mut *connection)
+                    .fetch_all(&mut connection)
                     .await?;
             read(&mut connection, &held).await
         })
@@ -79,7 +80,7 @@ impl BatchedVerb for ClaimVerb {
         0
     }
 
-    async fn run(&self, tx: &mut PgConnection, items: &[ClaimFor]) -> Result<Vec<Vec<Claimed>>, StoreError> {
+    async fn run(&self, tx: &mut DbConnection, items: &[ClaimFor]) -> Result<Vec<Vec<Claimed>>, StoreError> {
         let incarnations: Vec<Uuid> = items.iter().map(|c| c.incarnation.0).collect();
         // Ending or draining a lease locks its row FOR UPDATE, which excludes this FOR KEY SHARE. So either the other
         // transaction waits for this claim, or this claim sees the lease as that transaction committed it.
@@ -144,7 +145,7 @@ type GroupKey = (String, String);
 /// transaction has locked are passed over. Every condition stands in the locking SELECT itself, so that it holds for the
 /// version of the row that was locked.
 async fn lock_heads(
-    tx: &mut PgConnection,
+    tx: &mut DbConnection,
     items: &[ClaimFor],
     live: &LiveWorkers,
 ) -> Result<HashMap<GroupKey, Vec<ConversationHead>>, StoreError> {
@@ -211,7 +212,7 @@ fn assign(items: &[ClaimFor], live: &LiveWorkers, mut heads: HashMap<GroupKey, V
 }
 
 /// Adds the turns that wait right behind the heads, for workers that take a conversation's waiting turns together.
-async fn add_followers(tx: &mut PgConnection, items: &[ClaimFor], taken: &mut Vec<Taken>) -> Result<(), StoreError> {
+async fn add_followers(tx: &mut DbConnection, items: &[ClaimFor], taken: &mut Vec<Taken>) -> Result<(), StoreError> {
     let together: HashMap<Uuid, usize> =
         taken.iter().filter(|t| items[t.item].together).map(|t| (t.conversation_id, t.item)).collect();
     if together.is_empty() {
@@ -242,7 +243,7 @@ async fn add_followers(tx: &mut PgConnection, items: &[ClaimFor], taken: &mut Ve
 
 /// Writes the claims to the markers, and to those leases that they change.
 async fn mark(
-    tx: &mut PgConnection,
+    tx: &mut DbConnection,
     items: &[ClaimFor],
     taken: &[Taken],
     live: &LiveWorkers,
@@ -276,7 +277,7 @@ async fn mark(
 }
 
 /// Reads what a worker needs to run these turns.
-async fn read(tx: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Claimed>, StoreError> {
+async fn read(tx: &mut DbConnection, ids: &[Uuid]) -> Result<Vec<Claimed>, StoreError> {
     if ids.is_empty() {
         return Ok(Vec::new());
     }

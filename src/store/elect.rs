@@ -52,9 +52,10 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 use sqlx::postgres::PgRow;
-use sqlx::{Connection, PgConnection, Row};
+use sqlx::{Executor, Row};
 use uuid::Uuid;
 
+use super::connection::DbConnection;
 use super::transaction::transaction;
 use super::{Notice, Store, StoreError};
 use crate::turn::decide;
@@ -103,7 +104,7 @@ pub(super) struct NewTerminal {
 
 /// Locks the markers of these turns in key order, then reads what an election needs. A turn that is absent in the answer is
 /// not open.
-pub(super) async fn lock(tx: &mut PgConnection, turns: &[TurnId]) -> Result<HashMap<TurnId, OpenTurn>, StoreError> {
+pub(super) async fn lock(tx: &mut DbConnection, turns: &[TurnId]) -> Result<HashMap<TurnId, OpenTurn>, StoreError> {
     let ids: Vec<Uuid> = turns.iter().map(|t| t.0).collect();
     let markers = sqlx::query(
         "SELECT turn_id, conversation_id, incarnation FROM marker WHERE turn_id = ANY($1) ORDER BY turn_id FOR UPDATE",
@@ -180,7 +181,7 @@ impl OpenTurn {
 
 /// Deletes the markers, and writes terminals and deliveries for those that it deleted. This is the only place where a turn
 /// ends.
-pub(super) async fn write(tx: &mut PgConnection, terminals: &[NewTerminal]) -> Result<(), StoreError> {
+pub(super) async fn write(tx: &mut DbConnection, terminals: &[NewTerminal]) -> Result<(), StoreError> {
     if terminals.is_empty() {
         return Ok(());
     }
@@ -256,7 +257,7 @@ pub(super) enum Fence {
 
 /// Ends with this failure those of these turns that are open and within the fence.
 pub(super) async fn fail_open(
-    tx: &mut PgConnection,
+    tx: &mut DbConnection,
     turns: &[TurnId],
     fence: Fence,
     failure: &Failure,
@@ -283,7 +284,7 @@ pub(super) async fn fail_open(
 /// Writes all terminals but those that the database refuses, and answers with those that it wrote. A turn that cannot end
 /// (it has a terminal already: the second fence) keeps neither its worker's death nor the sweep from ending the others.
 async fn write_all_but_refused<'t>(
-    tx: &mut PgConnection,
+    tx: &mut DbConnection,
     terminals: &'t [NewTerminal],
 ) -> Result<Vec<&'t NewTerminal>, StoreError> {
     let mut written = Vec::with_capacity(terminals.len());
@@ -292,14 +293,14 @@ async fn write_all_but_refused<'t>(
         if part.is_empty() {
             continue;
         }
-        let mut savepoint = tx.begin().await?;
-        match write(&mut savepoint, part).await {
+        tx.execute("SAVEPOINT part").await?;
+        match write(tx, part).await {
             Ok(()) => {
-                savepoint.commit().await?;
+                tx.execute("RELEASE SAVEPOINT part").await?;
                 written.extend(part);
             }
             Err(StoreError::Refused(why)) => {
-                savepoint.rollback().await?;
+                tx.execute("ROLLBACK TO SAVEPOINT part; RELEASE SAVEPOINT part").await?;
                 if let [terminal] = part {
                     tracing::error!(turn = %terminal.turn_id, %why, "turn {} cannot be ended", terminal.turn_id);
                 } else {

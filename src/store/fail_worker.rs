@@ -1,9 +1,10 @@
 //! A worker is dead: its lease becomes a tombstone and the turns that it held end, in one transaction. If it was a start
 //! that came to nothing, the turns that wait for it may end too.
 
-use sqlx::{PgConnection, Row};
+use sqlx::Row;
 use uuid::Uuid;
 
+use super::connection::DbConnection;
 use super::elect::{self, Ended, Fence};
 use super::transaction::transaction;
 use super::{Notice, Store, StoreError};
@@ -95,7 +96,7 @@ impl LockedLease {
 
 /// Locks a lease FOR UPDATE: no claim is under way for it, and none begins before this transaction ends.
 pub(super) async fn lock_lease(
-    tx: &mut PgConnection,
+    tx: &mut DbConnection,
     incarnation: Incarnation,
 ) -> Result<Option<LockedLease>, StoreError> {
     let row = sqlx::query(
@@ -131,7 +132,7 @@ pub(super) async fn lock_lease(
 
 /// Ends a lease in the transaction at hand, if the ground that it is ended on holds under the lease's lock.
 pub(super) async fn end_lease_within(
-    tx: &mut PgConnection,
+    tx: &mut DbConnection,
     incarnation: Incarnation,
     failure: &Failure,
     ground: Ground,
@@ -165,7 +166,7 @@ pub(super) async fn end_lease_within(
 /// Ends a lease of which another incarnation proves that its process is gone, and the turns that it held. The start goes on in
 /// that other one, so it did not fail, and those who wait for it wait on.
 pub(super) async fn bury(
-    tx: &mut PgConnection,
+    tx: &mut DbConnection,
     incarnation: Incarnation,
     failure: &Failure,
 ) -> Result<Vec<Ended>, StoreError> {
@@ -179,7 +180,7 @@ pub(super) async fn bury(
 
 /// Ends the turns that a worker holds whose lease is locked.
 async fn fail_held(
-    tx: &mut PgConnection,
+    tx: &mut DbConnection,
     incarnation: Incarnation,
     failure: &Failure,
 ) -> Result<Vec<Ended>, StoreError> {
@@ -192,7 +193,7 @@ async fn fail_held(
 }
 
 /// Makes a locked lease a tombstone, which says why the worker died.
-async fn write_tombstone(tx: &mut PgConnection, incarnation: Incarnation, failure: &Failure) -> Result<(), StoreError> {
+async fn write_tombstone(tx: &mut DbConnection, incarnation: Incarnation, failure: &Failure) -> Result<(), StoreError> {
     sqlx::query(
         "UPDATE lease SET phase = 'dead', died_at = clock_timestamp(), death_reason = $2, death_detail = $3
          WHERE incarnation = $1",
@@ -207,7 +208,7 @@ async fn write_tombstone(tx: &mut PgConnection, incarnation: Incarnation, failur
 
 /// Ends the turns that have now waited through as many failed starts as their Agent allows, or through
 /// [`MAX_INTERRUPTED`] interrupted ones, if no other worker of the group is live or starting.
-async fn fail_waiting(tx: &mut PgConnection, lease: &LockedLease, failure: &Failure) -> Result<Vec<Ended>, StoreError> {
+async fn fail_waiting(tx: &mut DbConnection, lease: &LockedLease, failure: &Failure) -> Result<Vec<Ended>, StoreError> {
     // Starts of one worker group fail one after the other: of two that fail together, the later one must see that the
     // first is dead.
     sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1 || '/' || $2, 0))")

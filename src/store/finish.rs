@@ -5,11 +5,12 @@
 
 use std::collections::{HashMap, HashSet};
 
-use sqlx::{PgConnection, Row};
+use sqlx::Row;
 use uuid::Uuid;
 
 use super::append::{self, Piece};
 use super::batch::BatchedVerb;
+use super::connection::DbConnection;
 use super::elect::{self, Ended, NewTerminal, OpenTurn};
 use super::{Notice, Store, StoreError};
 use crate::turn::cause;
@@ -76,7 +77,7 @@ impl BatchedVerb for FinishVerb {
         word.tail.weight()
     }
 
-    async fn run(&self, tx: &mut PgConnection, items: &[WorkerWord]) -> Result<Vec<Self::Answer>, StoreError> {
+    async fn run(&self, tx: &mut DbConnection, items: &[WorkerWord]) -> Result<Vec<Self::Answer>, StoreError> {
         let all: Vec<TurnId> =
             items.iter().flat_map(|w| w.turn_ids.iter().copied()).collect::<HashSet<_>>().into_iter().collect();
         let open = elect::lock(tx, &all).await?;
@@ -106,7 +107,7 @@ struct EndedTurn {
     log_end: u64,
 }
 
-async fn read_ended(tx: &mut PgConnection, turns: &[TurnId]) -> Result<HashMap<TurnId, EndedTurn>, StoreError> {
+async fn read_ended(tx: &mut DbConnection, turns: &[TurnId]) -> Result<HashMap<TurnId, EndedTurn>, StoreError> {
     if turns.is_empty() {
         return Ok(HashMap::new());
     }
@@ -295,7 +296,7 @@ struct Writes {
 }
 
 impl Writes {
-    async fn carry_out(&self, tx: &mut PgConnection) -> Result<(), StoreError> {
+    async fn carry_out(&self, tx: &mut DbConnection) -> Result<(), StoreError> {
         if !self.copies.is_empty() {
             append::copy(tx, &self.copies).await?;
         }
@@ -304,7 +305,7 @@ impl Writes {
         self.keep_superseded(tx).await
     }
 
-    async fn keep_superseded(&self, tx: &mut PgConnection) -> Result<(), StoreError> {
+    async fn keep_superseded(&self, tx: &mut DbConnection) -> Result<(), StoreError> {
         if self.superseded.is_empty() {
             return Ok(());
         }

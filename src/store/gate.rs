@@ -16,9 +16,10 @@
 //!
 //! Only time that was ticked counts. While no gateway can write, `seen` stands still, and with it every verdict.
 
-use sqlx::{PgConnection, Row};
+use sqlx::Row;
 use time::OffsetDateTime;
 
+use super::connection::DbConnection;
 use super::{Store, StoreError};
 
 /// More than this many seconds between two ticks are a gap. A gateway ticks twice a second (`heartbeat::TICK`), so
@@ -72,13 +73,13 @@ impl Store {
 }
 
 /// The time before the beats of a tick are gathered, for [`tick`].
-pub(super) async fn before_gathering(tx: &mut PgConnection) -> Result<OffsetDateTime, StoreError> {
+pub(super) async fn before_gathering(tx: &mut DbConnection) -> Result<OffsetDateTime, StoreError> {
     Ok(sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(tx).await?)
 }
 
 /// One gateway's tick, whose beats were gathered at `gathered` or later. Afterwards no expiry lies more than a lease ahead: a
 /// clock that stepped back cannot keep a dead worker alive.
-pub(super) async fn tick(tx: &mut PgConnection, gathered: OffsetDateTime) -> Result<(), StoreError> {
+pub(super) async fn tick(tx: &mut DbConnection, gathered: OffsetDateTime) -> Result<(), StoreError> {
     // The row is locked in a statement of its own, so that the time which the next statement reads is younger than every
     // tick before it. Of two gateways' ticks the one that gathered later may commit first.
     sqlx::query("SELECT FROM gate FOR UPDATE").execute(&mut *tx).await?;

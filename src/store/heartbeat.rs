@@ -3,9 +3,10 @@
 
 use std::collections::HashMap;
 
-use sqlx::{PgConnection, Row};
+use sqlx::Row;
 use uuid::Uuid;
 
+use super::connection::DbConnection;
 use super::transaction::transaction;
 use super::{Store, StoreError, gate};
 use crate::turn::keys::{GatewayId, Incarnation, TurnId};
@@ -119,7 +120,7 @@ impl Store {
 }
 
 /// Renews the leases of workers that gave a sign of life: one small HOT update each.
-async fn renew_leases(tx: &mut PgConnection, beats: &[Beat]) -> Result<HashMap<Incarnation, BeatAnswer>, StoreError> {
+async fn renew_leases(tx: &mut DbConnection, beats: &[Beat]) -> Result<HashMap<Incarnation, BeatAnswer>, StoreError> {
     let ids: Vec<Uuid> = beats.iter().map(|b| b.incarnation.0).collect();
     let busy: Vec<bool> = beats.iter().map(|b| b.busy).collect();
     let rows = sqlx::query(

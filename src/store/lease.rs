@@ -1,10 +1,11 @@
 //! Leases, the lives of workers: a start, a connect, a suspicion, and what the fleet sees of them. How workers stop: `stop`;
 //! how they die: `fail_worker`.
 
-use sqlx::{PgConnection, Row};
+use sqlx::Row;
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
+use super::connection::DbConnection;
 use super::elect::Ended;
 use super::fail_worker::bury;
 use super::pool::bounded;
@@ -177,7 +178,7 @@ impl Store {
                     .bind(incarnation.0)
                     .bind(credential.start.0)
                     .bind(credential.hash())
-                    .fetch_optional(&mut *connection)
+                    .fetch_optional(&mut connection)
                     .await?;
             let phase = row.as_ref().map(LeasePhase::of).transpose()?;
             let terms = match phase {
@@ -276,7 +277,7 @@ enum StartClaim {
 
 /// Finds the start that a credential belongs to and makes it `incarnation`'s own.
 async fn claim_start(
-    tx: &mut PgConnection,
+    tx: &mut DbConnection,
     credential: &Credential,
     incarnation: Incarnation,
 ) -> Result<StartClaim, StoreError> {
@@ -320,7 +321,7 @@ async fn claim_start(
 /// Writes the lease of a second incarnation of one start, which takes over what belongs to the container. The first one is
 /// buried with the turns that it held, in the same transaction: a start has one living lease, and no turn names a dead one.
 /// Answers the turns that ended.
-async fn succeed(tx: &mut PgConnection, first: Incarnation, second: Incarnation) -> Result<Vec<Ended>, StoreError> {
+async fn succeed(tx: &mut DbConnection, first: Incarnation, second: Incarnation) -> Result<Vec<Ended>, StoreError> {
     let ended = bury(tx, first, &cause::lease::replaced()).await?;
     sqlx::query(
         "INSERT INTO lease (incarnation, start_id, organization, agent, worker_group, generation, phase, runtime,
@@ -344,7 +345,7 @@ async fn succeed(tx: &mut PgConnection, first: Incarnation, second: Incarnation)
 
 /// Makes a lease live, and this stream its stream. Answers whether it had another one that was not known to be over.
 async fn open_stream(
-    tx: &mut PgConnection,
+    tx: &mut DbConnection,
     incarnation: Incarnation,
     gateway: GatewayId,
     stream: Uuid,
@@ -371,7 +372,7 @@ async fn open_stream(
 }
 
 /// Reads the terms of a lease.
-async fn read_terms(tx: &mut PgConnection, incarnation: Incarnation) -> Result<Connected, StoreError> {
+async fn read_terms(tx: &mut DbConnection, incarnation: Incarnation) -> Result<Connected, StoreError> {
     let r = sqlx::query(
         "SELECT organization, worker_group, agent, heartbeat_seconds, lease_seconds, capacity, together,
                 CASE phase WHEN 'draining' THEN greatest(0, extract(epoch FROM drain_until - clock_timestamp()))::int END AS drain

@@ -35,17 +35,17 @@ impl Store {
         bounded(async {
         let mut connection = self.general.acquire().await?;
         let open_turns = sqlx::query_as("SELECT phase, count(*) FROM marker GROUP BY phase ORDER BY phase")
-            .fetch_all(&mut *connection)
+            .fetch_all(&mut connection)
             .await?;
         let workers =
             sqlx::query_as("SELECT phase, count(*) FROM lease WHERE phase <> 'dead' GROUP BY phase ORDER BY phase")
-                .fetch_all(&mut *connection)
+                .fetch_all(&mut connection)
                 .await?;
         let terminals_last_hour = sqlx::query_as(
             "SELECT coalesce(reason, 'Succeeded'), count(*) FROM terminal
              WHERE ended_at > statement_timestamp() - interval '1 hour' GROUP BY 1 ORDER BY 1",
         )
-        .fetch_all(&mut *connection)
+        .fetch_all(&mut connection)
         .await?;
         // Each of the two counts has a partial index of its own.
         let posts = sqlx::query_as(
@@ -53,7 +53,7 @@ impl Store {
              UNION ALL
              SELECT 'given-up', count(*) FROM delivery WHERE state = 'parked' AND platform NOT IN ('api', 'kubernetes')",
         )
-        .fetch_all(&mut *connection)
+        .fetch_all(&mut connection)
         .await?;
         let row = sqlx::query(
             "SELECT extract(epoch FROM statement_timestamp() - g.seen)::float8 AS seen,
@@ -64,7 +64,7 @@ impl Store {
                     coalesce((SELECT max(age(backend_xmin)) FROM pg_stat_activity), 0)::bigint AS xmin
              FROM gate g",
         )
-        .fetch_one(&mut *connection)
+        .fetch_one(&mut connection)
         .await?;
         Ok(StoreMetrics {
             open_turns,

@@ -24,6 +24,7 @@ mod arm;
 mod audit;
 mod batch;
 mod claim;
+mod connection;
 mod conversation;
 mod deliver;
 mod demand;
@@ -50,6 +51,7 @@ pub mod probe;
 mod recent_failures;
 mod record;
 mod retention;
+mod route;
 mod schema;
 pub mod server;
 mod session;
@@ -89,6 +91,7 @@ pub use post::{DuePost, PostPlace};
 pub use recent_failures::{FutileStarts, RecentFailure};
 pub use record::{ListFilter, Record, RecordedReply};
 pub use retention::Retention;
+pub use route::{Pooler, Reach};
 pub use schema::MIN_POSTGRES;
 pub use server::ConnectOptions;
 pub use session::OtherSession;
@@ -97,6 +100,7 @@ pub(crate) use turn_view::MAX_VIEWED;
 pub use turn_view::{GoneReply, Terminal, TurnHead, TurnView};
 
 use batch::Batcher;
+use route::Route;
 
 /// Sizes of the pools; the sum is what one replica takes of `max_connections`.
 #[derive(Debug, Clone, Copy)]
@@ -125,7 +129,9 @@ pub struct Store {
     claim: Batcher<claim::ClaimVerb>,
     finish: Batcher<finish::FinishVerb>,
     output: Batcher<append::AppendVerb>,
-    listen: Arc<PgConnectOptions>,
+    options: Arc<PgConnectOptions>,
+    /// The way past a pooler.
+    direct: Option<Arc<PgConnectOptions>>,
     notices: notify::NoticeSender,
 }
 
@@ -138,31 +144,27 @@ impl Store {
 
     /// Opens the pools lazily: a database that is away now is found later. Must be called inside a Tokio runtime.
     pub fn open(options: PgConnectOptions, sizes: PoolSizes) -> Self {
-        let options = options.application_name("lastword").options([
-            ("search_path", "lastword"),
-            ("statement_timeout", "8000"),
-            ("idle_in_transaction_session_timeout", "4000"),
-            ("lock_timeout", "6000"),
-            ("tcp_user_timeout", "8000"),
-            ("timezone", "UTC"),
-            ("jit", "off"),
-            // A plan made while the tables were empty would be kept when they are not.
-            ("plan_cache_mode", "force_custom_plan"),
-        ]);
+        Self::reach(options, sizes, Reach::default())
+    }
+
+    /// [`Store::open`] for a database of which it is known how connections reach it.
+    pub fn reach(options: PgConnectOptions, sizes: PoolSizes, reach: Reach) -> Self {
         // Here plans are kept. They go by primary keys, which serve tables of any size, and never by a scan, which seems to
         // cost nothing while a table is empty.
         let keep = [("plan_cache_mode", "force_generic_plan"), ("enable_seqscan", "off")];
+        let way = pool::way(reach.pooler);
         let keyed = (sizes.general / 3).max(1);
-        let general = Pool::open((sizes.general - keyed).max(1), options.clone());
-        let keyed = Pool::open(keyed, options.clone().options(keep));
-        let vital = Pool::open(sizes.vital, options.clone());
+        let general = Pool::open((sizes.general - keyed).max(1), options.clone(), &[], way.clone());
+        let keyed = Pool::open(keyed, options.clone(), &keep, way.clone());
+        let vital = Pool::open(sizes.vital, options.clone(), &[], way);
         Store {
             arm: Batcher::start(general.clone(), arm::ArmVerb),
             claim: Batcher::start(general.clone(), claim::ClaimVerb),
             finish: Batcher::start(vital.clone(), finish::FinishVerb),
             output: Batcher::start(general.clone(), append::AppendVerb),
             notices: notify::NoticeSender::start(general.clone()),
-            listen: Arc::new(options),
+            options: Arc::new(options),
+            direct: reach.direct.map(Arc::from),
             general,
             keyed,
             vital,
@@ -177,6 +179,17 @@ impl Store {
     /// The pool that [`keys`] takes, which needs nothing but the table of API keys.
     pub fn pool(&self) -> &Pool {
         &self.general
+    }
+
+    /// How to open a session of its own. `None`: the database is behind a pooler, and no way past it is known.
+    async fn session_options(&self) -> Result<Option<PgConnectOptions>, StoreError> {
+        if let Some(direct) = &self.direct {
+            return Ok(Some(route::plain((**direct).clone())));
+        }
+        Ok(match self.general.route().await? {
+            Route::Sessions => Some(route::session((*self.options).clone())),
+            Route::Transactions => None,
+        })
     }
 
     /// Asks the database whether it is there, in one cheap round trip.

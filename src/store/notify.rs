@@ -1,5 +1,8 @@
 //! Wake-ups between replicas: each replica has one task that sends what it committed with NOTIFY, many notices at once.
 //!
+//! Behind a pooler in transaction mode nobody can listen, since that is a session's. A direct connection is used where one is
+//! given; else a hearer is told [`Heard::Missed`] each second, and looks at everything.
+//!
 //! A notice is a hint. Whoever waits for one also polls, and a listener that lost its connection is told so
 //! ([`Heard::Missed`]), because what came meanwhile is lost.
 
@@ -14,7 +17,7 @@ use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::BroadcastStream;
 use uuid::Uuid;
 
-use super::pool::{Pool, bounded};
+use super::pool::{Pool, bounded, one_session};
 use super::{Store, StoreError};
 use crate::every::supervised;
 use crate::turn::keys::{ConversationId, Incarnation};
@@ -24,6 +27,8 @@ const QUIET: Duration = Duration::from_secs(10);
 const CHANNEL: &str = "lastword";
 /// The pause before a listener whose connection failed tries again.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+/// Where nobody can listen, everything is looked at this often.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Notices gather this long before they are sent together: a NOTIFY takes a lock at its commit that all of the cluster's
 /// databases share.
 const COALESCE: Duration = Duration::from_millis(10);
@@ -147,7 +152,7 @@ impl Store {
     pub fn hear(&self) -> Hearing {
         let others = futures::stream::unfold((self.clone(), None), |(store, listener)| async move {
             let (heard, listener) = store.hear_others(listener).await;
-            Some((futures::stream::iter(heard), (store, Some(listener))))
+            Some((futures::stream::iter(heard), (store, listener)))
         });
         Hearing { heard: futures::stream::select(self.own_notices(), others.flatten()).boxed() }
     }
@@ -162,32 +167,36 @@ impl Store {
         BroadcastStream::new(self.notices.local.subscribe()).map(|heard| heard.map_or(Heard::Missed, Heard::Notice))
     }
 
-    /// The next notices of other processes, and the connection that they came by.
-    async fn hear_others(&self, listener: Option<Listener>) -> (Vec<Heard>, Listener) {
+    /// The next notices of other processes, and the connection that they came by, if they are heard by one.
+    async fn hear_others(&self, listener: Option<Listener>) -> (Vec<Heard>, Option<Listener>) {
         let mut listener = listener;
         loop {
             match listener.take() {
                 Some(mut open) => match open.next().await {
-                    Ok(heard) => return (heard, open),
+                    Ok(heard) => return (heard, Some(open)),
                     // The connection is made again after a pause.
                     Err(error) => tracing::debug!(%error, "the connection that hears notices is lost"),
                 },
-                None => {
-                    if let Ok(open) = self.listen().await {
-                        return (vec![Heard::Missed], open);
+                None => match self.listen().await {
+                    Ok(Some(open)) => return (vec![Heard::Missed], Some(open)),
+                    Ok(None) => {
+                        tokio::time::sleep(LOOK_EVERY).await;
+                        return (vec![Heard::Missed], None);
                     }
-                }
+                    Err(error) => tracing::debug!(%error, "no connection for notices"),
+                },
             }
             tokio::time::sleep(LISTEN_AGAIN).await;
         }
     }
 
-    /// Starts to listen to the other replicas, on a connection of its own.
-    async fn listen(&self) -> Result<Listener, StoreError> {
-        let pool = Pool::open(1, (*self.listen).clone());
-        let mut listener = PgListener::connect_with(pool.unbounded()).await?;
+    /// Starts to listen to the other replicas, on a connection of its own. `None`: behind a pooler nobody can listen, unless
+    /// there is a way past it.
+    async fn listen(&self) -> Result<Option<Listener>, StoreError> {
+        let Some(options) = self.session_options().await? else { return Ok(None) };
+        let mut listener = PgListener::connect_with(&one_session(options)).await?;
         bounded(async { Ok(listener.listen(CHANNEL).await?) }).await?;
-        Ok(Listener { listener, own: self.notices.id })
+        Ok(Some(Listener { listener, own: self.notices.id }))
     }
 
     /// Tells all gateways that API keys were changed, before this returns: the process that changed them is about to end.

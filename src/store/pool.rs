@@ -6,62 +6,155 @@
 //!   [`transaction!`](super::transaction::transaction), which uses it.
 //! - A connection that did not answer in time is closed, and its place in the pool is free. sqlx alone would wait for it,
 //!   because it asks a connection that is given back whether it lives, without a deadline.
+//!
+//! Whether the database is behind a pooler (see [`route`](super::route)) is found out here, by the first connection.
 
-use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::TryStreamExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
-use sqlx::{
-    Connection, Describe, Either, Error, Execute, Executor, PgConnection, PgPool, PgTransaction, Postgres, SqlStr,
-};
-use tokio::runtime::Handle;
+use sqlx::{Describe, Either, Error, Execute, Executor, PgConnection, PgPool, Postgres, Row, SqlStr};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::StoreError;
+use super::connection::DbConnection;
+use super::route::{self, MARK, Pooler, Route};
 
 /// How long a caller waits for a connection before it is told that the database is unavailable.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A connection that is older than this is closed when it is given back.
 const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
 /// The longest that a statement or a transaction may take, whatever the network does. It is longer than the server's own
-/// `statement_timeout` (8 s, see [`Store::open`](super::Store::open)), whose error tells the cause.
+/// `statement_timeout` (8 s, see [`route`]), whose error tells the cause.
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
-/// A connection that is given back to the pool answers within this time, or is closed.
-const RETURN: Duration = Duration::from_secs(5);
 
 /// Connections to the database. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Pool(PgPool);
+pub struct Pool {
+    /// Each a session of its own.
+    sessions: PgPool,
+    /// Through a pooler, of which each transaction may get another session.
+    transactions: PgPool,
+    route: Arc<OnceLock<Route>>,
+}
+
+/// The way to the database, which all pools of a store share: unknown before the first connection, unless it is given.
+pub(super) fn way(pooler: Pooler) -> Arc<OnceLock<Route>> {
+    match pooler {
+        Pooler::Auto => Arc::default(),
+        Pooler::None => Arc::new(Route::Sessions.into()),
+        Pooler::Transaction => Arc::new(Route::Transactions.into()),
+    }
+}
 
 impl Pool {
-    /// A pool of at most `size` connections, which are opened when they are needed.
-    pub(super) fn open(size: u32, options: PgConnectOptions) -> Self {
+    /// A pool of at most `size` connections, which are opened when they are needed. `keep` are settings that only sessions
+    /// have.
+    pub(super) fn open(
+        size: u32,
+        options: PgConnectOptions,
+        keep: &[(&str, &str)],
+        route: Arc<OnceLock<Route>>,
+    ) -> Self {
         let pool = PgPoolOptions::new()
             .max_connections(size)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .test_before_acquire(false)
             .max_lifetime(MAX_LIFETIME);
-        Pool(pool.connect_lazy_with(options))
+        let sessions = route::session(options.clone()).options(keep.iter().copied());
+        Pool {
+            sessions: pool.clone().connect_lazy_with(sessions),
+            transactions: pool.connect_lazy_with(route::plain(options).statement_cache_capacity(0)),
+            route,
+        }
     }
 
-    /// A connection for several statements. The caller bounds them, see [`bounded`].
-    pub(super) async fn acquire(&self) -> Result<PooledConnection, Error> {
-        Ok(PooledConnection(Some(self.0.acquire().await?)))
+    /// A connection for several statements that only read; it is in a transaction where it must be. The caller bounds them,
+    /// see [`bounded`].
+    pub(super) async fn acquire(&self) -> Result<DbConnection, Error> {
+        match self.route.get() {
+            Some(Route::Sessions) => Ok(DbConnection::new(self.sessions.acquire().await?, Route::Sessions)),
+            Some(Route::Transactions) => self.acquire_transaction().await,
+            None => self.find_out().await,
+        }
     }
 
-    /// The pool of sqlx, whose calls have no deadline: for migrations, which may take long, and for the listener, which waits.
-    pub(super) fn unbounded(&self) -> &PgPool {
-        &self.0
+    /// A connection with an open transaction, which is rolled back if it is dropped without a commit.
+    pub(super) async fn begin(&self) -> Result<DbConnection, Error> {
+        let mut connection = self.acquire().await?;
+        connection.begin().await?;
+        Ok(connection)
+    }
+
+    async fn acquire_transaction(&self) -> Result<DbConnection, Error> {
+        let mut connection = DbConnection::new(self.transactions.acquire().await?, Route::Transactions);
+        match timeout(DEADLINE, connection.begin()).await {
+            Ok(begun) => begun.map(|()| connection),
+            Err(_) => {
+                connection.close();
+                Err(late())
+            }
+        }
+    }
+
+    /// The first connection, which shows whether there is a pooler.
+    async fn find_out(&self) -> Result<DbConnection, Error> {
+        match self.sessions.acquire().await {
+            Ok(mut connection) => {
+                if timeout(DEADLINE, has_settings(&mut connection)).await.unwrap_or_else(|_| Err(late()))? {
+                    let _ = self.route.set(Route::Sessions);
+                    return Ok(DbConnection::new(connection, Route::Sessions));
+                }
+                drop(connection.detach());
+            }
+            Err(error) if route::refused_by_pooler(&error) => {
+                tracing::debug!(%error, "the database takes no settings at the beginning of a connection: {error}");
+            }
+            Err(error) => return Err(error),
+        }
+        if self.route.set(Route::Transactions).is_ok() {
+            tracing::info!(
+                "the database is behind a pooler in transaction mode; docs/operations.md says what that costs"
+            );
+        }
+        self.acquire_transaction().await
+    }
+
+    /// The way to the database.
+    ///
+    /// # Errors
+    /// It is not known yet, and no connection can be made now.
+    pub(super) async fn route(&self) -> Result<Route, Error> {
+        let known = self.route.get().copied();
+        match known {
+            Some(route) => Ok(route),
+            None => {
+                self.acquire().await?;
+                Ok(*self.route.get().expect("the first connection has shown it"))
+            }
+        }
     }
 
     /// Closes the pool; calls that are under way finish.
     pub(super) async fn close(&self) {
-        self.0.close().await;
+        self.sessions.close().await;
+        self.transactions.close().await;
     }
+}
+
+/// One session of its own, in a pool because that is what sqlx's listener takes. What it is asked has no deadline.
+pub(super) fn one_session(options: PgConnectOptions) -> PgPool {
+    PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE_TIMEOUT).connect_lazy_with(options)
+}
+
+/// Whether a connection has the settings that it began with.
+async fn has_settings(connection: &mut PgConnection) -> Result<bool, Error> {
+    // By the simple protocol, in one step: what is prepared behind a pooler may be gone when it is to be run.
+    let row = connection.fetch_one(sqlx::AssertSqlSafe(format!("SELECT current_setting('{MARK}', true)"))).await?;
+    Ok(row.try_get::<Option<String>, _>(0)?.is_some_and(|mark| !mark.is_empty()))
 }
 
 /// Runs something that holds a connection under [`DEADLINE`]; what is late is [`StoreError::Unavailable`].
@@ -71,48 +164,6 @@ pub(super) async fn bounded<T>(body: impl Future<Output = Result<T, StoreError>>
 
 fn late() -> Error {
     Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer within {DEADLINE:?}")))
-}
-
-/// A connection of the pool. When it is dropped it goes back there, if it answers.
-pub(super) struct PooledConnection(Option<PoolConnection<Postgres>>);
-
-impl PooledConnection {
-    /// Begins a transaction, which is rolled back if it is dropped without a commit.
-    pub async fn begin(&mut self) -> Result<PgTransaction<'_>, Error> {
-        Connection::begin(&mut **self).await
-    }
-
-    /// Closes the connection now, without a word to the server.
-    fn close(&mut self) {
-        drop(self.0.take().map(PoolConnection::detach));
-    }
-}
-
-const NOT_TAKEN: &str = "a connection is taken only when it is dropped or closed";
-
-impl Deref for PooledConnection {
-    type Target = PgConnection;
-
-    fn deref(&self) -> &PgConnection {
-        self.0.as_ref().expect(NOT_TAKEN)
-    }
-}
-
-impl DerefMut for PooledConnection {
-    fn deref_mut(&mut self) -> &mut PgConnection {
-        self.0.as_mut().expect(NOT_TAKEN)
-    }
-}
-
-impl Drop for PooledConnection {
-    fn drop(&mut self) {
-        let Some(mut connection) = self.0.take() else { return };
-        match Handle::try_current() {
-            // A connection that is not back in time is closed with the future that holds it.
-            Ok(runtime) => drop(runtime.spawn(timeout(RETURN, connection.return_to_pool()))),
-            Err(_) => drop(connection.detach()),
-        }
-    }
 }
 
 impl<'p> Executor<'p> for &'_ Pool {
@@ -128,8 +179,7 @@ impl<'p> Executor<'p> for &'_ Pool {
             let mut held = pool.acquire().await?;
             let mut in_time = true;
             {
-                let connection: &mut PgConnection = &mut held;
-                let mut steps = connection.fetch_many(query);
+                let mut steps = (&mut held).fetch_many(query);
                 while in_time {
                     match timeout_at(deadline, steps.try_next()).await {
                         Ok(next) => match next? {
@@ -138,6 +188,13 @@ impl<'p> Executor<'p> for &'_ Pool {
                         },
                         Err(_) => in_time = false,
                     }
+                }
+            }
+            // Behind a pooler the statement is in a transaction.
+            if in_time {
+                match timeout_at(deadline, held.commit()).await {
+                    Ok(committed) => committed?,
+                    Err(_) => in_time = false,
                 }
             }
             if !in_time {
@@ -151,7 +208,7 @@ impl<'p> Executor<'p> for &'_ Pool {
     where
         E: 'q + Execute<'q, Postgres>,
     {
-        Box::pin(in_time(self.clone(), async move |connection: &mut PgConnection| {
+        Box::pin(in_time(self.clone(), async move |connection: &mut DbConnection| {
             connection.fetch_optional(query).await
         }))
     }
@@ -160,7 +217,7 @@ impl<'p> Executor<'p> for &'_ Pool {
     where
         'p: 'e,
     {
-        Box::pin(in_time(self.clone(), async move |connection: &mut PgConnection| {
+        Box::pin(in_time(self.clone(), async move |connection: &mut DbConnection| {
             connection.prepare_with(sql, parameters).await
         }))
     }
@@ -169,14 +226,19 @@ impl<'p> Executor<'p> for &'_ Pool {
     where
         'p: 'e,
     {
-        Box::pin(in_time(self.clone(), async move |connection: &mut PgConnection| connection.describe(sql).await))
+        Box::pin(in_time(self.clone(), async move |connection: &mut DbConnection| connection.describe(sql).await))
     }
 }
 
 /// One call on a connection of the pool; a connection whose call is late is closed.
-async fn in_time<T>(pool: Pool, call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>) -> Result<T, Error> {
+async fn in_time<T>(pool: Pool, call: impl AsyncFnOnce(&mut DbConnection) -> Result<T, Error>) -> Result<T, Error> {
     let mut held = pool.acquire().await?;
-    let done = timeout(DEADLINE, call(&mut held)).await;
+    let done = timeout(DEADLINE, async {
+        let done = call(&mut held).await?;
+        held.commit().await?;
+        Ok(done)
+    })
+    .await;
     done.unwrap_or_else(|_| {
         held.close();
         Err(late())

@@ -4,9 +4,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions, Connection};
+use sqlx::{ConnectOptions, Connection, Executor, Row};
 
-use super::MIN_POSTGRES;
+use super::{MIN_POSTGRES, route};
 
 /// How long a database may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,12 +41,14 @@ async fn ask(options: PgConnectOptions) -> Result<String, ProbeError> {
             error => error.to_string(),
         })
     };
-    let mut connection = options.connect().await.map_err(failed)?;
-    let (number, name): (i32, String) =
-        sqlx::query_as("SELECT current_setting('server_version_num')::int, current_setting('server_version')")
-            .fetch_one(&mut connection)
-            .await
-            .map_err(failed)?;
+    let mut connection = route::plain(options).connect().await.map_err(failed)?;
+    // By the simple protocol, since the database may be behind a pooler.
+    let row = connection
+        .fetch_one("SELECT current_setting('server_version_num')::int, current_setting('server_version')")
+        .await
+        .map_err(failed)?;
+    let number: i32 = row.try_get(0).map_err(failed)?;
+    let name: String = row.try_get(1).map_err(failed)?;
     // The answer is all that was wanted; how the connection ends does not matter.
     let _ = connection.close().await;
     let name = name.split_whitespace().next().unwrap_or_default().to_string();

@@ -5,11 +5,12 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, QueryBuilder, Row};
+use sqlx::{QueryBuilder, Row};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::append::decode;
+use super::connection::DbConnection;
 use super::pool::bounded;
 use super::turn_view::failure;
 use super::{Store, StoreError, elect};
@@ -103,7 +104,7 @@ impl Store {
             let mut connection = self.general.acquire().await?;
             let row = sqlx::query(sqlx::AssertSqlSafe(format!("{RECORD} WHERE t.id = $1")))
                 .bind(turn.0)
-                .fetch_optional(&mut *connection)
+                .fetch_optional(&mut connection)
                 .await?;
             Ok(records(&mut connection, row.as_slice()).await?.pop())
         })
@@ -125,7 +126,7 @@ impl Store {
             .bind(conversation.0)
             .bind(before.unwrap_or(i64::MAX))
             .bind(i64::from(limit))
-            .fetch_all(&mut *connection)
+            .fetch_all(&mut connection)
             .await?;
             records(&mut connection, &rows).await
         })
@@ -158,7 +159,7 @@ impl Store {
         query.push(" ORDER BY t.id DESC LIMIT ").push_bind(i64::from(filter.limit));
         bounded(async {
             let mut connection = self.general.acquire().await?;
-            let rows = query.build().fetch_all(&mut *connection).await?;
+            let rows = query.build().fetch_all(&mut connection).await?;
             records(&mut connection, &rows).await
         })
         .await
@@ -182,7 +183,7 @@ impl Store {
             .bind(conversation.0)
             .bind(before)
             .bind(i64::from(limit))
-            .fetch_all(&mut *connection)
+            .fetch_all(&mut connection)
             .await?;
             // A log has at least as many units as its text has bytes: a log that would not fit is not even read.
             let (mut ends, mut units) = (Vec::with_capacity(rows.len()), 0);
@@ -214,7 +215,7 @@ impl Store {
 }
 
 /// Reads what the rows of [`RECORD`] need besides, and makes records of them.
-async fn records(connection: &mut PgConnection, rows: &[PgRow]) -> Result<Vec<Record>, StoreError> {
+async fn records(connection: &mut DbConnection, rows: &[PgRow]) -> Result<Vec<Record>, StoreError> {
     let mut holders: Vec<(TurnId, u64)> = Vec::new();
     for row in rows {
         if row.try_get::<Option<String>, _>("outcome")?.as_deref() == Some("reply") {
@@ -266,7 +267,7 @@ async fn records(connection: &mut PgConnection, rows: &[PgRow]) -> Result<Vec<Re
 }
 
 /// The text of each log up to its end.
-async fn texts(connection: &mut PgConnection, ends: &[(TurnId, u64)]) -> Result<HashMap<TurnId, String>, StoreError> {
+async fn texts(connection: &mut DbConnection, ends: &[(TurnId, u64)]) -> Result<HashMap<TurnId, String>, StoreError> {
     if ends.is_empty() {
         return Ok(HashMap::new());
     }
@@ -290,7 +291,7 @@ async fn texts(connection: &mut PgConnection, ends: &[(TurnId, u64)]) -> Result<
 
 /// By holder, the turns that the reply in its log answers, with their message ids, in order.
 async fn answered(
-    connection: &mut PgConnection,
+    connection: &mut DbConnection,
     holders: &[(TurnId, u64)],
 ) -> Result<HashMap<TurnId, Vec<(TurnId, String)>>, StoreError> {
     if holders.is_empty() {

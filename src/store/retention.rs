@@ -10,10 +10,11 @@
 
 use std::time::{Duration, Instant};
 
-use sqlx::{PgConnection, Row};
+use sqlx::Row;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::connection::DbConnection;
 use super::transaction::transaction;
 use super::{Store, StoreError};
 
@@ -227,7 +228,7 @@ impl Store {
 /// Removes what may go of the turns of these conversations, each named once for every terminal of it that was met. Answers
 /// how many turns went, and whether they were all that may go. A conversation that somebody else has locked is left to a
 /// later pass: an arm is about to give it a turn, or another controller prunes it.
-async fn take_old_turns(tx: &mut PgConnection, met: &[Uuid], retention: &Retention) -> Result<(u64, bool), StoreError> {
+async fn take_old_turns(tx: &mut DbConnection, met: &[Uuid], retention: &Retention) -> Result<(u64, bool), StoreError> {
     let locked: Vec<Uuid> = sqlx::query_scalar(
         "SELECT id FROM conversation WHERE id = ANY($1) ORDER BY organization, name FOR UPDATE SKIP LOCKED",
     )
@@ -306,7 +307,7 @@ async fn take_old_turns(tx: &mut PgConnection, met: &[Uuid], retention: &Retenti
 }
 
 /// The next look begins behind this terminal; with `None` at the beginning.
-async fn look_behind(tx: &mut PgConnection, terminal: Option<(OffsetDateTime, Uuid)>) -> Result<(), StoreError> {
+async fn look_behind(tx: &mut DbConnection, terminal: Option<(OffsetDateTime, Uuid)>) -> Result<(), StoreError> {
     sqlx::query(
         "UPDATE retention SET looked_until = $1::timestamptz, looked_turn = coalesce($2::uuid, looked_turn)
          WHERE looked_until IS DISTINCT FROM $1",
@@ -319,7 +320,7 @@ async fn look_behind(tx: &mut PgConnection, terminal: Option<(OffsetDateTime, Uu
 }
 
 /// Notes since when those of these conversations are empty whose last turn is gone. The caller holds their locks.
-async fn note_empty(tx: &mut PgConnection, conversations: &[Uuid]) -> Result<(), StoreError> {
+async fn note_empty(tx: &mut DbConnection, conversations: &[Uuid]) -> Result<(), StoreError> {
     sqlx::query(
         "UPDATE conversation c SET empty_since = clock_timestamp() WHERE id = ANY($1)
            AND (SELECT true FROM turn t WHERE t.conversation_id = c.id LIMIT 1) IS NULL",
@@ -331,7 +332,7 @@ async fn note_empty(tx: &mut PgConnection, conversations: &[Uuid]) -> Result<(),
 }
 
 /// Deletes these turns, which have ended, with everything that belongs to them.
-pub(super) async fn delete_turns(tx: &mut PgConnection, ids: &[Uuid]) -> Result<(), StoreError> {
+pub(super) async fn delete_turns(tx: &mut DbConnection, ids: &[Uuid]) -> Result<(), StoreError> {
     for statement in [
         "DELETE FROM output WHERE turn_id = ANY($1)",
         "DELETE FROM delivery WHERE turn_id = ANY($1)",

@@ -4,9 +4,10 @@
 //! than its own as it is. A database whose migrations are not those that this program was built with was made before the
 //! first release; there is no way from it to here.
 
-use sqlx::Row;
 use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::{Executor, Row};
 
+use super::pool::one_session;
 use super::{Store, StoreError};
 
 /// The oldest Postgres that is supported, as a major version.
@@ -44,7 +45,58 @@ impl Store {
             ));
         }
         sqlx::query("CREATE SCHEMA IF NOT EXISTS lastword").execute(&self.general).await?;
-        migrations().run(self.general.unbounded()).await?;
+        match self.session_options().await? {
+            Some(options) => {
+                let mut session = one_session(options).acquire().await?;
+                session.execute("SET search_path = lastword; SET lock_timeout = 6000").await?;
+                migrations().run(&mut *session).await?;
+                Ok(())
+            }
+            None => self.migrate_in_one_transaction().await,
+        }
+    }
+
+    /// Behind a pooler, sqlx's own way would leave its lock on a session that others get: there is one transaction with a lock
+    /// of its own. The table of what is applied is sqlx's.
+    async fn migrate_in_one_transaction(&self) -> Result<(), StoreError> {
+        let mut tx = self.general.begin().await?;
+        tx.execute("SET LOCAL statement_timeout = 0; SELECT pg_advisory_xact_lock(hashtext('lastword migrate'))")
+            .await?;
+        tx.execute(
+            "CREATE TABLE IF NOT EXISTS _sqlx_migrations (
+               version bigint PRIMARY KEY, description text NOT NULL, installed_on timestamptz NOT NULL DEFAULT now(),
+               success boolean NOT NULL, checksum bytea NOT NULL, execution_time bigint NOT NULL)",
+        )
+        .await?;
+        for migration in migrations().iter() {
+            let applied: Option<Vec<u8>> =
+                sqlx::query_scalar("SELECT checksum FROM _sqlx_migrations WHERE version = $1 AND success")
+                    .bind(migration.version)
+                    .fetch_optional(&mut tx)
+                    .await?;
+            match applied {
+                Some(checksum) if checksum == *migration.checksum => continue,
+                Some(_) => return Err(made_before(migration.version)),
+                None if migration.no_tx => {
+                    let said = "a migration cannot run behind a pooler in transaction mode: give `lastword migrate` a way \
+                                past it (--database-direct-url)";
+                    return Err(StoreError::Schema(said.into()));
+                }
+                None => {}
+            }
+            let failed = |error| MigrateError::ExecuteMigration(error, migration.version);
+            tx.execute(migration.sql.clone()).await.map_err(failed)?;
+            sqlx::query(
+                "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+                 VALUES ($1, $2, true, $3, -1)",
+            )
+            .bind(migration.version)
+            .bind(&*migration.description)
+            .bind(&*migration.checksum)
+            .execute(&mut tx)
+            .await?;
+        }
+        tx.commit().await?;
         Ok(())
     }
 

@@ -1,9 +1,9 @@
 //! Deliberate stops: a worker is told to drain or is stopped by somebody else, says goodbye, and hands back the turns that it
 //! never began.
 
-use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::connection::DbConnection;
 use super::elect;
 use super::fail_worker::lock_lease;
 use super::transaction::transaction;
@@ -176,7 +176,7 @@ impl Store {
 }
 
 /// The incarnation that a start has now; `None` when its lease is dead.
-async fn incarnation_of_start(tx: &mut PgConnection, start: StartId) -> Result<Option<Incarnation>, StoreError> {
+async fn incarnation_of_start(tx: &mut DbConnection, start: StartId) -> Result<Option<Incarnation>, StoreError> {
     let id: Option<Uuid> = sqlx::query_scalar("SELECT incarnation FROM lease WHERE start_id = $1 AND phase <> 'dead'")
         .bind(start.0)
         .fetch_optional(tx)
@@ -186,7 +186,7 @@ async fn incarnation_of_start(tx: &mut PgConnection, start: StartId) -> Result<O
 
 /// Whether a marker names the worker. The caller has locked the worker's lease, so this later statement sees every
 /// claim that came before the lock.
-async fn holds_turns(tx: &mut PgConnection, incarnation: Incarnation) -> Result<bool, StoreError> {
+async fn holds_turns(tx: &mut DbConnection, incarnation: Incarnation) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar("SELECT EXISTS (SELECT FROM marker WHERE incarnation = $1)")
         .bind(incarnation.0)
         .fetch_one(tx)
@@ -196,7 +196,7 @@ async fn holds_turns(tx: &mut PgConnection, incarnation: Incarnation) -> Result<
 /// Moves a locked lease to `draining`. `reason` is `None` if the worker itself says that it drains. If its pod is being
 /// stopped by somebody else at that time, the worker has the longer of the pod's grace and `drainSeconds`.
 async fn set_draining(
-    tx: &mut PgConnection,
+    tx: &mut DbConnection,
     incarnation: Incarnation,
     reason: Option<Reason>,
 ) -> Result<(), StoreError> {
@@ -215,7 +215,7 @@ async fn set_draining(
 }
 
 /// Hands back those of these turns that the worker holds and that have no output: they wait again. Answers how many.
-async fn give_back(tx: &mut PgConnection, incarnation: Incarnation, turns: &[TurnId]) -> Result<u32, StoreError> {
+async fn give_back(tx: &mut DbConnection, incarnation: Incarnation, turns: &[TurnId]) -> Result<u32, StoreError> {
     if turns.is_empty() {
         return Ok(0);
     }

@@ -8,7 +8,7 @@ const RACE_TRIES: u32 = 5;
 
 /// Runs a block as one transaction on a connection of a [`Pool`](super::Pool): `transaction!(pool, |tx| { … }).await`.
 ///
-/// - The block is a `Result<_, StoreError>` and sees `tx` as a `&mut PgConnection`. `Ok` commits, `Err` rolls back; both
+/// - The block is a `Result<_, StoreError>` and sees `tx` as a `&mut DbConnection`. `Ok` commits, `Err` rolls back; both
 ///   `?` and `return` leave the block, not the function around it.
 /// - The whole of it, waiting for a connection included, has the deadline of [`bounded`].
 /// - A block that loses a race runs again from its beginning, so what it does outside the database it must do twice as
@@ -19,14 +19,13 @@ const RACE_TRIES: u32 = 5;
 macro_rules! transaction {
     ($pool:expr, |$tx:ident| $block:expr) => {
         $crate::store::transaction::retry_races(|| async {
-            let mut connection = $pool.acquire().await?;
-            let mut transaction = connection.begin().await?;
+            let mut connection = $pool.begin().await?;
             let done: Result<_, $crate::store::StoreError> = {
-                let $tx: &mut sqlx::PgConnection = &mut transaction;
+                let $tx: &mut $crate::store::connection::DbConnection = &mut connection;
                 async { $block }.await
             };
             let done = done?;
-            transaction.commit().await?;
+            connection.commit().await?;
             Ok(done)
         })
     };

@@ -162,11 +162,15 @@ impl StreamProgress {
             // not passed it.
             if terminal.holder != turn && self.kind == StreamKind::Session && self.is_to_come(terminal.holder_number) {
                 let holder = terminal.holder;
-                if self.view(holder).is_none_or(|v| v.terminal.is_none()) {
-                    return Next::Holder { of: turn, holder };
+                match self.view(holder).map(|v| v.terminal.as_ref().map(|t| t.holder)) {
+                    Some(Some(own)) if own == holder => {
+                        self.todo.push_front(holder);
+                        continue;
+                    }
+                    // A holder that is none: the turn is shown by itself.
+                    Some(Some(_)) => {}
+                    Some(None) | None => return Next::Holder { of: turn, holder },
                 }
-                self.todo.push_front(holder);
-                continue;
             }
             return match owed {
                 Some(_) if terminal.log_gone => Next::Gone { holder: terminal.holder, noted: true },

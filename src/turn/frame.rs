@@ -8,6 +8,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::turn::objects::objects_only;
+
 /// Text frames are not joined beyond this many bytes. A longer one that a worker sent stays as it is.
 pub const MAX_TEXT_BYTES: usize = 64 * 1024;
 
@@ -15,6 +17,7 @@ pub const MAX_TEXT_BYTES: usize = 64 * 1024;
 /// carries it (there with `turnId` and `messageId` beside it).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(tag = "type", rename_all = "kebab-case", rename_all_fields = "camelCase")]
+#[serde(remote = "Self")]
 pub enum Frame {
     /// A piece of the reply's text. The concatenation of all of them is the reply.
     Text { text: String },
@@ -65,11 +68,11 @@ impl Frame {
         }
     }
 
-    /// Roughly how many bytes the frame takes in memory and in the log. Limits are counted in it.
+    /// How many bytes the frame's text has, or its JSON where it is no text: roughly what it takes in memory and in the log.
+    /// Limits are counted in it.
     pub fn weight(&self) -> usize {
         match self {
             Frame::Text { text } => text.len(),
-            Frame::Progress { message } => message.len() + 32,
             other => serde_json::to_string(other).map_or(0, |s| s.len()),
         }
     }
@@ -223,6 +226,8 @@ fn floor_char_boundary(text: &str, index: usize) -> usize {
     }
     index
 }
+
+objects_only!(both Frame);
 
 #[cfg(test)]
 mod tests {

@@ -10,6 +10,7 @@ pub mod decide;
 pub mod defaults;
 pub mod frame;
 pub mod keys;
+pub(crate) mod objects;
 pub mod phase;
 pub mod reason;
 pub mod routing;

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::turn::objects::objects_only;
+
 /// The default platform: the terminal is shown to clients of the gateway's API.
 pub const API: &str = "api";
 /// The platform of AgentTurns: the terminal is shown in the object's status. Only the controller arms such turns.
@@ -12,12 +14,24 @@ pub const KUBERNETES: &str = "kubernetes";
 /// wrote can be read: `platform` is `api`, `team` is the platform's name, `channel` is empty.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[serde(remote = "Self")]
 pub struct Routing {
     pub platform: String,
     pub team: String,
     pub channel: String,
     /// What the client wants back with the terminal, such as a thread's id. Lastword passes it on and never reads it.
     pub platform_metadata: Value,
+}
+
+/// A routing as it is stored: what is absent has a default.
+#[derive(Deserialize)]
+#[serde(remote = "Self", rename_all = "camelCase")]
+struct StoredRouting {
+    platform: Option<String>,
+    team: Option<String>,
+    channel: Option<String>,
+    #[serde(default)]
+    platform_metadata: Value,
 }
 
 /// Why a turn's routing cannot be read. Such a turn ends with an `Internal` error, which is shown on [`API`].
@@ -39,20 +53,8 @@ impl Routing {
 
     /// Reads the database's column; `None` stands for a turn whose row is gone.
     pub fn read(stored: Option<&Value>) -> Result<Self, Unreadable> {
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Stored {
-            platform: Option<String>,
-            team: Option<String>,
-            channel: Option<String>,
-            #[serde(default)]
-            platform_metadata: Value,
-        }
         let stored = stored.ok_or_else(|| Unreadable("the turn's row is missing".into()))?;
-        if !stored.is_object() {
-            return Err(Unreadable("not an object".into()));
-        }
-        let stored = Stored::deserialize(stored).map_err(|e| Unreadable(e.to_string()))?;
+        let stored = <StoredRouting as Deserialize>::deserialize(stored).map_err(|e| Unreadable(e.to_string()))?;
         let platform = stored.platform.unwrap_or_else(|| API.into());
         if platform.is_empty() {
             return Err(Unreadable("platform is empty".into()));
@@ -65,6 +67,9 @@ impl Routing {
         })
     }
 }
+
+objects_only!(both Routing);
+objects_only!(read StoredRouting);
 
 #[cfg(test)]
 mod tests {

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::frame::storable;
 use super::reason::Reason;
+use crate::turn::objects::objects_only;
 
 /// The longest client-visible error message that is stored, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 4 * 1024;
@@ -15,6 +16,7 @@ pub const MAX_FINISH_REASON_BYTES: usize = 64;
 /// Why a turn has no reply: the cause that a client is told, and a detail that only operators see.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[serde(remote = "Self")]
 pub struct Failure {
     pub reason: Reason,
     /// A sentence for the person in the chat, without internals.
@@ -71,6 +73,7 @@ impl Failure {
 /// How a turn ends. Workers send it, and terminals hold it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(tag = "type", rename_all = "camelCase")]
+#[serde(remote = "Self")]
 pub enum Outcome {
     /// The text in the turn's log, up to the log's recorded end, is the reply.
     Reply,
@@ -105,3 +108,5 @@ pub fn cut(mut text: String, max: usize) -> String {
     }
     text
 }
+
+objects_only!(both Failure, Outcome);

@@ -58,6 +58,13 @@ impl OutputSink {
         pushed
     }
 
+    /// Has the turn fail with this, and the adapter stop, as at an output that is too long.
+    pub(super) fn refuse(&self, failure: Failure) -> Stopped {
+        let stopped = self.log.refuse(failure);
+        self.cancel.cancel();
+        stopped
+    }
+
     /// Notes why the model stopped, in the words of its server, to be told with the turn's end.
     pub fn finish_reason(&self, reason: &str) {
         self.log.note_finish_reason(reason);

@@ -2,13 +2,18 @@
 
 use std::process::Command;
 
+use super::process::kept_command;
 use crate::wire::env;
 
-/// A command that inherits the worker's environment without the variables that are meant for the worker: above all, without
-/// its credential.
+/// A command for [`AgentProcess::start`](super::process::AgentProcess::start) that inherits the worker's environment without
+/// the variables that are meant for the worker: above all, without its credential.
 pub(super) fn agent_command(program: &str) -> Command {
-    let mut command = Command::new(program);
+    let mut command = kept_command(program);
     for name in [env::CREDENTIAL, env::TOKEN_FILE, env::GATEWAY, env::CAPACITY, env::DRAIN_SECONDS] {
+        command.env_remove(name);
+    }
+    // The key of a model's API and the like: in a pod, the model server beside the adapter has none of them either.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LASTWORD_OPENAI_")) {
         command.env_remove(name);
     }
     command

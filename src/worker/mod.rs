@@ -18,6 +18,7 @@ mod error;
 mod exec;
 mod farewell;
 mod http;
+mod input;
 mod install;
 mod job;
 mod link;
@@ -37,6 +38,7 @@ use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
 pub use self::error::{EXIT_BROKEN, EXIT_GONE, EXIT_REFUSED, WorkerError};
+use crate::child::ours::adopt_orphans;
 use crate::telemetry::LogArgs;
 
 /// `lastword worker …`
@@ -79,6 +81,7 @@ pub enum WorkerCommand {
 /// # Errors
 /// If the worker cannot start. One that has started ends with an exit code.
 pub async fn run(args: WorkerArgs, shutdown: CancellationToken) -> Result<ExitCode, WorkerError> {
+    adopt_orphans();
     match args.command {
         WorkerCommand::Exec(args) => exec::run(args, shutdown).await,
         WorkerCommand::Echo(args) => echo::run(args, shutdown).await,

@@ -11,13 +11,14 @@ use tokio::sync::Notify;
 
 use crate::turn::cause::program;
 use crate::turn::frame::{Frame, Span};
-use crate::turn::terminal::{Outcome, finish_reason};
-use crate::wire::{Acked, MAX_LOG_UNITS};
+use crate::turn::terminal::{Failure, Outcome, finish_reason};
+use crate::wire::{Acked, MAX_LOG_UNITS, check_frame};
 
 /// How much may wait to become durable, in bytes; beyond it, the adapter has to wait.
 const UNACKED_BYTES: usize = 1024 * 1024;
-/// The most output that one call carries, in bytes of text. JSON writes up to six bytes for one (`\u0001`), so a body stays
-/// below [`crate::wire::MAX_BODY_BYTES`].
+/// The most output that one call carries, in bytes of text, or else one frame. JSON writes up to six bytes for one of text
+/// (`\u0001`), and no frame other than text has more than [`crate::wire::MAX_FRAME_BYTES`] of JSON, so a body stays below
+/// [`crate::wire::MAX_BODY_BYTES`].
 const POST_BYTES: usize = 512 * 1024;
 /// The longest text that is kept as one frame, in bytes; short texts that follow each other are joined up to this length.
 const PIECE_BYTES: usize = 16 * 1024;
@@ -69,7 +70,8 @@ struct LogState {
     /// How far the log is durable.
     acked: u64,
     has_text: bool,
-    too_long: bool,
+    /// Set when the adapter said more than a turn may: why the turn fails, whatever the adapter says of its end.
+    refused: Option<Failure>,
     /// The log cannot be completed any more, and `outcome` says why.
     rejected: bool,
     outcome: Option<Outcome>,
@@ -117,11 +119,17 @@ impl OutputLog {
         self.state().has_text
     }
 
+    /// Lets the turn fail with this, whatever its last word is going to be. Only the first failure counts.
+    pub(super) fn refuse(&self, failure: Failure) -> Stopped {
+        self.state().refused.get_or_insert(failure);
+        Stopped
+    }
+
     /// Takes the turn's last word. Only the first one counts.
     pub(super) fn close(&self, outcome: Outcome) {
         {
             let mut state = self.state();
-            let outcome = if state.too_long { Outcome::Error(program::too_long()) } else { outcome };
+            let outcome = state.refused.take().map_or(outcome, Outcome::Error);
             state.outcome.get_or_insert(outcome);
         }
         self.changed.notify_one();
@@ -212,12 +220,13 @@ impl OutputLog {
 
 impl LogState {
     fn push(&mut self, frame: Frame) -> Result<(), Stopped> {
-        let too_heavy = !matches!(frame, Frame::Text { .. }) && frame.weight() > POST_BYTES;
-        if self.too_long || too_heavy || self.end + frame.units() > MAX_LOG_UNITS {
-            self.too_long = true;
+        if self.rejected || self.refused.is_some() {
             return Err(Stopped);
         }
-        if self.rejected {
+        let too_large = check_frame(&frame).err().map(program::output_too_large);
+        let too_long = || (self.end + frame.units() > MAX_LOG_UNITS).then(|| program::too_long(MAX_LOG_UNITS));
+        self.refused = too_large.or_else(too_long);
+        if self.refused.is_some() {
             return Err(Stopped);
         }
         match frame {
@@ -301,6 +310,7 @@ impl LogState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::MAX_FRAME_BYTES;
 
     fn push(log: &OutputLog, frame: Frame) -> Result<(), Stopped> {
         log.state().push(frame)
@@ -351,6 +361,23 @@ mod tests {
             panic!()
         };
         assert_eq!(failure.message, "the agent's output is too long");
+    }
+
+    #[test]
+    fn a_frame_is_taken_up_to_the_limit_that_its_failure_names() {
+        let frame = |bytes: usize| {
+            let empty = Frame::ToolResult { id: "1".into(), result: "".into() };
+            Frame::ToolResult { id: "1".into(), result: "x".repeat(bytes - empty.weight()).into() }
+        };
+        let log = OutputLog::default();
+        push(&log, Frame::text("a")).expect("room");
+        push(&log, frame(MAX_FRAME_BYTES)).expect("within the limit");
+        assert_eq!(push(&log, frame(MAX_FRAME_BYTES + 1)), Err(Stopped));
+        log.took(Acked { acked: 2, received: 2 });
+        log.close(Outcome::Reply);
+        let ReportStep::Finish { outcome: Outcome::Error(failure), end: 2, .. } = log.next() else { panic!() };
+        let detail = failure.detail.expect("a detail");
+        assert!(detail.contains("1048577 bytes") && detail.contains("at most 1048576"), "{detail}");
     }
 
     #[test]

@@ -6,18 +6,15 @@ use axum::http::StatusCode;
 use crate::problem::Problem;
 use crate::turn::frame::Frame;
 use crate::turn::keys::check_name;
-use crate::wire::{Finish, MAX_FRAME_BYTES, MAX_LOG_UNITS};
+use crate::wire::{Finish, MAX_LOG_UNITS, check_frame};
 
 /// The most turns that one finish may end.
 const MAX_TURNS_OF_A_FINISH: usize = 64;
 
-/// Frames in the form in which they are stored. A frame over [`MAX_FRAME_BYTES`] is refused, since no client and no other
-/// replica could be sent it whole; text is exempt, because it may be cut anywhere.
+/// Frames in the form in which they are stored. A frame that is too large is refused (see [`check_frame`]).
 pub(super) fn storable(frames: Vec<Frame>) -> Result<Vec<Frame>, Problem> {
-    let heavy = |f: &&Frame| !matches!(f, Frame::Text { .. }) && f.weight() > MAX_FRAME_BYTES;
-    if let Some(heavy) = frames.iter().find(heavy) {
-        let said = format!("a frame {:?} has {} bytes; {MAX_FRAME_BYTES} are allowed", heavy.event(), heavy.weight());
-        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, said));
+    for frame in &frames {
+        check_frame(frame).map_err(|error| Problem::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()))?;
     }
     Ok(frames.into_iter().map(Frame::storable).collect())
 }

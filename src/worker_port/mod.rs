@@ -21,24 +21,28 @@ mod words;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use axum::middleware;
 use axum::routing::{get, post};
 
 pub use state::{WorkerBodyLimits, WorkerPort, WorkerRoom};
 pub use stream::SUSPICION_GRACE;
 
+use crate::edge::framing::needs_framing;
 use crate::problem::Problem;
 
 impl WorkerPort {
     /// The routes of the worker port.
     pub fn router(self) -> Router {
         Router::new()
-            .route("/worker/v1/credential", post(identity::exchange_token))
             .route("/worker/v1/turns", get(stream::turns))
+            .route("/peer/v1/turns/{id}/frames", get(peers::frames))
+            // Those above are streams.
+            .route_layer(middleware::from_fn(needs_framing))
+            .route("/worker/v1/credential", post(identity::exchange_token))
             .route("/worker/v1/turns/{id}/output", post(output::output))
             .route("/worker/v1/finish", post(words::finish))
             .route("/worker/v1/heartbeat", post(words::heartbeat))
             .route("/worker/v1/goodbye", post(words::goodbye))
-            .route("/peer/v1/turns/{id}/frames", get(peers::frames))
             .fallback(|| async { Problem::not_found("path; this is the worker port") })
             // Bodies are read by `Bodies::whole` alone.
             .layer(DefaultBodyLimit::max(0))

@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{ChildStdout, Command};
 
 use crate::support::dev::{Dev, agent};
-use crate::support::wait::within;
+use crate::support::wait::{eventually, within};
 use crate::support::{python_clients, repository};
 
 #[tokio::test]
@@ -59,6 +59,22 @@ async fn a_second_dev_and_a_taken_port_are_clear_errors() {
         assert!(line.contains(&address) && line.contains(&format!("choose another with {flag}")), "{error}");
     }
     assert_eq!(dev.chat(&["--agent", "calc", "1+1"]).await.1, "2\n", "the first one is undisturbed");
+    assert!(dev.interrupt().await.success());
+}
+
+/// A worker of one's own can kill its keeper; then it falls to `dev`, as what the worker has started does.
+#[tokio::test]
+async fn a_worker_that_kills_its_keeper_leaves_nothing() {
+    let script = "setsid sleep 300 < /dev/null > /dev/null 2>&1 & kill -9 $PPID; exec sleep 301";
+    let spec = json!({"adapter": "Custom", "timing": {"startSeconds": 60}});
+    let mut dev = Dev::start(&agent("rebel", spec, &["sh", "-c", script])).await;
+    let (code, _, said) = dev.chat(&["--agent", "rebel", "m"]).await;
+    assert_eq!(code, Some(1), "{said}");
+    eventually("nothing of the worker is left", async || {
+        let left: Vec<_> = dev.processes().into_iter().filter(|p| p.command.contains("sleep 30")).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    })
+    .await;
     assert!(dev.interrupt().await.success());
 }
 

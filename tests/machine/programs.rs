@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::support::api::{End, Watched};
 use crate::support::dev::{Dev, agent};
 use crate::support::http::free_address;
+use crate::support::wait::eventually;
 use crate::support::{count, repository, skipped};
 
 /// Waits for the file `go` between two pieces of its reply.
@@ -50,6 +51,92 @@ async fn programs_as_they_are_answer_through_exec() {
     assert_eq!(stream.ended().await, End::Clean);
     assert_eq!(stream.text(&turn), "one\ntwo three\n");
     assert_eq!(api.record(&turn).await["reply"]["text"], "one\ntwo three\n");
+    assert!(dev.interrupt().await.success());
+}
+
+/// A developer's shell is full of keys, and what a program says goes to whoever chats with it.
+#[tokio::test]
+async fn a_program_gets_a_small_environment_and_what_its_agent_names() {
+    let container = |env: Value| {
+        json!({"adapter": "Exec", "scope": "Agent", "template": {"spec": {"containers": [
+            {"name": "agent", "command": ["env"], "env": env}]}}})
+    };
+    let document = |name: &str, spec: Value| {
+        format!(
+            "---\n{}\n",
+            json!({"apiVersion": "lastword.dev/v1alpha1", "kind": "Agent", "metadata": {"name": name}, "spec": spec})
+        )
+    };
+    let from_secret = json!({"secretKeyRef": {"name": "search", "key": "api-key"}});
+    let mut with_env_from = container(json!([]));
+    with_env_from["template"]["spec"]["containers"][0]["envFrom"] = json!([{"secretRef": {"name": "search"}}]);
+    let agents = [
+        document("plain", container(json!([]))),
+        document(
+            "given",
+            container(json!([{"name": "GREETING", "value": "hello"}, {"name": "KEY", "valueFrom": from_secret}])),
+        ),
+        document("all", with_env_from),
+    ];
+    let mut dev = Dev::prepare(&agents.concat(), &[]);
+    for (name, value) in
+        [("SEARCH_API_KEY", "s3cret"), ("AWS_SECRET_ACCESS_KEY", "s3cret"), ("LC_TIME", "C"), ("TZ", "UTC")]
+    {
+        dev.env(name, value);
+    }
+    dev.restart().await;
+    let (code, plain, _) = dev.chat(&["--agent", "plain", "m"]).await;
+    assert_eq!(code, Some(0));
+    let names: Vec<&str> = plain.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
+    for name in ["PATH", "HOME", "LC_TIME", "TZ", "LASTWORD_TURN_ID"] {
+        assert!(names.contains(&name) || (name == "HOME" && std::env::var_os("HOME").is_none()), "{name} in {names:?}");
+    }
+    assert!(!plain.contains("s3cret"), "{plain}");
+    let known = ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR"];
+    let strangers: Vec<&&str> = names
+        .iter()
+        .filter(|name| !known.contains(name) && !["LC_", "LASTWORD_TURN_"].iter().any(|p| name.starts_with(p)))
+        .collect();
+    assert!(strangers.is_empty(), "{strangers:?}");
+    let (_, given, _) = dev.chat(&["--agent", "given", "m"]).await;
+    assert!(given.contains("GREETING=hello\n") && given.contains("\nKEY=s3cret\n"), "{given}");
+    assert!(!given.contains("AWS_"), "{given}");
+    let refused = dev.api().submit("c", "all", "m").await.turn;
+    let record = eventually("the turn of the agent with envFrom ends", async || {
+        let record = dev.api().record(&refused).await;
+        (record["phase"] == "Failed").then_some(record)
+    })
+    .await;
+    assert_eq!(record["error"]["reason"], "StartFailed");
+    assert!(record["error"]["detail"].as_str().unwrap().contains("name each variable in env"), "{record}");
+    assert!(dev.interrupt().await.success());
+}
+
+#[tokio::test]
+async fn a_program_that_reads_json_is_given_the_history() {
+    let mut spec = json!({"scope": "Conversation"});
+    spec["adapter"] = "Exec".into();
+    spec["template"] = json!({"spec": {"containers": [{"name": "agent", "command": ["cat"],
+        "env": [{"name": "LASTWORD_TURN_INPUT", "value": "json"}]}]}});
+    let agent = json!({"apiVersion": "lastword.dev/v1alpha1", "kind": "Agent", "metadata": {"name": "remembers"}, "spec": spec});
+    let mut dev = Dev::start(&format!("---\n{agent}\n")).await;
+    let say = async |message: &str| {
+        let (code, said, _) = dev.chat(&["--agent", "remembers", "--conversation", "c", message]).await;
+        assert_eq!(code, Some(0));
+        assert_eq!(said.lines().count(), 1, "one object on one line: {said}");
+        (serde_json::from_str::<Value>(&said).expect("JSON"), said)
+    };
+    let (first, reply) = say("one \"quoted\"\nwith two lines").await;
+    assert_eq!(first["message"], "one \"quoted\"\nwith two lines");
+    assert_eq!(first["history"], json!([]));
+    for field in ["turnId", "messageId", "conversation", "user", "agent", "organization", "platform"] {
+        assert!(first[field].is_string(), "{field} in {first}");
+    }
+    assert!(first.get("metadata").is_some(), "{first}");
+    let (second, _) = say("two").await;
+    assert_eq!(second["message"], "two");
+    assert_eq!(second["history"], json!([{"message": "one \"quoted\"\nwith two lines", "reply": reply}]));
+    assert_eq!((&second["conversation"], &second["agent"]), (&json!("c"), &json!("remembers")));
     assert!(dev.interrupt().await.success());
 }
 

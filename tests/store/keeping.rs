@@ -98,6 +98,27 @@ async fn retention_removes_what_is_old_and_shown(db: Db) {
     assert!(db.armed("c").await.number > 4, "numbers are not used again");
 }
 
+/// One reply answers turns that are further from each other than turns are open at once, since others ended between them: it
+/// goes with all of them, however few a transaction looks at.
+async fn a_reply_to_turns_far_apart_goes_whole(db: Db) {
+    let worker = Worker::together(&db.store).await;
+    let first = db.armed("c").await.turn_id;
+    for _ in 0..150 {
+        let between = db.armed("c").await.turn_id;
+        db.store.fail_turn(between, &failure(Reason::Cancelled)).await.expect("answers");
+    }
+    let last = db.armed("c").await.turn_id;
+    assert_eq!(worker.claim_ids(&db.store, 1).await, [first, last]);
+    assert_eq!(finish(&db.store, worker.reply(&[first, last], "hello")).await, Ok(true));
+    let answered = db.store.turns_answered_by(first).await.expect("answers");
+    assert_eq!(answered.iter().map(|a| a.0).collect::<Vec<_>>(), [first, last]);
+    assert_eq!(db.store.turn_record(last).await.expect("answers").expect("there").reply.expect("one").turns, answered);
+    db.sql("UPDATE terminal SET ended_at = ended_at - interval '60 days'").await;
+    let retention = Retention { batch: 5, ..Retention::default() };
+    assert_eq!(db.store.prune_past_retention(&retention).await.expect("prunes"), 152);
+    assert_eq!(db.count("terminal").await, 0);
+}
+
 /// A conversation goes a retention after its last turn, or after it was opened, when nobody has a session on it. Its name
 /// is then free: whoever comes first owns it.
 async fn empty_conversations_are_removed(db: Db) {
@@ -378,6 +399,7 @@ async fn a_database_made_before_the_first_release_is_refused(db: Db) {
 crate::both!(
     erasing_leaves_nothing_of_a_conversation,
     erasing_while_others_arm_loses_no_terminal,
+    a_reply_to_turns_far_apart_goes_whole,
     retention_removes_what_is_old_and_shown,
     empty_conversations_are_removed,
     removing_while_others_come_takes_nothing_from_them,

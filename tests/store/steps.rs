@@ -55,7 +55,8 @@ impl Db {
 
     /// Runs one statement in a transaction of the test's own, which holds its locks until the connection is closed.
     pub async fn locking(&self, statement: &'static str) -> PgConnection {
-        let options = self.options().options([("search_path", "lastword")]);
+        // Past a pooler, if there is one.
+        let options = self.pool.connect_options();
         let mut connection = PgConnection::connect_with(&options).await.expect("connects");
         for statement in ["BEGIN", statement] {
             sqlx::query(statement).execute(&mut connection).await.expect("locks");

@@ -1,6 +1,7 @@
 //! A real Postgres for the whole process, and a fresh database for each test.
 //!
-//! `LASTWORD_TEST_POSTGRES` is 15, 18 or both (the default). Time is made to pass by moving timestamps in the database.
+//! `LASTWORD_TEST_POSTGRES` is 15, 18 or both (the default). With `LASTWORD_TEST_POOLER` the stores and gateways under test are
+//! behind a pgbouncer in transaction mode; what is about sessions of its own then fails, such as tests of kept plans. Time is made to pass by moving timestamps in the database.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, mpsc};
@@ -11,6 +12,8 @@ use lastword::store::{PoolSizes, Store};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgPool};
 use uuid::Uuid;
+
+use super::pgbouncer::{self, PgBouncer};
 
 /// The longest that one test may take.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -97,12 +100,13 @@ impl Db {
         let admin = PgPoolOptions::new().max_connections(1).connect_with(options.clone()).await.expect("connects");
         sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&admin).await.expect("a database");
         admin.close().await;
-        let options = options.database(&name);
+        let direct = options.database(&name);
+        let options = behind_pooler(&direct);
         let store = Store::open(options.clone(), PoolSizes::default());
         store.migrate().await.expect("migrates");
         let pool = PgPoolOptions::new()
             .max_connections(4)
-            .connect_with(options.clone().options([("search_path", "lastword"), ("timezone", "UTC")]))
+            .connect_with(direct.options([("search_path", "lastword"), ("timezone", "UTC")]))
             .await
             .expect("connects");
         Db { store, pool, name, options }
@@ -165,6 +169,22 @@ fn server(version: Version) -> PgConnectOptions {
         keep(Options { max_connections: 200, ..ephemeral(&version.major().to_string(), version) })
     })
     .clone()
+}
+
+/// The way of a store under test to its database: past nothing, unless the environment asks for a pooler.
+fn behind_pooler(direct: &PgConnectOptions) -> PgConnectOptions {
+    static POOLERS: Mutex<Vec<(PathBuf, PgBouncer)>> = Mutex::new(Vec::new());
+    if std::env::var_os("LASTWORD_TEST_POOLER").is_none() {
+        return direct.clone();
+    }
+    let mut poolers = POOLERS.lock().expect("nobody panicked while starting one");
+    let server = direct.get_socket().expect("a socket").clone();
+    if !poolers.iter().any(|(of, _)| *of == server) {
+        assert!(pgbouncer::installed("no test runs behind it"), "LASTWORD_TEST_POOLER asks for pgbouncer");
+        poolers.push((server.clone(), PgBouncer::start(direct, 12, "")));
+    }
+    let (_, pooler) = poolers.iter().find(|(of, _)| *of == server).expect("it was started");
+    pooler.options(direct)
 }
 
 /// Starts a server that lives on a thread of its own as long as the process: it outlives every test's runtime.

@@ -1,6 +1,6 @@
 //! `lastword dev`, the built binary, in a fresh directory: started, told things, killed, and looked after.
 //!
-//! Everything that it starts inherits a marker in its environment, so that a test sees in /proc what is left behind.
+//! What it starts has a marker in its environment or works in its directory, so that a test sees in /proc what is left behind.
 
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
@@ -203,12 +203,14 @@ impl Dev {
             .collect()
     }
 
-    /// Waits for the one process whose command line has all of these words.
+    /// Waits for the one process whose command line has all of these words. A keeper, which has the words of what it keeps,
+    /// does not count.
     pub async fn process(&self, words: &[&str]) -> u32 {
         let what = format!("one process with {words:?}");
         eventually(&what, async || {
-            let found: Vec<_> =
-                self.processes().into_iter().filter(|p| words.iter().all(|w| p.command.contains(w))).collect();
+            let is =
+                |p: &Seen| !p.command.starts_with("lastword-keeper") && words.iter().all(|w| p.command.contains(w));
+            let found: Vec<_> = self.processes().into_iter().filter(is).collect();
             match found.as_slice() {
                 [one] => Ok(one.pid),
                 _ => Err(format!("{found:#?}")),

@@ -7,6 +7,7 @@
 //!   gateways inside this process. [`dev`] and [`api`]: `lastword dev` as a process of its own, and its client;
 //!   [`chat`]: a turn of that client.
 //! - [`forwarder`]: a network between a test and its Postgres, which can be cut.
+//! - [`pgbouncer`]: a pooler in front of a test's Postgres.
 //! - [`http`], [`model`] and [`process`]: small servers on loopback, a model server by script, and other processes.
 
 pub mod actors;
@@ -20,6 +21,7 @@ pub mod forwarder;
 pub mod gateway;
 pub mod http;
 pub mod model;
+pub mod pgbouncer;
 pub mod process;
 pub mod wait;
 
@@ -56,6 +58,11 @@ pub fn count<N: std::str::FromStr>(variable: &str) -> Option<N> {
 /// Tells loudly that a test cannot run here; where CI promises that it can, that is a failure.
 pub fn skipped(why: &str) {
     assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "CI must not skip: {why}");
+    left_out(why);
+}
+
+/// Tells loudly that a test was left out, as it is unless somebody asks for it.
+pub fn left_out(why: &str) {
     // Not by `println!`, which the harness keeps to itself unless the test fails; `tests/run` counts these lines.
     let _ = writeln!(std::io::stderr(), "\nSKIPPED: {why}");
 }

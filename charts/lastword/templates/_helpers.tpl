@@ -158,6 +158,16 @@ securityContext:
       name: {{ .Values.database.existingSecret.name | quote }}
       key: {{ .Values.database.existingSecret.key | quote }}
       {{- end }}
+{{- with .Values.database.direct.existingSecret }}
+{{- if .name }}
+- name: LASTWORD_DATABASE_DIRECT_URL
+  valueFrom:
+    secretKeyRef: {name: {{ .name | quote }}, key: {{ .key | quote }}}
+{{- end }}
+{{- end }}
+{{- if ne .Values.database.pooler "auto" }}
+- {name: LASTWORD_DATABASE_POOLER, value: {{ .Values.database.pooler }}}
+{{- end }}
 {{- with .Values.database.caSecret }}
 {{- if .name }}
 - name: PGSSLROOTCERT

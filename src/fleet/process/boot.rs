@@ -1,8 +1,8 @@
 //! References to worker processes, `NODE/BOOT/START`, and what they prove about an earlier run of this program.
 //!
 //! A *boot* is one run of the process that starts workers; a *node* is its data directory, which only one process at a
-//! time may use. So a reference with this node and another boot names a worker of an earlier run; its parent-death
-//! signal has killed it together with that run.
+//! time may use. So a reference with this node and another boot names a worker of an earlier run; its keeper
+//! (see [`crate::child::keeper`]) has killed it when that run ended.
 
 use uuid::Uuid;
 

@@ -36,13 +36,14 @@ fn agent(container: serde_json::Value) -> serde_json::Value {
     json!({"spec": {"containers": [{"name": "sidecar"}, container]}})
 }
 
-fn line(command: &Command) -> Vec<String> {
-    let program = std::iter::once(command.get_program());
-    program.chain(command.get_args()).map(|w| w.to_string_lossy().into_owned()).collect()
+/// What the keeper runs.
+fn line(command: &KeptCommand) -> Vec<String> {
+    assert_eq!(command.command.get_program(), "/bin/lastword", "the keeper");
+    command.command.get_args().map(|w| w.to_string_lossy().into_owned()).collect()
 }
 
-fn variable(command: &Command, name: &str) -> Option<String> {
-    command.get_envs().find(|(n, _)| *n == name)?.1.map(|v| v.to_string_lossy().into_owned())
+fn variable(command: &KeptCommand, name: &str) -> Option<String> {
+    command.command.get_envs().find(|(n, _)| *n == name)?.1.map(|v| v.to_string_lossy().into_owned())
 }
 
 #[test]
@@ -92,6 +93,31 @@ fn a_custom_program_is_the_worker() {
     assert_eq!(line(&path), ["/./w"]);
 }
 
+fn from_secret(name: &str, optional: bool) -> serde_json::Value {
+    json!({"name": "KEY", "valueFrom": {"secretKeyRef": {"name": name, "key": "main", "optional": optional}}})
+}
+
+#[test]
+fn a_variable_may_come_from_a_secret() {
+    let custom =
+        |env| request(json!({"adapter": "Custom", "template": agent(json!({"command": ["x"], "env": [env]}))}));
+    let given = command(&config(), &custom(from_secret("openai", false))).expect("works");
+    assert_eq!(variable(&given, "KEY").as_deref(), Some("sk-main"));
+    let none = command(&config(), &custom(from_secret("no", true))).expect("works");
+    assert_eq!(variable(&none, "KEY"), None);
+}
+
+#[test]
+fn what_is_inherited_is_no_secret() {
+    for name in ["PATH", "HOME", "LC_ALL", "TZ"] {
+        assert!(is_inherited(Adapter::Exec, name), "{name}");
+    }
+    for name in ["OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY", "DATABASE_URL", "LASTWORD_API_KEY", "https_proxy", "path"] {
+        assert!(!is_inherited(Adapter::Custom, name), "{name}");
+        assert_eq!(is_inherited(Adapter::OpenAI, name), name == "https_proxy", "{name}");
+    }
+}
+
 #[test]
 fn what_cannot_work_says_why() {
     let custom = |container| json!({"adapter": "Custom", "template": agent(container)});
@@ -101,7 +127,15 @@ fn what_cannot_work_says_why() {
     for (spec, why) in [
         (custom(json!({"image": "i"})), "needs a command"),
         (custom(json!({"command": ["x"], "workingDir": "no/such"})), "no/such does not exist"),
-        (custom(json!({"command": ["x"], "env": [{"name": "KEY", "valueFrom": {}}]})), "env KEY: valueFrom works in"),
+        (
+            custom(json!({"command": ["x"], "env": [{"name": "KEY", "valueFrom": {"fieldRef": {}}}]})),
+            "env KEY: of valueFrom, only",
+        ),
+        (custom(json!({"command": ["x"], "env": [from_secret("no", false)]})), "env KEY: no secret \"no\""),
+        (
+            custom(json!({"command": ["x"], "envFrom": [{"secretRef": {"name": "openai"}}]})),
+            "envFrom works in Kubernetes alone",
+        ),
         (json!({"adapter": "OpenAI"}), "needs spec.openai"),
         (openai(unknown("apiKeySecretRef")), "spec.openai.apiKeySecretRef: no secret \"no\""),
         (openai(unknown("caSecretRef")), "spec.openai.caSecretRef: no secret \"no\""),
@@ -110,7 +144,7 @@ fn what_cannot_work_says_why() {
             "spec.openai.headers[1].valueSecretRef: no secret \"no\"",
         ),
     ] {
-        let failure = command(&config(), &request(spec)).expect_err(why);
+        let failure = command(&config(), &request(spec)).err().expect(why);
         assert_eq!(failure.reason, Reason::StartFailed);
         let detail = failure.detail.expect("a detail");
         assert!(detail.contains(why), "{detail}");

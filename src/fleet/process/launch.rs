@@ -4,26 +4,24 @@
 //! table hears of a worker's end after it has heard of the worker, and no process is left that nobody waits for.
 
 use std::io;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::Signal;
 use tokio::process::{ChildStderr, ChildStdout};
 use tokio::runtime::Handle;
 
 use super::table::ProcessTable;
 use super::worker::WorkerProcess;
 use crate::child::cgroup::Cgroup;
+use crate::child::keeper::{Keep, KeptProcess, KeptSpawned};
 use crate::child::output::{StderrTail, copy_lines, copy_stderr, printable};
-use crate::child::process::{ChildProcess, Spawned};
 use crate::turn::cause::process::{self, ProcessEnd};
 use crate::turn::keys::StartId;
 use crate::turn::terminal::Failure;
 
-/// How long the rest of a dead worker's stderr is waited for: a process outside of the worker's group may still hold it
-/// open.
+/// How long the rest of a dead worker's stderr is waited for: what is still in the pipe is read in another task.
 const READING: Duration = Duration::from_millis(200);
 
 /// What is known of a worker before its process is started.
@@ -42,33 +40,32 @@ impl WorkerLaunch {
     /// Starts the process, within `cgroup` if there is one. Blocks for a moment.
     ///
     /// # Errors
-    /// Those of [`ChildProcess::spawn`]; then the cgroup is removed.
+    /// Those of [`KeptProcess::spawn`]; then the cgroup is removed.
     pub fn run(self, command: Command, cgroup: Option<Cgroup>) -> io::Result<()> {
-        let mut spawned = match ChildProcess::spawn(command, Signal::KILL) {
+        let limit = |keeper| {
+            if let Some(Err(error)) = cgroup.as_ref().map(|cgroup| cgroup.add(keeper)) {
+                tracing::warn!(start = %self.start_id, %error, "a worker runs without its memory limit");
+            }
+        };
+        let mut spawned = match KeptProcess::spawn(command, Keep::WithProgram, limit) {
             Ok(spawned) => spawned,
             Err(error) => {
                 cgroup.into_iter().for_each(Cgroup::remove);
                 return Err(error);
             }
         };
-        // The process is moved right after its start. What it allocated before is not counted, which harms nobody.
-        if let Some(cgroup) = &cgroup
-            && let Err(error) = cgroup.add(spawned.process().pid())
-        {
-            tracing::warn!(start = %self.start_id, %error, "a worker runs without its memory limit");
-        }
         let worker = Arc::new(WorkerProcess::new(spawned.process().clone(), self.grace));
         self.table.add(self.start_id, worker);
         let stderr = self.copy_output(&mut spawned);
-        spawned.when_exited(move |child| {
-            let cause = reap(child, cgroup, &stderr);
+        spawned.when_over(move |status| {
+            let cause = cause(status, cgroup, &stderr);
             self.table.remove(self.start_id, cause);
         });
         Ok(())
     }
 
     /// Copies what the process prints to the log, in tasks of their own.
-    fn copy_output(&self, spawned: &mut Spawned) -> StderrTail {
+    fn copy_output(&self, spawned: &mut KeptSpawned) -> StderrTail {
         let _entered = self.runtime.enter();
         let (agent, start) = (self.agent.clone(), self.start_id);
         if let Some(Ok(stdout)) = spawned.stdout.take().map(ChildStdout::from_std) {
@@ -90,11 +87,9 @@ impl WorkerLaunch {
     }
 }
 
-/// Reaps a worker that has exited, kills what it left in its process group, and says why it ended.
-fn reap(child: &ChildProcess, cgroup: Option<Cgroup>, stderr: &StderrTail) -> Failure {
-    let _ = child.signal_group(Signal::KILL);
+/// Why a worker ended of which nothing is left.
+fn cause(status: io::Result<ExitStatus>, cgroup: Option<Cgroup>, stderr: &StderrTail) -> Failure {
     let oom = cgroup.as_ref().and_then(Cgroup::oom_kills).is_some_and(|kills| kills > 0);
-    let status = child.reap();
     if let Some(cgroup) = cgroup {
         // The cgroup is removed in another thread, since that may take a second and the death is to be reported now.
         thread::spawn(move || cgroup.remove());

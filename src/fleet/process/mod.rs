@@ -1,7 +1,7 @@
 //! The runtime `process`: workers are child processes of this one, and never outlive it.
 //!
-//! The proof that a worker is dead is that its process was reaped. Every process has a thread that waits for that (see
-//! [`crate::child::process`]); a signal that could not be delivered proves nothing.
+//! The proof that a worker is dead is that its process was reaped, by its keeper (see [`crate::child::keeper`]), which then
+//! ends all that the worker left behind. A thread waits for the keeper; a signal that could not be delivered proves nothing.
 //!
 //! The parts: `command` makes a worker's command line, `launch` starts it and reaps it, `worker` signals it, `table` knows
 //! which run, and `boot` recognizes the workers of an earlier run of this program.
@@ -29,7 +29,7 @@ use crate::turn::keys::StartId;
 use crate::turn::terminal::Failure;
 pub use boot::fail_former_boots;
 use boot::{is_former, reference};
-use command::{command, container};
+use command::{KeptCommand, command, container};
 pub use config::{ProcessConfig, SecretLookup};
 use launch::WorkerLaunch;
 use table::ProcessTable;
@@ -75,10 +75,9 @@ impl ProcessRuntime {
     }
 
     async fn spawn(&self, request: &StartRequest) -> Result<(), Failure> {
-        let mut command = command(&self.config, request)?;
+        let KeptCommand { mut command, program } = command(&self.config, request)?;
         let cgroup = self.cgroup(request)?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let program = command.get_program().to_string_lossy().into_owned();
         let launch = WorkerLaunch {
             start_id: request.start_id,
             agent: request.agent.clone(),
@@ -144,7 +143,7 @@ impl WorkerRuntime for ProcessRuntime {
     fn kill(&self, start_id: StartId) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             if let Some(worker) = self.table.get(start_id) {
-                worker.kill(start_id);
+                worker.kill();
             }
         })
     }
@@ -171,7 +170,7 @@ impl WorkerRuntime for ProcessRuntime {
             let mut count = self.table.count();
             let grace = grace.min(self.config.stop_within.unwrap_or(grace));
             if tokio::time::timeout(grace, count.wait_for(|n| *n == 0)).await.is_err() {
-                workers.iter().for_each(|(start_id, worker)| worker.kill(*start_id));
+                workers.iter().for_each(|(_, worker)| worker.kill());
             }
             if tokio::time::timeout(REAPING, count.wait_for(|n| *n == 0)).await.is_err() {
                 let left = *count.borrow();

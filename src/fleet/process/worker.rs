@@ -7,23 +7,23 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::child::process::ChildProcess;
+use crate::child::keeper::KeptProcess;
 use crate::turn::keys::StartId;
 
 /// A worker process that is running, or that ended a moment ago and was not reported yet.
 pub(super) struct WorkerProcess {
-    process: ChildProcess,
+    process: KeptProcess,
     /// The time between SIGTERM and SIGKILL when it is stopped.
     pub grace: Duration,
     stopping: AtomicBool,
 }
 
 impl WorkerProcess {
-    pub fn new(process: ChildProcess, grace: Duration) -> Self {
+    pub fn new(process: KeptProcess, grace: Duration) -> Self {
         WorkerProcess { process, grace, stopping: AtomicBool::new(false) }
     }
 
-    /// Sends SIGTERM to the worker now, and SIGKILL to its process group after the grace. A second call does nothing. The
+    /// Sends SIGTERM to the worker now; after the grace, kills it and all that it has started. A second call does nothing. The
     /// worker alone gets the SIGTERM, since ending the agent program is the worker's own task.
     pub fn stop(self: &Arc<Self>, start: StartId) {
         if self.stopping.swap(true, Ordering::Relaxed) {
@@ -32,16 +32,17 @@ impl WorkerProcess {
         warn_undelivered(start, self.process.signal(Signal::TERM));
         let worker = self.clone();
         tokio::spawn(async move {
-            match worker.process.kill_after(worker.grace).await {
-                Ok(true) => tracing::warn!(%start, "the worker did not end within its drainSeconds and was killed"),
-                killed => warn_undelivered(start, killed.map(drop)),
+            if !worker.process.exited_within(worker.grace).await {
+                tracing::warn!(%start, "the worker did not end within its drainSeconds and is killed");
+                worker.process.end().await;
             }
         });
     }
 
-    /// Sends SIGKILL to the worker and its process group.
-    pub fn kill(&self, start: StartId) {
-        warn_undelivered(start, self.process.signal_group(Signal::KILL));
+    /// Kills the worker and all that it has started.
+    pub fn kill(self: &Arc<Self>) {
+        let worker = self.clone();
+        tokio::spawn(async move { worker.process.end().await });
     }
 }
 

@@ -4,12 +4,14 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures::StreamExt;
 use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::edge::framing::needs_framing;
 use crate::gateway::Gateway;
 use crate::gateway::audit::Subject;
 use crate::gateway::caller::ApiCaller;
@@ -26,6 +28,7 @@ pub(super) fn router() -> Router<Gateway> {
     Router::new()
         .route("/v1/conversations/{conversation}/events", get(session))
         .route("/v1/turns/{turn}/events", get(turn_stream))
+        .route_layer(middleware::from_fn(needs_framing))
 }
 
 /// The query of a stream: the cursor to begin behind.

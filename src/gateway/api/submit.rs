@@ -21,6 +21,7 @@ use crate::turn::cause::rule;
 use crate::turn::cursor::Cursor;
 use crate::turn::frame::{storable, storable_json};
 use crate::turn::keys::{TurnId, check_conversation, check_name};
+use crate::turn::objects::objects_only;
 use crate::turn::routing::API;
 use crate::turn::trace::traceparent;
 
@@ -37,6 +38,7 @@ pub(super) fn router() -> Router<Gateway> {
 /// Body of a submit.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(remote = "Self")]
 pub struct Submit {
     /// `name`, or `namespace/name` within the caller's organization.
     pub agent: String,
@@ -163,3 +165,5 @@ fn refused(error: SubmitError, message_id: &str) -> Problem {
     };
     problem.with_message_id(message_id)
 }
+
+objects_only!(read Submit);

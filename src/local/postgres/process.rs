@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use super::directory::DataDir;
 use super::user::ServerUser;
 use crate::child::process::ChildProcess;
+use crate::child::spawn::SpawnTerms;
 
 /// How long a drop waits for the end of an ephemeral cluster's server.
 const DROP: Duration = Duration::from_secs(10);
@@ -43,7 +44,7 @@ impl PostgresProcess {
         data_dir: Arc<DataDir>,
     ) -> io::Result<PostgresProcess> {
         let namespace = user.assume(&mut command);
-        let spawned = ChildProcess::spawn_in(command, on_our_death, namespace)?;
+        let spawned = ChildProcess::spawn(command, SpawnTerms { namespace, ..SpawnTerms::new(on_our_death) })?;
         let process = spawned.process().clone();
         let (tell, exit) = watch::channel(None);
         let reaper = spawned.when_exited(move |process| match process.reap() {

@@ -19,7 +19,7 @@ use rustix::process::Signal;
 
 use super::directory::DataDir;
 use super::error::{PostgresError, at};
-use crate::child::spawn::{Spawner, UserNamespace};
+use crate::child::spawn::{SpawnTerms, Spawner, UserNamespace};
 
 /// The uid and gid of `nobody`, if /etc/passwd does not name it.
 const NOBODY: (u32, u32) = (65534, 65534);
@@ -60,7 +60,7 @@ impl ServerUser {
         command.arg("--version").current_dir(directory);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let namespace = self.assume(&mut command);
-        let output = Spawner::global().spawn_in(command, Signal::KILL, namespace)?.wait_with_output()?;
+        let output = Spawner::global().output(command, SpawnTerms { namespace, ..SpawnTerms::new(Signal::KILL) })?;
         let text = String::from_utf8_lossy(&output.stdout);
         // "postgres (PostgreSQL) 18.6", with a distribution's name behind it; "19beta1" before a release.
         let version = text.split_whitespace().nth(2).unwrap_or_default();

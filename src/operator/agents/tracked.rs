@@ -165,6 +165,7 @@ fn unreadable() -> AgentSpec {
         adapter: Adapter::Custom,
         template: None,
         openai: None,
+        detached_processes: Default::default(),
         limits: Default::default(),
         timing: Default::default(),
         guardrails: Default::default(),

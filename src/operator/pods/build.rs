@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::names::{ADAPTER_CONTAINER, AGENT, GATEWAY_CA, INSTALL_CONTAINER, MANAGED_BY, MANAGER, START, WORKER_GROUP};
 use super::secure;
-use crate::crd::{AGENT_CONTAINER, Adapter, AgentSpec, OpenAi, PodTemplate};
+use crate::crd::{AGENT_CONTAINER, Adapter, AgentSpec, DetachedProcesses, OpenAi, PodTemplate};
 use crate::fleet::{ModelValue, StartRequest, model_adapter};
 use crate::operator::config::{Injector, OperatorConfig};
 use crate::operator::review::AUDIENCE;
@@ -174,8 +174,11 @@ impl Building<'_> {
         agent.insert("command".into(), command.into());
         // The adapter kills the program early enough to report its end before the kubelet kills the adapter.
         let kill = (grace - drain_seconds(grace)) / 2;
-        let more = json!([{"name": env::KILL_SECONDS, "value": kill.min(2).to_string()}]);
-        self.connect(agent, grace, more)?;
+        let mut more = vec![json!({"name": env::KILL_SECONDS, "value": kill.min(2).to_string()})];
+        if self.start.spec.detached_processes == DetachedProcesses::EndWithWorker {
+            more.push(json!({"name": env::KEEP_DETACHED, "value": "true"}));
+        }
+        self.connect(agent, grace, more.into())?;
         mount(agent, BINARY_VOLUME, BINARY_DIRECTORY)?;
         self.volumes.push(json!({"name": BINARY_VOLUME, "emptyDir": {}}));
         let mut install = self.injected(INSTALL_CONTAINER, &["/lastword", "worker", "install", BINARY_DIRECTORY]);

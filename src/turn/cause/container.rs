@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::pod::{PodPlace, with};
+use crate::turn::objects::objects_only;
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 
@@ -85,6 +86,7 @@ pub fn init_end(place: PodPlace, ended: ContainerEnd, stopped: Option<Reason>) -
 /// What an adapter writes to its termination log: the failure that it is about to report.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[serde(remote = "Self")]
 struct LastWords {
     reason: Reason,
     #[serde(default)]
@@ -117,3 +119,5 @@ impl LastWords {
 fn says(text: &str, words: &str) -> bool {
     text.match_indices(words).any(|(at, _)| !text[at + words.len()..].starts_with(|c: char| c.is_ascii_digit()))
 }
+
+objects_only!(read LastWords);

@@ -63,9 +63,30 @@ pub fn not_started(program: &str, error: impl Display) -> Failure {
     Failure::detailed(Reason::StartFailed, format!("cannot start {program}: {error}"))
 }
 
-/// The failure of a turn whose output is longer than a turn's log may be.
-pub fn too_long() -> Failure {
-    Failure::new(Reason::AgentError).with_message("the agent's output is too long")
+/// The failure of a turn whose output is longer than a turn's log may be: `bytes` of text.
+pub fn too_long(bytes: u64) -> Failure {
+    let detail = format!("a turn's output may have at most {bytes} bytes of text");
+    Failure::detailed(Reason::AgentError, detail).with_message("the agent's output is too long")
+}
+
+/// The failure of a turn with a piece of output that is too large. `why` names the limit.
+pub fn output_too_large(why: impl Display) -> Failure {
+    Failure::detailed(Reason::AgentError, why.to_string())
+        .with_message("A piece of the agent's output is too large to be shown.")
+}
+
+/// The failure of a turn whose program takes its message as an argument, and whose message is longer than that can be.
+pub fn argument_too_long(bytes: usize, max: usize) -> Failure {
+    let said = format!("The message has {bytes} bytes; this agent takes at most {max}.");
+    Failure::detailed(Reason::AgentError, "the kernel takes no longer argument: have the message on stdin")
+        .with_message(said)
+}
+
+/// The failure of a turn whose program takes its message as an argument, and would take this one for an option.
+pub fn looks_like_an_option() -> Failure {
+    let detail = "a message that begins with - is given as an argument only behind a -- that ends the command";
+    Failure::detailed(Reason::AgentError, detail)
+        .with_message("This agent takes no message that begins with a dash. Please put something in front of it.")
 }
 
 /// The failure of a turn whose output no gateway took. `why` is a gateway's answer.

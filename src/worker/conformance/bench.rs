@@ -1,6 +1,6 @@
 //! A worker under test, with the fake gateway that it is connected to.
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -11,7 +11,7 @@ use crate::turn::keys::StartId;
 use crate::wire::{Credential, env};
 use crate::worker::echo::SLOW_MESSAGE;
 use crate::worker::error::WorkerError;
-use crate::worker::process::AgentProcess;
+use crate::worker::process::{AgentProcess, kept_command};
 
 /// The lease that the checks grant, in seconds.
 const LEASE_SECONDS: u32 = 8;
@@ -58,7 +58,7 @@ impl Bench {
         let credential = Credential::new(StartId::new()).reveal();
         let gateway = FakeGateway::start(credential.clone(), LEASE_SECONDS).await.map_err(WorkerError::Listen)?;
         gateway.with(prepare);
-        let mut command = Command::new(&args.program[0]);
+        let mut command = kept_command(&args.program[0]);
         command
             .args(&args.program[1..])
             .env(env::GATEWAY, gateway.url().as_str().trim_end_matches('/'))

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
 use reqwest::Response;
+use serde::de::IgnoredAny;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::completion::{Completion, CompletionEvent, ServerWords, WORDS_BYTES};
@@ -50,9 +51,7 @@ pub(super) async fn pass_on(
 ) -> Result<(), Fault> {
     let mut answer = AnswerReader { completion: Completion::default(), progress, out, ignored: None };
     let mut body = body(response, idle);
-    let Some((first, head)) = head(&mut body).await? else {
-        return Err(Fault::no_byte("the model server's answer is empty"));
-    };
+    let (first, head) = head(&mut body).await?;
     let bytes: AnswerBody = Box::pin(stream::iter([Ok(head)]).chain(body));
     let passed = match first {
         '{' | '[' => answer.document(bytes).await,
@@ -85,9 +84,9 @@ fn body(response: Response, idle: Duration) -> AnswerBody {
     }))
 }
 
-/// The answer's first character that is not blank, and the bytes up to where it was found; `None` if there is none. Blank lines
-/// before an answer are a server's way to say that it works.
-async fn head(body: &mut AnswerBody) -> Result<Option<(char, Bytes)>, Fault> {
+/// The answer's first character that is not blank, and the piece that it was found in. Blank lines before an answer are a
+/// server's way to say that it works.
+async fn head(body: &mut AnswerBody) -> Result<(char, Bytes), Fault> {
     let mut is_first = true;
     while let Some(piece) = body.next().await {
         let piece = piece.map_err(|error| match error {
@@ -97,10 +96,11 @@ async fn head(body: &mut AnswerBody) -> Result<Option<(char, Bytes)>, Fault> {
         is_first &= piece.is_empty();
         let text = String::from_utf8_lossy(&piece);
         if let Some(first) = text.trim_start_matches('\u{feff}').trim_start().chars().next() {
-            return Ok(Some((first, piece)));
+            return Ok((first, piece));
         }
     }
-    Ok(None)
+    let empty = "the model server's answer is empty";
+    Err(if is_first { Fault::no_byte(empty) } else { Fault::refused(ModelRefusal::MayPass, empty) })
 }
 
 /// The beginning of an answer, for operators.
@@ -154,15 +154,17 @@ impl AnswerReader<'_> {
         }
     }
 
-    /// Takes a whole document. One whose server leaves the connection open behind it is read when no more comes for a while.
+    /// Takes a whole document. One behind which the connection stays open is read when no more comes for a while; one behind
+    /// which it breaks is no less whole.
     async fn document(&mut self, mut bytes: AnswerBody) -> Result<(), Fault> {
         let mut document = Vec::new();
+        let is_json = |document: &[u8]| serde_json::from_slice::<IgnoredAny>(document).is_ok();
         loop {
             match timeout(AFTERWARDS, bytes.next()).await {
                 Ok(Some(Ok(piece))) => document.extend_from_slice(&piece),
                 Ok(None) => break,
+                Ok(Some(Err(_))) | Err(_) if is_json(&document) => break,
                 Ok(Some(Err(error))) => return Err(Fault::refused(ModelRefusal::MayPass, error.to_string())),
-                Err(_) if serde_json::from_slice::<serde::de::IgnoredAny>(&document).is_ok() => break,
                 Err(_) => {}
             }
             if document.len() > DOCUMENT_BYTES {

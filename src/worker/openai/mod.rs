@@ -46,8 +46,8 @@ use crate::wire::{MAX_HISTORY, TurnPush};
 
 /// The longest time that a flag takes, in seconds: a turn lasts no longer.
 const LONGEST: u64 = 604_800;
-/// How long the model server's exit is waited for after a completion failed: the connection breaks before the exit is seen, and
-/// the exit tells more.
+/// How long the model server's exit is waited for after a completion failed, since the connection breaks before the exit is seen,
+/// and the exit tells more; and how long the rest of a completion is, when the exit was seen first.
 const EXIT_SEEN: Duration = Duration::from_millis(500);
 /// The pause between two looks whether the model server is ready, and how long one may take.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -219,10 +219,11 @@ impl TurnAdapter for OpenAiAdapter {
         let mut completion = std::pin::pin!(ask.complete());
         let result = tokio::select! {
             result = &mut completion => result,
-            // A server that ends behind a whole answer does not take it back.
-            failure = self.broken() => match progress.is_whole() {
-                true => completion.await,
-                false => return Outcome::Error(failure),
+            // What the server sent before its end is read yet: it does not take a whole answer back.
+            failure = self.broken() => match tokio::time::timeout(EXIT_SEEN, &mut completion).await {
+                Ok(Ok(())) => Ok(()),
+                Err(_) if progress.is_whole() => completion.await,
+                Ok(Err(_)) | Err(_) => return Outcome::Error(failure),
             },
             () = cancel.cancelled() => return Outcome::Error(cause::rule::cancelled()),
         };

@@ -18,8 +18,7 @@ pub struct Process {
     /// Its id in the innermost PID namespace: 1 is the container's first process.
     inner: u32,
     parent: u32,
-    /// Its command line, for who reads of a failure.
-    #[expect(dead_code, reason = "shown by Debug")]
+    /// Its command line.
     command: String,
     cgroup: String,
 }
@@ -55,17 +54,18 @@ pub fn find_first(pod: &Pod, container: &str) -> Option<Process> {
     of_pod(pod).into_iter().find(|p| p.inner == 1 && p.cgroup.contains(id))
 }
 
-/// The program that an adapter runs for a turn, and the adapter above it.
+/// The program that an adapter runs for a turn, and the adapter: the first process of the same container. Between the two
+/// stands the program's keeper, which has the same environment and is skipped.
 pub async fn program_of(turn: &str) -> (Process, Process) {
     let wanted = format!("LASTWORD_TURN_ID={turn}");
     until(&format!("the program of turn {turn}"), async || {
         let all = all(|_| true);
-        let runs = |p: &&Process| environment_has(p.pid, &wanted);
+        let runs = |p: &&Process| !p.command.starts_with("lastword-keeper") && environment_has(p.pid, &wanted);
         let mine: Vec<&Process> = all.iter().filter(runs).collect();
         // The topmost: what a program starts inherits its environment.
         let program = mine.iter().find(|p| !mine.iter().any(|other| other.pid == p.parent));
         let program = program.ok_or("no process has it in its environment")?;
-        let adapter = all.iter().find(|p| p.pid == program.parent).ok_or("an orphan")?;
+        let adapter = all.iter().find(|p| p.inner == 1 && p.cgroup == program.cgroup).ok_or("no first process")?;
         Ok(((*program).clone(), adapter.clone()))
     })
     .await

@@ -89,7 +89,6 @@ async fn what_is_in_hand_at_a_stop_is_finished_and_a_death_in_the_stop_fails_it(
     bench.change("patient", Some(patient("2")));
     told_to_stop(&bench, 2).await;
 
-    // The adapter is the parent of the program that holds the turn.
     let adapter = adapter_of(&bench, &dies.turn);
     signal(adapter, Signal::KILL);
     dies.failed(&bench, "Deleted").await;
@@ -101,12 +100,12 @@ async fn what_is_in_hand_at_a_stop_is_finished_and_a_death_in_the_stop_fails_it(
     none_began_twice(&bench);
 }
 
-/// The process that runs this turn's program.
+/// The adapter that runs this turn's program: the parent of the program's keeper.
 fn adapter_of(bench: &Bench, turn: &str) -> u32 {
     let wanted = format!("LASTWORD_TURN_ID={turn}");
     let runs = |pid, command: &str| command.starts_with("sh -c") && environment_has(pid, &wanted);
     let program = bench.dev.processes().into_iter().find(|p| runs(p.pid, &p.command));
-    parent(program.expect("it runs").pid).unwrap()
+    parent(parent(program.expect("it runs").pid).unwrap()).unwrap()
 }
 
 /// SIGTERM reaches a stopped process when it goes on, not before: until then nothing is proven.
@@ -153,7 +152,7 @@ class Keeper(worker.Worker):
         self.goodbye("gone")
         os._exit(0)
 
-def answer(message, cancelled):
+def answer(message, history, cancelled):
     with open("begun", "a") as begun:
         begun.write(message + "\n")
     yield {"type": "text", "text": "answered " + message}

@@ -16,12 +16,13 @@ use uuid::Uuid;
 use super::{CONFESS, ORGANIZATION, Scene};
 use crate::support::actors::new_start;
 use crate::support::db::run_with_own_server;
-use crate::support::process::signal;
+use crate::support::process::{is_alive, signal};
 use crate::support::wait::eventually;
 use crate::support::{Db, skipped};
 
 crate::newest! {
     a_killed_worker_fails_its_turn_within_moments_and_with_the_cause,
+    what_a_worker_has_detached_ends_with_it,
     a_worker_beyond_its_memory_limit_is_named_as_such,
     a_removed_agent_loses_its_workers_and_its_turns,
     an_idle_worker_is_drained_and_killed_if_it_must_be,
@@ -38,6 +39,30 @@ async fn a_killed_worker_fails_its_turn_within_moments_and_with_the_cause(db: Db
     println!("from kill -9 to the terminal: {:?}", begun.elapsed());
     assert_eq!((failure.reason, failure.detail.as_deref()), (Reason::WorkerExited, Some("signal 9 (SIGKILL)")));
     scene.end().await;
+}
+
+async fn what_a_worker_has_detached_ends_with_it(db: Db) {
+    for how in ["exits", "is killed", "is stopped by Lastword"] {
+        let scene = Scene::new(&db.store).await;
+        let end = if how == "exits" { "exit 1" } else { "exec sleep 300" };
+        let detach = "setsid env -i sleep 301 < /dev/null > /dev/null 2>&1 & echo $! > left";
+        let script =
+            format!("{detach}; echo $LASTWORD_CREDENTIAL > credential; echo $$ > pid; {end}").replace('$', "$$");
+        scene.agent("a", &["sh", "-c", &script], json!({"timing": {"drainSeconds": 0}})).await;
+        scene.arm("a", "c").await;
+        let pid: u32 = scene.line("pid").await.parse().expect("a pid");
+        let left: u32 = scene.line("left").await.parse().expect("a pid");
+        match how {
+            "is killed" => signal(pid, Signal::KILL),
+            "is stopped by Lastword" => drop(scene.store.remove_agent(ORGANIZATION, "a").await.expect("removed")),
+            _ => {}
+        }
+        eventually(&format!("nothing is left of a worker that {how}"), async || (!is_alive(left)).then_some(())).await;
+        eventually("the worker is gone", async || (!is_alive(pid)).then_some(())).await;
+        scene.store.remove_agent(ORGANIZATION, "a").await.expect("removed");
+        scene.nobody_left().await;
+        scene.end().await;
+    }
 }
 
 #[test]

@@ -17,9 +17,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::support::actors;
 use crate::support::gateway::ORGANIZATION;
 use crate::support::wait::{eventually, within};
+use crate::support::{LASTWORD, actors};
 
 mod ends;
 mod starts;
@@ -43,7 +43,11 @@ impl Scene {
     async fn with(store: &Store, config: FleetConfig) -> Scene {
         let store = store.clone();
         let directory = tempfile::tempdir().expect("a directory");
-        let processes = ProcessConfig::new("test", "http://127.0.0.1:1", directory.path()).expect("our own path");
+        let processes = ProcessConfig {
+            // It is the workers' keeper; this test is not.
+            program: LASTWORD.into(),
+            ..ProcessConfig::new("test", "http://127.0.0.1:1", directory.path()).expect("our own path")
+        };
         let runtime = Arc::new(ProcessRuntime::new(processes));
         let (wake, shutdown) = (Arc::new(Notify::new()), CancellationToken::new());
         let fleet = tokio::spawn(run(

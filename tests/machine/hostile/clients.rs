@@ -39,6 +39,7 @@ async fn garbage_to_clients_is_refused_in_words(db: Db) {
         (400, post(turns, b"{".to_vec(), json)),
         (400, post(turns, b"".to_vec(), json)),
         (400, post(turns, b"[]".to_vec(), json)),
+        (400, post(turns, b"[\"bot\", \"hello\", null, null, null]".to_vec(), json)),
         (400, post(turns, b"{\"agent\": \"bot\", \"message\": \"\xff\"}".to_vec(), json)),
         (400, post(turns, b"{\"agent\": \"bot\", \"message\": \"\\ud800\"}".to_vec(), json)),
         (400, post(turns, with("message", json!("")), json)),

@@ -3,8 +3,11 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use lastword::wire::MAX_FRAME_BYTES;
+
 use super::*;
 use crate::support::process::is_alive;
+use crate::support::repository;
 use crate::support::wait::eventually;
 
 async fn sh(script: &str, message: &str) -> (Vec<Frame>, Outcome) {
@@ -76,13 +79,17 @@ async fn the_program_knows_its_turn_but_no_secret() {
 
 #[tokio::test]
 async fn the_program_cannot_read_the_workers_environment() {
-    let script = "if cat /proc/$PPID/environ > /dev/null 2>&1; then echo readable; else echo hidden; fi";
+    // The program's parent is its keeper, and the worker is the keeper's.
+    let script = "worker=$(sed -n 's/^PPid:\\t*//p' /proc/$PPID/status)
+        for pid in $PPID $worker; do
+            if cat /proc/$pid/environ > /dev/null 2>&1; then echo readable; else echo hidden; fi
+        done";
     let exec = [LASTWORD, "worker", "exec", "--", "sh", "-c", script];
     // Root gets what a container's root has by default: none of these, which may read everything.
     let root = rustix::process::geteuid().is_root();
     let wrap: &[&str] = if root { &["setpriv", "--bounding-set=-sys_ptrace,-perfmon,-sys_admin"] } else { &[] };
     let bench = Bench::launch(&[wrap, &exec].concat(), |_| {}).await;
-    assert_eq!(text(&bench.turn("m").await.0), "hidden\n");
+    assert_eq!(text(&bench.turn("m").await.0), "hidden\nhidden\n");
 }
 
 #[tokio::test]
@@ -129,6 +136,58 @@ async fn a_killed_worker_takes_its_program_along() {
     let pid = pid_in(&file).await;
     bench.worker.kill().await.unwrap();
     dead(pid).await;
+}
+
+#[tokio::test]
+async fn a_message_is_never_an_option_of_a_program() {
+    let bench = Bench::start(&["exec", "--arg-message", "--", "grep", "-c", "x"]).await;
+    for message in ["--help", "-f", "-", "--version"] {
+        let failure = failure(bench.turn(message).await.1);
+        assert_eq!(failure.reason.to_string(), "AgentError", "{message}");
+        assert!(failure.message.contains("begins with a dash"), "{message}: {failure:?}");
+        assert!(failure.detail.as_ref().unwrap().contains("--"), "{failure:?}");
+    }
+    let bench = Bench::start(&["exec", "--arg-message", "--", "sh", "-c", "printf '%s|' \"$@\"", "sh", "--"]).await;
+    assert_eq!(text(&bench.turn("--help").await.0), "--|--help|");
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_long_for_an_argument_is_told_its_size() {
+    let bench = Bench::start(&["exec", "--arg-message", "--", "sh", "-c", "echo ${#0}"]).await;
+    let longest = 128 * 1024 - 1;
+    assert_eq!(text(&bench.turn(&"x".repeat(longest)).await.0), format!("{longest}\n"));
+    let failure = failure(bench.turn(&"x".repeat(longest + 1)).await.1);
+    assert_eq!(failure.reason.to_string(), "AgentError");
+    assert_eq!(failure.message, "The message has 131072 bytes; this agent takes at most 131071.");
+}
+
+/// The case `jl1.py`: a number is a tool result of so many bytes, a word an array where a frame is expected.
+#[tokio::test]
+async fn a_frame_has_one_limit_and_json_is_never_the_reply() {
+    let case = repository("tests/programs/jl1.py");
+    let words = ["exec", "--output", "json-lines", "--", "python3", case.to_str().unwrap()];
+    let bench = Bench::start(&words).await;
+    // The rest of the frame's JSON: {"type":"tool-result","id":"1","result":"…"}
+    let rest = r#"{"type":"tool-result","id":"1","result":""}"#.len();
+    for bytes in [10, 600_000, MAX_FRAME_BYTES - rest] {
+        let (frames, outcome) = bench.turn(&bytes.to_string()).await;
+        assert_eq!((frames.len(), outcome), (2, Outcome::Reply), "{bytes}");
+        assert_eq!(text(&frames), "t");
+    }
+    for bytes in [MAX_FRAME_BYTES - rest + 1, MAX_FRAME_BYTES + 1, 1_500_000, 5_000_000] {
+        let (frames, outcome) = bench.turn(&bytes.to_string()).await;
+        let failure = failure(outcome);
+        assert_eq!((text(&frames).as_str(), failure.reason.to_string().as_str()), ("", "AgentError"), "{bytes}");
+        assert!(failure.detail.as_ref().unwrap().contains("1048576"), "the limit is named: {failure:?}");
+    }
+    for (message, said) in [
+        ("seqtext", "[\"text\",\"hello\"]\n"),
+        ("seqprog", "[\"progress\",\"50%\"]\nanswer\n"),
+        ("seqdata", "[\"data\",\"n\",[1,2]]\nanswer\n"),
+    ] {
+        let (frames, outcome) = bench.turn(message).await;
+        assert_eq!((frames, outcome), (vec![Frame::text(said)], Outcome::Reply), "{message}: an array is text");
+    }
 }
 
 async fn pid_in(file: &Path) -> u32 {

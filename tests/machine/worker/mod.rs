@@ -13,6 +13,7 @@ use crate::support::LASTWORD;
 use crate::support::wait::{BOUND, within};
 
 mod exec;
+mod keeper;
 mod openai;
 mod protocol;
 
