@@ -28,6 +28,7 @@ use super::evaluator::{Answer, CPU_SECONDS, MAX_ANSWER_BYTES, MAX_QUESTION_BYTES
 use super::guardrail::GuardrailAnswer;
 use super::places::Places;
 use crate::child::process::ChildProcess;
+use crate::child::spawn::SpawnTerms;
 
 /// The most evaluations at a time, each in a process of its own.
 pub const MAX_EVALUATIONS: usize = 4;
@@ -158,7 +159,7 @@ impl Evaluator {
             let mut command = Command::new(program);
             command.arg0("lastword").arg(SUBCOMMAND).env_clear().current_dir("/");
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-            ChildProcess::spawn(command, Signal::KILL)
+            ChildProcess::spawn(command, SpawnTerms::new(Signal::KILL))
         })
         .await?
         .and_then(|mut spawned| {
