@@ -62,7 +62,6 @@ impl NoticeRouter {
         self.subscriptions.everything_changed();
         self.gateway.workers.wake_all();
         self.gateway.auth.forget();
-        self.agents_changed.notify_one();
         // One pass at a time: behind a pooler this comes every second. What a pass left out is told by the next heartbeat.
         if let Ok(pass) = self.refreshing.clone().try_lock_owned() {
             let workers = self.gateway.workers.clone();

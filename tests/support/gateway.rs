@@ -93,6 +93,7 @@ impl Gateway {
         let mut config = GatewayConfig { advertise: workers.clone(), ..GatewayConfig::default() };
         config.shutdown_grace = Duration::from_secs(2);
         config.egress = config.egress.with_loopback();
+        config.evaluators = lastword::guard::Evaluators::new(super::LASTWORD);
         change(&mut config);
         let shutdown = CancellationToken::new();
         let stop = shutdown.clone();
