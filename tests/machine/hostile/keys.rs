@@ -101,8 +101,8 @@ async fn what_operators_read_and_who_cancels_is_written_down(db: Db) {
     }
     assert_eq!(audit().await, format!("op read turn {turn}"), "once, not each time");
     let conversation = db.text("SELECT id::text FROM conversation WHERE name = 'c'").await.expect("it is there");
-    op.session("c", None).await;
-    op.get("/v1/conversations/c/turns").await;
+    op.stream("/v1/conversations/c/events?owner=ada", None).await.expect("seen");
+    op.get("/v1/conversations/c/turns?owner=ada").await;
     op.turn_stream(turn, None).await;
     op.get("/v1/turns?user=ada").await;
     ada.cancel(turn).await;
