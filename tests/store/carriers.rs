@@ -204,7 +204,7 @@ async fn a_beat_by_way_of_another_gateway_moves_the_judge_and_not_the_stream(db:
 async fn a_gateway_that_stops_in_order_is_not_waited_for(db: Db) {
     let place = Place::new(db).await;
     let (worker, turn) = place.worker(&place.here).await;
-    let conversation = place.db.store.open_conversation("acme", "shown", "ada").await.expect("opens").id;
+    let conversation = place.db.armed("shown").await.conversation_id;
     for gateway in [&place.here, &place.there] {
         let session = SessionId(Uuid::new_v4());
         place.db.store.register_session(session, gateway.id, "acme", conversation, true).await.expect("registers");
