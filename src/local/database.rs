@@ -6,7 +6,7 @@ use clap::{Args, ValueHint};
 
 use super::postgres::{self, Embedded, Options, PostgresError};
 use crate::store::server::in_cleartext;
-use crate::store::{ConnectOptions, PoolSizes, Pooler, Reach};
+use crate::store::{ConnectOptions, DatabaseReach, PoolSizes, Pooler};
 
 /// The flags that say where the state is kept.
 #[derive(Debug, Clone, Args)]
@@ -59,7 +59,7 @@ impl DatabaseArgs {
     ///
     /// # Errors
     /// The direct URL is none of a Postgres, or leads to another machine in cleartext.
-    pub fn reach(&self) -> Result<Reach, DatabaseError> {
+    pub fn reach(&self) -> Result<DatabaseReach, DatabaseError> {
         let direct = self.database_direct_url.as_deref().filter(|url| !url.is_empty());
         let direct = match direct.map(|url| locate(url, self.allow_cleartext)) {
             None => None,
@@ -68,7 +68,7 @@ impl DatabaseArgs {
             // The URL is not repeated: it has a password.
             Some(_) => return Err(DatabaseError::Direct),
         };
-        Ok(Reach { pooler: self.database_pooler, direct })
+        Ok(DatabaseReach { pooler: self.database_pooler, direct })
     }
 }
 

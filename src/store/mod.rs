@@ -98,7 +98,7 @@ pub use recent_failures::{FutileStarts, RecentFailure};
 pub use record::{ListFilter, Record, RecordedReply};
 pub use replica::Replica;
 pub use retention::Retention;
-pub use route::{Pooler, Reach};
+pub use route::{DatabaseReach, Pooler};
 pub use schema::MIN_POSTGRES;
 pub use server::ConnectOptions;
 pub use session::OtherSession;
@@ -151,11 +151,11 @@ impl Store {
 
     /// Opens the pools lazily: a database that is away now is found later. Must be called inside a Tokio runtime.
     pub fn open(options: PgConnectOptions, sizes: PoolSizes) -> Self {
-        Self::reach(options, sizes, Reach::default())
+        Self::reach(options, sizes, DatabaseReach::default())
     }
 
     /// [`Store::open`] for a database of which it is known how connections reach it.
-    pub fn reach(options: PgConnectOptions, sizes: PoolSizes, reach: Reach) -> Self {
+    pub fn reach(options: PgConnectOptions, sizes: PoolSizes, reach: DatabaseReach) -> Self {
         // Here plans are kept. They go by primary keys, which serve tables of any size, and never by a scan, which seems to
         // cost nothing while a table is empty.
         let keep = [("plan_cache_mode", "force_generic_plan"), ("enable_seqscan", "off")];

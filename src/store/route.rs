@@ -44,7 +44,7 @@ pub enum Pooler {
 
 /// How connections reach the database.
 #[derive(Debug, Clone, Default)]
-pub struct Reach {
+pub struct DatabaseReach {
     /// Whether there is a pooler in between.
     pub pooler: Pooler,
     /// How to connect to the same database past the pooler: for LISTEN, and for migrations.

@@ -147,7 +147,16 @@ mod tests {
     }
 
     /// Types that are never read from JSON of an outsider: queries of URLs (`a=1&b=2` has no arrays).
-    const NO_JSON: [&str; 6] = ["HistoryQuery", "ListQuery", "AfterQuery", "OutputOffset", "FramesAfter", "PostOffset"];
+    const NO_JSON: [&str; 8] = [
+        "HistoryQuery",
+        "ListQuery",
+        "AfterQuery",
+        "SessionQuery",
+        "OwnerQuery",
+        "OutputOffset",
+        "FramesAfter",
+        "PostOffset",
+    ];
 
     struct Forgetful {
         found: Vec<String>,

@@ -69,7 +69,7 @@ pub enum WorkerCommand {
     /// Run a program for each turn: the message on its stdin, the reply on its stdout.
     Exec(exec::ExecArgs),
     /// Ask an OpenAI-compatible server for a streamed chat completion for each turn.
-    Openai(openai::OpenAiArgs),
+    Openai(Box<openai::OpenAiArgs>),
     /// Reply with the message, word by word.
     Echo(echo::EchoArgs),
     /// Copy this program to DIR/lastword, for a container whose image has nothing of ours.
@@ -87,7 +87,7 @@ pub async fn run(args: WorkerArgs, shutdown: CancellationToken) -> Result<ExitCo
     match args.command {
         WorkerCommand::Exec(args) => exec::run(args, shutdown).await,
         WorkerCommand::Echo(args) => echo::run(args, shutdown).await,
-        WorkerCommand::Openai(args) => openai::run(args, shutdown).await,
+        WorkerCommand::Openai(args) => openai::run(*args, shutdown).await,
         WorkerCommand::Install(args) => install::run(&args).map(|()| ExitCode::SUCCESS),
         WorkerCommand::Conformance(args) => conformance::run(args, shutdown).await,
     }

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use futures::future::join_all;
-use lastword::store::{Heard, Notice, PoolSizes, Pooler, Reach, Store, probe};
+use lastword::store::{DatabaseReach, Heard, Notice, PoolSizes, Pooler, Store, probe};
 use lastword::turn::keys::TurnId;
 use lastword::turn::reason::Reason;
 use lastword::wire::{FinishResult, ToWorker};
@@ -114,7 +114,7 @@ async fn what_another_replica_did_is_found_by_looking(db: Db) {
 
 async fn notices_are_heard_over_a_direct_connection(db: Db) {
     let Some(pooler) = pooler(&db, "") else { return };
-    let reach = Reach { pooler: Pooler::Auto, direct: Some(Box::new(db.options())) };
+    let reach = DatabaseReach { pooler: Pooler::Auto, direct: Some(Box::new(db.options())) };
     let store = Store::reach(pooler.options(&db.options()), PoolSizes::default(), reach);
     let mut hearing = store.hear();
     assert_eq!(within("the beginning", hearing.next()).await, Heard::Missed);

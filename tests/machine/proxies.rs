@@ -7,7 +7,9 @@ use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
+use lastword::gateway::AuthMode;
 use lastword::store::NewStart;
+use lastword::store::keys::KeyRole;
 use lastword::turn::keys::TurnId;
 use lastword::wire::{FinishResult, INCARNATION};
 use reqwest::{StatusCode, Version};
@@ -20,7 +22,7 @@ use uuid::Uuid;
 
 use crate::support::client::answer;
 use crate::support::fake_worker::FakeWorker;
-use crate::support::gateway::Gateway;
+use crate::support::gateway::{Gateway, ORGANIZATION, api_key};
 use crate::support::http::free_address;
 use crate::support::wait::{eventually, within};
 use crate::support::{Db, left_out, repository, skipped};
@@ -174,10 +176,11 @@ enum Ended {
 }
 
 impl Curl {
-    fn start(proxy: &Proxy, version: &str, turn: TurnId) -> Curl {
+    fn start(proxy: &Proxy, version: &str, turn: TurnId, key: &str) -> Curl {
         let url = format!("https://localhost:{}/v1/turns/{turn}/events", proxy.address.port());
         let mut child = Command::new("curl")
             .args(["-sSNk", "--noproxy", "*", "--max-time", "100", version, "-w", "\n%{http_version} %{http_code}\n"])
+            .args(["--header", &format!("authorization: Bearer {key}")])
             .arg(url)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -225,19 +228,26 @@ impl Curl {
 
 const VERSIONS: [(&str, &str); 2] = [("--http1.1", "1.1 200"), ("--http2", "2 200")];
 
+/// A gateway that asks for keys, and a key: some proxies run as a user of their own, who needs one.
+async fn guarded(db: &Db) -> (Gateway, String) {
+    let gateway = Gateway::with(db.options(), |config| config.auth = AuthMode::Keys).await;
+    let (_, key) = api_key(&db.store, ORGANIZATION, "ada", KeyRole::User).await;
+    (gateway, key)
+}
+
 /// Through a proxy with HTTP/1.1 and with HTTP/2 in front: a whole stream, and one whose gateway is killed. How the two cut
 /// ones ended.
 async fn cut(db: &Db, kind: &Kind, change: Option<(&str, &str)>, versions: [(&str, &str); 2]) -> [Ended; 2] {
-    let gateway = Gateway::start(db).await;
+    let (gateway, key) = guarded(db).await;
     let proxy = kind.start(&gateway, change).await;
     let mut worker = FakeWorker::on(&db.store, &gateway).await;
     let mut begun = Vec::new();
     // Two that will be whole, and two that will be cut.
     for _ in 0..2 {
         for (flag, spoken) in versions {
-            let turn = gateway.client().submit(&Uuid::new_v4().to_string(), "m", "hello").await.turn_id;
+            let turn = gateway.client_with(&key).submit(&Uuid::new_v4().to_string(), "m", "hello").await.turn_id;
             worker.this_turn(turn).await;
-            let curl = Curl::start(&proxy, flag, turn);
+            let curl = Curl::start(&proxy, flag, turn, &key);
             worker.say(turn, 0, "the beginning").await;
             curl.shows("the beginning").await;
             begun.push((turn, curl, spoken));
@@ -267,11 +277,11 @@ async fn nginx_as_it_comes_is_refused(db: Db) {
     if !NGINX.installed().await {
         return;
     }
-    let gateway = Gateway::start(&db).await;
+    let (gateway, key) = guarded(&db).await;
     let proxy = NGINX.start(&gateway, Some(("proxy_http_version 1.1;", "proxy_http_version 1.0;"))).await;
-    let turn = gateway.client().submit("c", "m", "hello").await.turn_id;
+    let turn = gateway.client_with(&key).submit("c", "m", "hello").await.turn_id;
     for (flag, spoken) in [("--http1.1", "1.1 426"), ("--http2", "2 426")] {
-        let curl = Curl::start(&proxy, flag, turn);
+        let curl = Curl::start(&proxy, flag, turn, &key);
         curl.shows("proxy_http_version 1.1").await;
         assert_eq!(curl.ended().await, (Ended::AsIfWhole, spoken.to_owned()));
     }

@@ -153,7 +153,7 @@ async fn streams_are_limited(db: Db) {
     let mut open = vec![
         ada.session("c", None).await,
         ada.turn_stream(turn, None).await,
-        ada.stream(&path, None).await.ok().expect("the third"),
+        ada.stream(&path, None).await.expect("the third"),
     ];
     for path in ["/v1/conversations/c/events", path.as_str()] {
         let refused = ada.request(Method::GET, path).send().await.expect("an answer");

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::completion::{Completion, CompletionEvent, ServerWords, WORDS_BYTES};
 use super::fault::Fault;
-use super::progress::Progress;
+use super::progress::AnswerProgress;
 use crate::event_stream::{ReadError, ServerEvents, Strangers};
 use crate::turn::cause::model::{self, ModelRefusal};
 use crate::turn::frame::Frame;
@@ -46,7 +46,7 @@ type AnswerBody = Pin<Box<dyn Stream<Item = Result<Bytes, AnswerError>> + Send>>
 pub(super) async fn pass_on(
     response: Response,
     idle: Duration,
-    progress: &Progress,
+    progress: &AnswerProgress,
     out: &OutputSink,
 ) -> Result<(), Fault> {
     let mut answer = AnswerReader { completion: Completion::default(), progress, out, ignored: None };
@@ -117,7 +117,7 @@ async fn beginning(mut bytes: AnswerBody) -> String {
 /// Reads one answer.
 struct AnswerReader<'a> {
     completion: Completion,
-    progress: &'a Progress,
+    progress: &'a AnswerProgress,
     out: &'a OutputSink,
     /// What came that is not understood, after the completion was whole.
     ignored: Option<String>,

@@ -14,8 +14,8 @@ use super::answer;
 use super::completion::WORDS_BYTES;
 use super::fault::Fault;
 use super::messages::{messages, newer_half, usable};
-use super::progress::Progress;
-use super::route::Route;
+use super::progress::AnswerProgress;
+use super::route::ModelRoute;
 use crate::turn::cause::model::{self, ModelRefusal};
 use crate::turn::terminal::{Failure, cut};
 use crate::wire::{Exchange, TurnPush};
@@ -28,10 +28,10 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// One turn's request.
 pub(super) struct Ask<'a> {
     pub args: &'a OpenAiArgs,
-    pub route: &'a Route,
+    pub route: &'a ModelRoute,
     pub turn: &'a TurnPush,
     pub out: &'a OutputSink,
-    pub progress: &'a Progress,
+    pub progress: &'a AnswerProgress,
     /// The turn's hard deadline, if it is known.
     pub turn_until: Option<Instant>,
 }

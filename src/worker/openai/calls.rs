@@ -260,7 +260,7 @@ mod tests {
         let weather = call("c", "weather", json!({"c": "😀"}));
         assert_eq!(
             calls(json!([[[0, "c", "wea", null]], [[0, null, "ther", null]], [[0, null, null, "{\"c\":\"😀\"}"]]])),
-            [weather.clone()]
+            std::slice::from_ref(&weather)
         );
         assert_eq!(
             calls(json!([[[0, "c", "weather", "{\"c\":\"\\ud83d"]], [[0, null, null, "\\ude00\"}"]]])),

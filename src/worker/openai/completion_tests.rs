@@ -180,7 +180,7 @@ fn tool_calls_are_told_when_the_model_has_finished() {
         json!({"choices": [{"delta": {"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}]}}]}),
     );
     let mut completion = Completion::default();
-    assert_eq!(take(&mut completion, &[call.clone()]), (String::new(), None));
+    assert_eq!(take(&mut completion, std::slice::from_ref(&call)), (String::new(), None));
     assert_eq!(take(&mut completion, &[finish(json!("tool_calls"))]), ("<tool-call>".into(), None));
     assert!(!completion.is_empty() && completion.rest().is_empty());
     let mut completion = Completion::default();

@@ -29,8 +29,8 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use self::ask::Ask;
-use self::progress::Progress;
-use self::route::Route;
+use self::progress::AnswerProgress;
+use self::route::ModelRoute;
 use self::server::ModelServer;
 use super::adapter::{OutputSink, TurnAdapter};
 use super::environment::hide_environment;
@@ -131,7 +131,7 @@ pub struct OpenAiArgs {
 /// Starts the model server if there is one, waits until it is ready, and serves turns.
 pub(super) async fn run(args: OpenAiArgs, shutdown: CancellationToken) -> Result<ExitCode, WorkerError> {
     hide_environment();
-    let route = Route::new(&args)?;
+    let route = ModelRoute::new(&args)?;
     let server = match args.model_server {
         true => Some(ModelServer::start(&args.server, &args.base_url).await?),
         false => None,
@@ -160,7 +160,7 @@ pub(super) async fn run(args: OpenAiArgs, shutdown: CancellationToken) -> Result
 
 /// Asks the server for completions.
 struct OpenAiAdapter {
-    route: Route,
+    route: ModelRoute,
     args: OpenAiArgs,
     /// Where the worker started the model server: why that ended, if it did.
     ended: Option<watch::Receiver<Option<Failure>>>,
@@ -207,7 +207,7 @@ impl OpenAiAdapter {
 impl TurnAdapter for OpenAiAdapter {
     async fn run(&self, turns: Vec<TurnPush>, out: OutputSink, cancel: CancellationToken) -> Outcome {
         let (turn, now) = (&turns[0], Instant::now());
-        let progress = Progress::until(now + Duration::from_secs(self.args.request_timeout));
+        let progress = AnswerProgress::until(now + Duration::from_secs(self.args.request_timeout));
         let ask = Ask {
             args: &self.args,
             route: &self.route,

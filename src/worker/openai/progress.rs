@@ -6,16 +6,16 @@ use tokio::time::Instant;
 
 /// How far a completion has come.
 #[derive(Debug)]
-pub(super) struct Progress {
+pub(super) struct AnswerProgress {
     /// When the completion has to be over.
     pub until: Instant,
     answered: AtomicBool,
     whole: AtomicBool,
 }
 
-impl Progress {
+impl AnswerProgress {
     pub(super) fn until(until: Instant) -> Self {
-        Progress { until, answered: AtomicBool::new(false), whole: AtomicBool::new(false) }
+        AnswerProgress { until, answered: AtomicBool::new(false), whole: AtomicBool::new(false) }
     }
 
     /// The model has begun to answer.

@@ -23,7 +23,7 @@ const PROXIES: [&str; 3] = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
 const LOCAL_NAMES: [&str; 5] = [".localhost", ".svc", ".cluster.local", ".local", ".internal"];
 
 /// Makes requests to the model server.
-pub(super) struct Route {
+pub(super) struct ModelRoute {
     base: Url,
     headers: HeaderMap,
     direct: Client,
@@ -31,7 +31,7 @@ pub(super) struct Route {
     proxied: Option<Client>,
 }
 
-impl Route {
+impl ModelRoute {
     /// Reads what the flags name: the key, the headers and the authorities.
     pub(super) fn new(args: &OpenAiArgs) -> Result<Self, WorkerError> {
         let authorities = match &args.ca_env {
@@ -57,7 +57,7 @@ impl Route {
                 .iter()
                 .any(|name| std::env::var_os(name).is_some_and(|v| !v.is_empty()))
         });
-        Ok(Route {
+        Ok(ModelRoute {
             base: args.base_url.clone(),
             headers: headers(args)?,
             direct: builder().no_proxy().build()?,
