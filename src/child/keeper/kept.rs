@@ -75,7 +75,13 @@ impl KeptProcess {
         match Report::read(&control) {
             Ok(Report::Started) => {}
             Ok(Report::Failed(number @ 1..)) => return Err(io::Error::from_raw_os_error(number)),
-            _ => return Err(io::Error::other("its keeper ended before it had started the program")),
+            _ => {
+                // The program may have been started, and have killed its keeper before that could say so: what it had
+                // started has fallen to us.
+                drop(keeper);
+                ours::end_orphans();
+                return Err(io::Error::other("its keeper ended before it said that it had started the program"));
+            }
         }
         let (state, seen) = watch::channel(KeptState::default());
         let (stdin, stdout, stderr) = (keeper.stdin.take(), keeper.stdout.take(), keeper.stderr.take());
