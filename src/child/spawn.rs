@@ -7,7 +7,7 @@
 //! A command's own settings (process group, uid and gid, working directory, stdio) are set on the [`Command`] as usual;
 //! the parent-death signal is set last, because a change of uid clears it.
 //!
-//! What the thread forks, it also enters into the list of [`ours`](super::ours), in one step for whoever reads the list.
+//! What the thread forks, it also enters into the list of [`ours`], in one step for whoever reads the list.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

@@ -1,7 +1,7 @@
 //! The edge of a process: what all of its ports have in common, whoever they serve. What strangers cause is bounded here
 //! before it is done: a route is found first, then the route's handler finds out who calls, and only then is a body read.
 //!
-//! - [`serve`]: accepts connections, within bounds of number, time and size, with or without TLS
+//! - [`serve()`]: accepts connections, within bounds of number, time and size, with or without TLS
 //! - [`bodies`]: the room for the bodies of requests; one is reserved whole before it is read, or refused
 //! - [`answers`]: what every answer has in common: errors are problems, headers that browsers obey
 //! - [`framing`]: streams need HTTP/1.1

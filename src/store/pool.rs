@@ -7,7 +7,7 @@
 //! - A connection that did not answer in time is closed, and its place in the pool is free. sqlx alone would wait for it,
 //!   because it asks a connection that is given back whether it lives, without a deadline.
 //!
-//! Whether the database is behind a pooler (see [`route`](super::route)) is found out here, by the first connection.
+//! Whether the database is behind a pooler (see [`route`]) is found out here, by the first connection.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;

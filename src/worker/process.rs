@@ -18,7 +18,7 @@ pub(super) fn kept_command(program: &str) -> Command {
     keeper::command(Path::new(OURSELVES), program)
 }
 
-/// A program under a [keeper](crate::child::keeper). When this is dropped before the program has come to its end, everything
+/// A program under a [keeper]. When this is dropped before the program has come to its end, everything
 /// is killed.
 pub(super) struct AgentProcess {
     process: KeptProcess,
