@@ -29,6 +29,10 @@ const LOG_BYTES: u64 = 10 << 20;
 /// How long the server of an earlier run is waited for.
 const LEFTOVER: Duration = Duration::from_secs(30);
 
+/// How long the lock of a process that is gone is waited for. A child that was being forked when the process was killed holds
+/// the lock's descriptor until it executes its program.
+const INHERITED: Duration = Duration::from_secs(5);
+
 /// A data directory that this process has locked. The lock is an flock, which the kernel releases when this process ends,
 /// however it ends.
 ///
@@ -55,15 +59,21 @@ impl DataDir {
         let root = directory.canonicalize().map_err(at("enter", directory))?;
         let path = root.join("lock");
         let mut lock = private::open_or_create(&path)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                // The pid is for the message alone; without it the message is shorter.
-                let _ = lock.read_to_string(&mut holder);
-                return Err(PostgresError::Locked { directory: root, holder: holder.trim().parse().ok() });
+        let begun = Instant::now();
+        while let Err(refused) = lock.try_lock() {
+            match refused {
+                TryLockError::WouldBlock => {}
+                TryLockError::Error(error) => return Err(at("lock", &path)(error)),
             }
-            Err(TryLockError::Error(error)) => return Err(at("lock", &path)(error)),
+            let mut holder = String::new();
+            // The pid is for the message, which is shorter without it, and to tell whether its process is gone.
+            let _ = lock.seek(SeekFrom::Start(0)).and_then(|_| lock.read_to_string(&mut holder));
+            let holder: Option<u32> = holder.trim().parse().ok();
+            let gone = holder.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists());
+            if !gone || begun.elapsed() > INHERITED {
+                return Err(PostgresError::Locked { directory: root, holder });
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
         lock.set_len(0)
             .and_then(|()| lock.seek(SeekFrom::Start(0)))
