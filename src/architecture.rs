@@ -40,6 +40,31 @@ const PURE: (&[&str], &[&str]) = (
     &["tokio", "sqlx", "kube", "rand", "reqwest", "std::fs", "std::net", "std::process", "std::time", "std::env"],
 );
 
+/// Files that may call `tokio::spawn` itself, and why a task of theirs may end unseen. All others use `every::supervised`, so
+/// that a loop which panics ends its process.
+const SPAWNERS: [(&str, &str); 20] = [
+    ("cli::chat::follow", "its end is awaited"),
+    ("dispatch::follow", "the following of one turn; the log in the store makes it good"),
+    ("edge::bodies", "its end is awaited, or it discards one body within a time"),
+    ("every", "the supervised spawn itself"),
+    ("fleet::process::launch", "copies one worker's output and ends with it"),
+    ("fleet::process::worker", "waits for one process, whose death the lease tells as well"),
+    ("gateway::notices", "one look at one worker, which the next notice or beat repeats"),
+    ("guard::places", "its end is awaited"),
+    ("operator::pods::runtime", "one stop of one pod, which the next pass repeats"),
+    ("roles::signals", "listens to signals as long as the process lives"),
+    ("store::batch", "its end is awaited"),
+    ("stream::registry", "its end is awaited"),
+    ("submit", "one check of one turn, which another gateway takes over when its hold runs out"),
+    ("worker::conformance::fake_gateway", "its end is awaited"),
+    ("worker::exec", "ended with the turn"),
+    ("worker::farewell", "its end is awaited"),
+    ("worker::job", "its end is awaited"),
+    ("worker::openai::server", "its end is awaited"),
+    ("worker_port::stream", "one mark of one worker, which its lease makes good"),
+    ("worker_port::words", "its end is awaited"),
+];
+
 /// Type names that stand for different things in different rooms on purpose.
 const NAMED_TWICE: [&str; 0] = [];
 
@@ -135,6 +160,7 @@ impl House {
         }
         breaches.extend(self.circles(&arrows));
         breaches.extend(self.outsiders());
+        breaches.extend(self.spawners());
         breaches
     }
 
@@ -188,6 +214,18 @@ impl House {
             }
         }
         found
+    }
+
+    /// Files that spawn tasks which nobody would miss.
+    fn spawners(&self) -> Vec<String> {
+        let spawns = |paths: &BTreeSet<String>| paths.contains("tokio::spawn") || paths.contains("tokio::task::spawn");
+        let outside = self
+            .outside
+            .iter()
+            .filter(|(module, paths)| spawns(paths) && !SPAWNERS.iter().any(|(file, _)| file == module));
+        outside
+            .map(|(module, _)| format!("{} calls tokio::spawn: see SPAWNERS in src/architecture.rs", self.file(module)))
+            .collect()
     }
 
     fn names_twice(&self) -> Vec<String> {
@@ -282,7 +320,7 @@ impl Reader<'_> {
         self.house.types.entry(name.to_string()).or_default().push(self.module.clone());
     }
 
-    /// Paths in a macro's tokens: only those from the crate are sure to be paths.
+    /// Paths in a macro's tokens: only those from the crate, or from the runtime, are sure to be paths.
     fn tokens(&mut self, tokens: TokenStream) {
         let mut path: Vec<String> = Vec::new();
         let mut colons = 0;
@@ -309,7 +347,7 @@ impl Reader<'_> {
     }
 
     fn end_path(&mut self, path: &mut Vec<String>) {
-        if path.first().is_some_and(|first| first == "crate") && path.len() > 1 {
+        if path.first().is_some_and(|first| first == "crate" || first == "tokio") && path.len() > 1 {
             self.note(path);
         }
         path.clear();
@@ -437,6 +475,17 @@ fn a_breach_is_named_with_its_file_and_its_name() {
         ("low.rs", "fn f() { crate::high::open() }", "src/low.rs uses high::open: high does not stand below low"),
         ("low.rs", "fn f() { vec![crate::high::OPEN]; }", "src/low.rs uses high::OPEN: high does not stand below low"),
         ("low.rs", "use sqlx::Row;", "src/low.rs uses sqlx::Row: sqlx is not for this room"),
+        (
+            "low.rs",
+            "fn f() { tokio::spawn(g()); }",
+            "src/low.rs calls tokio::spawn: see SPAWNERS in src/architecture.rs",
+        ),
+        (
+            "low.rs",
+            "fn f() { a! { tokio::spawn(g()); } }",
+            "src/low.rs calls tokio::spawn: see SPAWNERS in src/architecture.rs",
+        ),
+        ("low.rs", "use tokio::spawn;", "src/low.rs calls tokio::spawn: see SPAWNERS in src/architecture.rs"),
         ("low.rs", "struct Front;", "Front is declared in src/low.rs, src/high/mod.rs"),
     ] {
         assert_eq!(small(file, text), [expected], "{text}");

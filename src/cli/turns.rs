@@ -14,6 +14,7 @@ use super::error::CliError;
 use super::print::{self, PrintFormat, columns, print_json};
 use super::text::{age, between, one_line, printable, took};
 use super::types::{TurnFilter, TurnRecord};
+use crate::turn::cause::rule::TEXT_GONE;
 use crate::turn::keys::TurnId;
 
 /// How many records one call asks for at most: the gateway gives no more.
@@ -229,7 +230,7 @@ fn describe(out: &mut impl Write, record: &TurnRecord) -> io::Result<()> {
         line("Model stopped", reason)?;
     }
     block(out, "Message", record.message.as_deref())?;
-    block(out, "Reply", record.reply.as_ref().map(|reply| reply.text.as_str()))?;
+    block(out, "Reply", record.reply.as_ref().map(|reply| reply.text.as_deref().unwrap_or(TEXT_GONE)))?;
     if let Some(reply) = record.reply.as_ref().filter(|reply| reply.turn_ids.len() > 1) {
         let turns: Vec<_> = reply.turn_ids.iter().map(TurnId::to_string).collect();
         block(out, "Answers", Some(&turns.join("\n")))?;

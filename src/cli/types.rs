@@ -133,8 +133,9 @@ impl TurnRecord {
 pub struct TurnReply {
     #[serde(default)]
     pub reply_id: Option<String>,
+    /// Null if the server has lost it.
     #[serde(default)]
-    pub text: String,
+    pub text: Option<String>,
     #[serde(default)]
     pub turn_ids: Vec<TurnId>,
     #[serde(default)]

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use crate::store::Record;
+use crate::turn::cause::rule;
 
 /// The longest text that Slack takes, in characters. Slack would cut a longer one itself, but in the middle of an escape.
 const MAX_CHARACTERS: usize = 40_000;
@@ -10,7 +11,7 @@ const MAX_CHARACTERS: usize = 40_000;
 /// The body that posts a terminal: the reply's text, or `Error: …`.
 pub fn payload(record: &Record) -> Vec<u8> {
     let text = match (&record.reply, &record.failure) {
-        (Some(reply), _) => escaped(&reply.text),
+        (Some(reply), _) => escaped(reply.text.as_deref().unwrap_or(rule::TEXT_GONE)),
         (None, Some(failure)) => escaped(&format!("Error: {}", failure.message)),
         (None, None) => String::new(),
     };

@@ -51,7 +51,8 @@ struct WebhookData<'a> {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct WebhookReply<'a> {
-    text: String,
+    /// Null if the log that held it is gone.
+    text: Option<String>,
     truncated: bool,
     turn_ids: Vec<TurnId>,
     message_ids: Vec<&'a str>,
@@ -67,8 +68,8 @@ struct WebhookError<'a> {
 /// The body that posts a terminal; the same for every attempt. Details for operators are not in it.
 pub fn payload(record: &Record, platform: &str) -> Vec<u8> {
     let reply = record.reply.as_ref().map(|reply| WebhookReply {
-        text: cut(reply.text.clone(), MAX_REPLY_BYTES),
-        truncated: reply.text.len() > MAX_REPLY_BYTES,
+        text: reply.text.clone().map(|text| cut(text, MAX_REPLY_BYTES)),
+        truncated: reply.text.as_ref().is_some_and(|text| text.len() > MAX_REPLY_BYTES),
         turn_ids: reply.turns.iter().map(|t| t.0).collect(),
         message_ids: reply.turns.iter().map(|t| t.1.as_str()).collect(),
     });

@@ -15,6 +15,7 @@ use super::append::decode;
 use super::connection::DbConnection;
 use super::elect::{self, Fence};
 use super::pool::bounded;
+use super::record::LogText;
 use super::transaction::transaction;
 use super::turn_view::failure;
 use super::{Store, StoreError};
@@ -65,8 +66,9 @@ pub enum AgentTurnProgress {
     Waiting,
     /// A worker holds it.
     Running,
-    /// Ended with a reply. `text` is its beginning, up to [`MAX_STATUS_TEXT`]; `cut` says that there is more.
-    Replied { text: String, cut: bool, at: OffsetDateTime },
+    /// Ended with a reply. `text` is its beginning, up to [`MAX_STATUS_TEXT`], or `None` if its log is gone; `cut` says that
+    /// there is more.
+    Replied { text: Option<String>, cut: bool, at: OffsetDateTime },
     /// Ended with an error.
     Failed { failure: Failure, at: OffsetDateTime },
     /// Its conversation was erased, and the turn with it.
@@ -273,7 +275,10 @@ fn state(row: &PgRow, texts: &HashMap<Uuid, (String, bool)>) -> Result<AgentTurn
     let outcome: Option<String> = row.try_get("outcome")?;
     let progress = match outcome.as_deref() {
         Some("reply") => {
-            let (text, cut) = texts.get(&row.try_get::<Uuid, _>("holder")?).cloned().unwrap_or_default();
+            let (text, cut) = match texts.get(&row.try_get::<Uuid, _>("holder")?).cloned() {
+                Some((text, cut)) => (Some(text), cut),
+                None => (None, false),
+            };
             AgentTurnProgress::Replied { text, cut, at: row.try_get("ended_at")? }
         }
         Some(_) => {
@@ -295,15 +300,16 @@ fn state(row: &PgRow, texts: &HashMap<Uuid, (String, bool)>) -> Result<AgentTurn
     })
 }
 
-/// The beginning of each reply's text, and whether there is more.
+/// The beginning of each reply's text, and whether there is more. A reply whose log is gone is left out.
 async fn texts(
     connection: &mut DbConnection,
     ends: &HashMap<Uuid, u64>,
 ) -> Result<HashMap<Uuid, (String, bool)>, StoreError> {
-    let mut texts: HashMap<Uuid, (String, bool)> = HashMap::new();
     if ends.is_empty() {
-        return Ok(texts);
+        return Ok(HashMap::new());
     }
+    let mut logs: HashMap<Uuid, (LogText, bool)> =
+        ends.iter().map(|(&turn, &end)| (turn, (LogText { end, read: 0, text: String::new() }, false))).collect();
     let ids: Vec<Uuid> = ends.keys().copied().collect();
     // Rows are read one by one, and of each text only what is shown is kept: logs are long, and objects are many.
     let mut rows = sqlx::query(
@@ -318,20 +324,19 @@ async fn texts(
     .fetch(connection);
     while let Some(row) = rows.try_next().await? {
         let turn: Uuid = row.try_get("turn_id")?;
-        let end = ends.get(&turn).copied().unwrap_or(u64::MAX);
-        let (text, partly) = texts.entry(turn).or_default();
+        let Some((log, partly)) = logs.get_mut(&turn) else { continue };
         if *partly {
             continue;
         }
         match row.try_get::<Option<&str>, _>("frames")? {
             Some(frames) => {
-                let span = Span::new(row.try_get::<i64, _>("start_at")? as u64, decode(frames)?);
-                text.push_str(&span.until(end).text());
-                *partly = text.len() > MAX_STATUS_TEXT;
-                *text = cut(std::mem::take(text), MAX_STATUS_TEXT);
+                log.push(Span::new(row.try_get::<i64, _>("start_at")? as u64, decode(frames)?));
+                *partly = log.text.len() > MAX_STATUS_TEXT;
+                log.text = cut(std::mem::take(&mut log.text), MAX_STATUS_TEXT);
             }
             None => *partly = true,
         }
     }
-    Ok(texts)
+    let shown = logs.into_iter().filter(|(_, (log, partly))| *partly || log.is_whole());
+    Ok(shown.map(|(turn, (log, partly))| (turn, (log.text, partly))).collect())
 }

@@ -70,7 +70,8 @@ pub struct RecordedReply {
     /// The turn whose log has the text, and where the reply ends in that log.
     pub holder: TurnId,
     pub end: u64,
-    pub text: String,
+    /// `None` if the log does not reach to `end`, or misses a part before it: half a reply is shown to nobody.
+    pub text: Option<String>,
     /// The turns that it answers, with their message ids, in order.
     pub turns: Vec<(TurnId, String)>,
 }
@@ -103,11 +104,20 @@ impl Store {
     pub async fn turn_record(&self, turn: TurnId) -> Result<Option<Record>, StoreError> {
         bounded(async {
             let mut connection = self.general.acquire().await?;
-            let row = sqlx::query(sqlx::AssertSqlSafe(format!("{RECORD} WHERE t.id = $1")))
-                .bind(turn.0)
-                .fetch_optional(&mut connection)
-                .await?;
-            Ok(records(&mut connection, row.as_slice()).await?.pop())
+            let query = format!("{RECORD} WHERE t.id = $1");
+            let mut again = true;
+            loop {
+                let row = sqlx::query(sqlx::AssertSqlSafe(query.as_str()))
+                    .bind(turn.0)
+                    .fetch_optional(&mut connection)
+                    .await?;
+                let record = records(&mut connection, row.as_slice()).await?.pop();
+                let lacks_text = record.as_ref().is_some_and(|r| r.reply.as_ref().is_some_and(|r| r.text.is_none()));
+                // The turn may have been removed with its log between the two statements: then it is gone as a whole.
+                if !lacks_text || !std::mem::take(&mut again) {
+                    return Ok(record);
+                }
+            }
         })
         .await
     }
@@ -205,8 +215,9 @@ impl Store {
             let mut exchanges = Vec::with_capacity(rows.len());
             let mut bytes = 0;
             for (row, (turn, _)) in rows.iter().zip(&ends) {
-                let exchange =
-                    Exchange { message: row.try_get("input")?, reply: texts.remove(turn).unwrap_or_default() };
+                // A model that is shown half an answer as its own goes on from it.
+                let Some(reply) = texts.remove(turn) else { continue };
+                let exchange = Exchange { message: row.try_get("input")?, reply };
                 bytes += exchange.message.len() + exchange.reply.len();
                 if bytes > MAX_HISTORY_BYTES {
                     break;
@@ -238,7 +249,7 @@ async fn records(connection: &mut DbConnection, rows: &[PgRow]) -> Result<Vec<Re
                     reply_id: row.try_get("reply_id")?,
                     holder,
                     end: row.try_get::<i64, _>("end_at")? as u64,
-                    text: texts.get(&holder).cloned().unwrap_or_default(),
+                    text: texts.get(&holder).cloned(),
                     turns: answered.get(&holder).cloned().unwrap_or_default(),
                 }),
                 _ => None,
@@ -272,7 +283,7 @@ async fn records(connection: &mut DbConnection, rows: &[PgRow]) -> Result<Vec<Re
         .collect()
 }
 
-/// The text of each log up to its end.
+/// The text of each log up to its end. A log that is not whole up to there is left out.
 async fn texts(connection: &mut DbConnection, ends: &[(TurnId, u64)]) -> Result<HashMap<TurnId, String>, StoreError> {
     if ends.is_empty() {
         return Ok(HashMap::new());
@@ -283,16 +294,38 @@ async fn texts(connection: &mut DbConnection, ends: &[(TurnId, u64)]) -> Result<
             .bind(&ids)
             .fetch_all(connection)
             .await?;
-    let ends: HashMap<TurnId, u64> = ends.iter().copied().collect();
-    let mut texts: HashMap<TurnId, String> = HashMap::new();
+    let mut logs: HashMap<TurnId, LogText> =
+        ends.iter().map(|&(turn, end)| (turn, LogText { end, read: 0, text: String::new() })).collect();
     for row in rows {
-        let turn = TurnId(row.try_get("turn_id")?);
         let start: i64 = row.try_get("start_at")?;
-        let span = Span::new(start as u64, decode(row.try_get("frames")?)?);
-        let end = ends.get(&turn).copied().unwrap_or(u64::MAX);
-        texts.entry(turn).or_default().push_str(&span.until(end).text());
+        if let Some(log) = logs.get_mut(&TurnId(row.try_get("turn_id")?)) {
+            log.push(Span::new(start as u64, decode(row.try_get("frames")?)?));
+        }
     }
-    Ok(texts)
+    Ok(logs.into_iter().filter(|(_, log)| log.is_whole()).map(|(turn, log)| (turn, log.text)).collect())
+}
+
+/// A log that is read in pieces, in order, up to its end.
+pub(super) struct LogText {
+    /// Where the reply ends in the log, in log units.
+    pub end: u64,
+    /// How far the log was read without a gap, in log units.
+    pub read: u64,
+    pub text: String,
+}
+
+impl LogText {
+    /// Takes the next piece, unless there is a gap before it.
+    pub fn push(&mut self, span: Span) {
+        if span.start == self.read {
+            self.read = span.end();
+            self.text.push_str(&span.until(self.end).text());
+        }
+    }
+
+    pub fn is_whole(&self) -> bool {
+        self.read >= self.end
+    }
 }
 
 /// By holder, the turns that the reply in its log answers, with their message ids, in order.

@@ -139,7 +139,7 @@ async fn frames_keep_their_order(db: Db) {
     assert_eq!(log.frames, [Frame::text("ab"), call, result.clone(), Frame::text("c")]);
     assert_eq!(db.store.read_log(turn, 3, 10).await.expect("reads").frames, [result, Frame::text("c")]);
     let record = db.store.turn_record(turn).await.expect("answers").expect("exists");
-    assert_eq!(record.reply.expect("a reply").text, "abc");
+    assert_eq!(record.reply.expect("a reply").text.as_deref(), Some("abc"));
 }
 
 /// A reply takes its unflushed tail along, and none with a hole in it; what lies beyond its end was preview.
@@ -163,7 +163,7 @@ async fn a_reply_takes_its_tail_along_and_has_no_hole(db: Db) {
     (word.tail, word.end) = (Span::default(), 5);
     assert_eq!(finish(&db.store, word).await, Ok(true));
     let record = db.store.turn_record(turn).await.expect("answers").expect("exists");
-    assert_eq!(record.reply.map(|r| (r.end, r.text)), Some((5, "hello".into())));
+    assert_eq!(record.reply.map(|r| (r.end, r.text)), Some((5, Some("hello".into()))));
 }
 
 /// A reply without a word is a reply: what it means is the adapter's to say.
@@ -172,7 +172,7 @@ async fn an_empty_reply_is_a_reply(db: Db) {
     let turn = db.in_hand(&worker).await;
     assert_eq!(finish(&db.store, worker.reply(&[turn], "")).await, Ok(true));
     let record = db.store.turn_record(turn).await.expect("answers").expect("exists");
-    assert_eq!(record.reply.map(|r| (r.end, r.text)), Some((0, String::new())));
+    assert_eq!(record.reply.map(|r| (r.end, r.text)), Some((0, Some(String::new()))));
 }
 
 crate::both!(

@@ -54,7 +54,7 @@ async fn a_reply_to_several_goes_to_a_readable_one(db: Db) {
         assert_eq!(finish(&db.store, worker.reply(&turns, "hello")).await, Ok(true), "{how}");
         ended_internal(&db, turns[0], how).await;
         let record = db.store.turn_record(turns[1]).await.expect("answers").expect("exists");
-        assert_eq!(record.reply.map(|r| (r.holder, r.text)), Some((turns[1], "hello".into())), "{how}");
+        assert_eq!(record.reply.map(|r| (r.holder, r.text)), Some((turns[1], Some("hello".into()))), "{how}");
         db.store.fail_worker(worker.incarnation, &failure(Reason::Deleted)).await.expect("answers");
     }
 }

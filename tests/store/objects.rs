@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use lastword::store::{AgentTurnProgress, AgentTurnRef, AgentTurnState, Arm, Retention};
+use lastword::store::{AgentTurnProgress, AgentTurnRef, AgentTurnState, Arm, Retention, WorkerWord};
+use lastword::turn::frame::Span;
 use lastword::turn::keys::{GatewayId, TurnId};
 use lastword::turn::reason::Reason;
 use lastword::turn::routing::{KUBERNETES, Routing};
@@ -57,7 +58,9 @@ async fn a_tie_lives_from_arm_to_its_status(db: Db) {
     db.sql("UPDATE lease SET runtime = 'kubernetes', runtime_ref = 'acme/bot-1'").await;
     assert_eq!(finish(&db.store, worker.reply(&[turn], "hello")).await, Ok(true));
     let shown = state(&db, turn).await;
-    assert!(matches!(shown.progress, AgentTurnProgress::Replied { ref text, cut: false, .. } if text == "hello"));
+    assert!(
+        matches!(shown.progress, AgentTurnProgress::Replied { text: Some(ref text), cut: false, .. } if text == "hello")
+    );
     assert_eq!(shown.worker.as_deref(), Some("acme/bot-1"));
     assert_eq!(shown.object, Some(("acme".into(), object("t"))));
     assert_eq!(moved(&db, turn).await, 0, "its delivery is on its way");
@@ -86,12 +89,42 @@ async fn a_status_is_short_and_names_the_worker(db: Db) {
         matches!(state_of_failed.progress, AgentTurnProgress::Failed { ref failure, .. } if failure.reason == Reason::OutOfMemory)
     );
     assert_eq!(finish(&db.store, worker.reply(&[long], &"é".repeat(20_000))).await, Ok(true));
-    let AgentTurnProgress::Replied { text, cut, .. } = state(&db, long).await.progress else { panic!("replied") };
+    let AgentTurnProgress::Replied { text: Some(text), cut, .. } = state(&db, long).await.progress else {
+        panic!("replied")
+    };
     assert!(cut && text.len() == 16 * 1024 && text.chars().all(|c| c == 'é'));
     let failures =
         db.store.failed_turns(db.store.database_time().await.expect("now") - Duration::from_secs(60), 10).await;
     let failures = failures.expect("reads");
     assert_eq!(failures.iter().map(|f| (f.id, f.reason)).collect::<Vec<_>>(), [(failed.0, Reason::OutOfMemory)]);
+}
+
+/// Whatever part of a reply's log is missing: no record, no status and no history has the rest of it.
+async fn half_a_reply_is_in_no_record(db: Db) {
+    let worker = Worker::live(&db.store).await;
+    for lost in ["start_at = 0", "start_at = 3", "start_at = 6", "true"] {
+        let turn = armed(&db.store, of(lost)).await;
+        assert_eq!(worker.claim_ids(&db.store, 10).await, [turn.turn_id]);
+        for (at, text) in [(0, "one"), (3, "two"), (6, "end")] {
+            assert!(worker.append(&db.store, turn.turn_id, at, text).await.is_ok());
+        }
+        let tail = Span::new(9, Vec::new());
+        let word = WorkerWord { end: 9, tail, ..worker.reply(&[turn.turn_id], "") };
+        assert_eq!(finish(&db.store, word).await, Ok(true));
+        let text = async || {
+            let record = db.store.turn_record(turn.turn_id).await.expect("reads").expect("exists");
+            let AgentTurnProgress::Replied { text: status, .. } = state(&db, turn.turn_id).await.progress else {
+                panic!("it replied")
+            };
+            let history = db.store.conversation_exchanges(turn.conversation_id, 100, 10).await.expect("reads");
+            let history = history.into_iter().map(|exchange| exchange.reply).collect::<Vec<_>>();
+            (record.reply.expect("a reply").text, status, history)
+        };
+        let whole = || Some("onetwoend".to_owned());
+        assert_eq!(text().await, (whole(), whole(), vec!["onetwoend".to_owned()]), "{lost}");
+        db.sql(&format!("DELETE FROM output WHERE turn_id = '{}' AND {lost}", turn.turn_id)).await;
+        assert_eq!(text().await, (None, None, vec![]), "{lost}");
+    }
 }
 
 /// Objects that are gone: open turns end, what is owed goes, the others stay. Only those armed before a list began are
@@ -264,5 +297,6 @@ crate::both!(
     what_vanished_is_cancelled,
     an_erased_turn_is_known_as_such,
     each_spec_of_each_object_is_a_generation,
+    half_a_reply_is_in_no_record,
     a_failure_is_of_its_own_agent,
 );

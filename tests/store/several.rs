@@ -28,8 +28,11 @@ async fn shown(db: &Db, turn: TurnId) -> (TurnId, String, Vec<TurnId>) {
     assert_eq!((terminal.holder, terminal.end, terminal.failure), (reply.holder, reply.end, None));
     let answered = db.store.turns_answered_by(reply.holder).await.expect("answers");
     assert_eq!(answered, reply.turns);
-    assert_eq!(db.store.read_log(reply.holder, 0, 100).await.expect("answers").until(reply.end).text(), reply.text);
-    (reply.holder, reply.text, reply.turns.into_iter().map(|t| t.0).collect())
+    assert_eq!(
+        db.store.read_log(reply.holder, 0, 100).await.expect("answers").until(reply.end).text(),
+        reply.text.clone().expect("whole")
+    );
+    (reply.holder, reply.text.expect("whole"), reply.turns.into_iter().map(|t| t.0).collect())
 }
 
 /// One of three turns has failed already: the reply resolves the other two, one holds the text, the other points to

@@ -24,6 +24,7 @@ use crate::cli::stream::{StreamSource, Streamed};
 use crate::cli::text::{one_line, printable, width};
 use crate::cli::types::{EventKind, StreamEvent, SubmitRequest, TurnRecord};
 use crate::private::{self, Others};
+use crate::turn::cause::rule::TEXT_GONE;
 use crate::turn::frame::Frame;
 use crate::turn::keys::TurnId;
 
@@ -272,7 +273,7 @@ fn question(message: &str) {
 fn show(record: &TurnRecord) {
     question(record.message.as_deref().unwrap_or_default());
     match (&record.reply, &record.error) {
-        (Some(reply), _) => println!("{}", printable(reply.text.trim_end())),
+        (Some(reply), _) => println!("{}", printable(reply.text.as_deref().unwrap_or(TEXT_GONE).trim_end())),
         (_, Some(error)) => {
             println!("{} {}: {}", style("error:").red(), printable(&error.reason), printable(&error.message));
         }

@@ -86,7 +86,8 @@ pub struct RecordView {
 #[serde(rename_all = "camelCase")]
 pub struct ReplyView {
     reply_id: Option<String>,
-    text: String,
+    /// Null if the log that held it is gone, wholly or in part.
+    text: Option<String>,
     turn_ids: Vec<TurnId>,
     message_ids: Vec<String>,
 }

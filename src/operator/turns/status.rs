@@ -83,9 +83,10 @@ fn of_turn(object: &TurnObject, state: &AgentTurnState, at: Timestamp) -> AgentT
     let armed = state.armed_at.map_or(object.created, timestamp);
     let claimed = state.claimed_at.map(timestamp);
     let ended = ending(&state.progress, at);
+    let lacks_text = matches!(state.progress, AgentTurnProgress::Replied { text: None, .. });
     let why = match &ended {
         Some((_, Some(failure))) => (failure.reason.as_str(), failure.message.as_str()),
-        Some((_, None)) => ("Succeeded", ""),
+        Some((_, None)) => ("Succeeded", if lacks_text { rule::TEXT_GONE } else { "" }),
         None if claimed.is_some() => ("Running", ""),
         None => ("Armed", ""),
     };
@@ -112,7 +113,7 @@ fn of_turn(object: &TurnObject, state: &AgentTurnState, at: Timestamp) -> AgentT
         Some(_) => Phase::Failed,
     };
     let (reply, reply_truncated) = match &state.progress {
-        AgentTurnProgress::Replied { text, cut, .. } => (Some(text.clone()), cut.then_some(true)),
+        AgentTurnProgress::Replied { text, cut, .. } => (text.clone(), cut.then_some(true)),
         _ => (None, None),
     };
     AgentTurnStatus {

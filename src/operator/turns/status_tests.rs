@@ -31,7 +31,7 @@ fn failed(reason: Reason) -> AgentTurnProgress {
 }
 
 fn replied(text: &str) -> AgentTurnProgress {
-    AgentTurnProgress::Replied { text: text.into(), cut: false, at: at(2) }
+    AgentTurnProgress::Replied { text: Some(text.into()), cut: false, at: at(2) }
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn an_error_is_the_clients_and_a_cut_reply_says_so() {
     assert_eq!(status["error"]["reason"], "AgentNotFound");
     assert_eq!(status["error"]["retryable"], false);
     assert!(!status.to_string().contains("exit 1"), "the detail is for operators");
-    let partly = AgentTurnProgress::Replied { text: "abc".into(), cut: true, at: at(2) };
+    let partly = AgentTurnProgress::Replied { text: Some("abc".into()), cut: true, at: at(2) };
     let status = DesiredStatus::OfTurn { state: state(true, partly), at: at(9) }.status(&object());
     assert_eq!((status.reply.as_deref(), status.reply_truncated), (Some("abc"), Some(true)));
     let status = DesiredStatus::OfTurn { state: state(true, replied("abc")), at: at(9) }.status(&object());

@@ -98,7 +98,7 @@ fn ended(turn_id: TurnId) -> AgentTurnState {
         armed_at: Some(database(1)),
         claimed_at: Some(database(2)),
         worker: None,
-        progress: AgentTurnProgress::Replied { text: "hello".into(), cut: false, at: database(3) },
+        progress: AgentTurnProgress::Replied { text: Some("hello".into()), cut: false, at: database(3) },
     }
 }
 

@@ -5,6 +5,9 @@ use std::fmt::Display;
 use crate::turn::reason::Reason;
 use crate::turn::terminal::Failure;
 
+/// What stands for a reply whose log is gone, wholly or in part: half a reply is shown to nobody.
+pub const TEXT_GONE: &str = "the reply's text is no longer stored";
+
 /// The user, an operator, or the deletion of the conversation cancelled the turn.
 pub fn cancelled() -> Failure {
     Failure::new(Reason::Cancelled)
