@@ -11,6 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -43,8 +44,8 @@ pub struct Ticks {
 struct LastTick {
     /// When; until the first one, when the gateway began.
     at: Instant,
-    /// Whether there was one.
-    ticked: bool,
+    /// The database's time in it, and when that was read; none before the first.
+    database: Option<(OffsetDateTime, Instant)>,
 }
 
 /// How long the first tick of a gateway is waited for.
@@ -56,7 +57,14 @@ impl Ticks {
     /// A worker that it heard before would be judged as one whose gateway has stopped.
     pub async fn begun(&self) -> bool {
         let mut last = self.last.clone();
-        timeout(FIRST_TICK, last.wait_for(|last| last.ticked)).await.is_ok_and(|seen| seen.is_ok())
+        timeout(FIRST_TICK, last.wait_for(|last| last.database.is_some())).await.is_ok_and(|seen| seen.is_ok())
+    }
+
+    /// What time it is by the database's clock: that of the last tick, and what has passed since. So it goes on while the
+    /// database is away. `None` before the first tick.
+    pub fn database_time(&self) -> Option<OffsetDateTime> {
+        let (then, read) = self.last.borrow().database?;
+        then.checked_add(time::Duration::try_from(read.elapsed()).ok()?)
     }
 
     /// Returns when no tick has been committed for this long, and not sooner: see [`half_a_lease`]. What began at `begin` was
@@ -90,7 +98,7 @@ impl Heartbeats {
     /// Starts to tick, until `shutdown`. Then this gateway writes that it has stopped.
     pub fn start(store: Store, gateway: Replica, shutdown: CancellationToken) -> Self {
         let (queue, waiting) = mpsc::channel(MAX_WAITING);
-        let (committed, last) = watch::channel(LastTick { at: Instant::now(), ticked: false });
+        let (committed, last) = watch::channel(LastTick { at: Instant::now(), database: None });
         let ended = CancellationToken::new();
         let done = ended.clone().drop_guard();
         supervised("the heartbeat tick", async move {
@@ -180,10 +188,15 @@ async fn tick(
     // for the silence.
     let mut ticks = Every::new("the heartbeat tick", TICK).at_once();
     while ticks.next(&shutdown).await.is_some() {
-        let gather = || locked(&waiting).gather();
+        let read = Mutex::new(None);
+        let gather = |database| {
+            *read.lock().unwrap_or_else(PoisonError::into_inner) = Some((database, Instant::now()));
+            locked(&waiting).gather()
+        };
         let result = store.heartbeat_of_gateway(&gateway, GATEWAY_EXPIRES_SECONDS, gather).await;
         if result.is_ok() {
-            committed.send_replace(LastTick { at: Instant::now(), ticked: true });
+            let database = read.into_inner().unwrap_or_else(PoisonError::into_inner);
+            committed.send_replace(LastTick { at: Instant::now(), database });
         }
         locked(&waiting).answer(&result);
         ticks.ended(result.map(|_| Again::Later));

@@ -10,6 +10,7 @@ use rustls::pki_types::{InvalidDnsNameError, ServerName};
 use super::auth::AuthMode;
 use super::config::{GatewayConfig, WorkerTls};
 use super::limits::PrincipalQuotas;
+use super::oidc::args::OidcArgs;
 use super::origin::ServedHost;
 use crate::dispatch::follow;
 use crate::tls::{self, TlsError};
@@ -42,6 +43,8 @@ pub struct GatewayArgs {
     pub max_connections: usize,
     #[command(flatten)]
     pub quotas: QuotaArgs,
+    #[command(flatten)]
+    pub oidc: OidcArgs,
 }
 
 /// What one user of an organization may have. `--auth none` knows one user only, and limits it only where a flag does.
@@ -75,24 +78,39 @@ impl QuotaArgs {
     }
 }
 
-/// Workers, and other replicas, would be served in cleartext on other machines.
+/// What would go over a network in cleartext.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "workers would connect to {0} in cleartext, with their credentials: name a certificate with --worker-tls-cert and \
-     --worker-tls-key, or allow it with --allow-cleartext (LASTWORD_ALLOW_CLEARTEXT)"
-)]
-pub struct CleartextWorkers(SocketAddr);
+pub enum GatewayInCleartext {
+    /// Workers, and other replicas, would be served so on other machines.
+    #[error(
+        "workers would connect to {0} in cleartext, with their credentials: name a certificate with --worker-tls-cert and \
+         --worker-tls-key, or allow it with --allow-cleartext (LASTWORD_ALLOW_CLEARTEXT)"
+    )]
+    Workers(SocketAddr),
+    /// Whoever is on the way could forge the keys by which tokens are checked.
+    #[error(
+        "the keys of the issuer {0} would be read in cleartext: use https://, or allow it with --allow-cleartext \
+         (LASTWORD_ALLOW_CLEARTEXT)"
+    )]
+    Issuer(String),
+}
 
 impl GatewayArgs {
-    /// Refuses a worker port that other machines reach in cleartext.
+    /// Refuses a worker port that other machines reach in cleartext, and an OIDC issuer that would be asked so.
     ///
     /// # Errors
-    /// If it listens beyond this machine without TLS, and that is not allowed.
-    pub fn check_cleartext(&self, has_tls: bool, allowed: bool) -> Result<(), CleartextWorkers> {
-        if has_tls || allowed || self.worker_listen.ip().is_loopback() {
+    /// If one of them goes beyond this machine without TLS, and that is not allowed.
+    pub fn check_cleartext(&self, has_tls: bool, allowed: bool) -> Result<(), GatewayInCleartext> {
+        if allowed {
             return Ok(());
         }
-        Err(CleartextWorkers(self.worker_listen))
+        if let Some(issuer) = self.oidc.oidc_issuer.as_ref().filter(|issuer| issuer.is_in_cleartext()) {
+            return Err(GatewayInCleartext::Issuer(issuer.as_str().to_owned()));
+        }
+        if has_tls || self.worker_listen.ip().is_loopback() {
+            return Ok(());
+        }
+        Err(GatewayInCleartext::Workers(self.worker_listen))
     }
 
     /// The configuration that these flags describe. `workers` is the address that the worker port was bound to: with port 0
@@ -101,6 +119,7 @@ impl GatewayArgs {
         let scheme = if worker_tls.is_some() { "https" } else { "http" };
         GatewayConfig {
             auth: self.auth,
+            oidc: self.oidc.config(),
             hosts: self.hosts.clone(),
             advertise: self.advertise.clone().unwrap_or_else(|| format!("{scheme}://{workers}")),
             worker_tls,

@@ -3,6 +3,7 @@
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode, header};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::Gateway;
@@ -10,11 +11,21 @@ use crate::problem::Problem;
 use crate::store::Actor;
 use crate::store::keys::{KeyRole, Principal};
 
-/// Who calls, and by which key.
+/// By what a caller is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KnownBy {
+    /// Nothing: under `--auth none` whoever runs the gateway is known without.
+    OfThisMachine,
+    /// The API key of this id.
+    Key(Uuid),
+    /// A token of the OIDC issuer, which ends at this time of the database's clock.
+    Token { expires_at: OffsetDateTime },
+}
+
+/// Who calls, and by what it is known.
 pub struct ApiCaller {
     pub principal: Principal,
-    /// The id of the API key that was shown; none under `--auth none`.
-    pub key: Option<Uuid>,
+    pub known_by: KnownBy,
 }
 
 impl ApiCaller {
@@ -25,7 +36,11 @@ impl ApiCaller {
 
     /// How the audit names it.
     pub fn actor(&self) -> Actor<'_> {
-        Actor { organization: &self.principal.organization, user: &self.principal.user, key: self.key }
+        let key = match self.known_by {
+            KnownBy::Key(key) => Some(key),
+            KnownBy::OfThisMachine | KnownBy::Token { .. } => None,
+        };
+        Actor { organization: &self.principal.organization, user: &self.principal.user, key }
     }
 
     /// Whose room its bodies take: its principal's, which may have several keys.

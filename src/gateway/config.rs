@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::auth::AuthMode;
 use super::limits::PrincipalQuotas;
+use super::oidc::OidcConfig;
 use super::origin::ServedHost;
 use crate::edge::bodies::BodyLimits;
 use crate::egress::Egress;
@@ -20,6 +21,8 @@ const MIB: usize = 1024 * 1024;
 #[derive(Debug, Clone)]
 pub struct GatewayConfig {
     pub auth: AuthMode,
+    /// Whose tokens are taken beside API keys.
+    pub oidc: Option<OidcConfig>,
     /// By which hosts clients may call, beside those of loopback and, with keys, addresses.
     pub hosts: Vec<ServedHost>,
     /// Base URL of the worker port, as other replicas and workers reach it.
@@ -67,6 +70,7 @@ impl Default for GatewayConfig {
     fn default() -> Self {
         GatewayConfig {
             auth: AuthMode::None,
+            oidc: None,
             hosts: Vec::new(),
             advertise: "http://127.0.0.1:8081".into(),
             worker_tls: None,

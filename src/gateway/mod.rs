@@ -9,6 +9,7 @@
 //! | `router` | the client port's routes, merged from those of each dialect |
 //! | `origin` | which hosts and which web pages are answered |
 //! | `auth`, `known_keys`, `caller` | who calls, and what is known of API keys |
+//! | `oidc/` | callers who show a token of an OpenID Connect issuer in place of a key |
 //! | `limits` | what one principal may do: requests a second, streams |
 //! | `audit` | which reads of operators are written down |
 //! | `api/` | Lastword's own client API (`docs/api.md`), a file an area of it |
@@ -27,6 +28,7 @@ mod config;
 mod known_keys;
 mod limits;
 mod notices;
+mod oidc;
 mod origin;
 mod router;
 mod wiring;
@@ -45,6 +47,7 @@ use audit::ReadAudit;
 pub use auth::{Auth, AuthMode};
 pub use config::{GatewayConfig, WorkerTls};
 pub use limits::PrincipalQuotas;
+pub use oidc::{ClaimMapping, ClaimName, IssuerId, OidcConfig, OperatorClaim, TokenOrganization};
 pub use origin::ServedHost;
 pub use wiring::{GatewayError, Listeners, run};
 

@@ -13,6 +13,7 @@ use super::auth::{Auth, AuthMode};
 use super::config::{GatewayConfig, WorkerTls};
 use super::limits::PrincipalCounters;
 use super::notices::{self, NoticeRouter};
+use super::oidc::Oidc;
 use super::origin::{FLAG, ServedHost, ServedHosts};
 use super::{Gateway, router};
 use crate::agents::Agents;
@@ -51,6 +52,8 @@ pub struct Listeners {
 pub enum GatewayError {
     #[error("--auth none serves loopback only, and {0} is not; use --auth keys")]
     NotLoopback(SocketAddr),
+    #[error("--oidc-issuer is for a gateway whose callers are known: use --auth keys")]
+    KeylessOidc,
     #[error("without keys, {FLAG} '*' would open this gateway to any web page; name the hosts, or use --auth keys")]
     AnyHost,
     #[error("cannot serve: {0}")]
@@ -74,6 +77,9 @@ pub async fn run(
         }
         if config.hosts.contains(&ServedHost::Any) {
             return Err(GatewayError::AnyHost);
+        }
+        if config.oidc.is_some() {
+            return Err(GatewayError::KeylessOidc);
         }
     }
     let background = shutdown.child_token();
@@ -153,9 +159,10 @@ async fn gateway(
     }
     let outbound = Outbound::new(config.egress.clone(), Reach::Cluster)?;
     let services = Services::new(outbound, config.secrets.clone(), config.evaluators.clone());
+    let oidc = config.oidc.clone().map(|oidc| Oidc::new(oidc, streams.ticks.clone())).transpose()?;
     let submitter = Submitter { store: store.clone(), agents: agents.clone(), gateway: streams.gateway, services };
     Ok(Gateway {
-        auth: Auth::new(config.auth, store.clone()),
+        auth: Auth::new(config.auth, store.clone(), oidc),
         audit: ReadAudit::new(store.clone()),
         open_streams: Arc::new(Semaphore::new(config.max_streams)),
         counters: PrincipalCounters::new(config.quotas),
@@ -189,6 +196,9 @@ fn spawn_loops(
     ));
     tasks.spawn(watched("the guarding of waiting turns", submitter.clone().reguard(shutdown.clone())));
     tasks.spawn(watched("the look after keys", gateway.auth.clone().look_after_keys(shutdown.clone())));
+    if let Some(oidc) = gateway.auth.oidc() {
+        tasks.spawn(watched("the look after the OIDC issuer", oidc.clone().look_after_keys(shutdown.clone())));
+    }
     let agents_changed = Arc::new(Notify::new());
     let readings =
         notices::refresh_agents(gateway.agents.clone(), store.clone(), agents_changed.clone(), shutdown.clone());

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::admin::CannotListen;
 use crate::gateway::GatewayError;
-use crate::gateway::args::CleartextWorkers;
+use crate::gateway::args::GatewayInCleartext;
 use crate::local::agents_file::AgentsFileError;
 use crate::local::database::DatabaseError;
 use crate::private::PrivateError;
@@ -23,7 +23,7 @@ pub enum RoleError {
     #[error(transparent)]
     Listen(#[from] CannotListen),
     #[error(transparent)]
-    CleartextWorkers(#[from] CleartextWorkers),
+    GatewayInCleartext(#[from] GatewayInCleartext),
     #[error(
         "worker pods would connect to {0} in cleartext, with their credentials: use https://, or allow it with --allow-cleartext (LASTWORD_ALLOW_CLEARTEXT)"
     )]

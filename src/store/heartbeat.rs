@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use sqlx::Row;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::connection::DbConnection;
@@ -43,17 +44,17 @@ impl Store {
     /// lease is dead has none. `expires_seconds`: how long others take the gateway to live without another tick.
     ///
     /// `gather` answers all beats that wait, those that it answered before and that are not written yet among them. It is
-    /// called once the time was read that the gate takes for the tick's: a worker whose beat waited by then is not silent. A
-    /// transaction that loses a race calls it again.
+    /// called with the database's time, once that was read, which the gate takes for the tick's: a worker whose beat waited by
+    /// then is not silent. A transaction that loses a race calls it again.
     pub async fn heartbeat_of_gateway(
         &self,
         gateway: &Replica,
         expires_seconds: u32,
-        gather: impl Fn() -> Vec<Beat> + Send + Sync,
+        gather: impl Fn(OffsetDateTime) -> Vec<Beat> + Send + Sync,
     ) -> Result<HashMap<Incarnation, BeatAnswer>, StoreError> {
         transaction!(self.vital(), |tx| {
             let gathered = gate::before_gathering(tx).await?;
-            let beats = gather();
+            let beats = gather(gathered);
             let answers = renew_leases(tx, gateway.id, &beats).await?;
             gate::tick(tx, gateway, f64::from(expires_seconds), gathered).await?;
             Ok(answers)

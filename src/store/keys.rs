@@ -84,6 +84,11 @@ pub struct Principal {
     pub role: KeyRole,
 }
 
+/// Whether a text is meant to be a key, by its beginning; it may be a bad one.
+pub fn looks_like_key(text: &str) -> bool {
+    text.starts_with(PREFIX)
+}
+
 /// A key as its holder presents it. Its `Debug` hides the secret.
 #[derive(Clone)]
 pub struct ApiKey {

@@ -154,7 +154,7 @@ async fn a_beat_that_waits_for_a_slow_tick_is_no_silence(db: Db) {
     let store = db.store.clone();
     let gateway = Replica::new("http://gateway".into());
     let under_way = tokio::spawn(async move {
-        let gather = || {
+        let gather = |_| {
             let _ = gathered.send(());
             Vec::new()
         };

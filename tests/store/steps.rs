@@ -39,7 +39,7 @@ pub async fn tick(store: &Store, beats: &[Beat]) -> HashMap<Incarnation, BeatAns
 
 pub async fn try_tick(store: &Store, beats: &[Beat]) -> Result<HashMap<Incarnation, BeatAnswer>, StoreError> {
     let gateway = Replica { id: GatewayId(Uuid::nil()), url: "http://gateway".into(), secret: "s".into() };
-    store.heartbeat_of_gateway(&gateway, 60, || beats.to_vec()).await
+    store.heartbeat_of_gateway(&gateway, 60, |_| beats.to_vec()).await
 }
 
 impl Db {

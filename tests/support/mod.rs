@@ -8,6 +8,7 @@
 //!   [`chat`]: a turn of that client.
 //! - [`forwarder`]: a network between a test and its Postgres, which can be cut.
 //! - [`pgbouncer`]: a pooler in front of a test's Postgres.
+//! - [`issuer`]: a real OpenID Connect issuer.
 //! - [`http`], [`model`] and [`process`]: small servers on loopback, a model server by script, and other processes.
 
 pub mod actors;
@@ -20,6 +21,7 @@ pub mod fake_worker;
 pub mod forwarder;
 pub mod gateway;
 pub mod http;
+pub mod issuer;
 pub mod model;
 pub mod pgbouncer;
 pub mod process;

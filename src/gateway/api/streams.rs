@@ -190,20 +190,20 @@ fn stream(
     permit: StreamPermit,
     session: Option<SessionRegistration>,
 ) -> Response {
-    let (auth, key) = (gateway.auth.clone(), caller.key);
+    let (auth, known_by) = (gateway.auth.clone(), caller.known_by);
     let frames = gateway.streams.clone().open(viewer, session);
     let body = async_stream::stream! {
         let _permit = permit;
-        let revoked = auth.until_revoked(key);
-        tokio::pin!(frames, revoked);
+        let ended = auth.until_ended(known_by);
+        tokio::pin!(frames, ended);
         loop {
             tokio::select! {
                 frame = frames.next() => match frame {
                     Some(frame) => yield frame,
                     None => return,
                 },
-                () = &mut revoked => {
-                    yield Err(std::io::Error::other("the key was revoked"));
+                () = &mut ended => {
+                    yield Err(std::io::Error::other("the caller's key or token is good no more"));
                     return;
                 }
             }

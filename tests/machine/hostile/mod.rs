@@ -13,6 +13,7 @@ mod keys;
 mod noise;
 mod strangers;
 mod tls;
+mod tokens;
 mod workers;
 
 /// Sends bytes as they are and answers with all that comes back.
