@@ -12,12 +12,14 @@
 //! | `oidc/` | callers who show a token of an OpenID Connect issuer in place of a key |
 //! | `limits` | what one principal may do: requests a second, streams |
 //! | `audit` | which reads of operators are written down |
+//! | `conversations` | which conversation a name or an id means |
+//! | `messages` | a client's message becomes a turn |
+//! | `open_streams` | the body of a client's stream: its places, and what cuts it |
 //! | `api/` | Lastword's own client API (`docs/api.md`), a file an area of it |
+//! | `dialects/` | other people's client protocols, a file or folder each |
 //! | `notices` | what this gateway does when something changed elsewhere |
 //!
-//! A *dialect* is one client protocol. Lastword's own API is in `api/`; each further one (AG-UI, OpenAI, the UI message
-//! stream) is to get a folder beside it with its own `router()`, which `router.rs` merges. Today the frames of
-//! Lastword's own API are made in [`crate::stream`], so that comes first: CONTRIBUTING.md says what has to move.
+//! A *dialect* is one client protocol. Lastword's own is in `api/`, and the rest are in `dialects/`.
 
 mod api;
 pub mod args;
@@ -25,10 +27,14 @@ mod audit;
 pub mod auth;
 mod caller;
 mod config;
+mod conversations;
+mod dialects;
 mod known_keys;
 mod limits;
+mod messages;
 mod notices;
 mod oidc;
+mod open_streams;
 mod origin;
 mod router;
 mod wiring;

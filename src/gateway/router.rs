@@ -6,14 +6,14 @@ use axum::http::StatusCode;
 use axum::middleware;
 
 use super::origin::{self, ServedHosts};
-use super::{Gateway, api};
+use super::{Gateway, api, dialects};
 use crate::problem::Problem;
 
 /// Everything that the client port serves.
 pub(super) fn router(gateway: Gateway, hosts: ServedHosts) -> Router {
     Router::new()
-        // A further dialect is merged here.
         .merge(api::router())
+        .merge(dialects::router())
         .fallback(|| async { Problem::not_found("path; see /openapi.json") })
         .method_not_allowed_fallback(|| async {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "the path has no such method; see /openapi.json")

@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::render::{self, Owed};
+use super::writer::{FrameSubject, StreamWriter};
 use crate::store::TurnView;
 use crate::turn::cursor::{Cursor, Shown};
 use crate::turn::frame::Span;
@@ -49,6 +50,7 @@ pub(super) enum Next {
 
 /// See the module. All numbers are those of turns in their conversation.
 pub(super) struct StreamProgress {
+    writer: Box<dyn StreamWriter>,
     cursor: Cursor,
     kind: StreamKind,
     /// Turns that owe something to the cursor, in order.
@@ -78,8 +80,9 @@ struct ShortLog {
 }
 
 impl StreamProgress {
-    pub fn new(kind: StreamKind, cursor: Cursor) -> Self {
+    pub fn new(kind: StreamKind, cursor: Cursor, writer: Box<dyn StreamWriter>) -> Self {
         StreamProgress {
+            writer,
             cursor,
             kind,
             owing: Vec::new(),
@@ -92,6 +95,16 @@ impl StreamProgress {
             erased: false,
             over: false,
         }
+    }
+
+    /// The bytes that open the stream.
+    pub fn connected(&mut self, conversation: &str, about: Option<FrameSubject<'_>>) -> Bytes {
+        self.writer.connected(&self.cursor, conversation, about)
+    }
+
+    /// The bytes that keep an idle stream open.
+    pub fn keep_alive(&self) -> Bytes {
+        self.writer.keep_alive()
     }
 
     pub fn kind(&self) -> StreamKind {
@@ -236,7 +249,7 @@ impl StreamProgress {
         let Some(view) = self.owing.iter().find(|v| v.turn_id == turn) else { return Vec::new() };
         if !span.is_empty() {
             self.short = None;
-            return render::output(view, &mut self.cursor, span);
+            return render::output(&mut *self.writer, view, &mut self.cursor, span);
         }
         match (&view.terminal, self.cursor.shown(view.number)) {
             (Some(_), Shown::Part { offset, .. }) => self.reads_short(turn, offset),
@@ -252,7 +265,7 @@ impl StreamProgress {
         let Some((view, terminal)) = view.and_then(|v| Some((v, v.terminal.as_ref()?))) else {
             return (Vec::new(), Vec::new());
         };
-        let frames = render::terminal(view, terminal, &mut self.cursor, answered);
+        let frames = render::terminal(&mut *self.writer, view, terminal, &mut self.cursor, answered);
         self.settle();
         self.over |= self.kind != StreamKind::Session;
         // All turns that the reply answers are delivered by it.

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use super::sse::{self, FrameSubject};
+use super::writer::{FrameSubject, ShownEnd, ShownOutcome, StreamWriter};
 use crate::store::{GoneReply, Terminal, TurnView};
 use crate::turn::cursor::{Cursor, Shown};
 use crate::turn::frame::Span;
@@ -41,14 +41,14 @@ pub fn is_out_of_reach(gone: &GoneReply, cursor: &Cursor) -> bool {
 }
 
 /// The frames for a piece of the log. Moves the cursor past them.
-pub fn output(view: &TurnView, cursor: &mut Cursor, span: Span) -> Vec<Bytes> {
+pub fn output(writer: &mut dyn StreamWriter, view: &TurnView, cursor: &mut Cursor, span: Span) -> Vec<Bytes> {
     let about = FrameSubject { turn_id: view.turn_id, message_id: &view.message_id };
     let mut at = span.start;
     let mut frames = Vec::with_capacity(span.frames.len());
     for frame in &span.frames {
         at += frame.units();
         cursor.advance(view.number, Shown::Part { offset: at, frames: 0 });
-        frames.push(sse::output(cursor, about, frame));
+        frames.push(writer.output(cursor, about, at, frame));
     }
     frames
 }
@@ -57,6 +57,7 @@ pub fn output(view: &TurnView, cursor: &mut Cursor, span: Span) -> Vec<Bytes> {
 /// answers: whichever of them is shown first on a cursor, the others are not shown again. `answered` are these turns with their
 /// message ids; empty if the reply answers this one alone.
 pub fn terminal(
+    writer: &mut dyn StreamWriter,
     view: &TurnView,
     terminal: &Terminal,
     cursor: &mut Cursor,
@@ -68,27 +69,22 @@ pub fn terminal(
     };
     let about = FrameSubject { turn_id: view.turn_id, message_id: &view.message_id };
     let own = [(view.turn_id, view.message_id.clone())];
-    let mut frames = Vec::with_capacity(3);
-    let mut say = |cursor: &mut Cursor, nth: u8, last: bool, make: &dyn Fn(&Cursor) -> Bytes| {
-        if nth > shown {
-            let to = if last { Shown::Done } else { Shown::Part { offset, frames: nth } };
-            cursor.advance(view.number, to);
-            if last {
-                terminal.answered.iter().for_each(|&number| cursor.advance(number, Shown::Done));
-            }
-            frames.push(make(cursor));
-        }
+    let outcome = ShownOutcome::of(terminal.failure.as_ref());
+    let answered = match outcome {
+        ShownOutcome::Reply if !answered.is_empty() => answered,
+        ShownOutcome::Reply | ShownOutcome::Cancelled(_) | ShownOutcome::Failed(_) => &own,
     };
-    let finish = terminal.finish_reason.as_deref();
-    match &terminal.failure {
-        None => say(cursor, 1, true, &|c| {
-            sse::complete(c, about, ("reply", finish), if answered.is_empty() { &own } else { answered })
-        }),
-        Some(failure) => {
-            say(cursor, 1, false, &|c| sse::error(c, "error", about, failure));
-            say(cursor, 2, false, &|c| sse::error(c, "agent-error", about, failure));
-            say(cursor, 3, true, &|c| sse::complete(c, about, ("error", finish), &own));
+    let end = ShownEnd { outcome, finish_reason: terminal.finish_reason.as_deref(), answered };
+    let steps = writer.terminal_steps(&end);
+    let mut frames = Vec::with_capacity(steps.into());
+    for step in (1..=steps).filter(|&step| step > shown) {
+        if step < steps {
+            cursor.advance(view.number, Shown::Part { offset, frames: step });
+        } else {
+            cursor.advance(view.number, Shown::Done);
+            terminal.answered.iter().for_each(|&number| cursor.advance(number, Shown::Done));
         }
+        frames.push(writer.terminal(cursor, about, step, &end));
     }
     // Also behind a cursor that claims more frames than there are.
     cursor.advance(view.number, Shown::Done);
@@ -97,6 +93,7 @@ pub fn terminal(
 
 #[cfg(test)]
 mod tests {
+    use super::super::sse::NativeWriter;
     use super::*;
     use crate::turn::frame::Frame;
     use crate::turn::keys::ConversationId;
@@ -141,14 +138,14 @@ mod tests {
         let (view, end) = failed();
         for broken_after in 0..=3 {
             let mut cursor = Cursor::after(view.conversation_id, 0);
-            let all = terminal(&view, &end, &mut cursor.clone(), &[]);
+            let all = terminal(&mut NativeWriter, &view, &end, &mut cursor.clone(), &[]);
             let mut seen = all[..broken_after].to_vec();
             if let Some(last) = seen.last() {
                 let text = String::from_utf8_lossy(last).to_string();
                 let id = text.lines().find_map(|l| l.strip_prefix("id: ")).expect("an id").to_string();
                 cursor = Cursor::parse(&id, view.conversation_id).expect("our own cursor");
             }
-            seen.extend(terminal(&view, &end, &mut cursor, &[]));
+            seen.extend(terminal(&mut NativeWriter, &view, &end, &mut cursor, &[]));
             assert_eq!(events(&seen), ["error", "agent-error", "complete"], "broken after {broken_after}");
         }
     }
@@ -157,9 +154,9 @@ mod tests {
     fn live_bytes_beyond_the_end_are_preview() {
         let (view, end) = failed();
         let mut cursor = Cursor::after(view.conversation_id, 0);
-        output(&view, &mut cursor, Span::new(0, vec![Frame::text("hello")]));
+        output(&mut NativeWriter, &view, &mut cursor, Span::new(0, vec![Frame::text("hello")]));
         assert_eq!(owed(&view, &cursor), None);
-        assert_eq!(terminal(&view, &end, &mut cursor, &[]).len(), 3);
+        assert_eq!(terminal(&mut NativeWriter, &view, &end, &mut cursor, &[]).len(), 3);
         assert_eq!(cursor.shown(1), Shown::Done);
     }
 
@@ -171,7 +168,7 @@ mod tests {
         let mut cursor = Cursor::after(other.conversation_id, 1);
         let owes = owed(&other, &cursor).expect("the whole log");
         assert_eq!((owes.log, owes.from, owes.until), (holder.turn_id, 0, Some(2)));
-        let frames = terminal(&other, &end, &mut cursor, &[]);
+        let frames = terminal(&mut NativeWriter, &other, &end, &mut cursor, &[]);
         assert_eq!(events(&frames), ["complete"]);
         assert!(String::from_utf8_lossy(&frames[0]).contains(".1.2-d.4-d\n"), "{frames:?}");
     }

@@ -22,7 +22,7 @@ use super::delivery::ShownTerminals;
 use super::progress::{Next, StreamKind, StreamProgress};
 use super::registry::{SessionRegistration, SessionRegistry};
 use super::render::Owed;
-use super::sse;
+use super::writer::{FrameSubject, StreamWriter};
 use crate::dispatch::follow::Follower;
 use crate::dispatch::live::LiveLogs;
 use crate::dispatch::subscriptions::{Subscription, Subscriptions};
@@ -71,35 +71,39 @@ pub struct Viewer {
 }
 
 impl Streams {
-    /// The bytes of the stream. A session must have been registered before this is called, else the delivery of a terminal
+    /// The bytes of the stream, as the writer makes them. A session must have been registered before this is called, else the delivery of a terminal
     /// that is written meanwhile would be put aside for want of a session.
     pub fn open(
         self,
         viewer: Viewer,
+        writer: Box<dyn StreamWriter>,
         session: Option<SessionRegistration>,
     ) -> impl Stream<Item = Result<Bytes, io::Error>> + Send {
         async_stream::try_stream! {
             let _registered = session;
             // Subscribed before the first look at the store, so that no change falls between the two.
             let changes = self.subscriptions.subscribe(viewer.conversation_id);
-            let about = viewer.turn.as_ref().map(|(id, message)| sse::FrameSubject { turn_id: *id, message_id: message });
-            yield sse::connected(&viewer.cursor, &viewer.conversation, about);
-            let mut stream = ClientStream::new(self, viewer, changes);
+            let mut stream = ClientStream::new(self, &viewer, writer, changes);
+            let about = viewer.turn.as_ref().map(|(id, message)| FrameSubject { turn_id: *id, message_id: message });
+            let opening = stream.progress.connected(&viewer.conversation, about);
+            if !opening.is_empty() {
+                yield opening;
+            }
             loop {
                 while let Some(step) = stream.next().await {
-                    for frame in step.frames {
+                    for frame in step.frames.into_iter().filter(|frame| !frame.is_empty()) {
                         yield frame;
+                        stream.last_sent = Instant::now();
                     }
                     // To be asked for more means that the frames so far were passed on to the client's connection.
                     stream.was_shown(&step.ended);
-                    stream.last_sent = Instant::now();
                 }
                 if stream.progress.is_over() {
                     return;
                 }
                 match stream.wait().await {
                     Woken::Look => {}
-                    Woken::KeepAlive => yield sse::keep_alive(),
+                    Woken::KeepAlive => yield stream.progress.keep_alive(),
                     Woken::Shutdown => {
                         if stream.owes_nothing().await {
                             return;
@@ -156,15 +160,15 @@ struct ClientStream {
 }
 
 impl ClientStream {
-    fn new(streams: Streams, viewer: Viewer, mut changes: Subscription) -> Self {
-        let kind = viewer.turn.map_or(StreamKind::Session, |(turn, _)| StreamKind::Turn(turn));
+    fn new(streams: Streams, viewer: &Viewer, writer: Box<dyn StreamWriter>, mut changes: Subscription) -> Self {
+        let kind = viewer.turn.as_ref().map_or(StreamKind::Session, |(turn, _)| StreamKind::Turn(*turn));
         let store_changes = changes.seen().store;
         ClientStream {
             streams,
             conversation_id: viewer.conversation_id,
             owner: viewer.owner,
             changes,
-            progress: StreamProgress::new(kind, viewer.cursor),
+            progress: StreamProgress::new(kind, viewer.cursor.clone(), writer),
             store_changes,
             failed: false,
             begin: tokio::time::Instant::now(),

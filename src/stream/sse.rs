@@ -1,18 +1,46 @@
-//! How a frame is written as a Server-Sent Event. `docs/api.md` says what each event means.
+//! Lastword's own dialect: each frame is a Server-Sent Event with the cursor behind it as its id. `docs/api.md` says what each
+//! event means.
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
+use super::writer::{FrameSubject, ShownEnd, ShownOutcome, StreamWriter};
 use crate::turn::cursor::Cursor;
 use crate::turn::frame::Frame;
 use crate::turn::keys::TurnId;
 use crate::turn::terminal::Failure;
 
-/// The turn that a frame is about.
-#[derive(Debug, Clone, Copy)]
-pub struct FrameSubject<'a> {
-    pub turn_id: TurnId,
-    pub message_id: &'a str,
+/// Writes Lastword's own dialect.
+pub struct NativeWriter;
+
+impl StreamWriter for NativeWriter {
+    fn connected(&mut self, cursor: &Cursor, conversation: &str, about: Option<FrameSubject<'_>>) -> Bytes {
+        connected(cursor, conversation, about)
+    }
+
+    fn output(&mut self, cursor: &Cursor, about: FrameSubject<'_>, _offset: u64, frame: &Frame) -> Bytes {
+        output(cursor, about, frame)
+    }
+
+    fn terminal_steps(&self, end: &ShownEnd<'_>) -> u8 {
+        match end.outcome {
+            ShownOutcome::Reply => 1,
+            ShownOutcome::Cancelled(_) | ShownOutcome::Failed(_) => 3,
+        }
+    }
+
+    fn terminal(&mut self, cursor: &Cursor, about: FrameSubject<'_>, step: u8, end: &ShownEnd<'_>) -> Bytes {
+        match (end.outcome, step) {
+            (ShownOutcome::Reply, _) => complete(cursor, about, "reply", end),
+            (ShownOutcome::Cancelled(failure) | ShownOutcome::Failed(failure), 1) => {
+                error(cursor, "error", about, failure)
+            }
+            (ShownOutcome::Cancelled(failure) | ShownOutcome::Failed(failure), 2) => {
+                error(cursor, "agent-error", about, failure)
+            }
+            (ShownOutcome::Cancelled(_) | ShownOutcome::Failed(_), _) => complete(cursor, about, "error", end),
+        }
+    }
 }
 
 /// One frame: event, id and a line of JSON. JSON has no raw line break, so nothing can break out of the frame.
@@ -20,13 +48,8 @@ fn frame(event: &str, cursor: &Cursor, data: &Value) -> Bytes {
     format!("event: {event}\nid: {cursor}\ndata: {data}\n\n").into()
 }
 
-/// A comment that keeps proxies from closing an idle stream.
-pub fn keep_alive() -> Bytes {
-    Bytes::from_static(b": keep-alive\n\n")
-}
-
 /// The first frame of a connection. On a session it is about no turn.
-pub fn connected(cursor: &Cursor, conversation: &str, about: Option<FrameSubject<'_>>) -> Bytes {
+fn connected(cursor: &Cursor, conversation: &str, about: Option<FrameSubject<'_>>) -> Bytes {
     let data = json!({
         "turnId": about.map(|a| a.turn_id),
         "messageId": about.map(|a| a.message_id),
@@ -37,7 +60,7 @@ pub fn connected(cursor: &Cursor, conversation: &str, about: Option<FrameSubject
 }
 
 /// A frame of output.
-pub fn output(cursor: &Cursor, about: FrameSubject<'_>, output: &Frame) -> Bytes {
+fn output(cursor: &Cursor, about: FrameSubject<'_>, output: &Frame) -> Bytes {
     let mut data = match serde_json::to_value(output) {
         Ok(Value::Object(map)) => map,
         _ => Map::new(),
@@ -50,7 +73,7 @@ pub fn output(cursor: &Cursor, about: FrameSubject<'_>, output: &Frame) -> Bytes
 
 /// The terminal of a turn that failed, as the event `error` or as `agent-error`. It is sent under both names, because
 /// EventSource also fires `error` for its own connection errors.
-pub fn error(cursor: &Cursor, event: &str, about: FrameSubject<'_>, failure: &Failure) -> Bytes {
+fn error(cursor: &Cursor, event: &str, about: FrameSubject<'_>, failure: &Failure) -> Bytes {
     let data = json!({
         "turnId": about.turn_id,
         "messageId": about.message_id,
@@ -63,20 +86,17 @@ pub fn error(cursor: &Cursor, event: &str, about: FrameSubject<'_>, failure: &Fa
 
 /// The last frame of a turn, or of all turns that one reply answers. The outcome is `reply` or `error`; beside it, why the
 /// model stopped, if that is known.
-pub fn complete(
-    cursor: &Cursor,
-    about: FrameSubject<'_>,
-    (outcome, finish_reason): (&str, Option<&str>),
-    answered: &[(TurnId, String)],
-) -> Bytes {
+fn complete(cursor: &Cursor, about: FrameSubject<'_>, outcome: &str, end: &ShownEnd<'_>) -> Bytes {
+    let (turns, messages): (Vec<TurnId>, Vec<&String>) =
+        end.answered.iter().map(|(turn, message)| (*turn, message)).unzip();
     let mut data = json!({
         "turnId": about.turn_id,
         "messageId": about.message_id,
         "outcome": outcome,
-        "turnIds": answered.iter().map(|a| a.0).collect::<Vec<_>>(),
-        "messageIds": answered.iter().map(|a| &a.1).collect::<Vec<_>>(),
+        "turnIds": turns,
+        "messageIds": messages,
     });
-    if let Some(reason) = finish_reason {
+    if let Some(reason) = end.finish_reason {
         data["finishReason"] = reason.into();
     }
     frame("complete", cursor, &data)

@@ -1,7 +1,6 @@
 //! Lastword's own client API, as `docs/api.md` describes it. Each file holds one area of it, with its handlers, the bodies
 //! that they take and give, and the area's `router()`.
 
-mod conversations;
 mod openapi;
 mod records;
 mod streams;

@@ -10,10 +10,10 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::conversations::{self, OwnerQuery};
 use crate::gateway::Gateway;
 use crate::gateway::audit::Subject;
 use crate::gateway::caller::ApiCaller;
+use crate::gateway::conversations::{self, OwnerQuery};
 use crate::problem::Problem;
 use crate::store::{ListFilter, Record};
 use crate::turn::keys::TurnId;

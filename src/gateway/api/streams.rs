@@ -1,27 +1,24 @@
 //! Streams of Server-Sent Events: a conversation's session and a turn's own stream. Both begin at a cursor.
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::get;
-use futures::StreamExt;
 use serde::Deserialize;
-use tokio::sync::OwnedSemaphorePermit;
 
-use super::conversations;
 use crate::edge::framing::needs_framing;
 use crate::gateway::Gateway;
 use crate::gateway::audit::Subject;
 use crate::gateway::caller::ApiCaller;
-use crate::gateway::limits::StreamPlace;
+use crate::gateway::conversations;
+use crate::gateway::open_streams::{admitted, is_out_of_retention, past_retention, stream};
 use crate::problem::Problem;
 use crate::store::Conversation;
-use crate::stream::registry::SessionRegistration;
 use crate::stream::render::is_out_of_reach;
 use crate::stream::session::Viewer;
+use crate::stream::sse::NativeWriter;
 use crate::turn::cursor::{Cursor, CursorError, Shown};
 use crate::turn::keys::{ConversationId, TurnId};
 
@@ -81,10 +78,6 @@ fn cursor_without_conversation(cursor: &str) -> Problem {
     }
 }
 
-fn past_retention() -> Problem {
-    Problem::new(StatusCode::GONE, "turns behind this cursor are past their retention; start again without one")
-}
-
 #[utoipa::path(get, path = "/v1/conversations/{conversation}/events",
     params(("conversation" = String, Path, description = "the caller's name of it, or its id"),
            ("after" = Option<String>, Query, description = "a cursor"),
@@ -128,7 +121,7 @@ pub(super) async fn session(
     }
     let viewer =
         Viewer { conversation_id: conversation.id, conversation: conversation.name, turn: None, cursor, owner };
-    Ok(stream(gateway, &caller, viewer, permit, Some(session)))
+    Ok(stream(gateway, &caller, viewer, Box::new(NativeWriter), permit, Some(session)))
 }
 
 #[utoipa::path(get, path = "/v1/turns/{turn}/events",
@@ -156,8 +149,7 @@ pub(super) async fn turn_stream(
         }
         None => Cursor::after(turn.conversation_id, turn.number - 1),
     };
-    let gone = gateway.store.gone_replies_after(turn.conversation_id, turn.number - 1).await?;
-    if gone.first().is_some_and(|g| g.number == turn.number && is_out_of_reach(g, &cursor)) {
+    if is_out_of_retention(&gateway, turn.conversation_id, turn.number, &cursor).await? {
         return Err(past_retention());
     }
     let viewer = Viewer {
@@ -168,51 +160,5 @@ pub(super) async fn turn_stream(
         owner: turn.owner == caller.principal.user,
     };
     let permit = admitted(&gateway, &caller)?;
-    Ok(stream(gateway, &caller, viewer, permit, None))
-}
-
-/// A stream's places among all of this replica's, and among its principal's.
-type StreamPermit = (OwnedSemaphorePermit, StreamPlace);
-
-/// The places for one more stream.
-fn admitted(gateway: &Gateway, caller: &ApiCaller) -> Result<StreamPermit, Problem> {
-    let place = gateway.counters.open_stream(&caller.principal)?;
-    let permit = gateway.open_streams.clone().try_acquire_owned().map_err(|_| {
-        Problem::new(StatusCode::TOO_MANY_REQUESTS, "this replica has as many streams as it may; try again")
-    })?;
-    Ok((permit, place))
-}
-
-fn stream(
-    gateway: Gateway,
-    caller: &ApiCaller,
-    viewer: Viewer,
-    permit: StreamPermit,
-    session: Option<SessionRegistration>,
-) -> Response {
-    let (auth, known_by) = (gateway.auth.clone(), caller.known_by);
-    let frames = gateway.streams.clone().open(viewer, session);
-    let body = async_stream::stream! {
-        let _permit = permit;
-        let ended = auth.until_ended(known_by);
-        tokio::pin!(frames, ended);
-        loop {
-            tokio::select! {
-                frame = frames.next() => match frame {
-                    Some(frame) => yield frame,
-                    None => return,
-                },
-                () = &mut ended => {
-                    yield Err(std::io::Error::other("the caller's key or token is good no more"));
-                    return;
-                }
-            }
-        }
-    };
-    let headers = [
-        (header::CONTENT_TYPE, "text/event-stream"),
-        (header::CACHE_CONTROL, "no-store"),
-        (header::HeaderName::from_static("x-accel-buffering"), "no"),
-    ];
-    (headers, Body::from_stream(body)).into_response()
+    Ok(stream(gateway, &caller, viewer, Box::new(NativeWriter), permit, None))
 }

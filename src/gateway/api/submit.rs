@@ -12,27 +12,20 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::conversations::{self, OwnerQuery};
 use crate::gateway::Gateway;
 use crate::gateway::caller::ApiCaller;
+use crate::gateway::conversations::OwnerQuery;
+use crate::gateway::messages::{self, ClientMessage};
 use crate::problem::Problem;
-use crate::store::ArmError;
-use crate::submit::{Submission, SubmitError};
-use crate::turn::cause::rule;
 use crate::turn::cursor::Cursor;
-use crate::turn::frame::{storable, storable_json};
-use crate::turn::keys::{TurnId, check_name};
+use crate::turn::keys::TurnId;
 use crate::turn::objects::objects_only;
 use crate::turn::routing::API;
-use crate::turn::trace::traceparent;
 
 /// The longest `platformMetadata`, in bytes of its JSON.
 const MAX_METADATA_BYTES: usize = 64 * 1024;
 /// The account of bodies whose sender's key could not be checked; no principal's account is named so.
 const UNKNOWN: &str = "";
-
-/// The seconds after which a caller is told to try again whose turns, or whose Agent's, have no room now.
-const WAIT_FOR_PLACE: u64 = 2;
 
 /// The route of a submit.
 pub(super) fn router() -> Router<Gateway> {
@@ -97,40 +90,24 @@ pub(super) async fn submit(
     let whole = gateway.bodies.whole(&caller.account(), body).await?;
     let body: Submit = whole.json()?;
     let message_id = body.message_id.unwrap_or_else(new_message_id);
-    let platform = body.platform.unwrap_or_else(|| API.to_string());
-    for (what, name) in [("messageId", &message_id), ("platform", &platform)] {
-        check_name(what, name).map_err(|e| Problem::bad_request(e.to_string()))?;
-    }
-    if body.message.is_empty() {
-        return Err(Problem::bad_request("message is empty"));
-    }
-    let conversation = conversations::own_name(&gateway, &caller, conversation, query.owner.as_deref())
-        .await
-        .map_err(|problem| problem.with_message_id(&message_id))?;
-    let submission = Submission {
-        agent: agent_name(&caller, &body.agent)?,
-        organization: caller.principal.organization,
-        user: caller.principal.user,
+    let message = ClientMessage {
+        agent: body.agent,
         conversation,
-        message_id,
-        message: storable(body.message),
-        platform,
-        platform_metadata: storable_json(body.platform_metadata),
-        traceparent: headers.get("traceparent").and_then(|v| v.to_str().ok()).and_then(traceparent).map(str::to_string),
-        deadline_seconds: None,
-        object: None,
-        limits: gateway.counters.in_store(),
+        message_id: message_id.clone(),
+        message: body.message,
+        platform: body.platform.unwrap_or_else(|| API.to_string()),
+        platform_metadata: body.platform_metadata,
     };
-    let (message_id, conversation) = (submission.message_id.clone(), submission.conversation.clone());
-    let (armed, worker_group) = gateway.submitter.submit(submission).await.map_err(|e| refused(e, &message_id))?;
+    let turn = messages::submit(&gateway, &caller, &headers, query.owner.as_deref(), message).await?;
+    let armed = turn.armed;
     let cursor = Cursor::after(armed.conversation_id, armed.number - 1).to_string();
     let status = if armed.fresh { StatusCode::ACCEPTED } else { StatusCode::OK };
     let submitted = Submitted {
         turn_id: armed.turn_id,
         message_id,
-        conversation,
+        conversation: turn.conversation,
         conversation_id: armed.conversation_id.0,
-        worker_group,
+        worker_group: turn.worker_group,
         cursor,
     };
     Ok((status, Json(submitted)).into_response())
@@ -148,45 +125,6 @@ fn small<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> 
         return Err(D::Error::custom(said));
     }
     serde_json::from_str(text).map_err(D::Error::custom)
-}
-
-fn agent_name(caller: &ApiCaller, agent: &str) -> Result<String, Problem> {
-    let name = match agent.split_once('/') {
-        Some((namespace, name)) if namespace == caller.principal.organization => name,
-        Some(_) => return Err(Problem::not_found("agent").with_reason(rule::refused(rule::Refusal::NoAgent))),
-        None => agent,
-    };
-    check_name("agent", name).map_err(|e| Problem::bad_request(e.to_string()))?;
-    Ok(name.to_string())
-}
-
-fn refused(error: SubmitError, message_id: &str) -> Problem {
-    let (text, reason) = (error.to_string(), error.reason());
-    let told = |problem: Problem| match reason {
-        Some(reason) => problem.with_reason(reason),
-        None => problem,
-    };
-    let problem = match error {
-        SubmitError::NoAgent => told(Problem::not_found("agent")),
-        SubmitError::NoPlatform => Problem::bad_request(text),
-        SubmitError::QueueFull(_)
-        | SubmitError::ShareFull(_)
-        | SubmitError::TooManyOpen
-        | SubmitError::Refused(ArmError::TooManyOpen(_) | ArmError::TooManyConversations(_)) => {
-            told(Problem::new(StatusCode::TOO_MANY_REQUESTS, text).with_retry_after(WAIT_FOR_PLACE))
-        }
-        SubmitError::Refused(ArmError::OtherAgent(_) | ArmError::OtherContent) => {
-            told(Problem::new(StatusCode::CONFLICT, text))
-        }
-        SubmitError::Refused(ArmError::Store(error)) | SubmitError::Store(error) => match Problem::from(error) {
-            problem if problem.status() == StatusCode::SERVICE_UNAVAILABLE => Problem::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "not known to be armed; send it again with the same messageId",
-            ),
-            problem => problem,
-        },
-    };
-    problem.with_message_id(message_id)
 }
 
 objects_only!(read Submit);

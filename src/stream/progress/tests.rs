@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use serde_json::Value;
 
+use super::super::sse::NativeWriter;
 use super::*;
 use crate::store::Terminal;
 use crate::turn::frame::Frame;
@@ -114,7 +115,7 @@ impl Client {
     fn behind(world: &World, base: i64) -> Self {
         let cursor = Cursor::after(world.conversation, base);
         let text = cursor.to_string();
-        let progress = StreamProgress::new(StreamKind::Session, cursor);
+        let progress = StreamProgress::new(StreamKind::Session, cursor, Box::new(NativeWriter));
         Client { progress, cursor: text, text: BTreeMap::new(), completed: Vec::new() }
     }
 
@@ -161,7 +162,7 @@ impl Client {
     /// The connection broke; it comes back with the last cursor that it has.
     fn comes_back(&mut self, world: &World) {
         let cursor = Cursor::parse(&self.cursor, world.conversation).expect("our own");
-        self.progress = StreamProgress::new(StreamKind::Session, cursor);
+        self.progress = StreamProgress::new(StreamKind::Session, cursor, Box::new(NativeWriter));
     }
 
     /// Whether it was shown what a session behind `base` owes, and nothing besides.

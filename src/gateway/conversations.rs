@@ -16,7 +16,7 @@ use crate::turn::keys::{ConversationId, check_conversation};
 /// The query of calls on a conversation.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct OwnerQuery {
+pub(in crate::gateway) struct OwnerQuery {
     pub owner: Option<String>,
 }
 
@@ -24,7 +24,7 @@ pub(super) struct OwnerQuery {
 ///
 /// # Errors
 /// 403 for somebody else's name of a conversation, unless an operator asks.
-pub(super) async fn find(
+pub(in crate::gateway) async fn find(
     gateway: &Gateway,
     caller: &ApiCaller,
     conversation: &str,
@@ -65,7 +65,7 @@ async fn look(
 }
 
 /// [`find`], where there has to be one.
-pub(super) async fn seen(
+pub(in crate::gateway) async fn seen(
     gateway: &Gateway,
     caller: &ApiCaller,
     conversation: &str,
@@ -78,7 +78,7 @@ pub(super) async fn seen(
 ///
 /// # Errors
 /// 403 for one that the caller sees and that is somebody else's: only its owner submits turns.
-pub(super) async fn own_name(
+pub(in crate::gateway) async fn own_name(
     gateway: &Gateway,
     caller: &ApiCaller,
     conversation: String,
