@@ -166,6 +166,19 @@ impl Store {
         Ok(rows.into_iter().map(gone).collect())
     }
 
+    /// The newest turn of a conversation that has no terminal yet.
+    pub async fn newest_open_turn(&self, conversation: ConversationId) -> Result<Option<TurnHead>, StoreError> {
+        let newest: Option<Uuid> =
+            sqlx::query_scalar("SELECT turn_id FROM marker WHERE conversation_id = $1 ORDER BY number DESC LIMIT 1")
+                .bind(conversation.0)
+                .fetch_optional(&self.general)
+                .await?;
+        match newest {
+            Some(turn) => self.turn_head(TurnId(turn)).await,
+            None => Ok(None),
+        }
+    }
+
     /// Where a turn is and whose it is.
     pub async fn turn_head(&self, turn: TurnId) -> Result<Option<TurnHead>, StoreError> {
         let row = sqlx::query(

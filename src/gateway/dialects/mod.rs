@@ -4,9 +4,17 @@
 //!
 //! | file | holds |
 //! |---|---|
+//! | `agui/` | AG-UI |
+//! | `ui/` | the UI message stream of the Vercel AI SDK |
 //! | `run` | what those dialects share in which a request starts a turn and its answer is the turn's stream |
+//! | `input` | reads the newest message of a conversation that a client sends whole |
+//! | `tools` | calls of tools, with ids that are unique |
 
+pub(in crate::gateway) mod agui;
+mod input;
 mod run;
+mod tools;
+pub(in crate::gateway) mod ui;
 
 use axum::Router;
 use axum::middleware;
@@ -16,6 +24,8 @@ use crate::edge::framing::needs_framing;
 
 /// The routes of these dialects.
 pub(super) fn router() -> Router<Gateway> {
-    // Each dialect's router is merged here.
-    Router::new().route_layer(middleware::from_fn(needs_framing))
+    Router::new().merge(agui::router()).merge(ui::router()).route_layer(middleware::from_fn(needs_framing))
 }
+
+#[cfg(test)]
+mod tests;

@@ -61,7 +61,8 @@ impl EventText {
         self.0.push_str("data: [DONE]\n\n");
     }
 
-    fn take(&mut self) -> Bytes {
+    /// What was written since the last call.
+    pub fn take(&mut self) -> Bytes {
         std::mem::take(&mut self.0).into()
     }
 }
