@@ -13,6 +13,7 @@ mod support;
 mod cli;
 mod cut_off;
 mod dev;
+mod dialects;
 mod embedded_postgres;
 mod endings;
 mod examples;

@@ -6,6 +6,7 @@
 //! - [`actors`]: those who act on a store directly. [`gateway`], [`client`] and [`fake_worker`]: those who speak HTTP, with
 //!   gateways inside this process. [`dev`] and [`api`]: `lastword dev` as a process of its own, and its client;
 //!   [`chat`]: a turn of that client.
+//! - [`node`]: public client libraries of npm.
 //! - [`forwarder`]: a network between a test and its Postgres, which can be cut.
 //! - [`pgbouncer`]: a pooler in front of a test's Postgres.
 //! - [`issuer`]: a real OpenID Connect issuer.
@@ -23,6 +24,7 @@ pub mod gateway;
 pub mod http;
 pub mod issuer;
 pub mod model;
+pub mod node;
 pub mod pgbouncer;
 pub mod process;
 pub mod wait;

@@ -52,6 +52,7 @@ impl EventText {
     }
 
     /// An event with a name.
+    #[expect(dead_code, reason = "the protocols of OpenAI name their events")]
     pub fn named(&mut self, event: &str, data: &Value) {
         self.0.push_str(&format!("event: {event}\ndata: {data}\n\n"));
     }

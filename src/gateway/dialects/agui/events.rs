@@ -26,7 +26,7 @@ pub(in crate::gateway::dialects) struct AgUiWriter {
     messages: u32,
     /// The message whose text is open.
     open: Option<String>,
-    /// The message that calls of tools belong to, while nothing else came between.
+    /// The message that calls of tools belong to, until a result comes.
     callers: Option<String>,
     calls: ToolCalls,
 }
@@ -70,8 +70,9 @@ impl AgUiWriter {
         self.close_text(out);
         let parent = match &self.callers {
             Some(message) => message.clone(),
-            None => self.callers.insert(self.new_message()).clone(),
+            None => self.new_message(),
         };
+        self.callers = Some(parent.clone());
         let id = self.calls.called(id);
         out.data(&json!({
             "type": "TOOL_CALL_START", "toolCallId": id, "toolCallName": name, "parentMessageId": parent,
@@ -93,7 +94,6 @@ impl AgUiWriter {
 
     /// The latest note of progress takes the place of the one before.
     fn progress(&mut self, note: &str, out: &mut EventText) {
-        self.callers = self.open.clone();
         let message = self.turn.map_or_else(|| "progress".into(), |turn| format!("{turn}-progress"));
         out.data(&json!({
             "type": "ACTIVITY_SNAPSHOT", "messageId": message, "activityType": PROGRESS,
@@ -118,7 +118,7 @@ impl TurnWriter for AgUiWriter {
         self.turn = Some(turn.turn_id);
         out.data(&json!({
             "type": "RUN_STARTED", "threadId": self.thread, "runId": self.run, "protocolVersion": VERSION,
-            "metadata": {"turnId": turn.turn_id},
+            "metadata": {"turnId": turn.turn_id, "conversation": turn.conversation},
         }));
     }
 

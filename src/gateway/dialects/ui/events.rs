@@ -47,9 +47,8 @@ impl UiMessageWriter {
 
 impl TurnWriter for UiMessageWriter {
     fn begin(&mut self, turn: BegunTurn<'_>, out: &mut EventText) {
-        out.data(&json!({
-            "type": "start", "messageId": turn.turn_id, "messageMetadata": {"turnId": turn.turn_id},
-        }));
+        let metadata = json!({"turnId": turn.turn_id, "messageId": turn.message_id, "conversation": turn.conversation});
+        out.data(&json!({"type": "start", "messageId": turn.turn_id, "messageMetadata": metadata}));
         out.data(&json!({"type": "start-step"}));
     }
 
