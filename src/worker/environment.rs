@@ -13,7 +13,8 @@ pub(super) fn agent_command(program: &str) -> Command {
         command.env_remove(name);
     }
     // The key of a model's API and the like: in a pod, the model server beside the adapter has none of them either.
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LASTWORD_OPENAI_")) {
+    let is_adapters = |name: &str| ["LASTWORD_OPENAI_", "LASTWORD_AGUI_"].iter().any(|begin| name.starts_with(begin));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_adapters(&name.to_string_lossy())) {
         command.env_remove(name);
     }
     command

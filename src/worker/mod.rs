@@ -4,12 +4,13 @@
 //!   says which one is tried next), and takes turns until the worker leaves. Each
 //!   turn, or each group of turns with one reply, is a job (`job.rs`), which reports what its adapter puts into its output log
 //!   (`output_log.rs`).
-//! - An [`adapter::TurnAdapter`] runs the turns: a program for each (`exec.rs`), a model's completion for each (`openai/`), or
-//!   the message itself (`echo.rs`).
+//! - An [`adapter::TurnAdapter`] runs the turns: a program for each (`exec.rs`), a model's completion for each (`openai/`), a run
+//!   of an AG-UI agent for each (`agui/`), or the message itself (`echo.rs`). `upstream/` is what the two share that ask a server.
 //! - `lastword worker conformance` checks any worker, in any language, against the protocol, which
 //!   `docs/worker-protocol.md` describes.
 
 mod adapter;
+mod agui;
 mod client;
 pub mod conformance;
 mod credential;
@@ -33,6 +34,7 @@ mod run;
 mod start;
 mod termination;
 mod text;
+mod upstream;
 
 use std::process::ExitCode;
 
@@ -70,6 +72,8 @@ pub enum WorkerCommand {
     Exec(exec::ExecArgs),
     /// Ask an OpenAI-compatible server for a streamed chat completion for each turn.
     Openai(Box<openai::OpenAiArgs>),
+    /// Run an AG-UI agent of some server for each turn.
+    Agui(Box<agui::AgUiArgs>),
     /// Reply with the message, word by word.
     Echo(echo::EchoArgs),
     /// Copy this program to DIR/lastword, for a container whose image has nothing of ours.
@@ -88,6 +92,7 @@ pub async fn run(args: WorkerArgs, shutdown: CancellationToken) -> Result<ExitCo
         WorkerCommand::Exec(args) => exec::run(args, shutdown).await,
         WorkerCommand::Echo(args) => echo::run(args, shutdown).await,
         WorkerCommand::Openai(args) => openai::run(*args, shutdown).await,
+        WorkerCommand::Agui(args) => agui::run(*args, shutdown).await,
         WorkerCommand::Install(args) => install::run(&args).map(|()| ExitCode::SUCCESS),
         WorkerCommand::Conformance(args) => conformance::run(args, shutdown).await,
     }

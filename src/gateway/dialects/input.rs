@@ -62,7 +62,7 @@ pub(super) fn text_of(content: &Value) -> Result<String, Problem> {
     };
     let mut texts = Vec::with_capacity(parts.len());
     for part in parts {
-        let part = ContentPart::deserialize(part).map_err(|e| malformed(&e))?;
+        let part = <ContentPart as Deserialize>::deserialize(part).map_err(|e| malformed(&e))?;
         match (part.kind.as_str(), part.text) {
             ("text", Some(text)) => texts.push(text),
             (kind, _) => {

@@ -7,12 +7,12 @@ use serde_json::Value;
 
 /// The calls of one turn.
 #[derive(Debug, Default)]
-pub(super) struct ToolCalls {
+pub(super) struct ShownCalls {
     /// How many calls had this id.
     by_id: HashMap<String, u32>,
 }
 
-impl ToolCalls {
+impl ShownCalls {
     /// The id under which a call is shown: the agent's own; if it was used in this turn before, with a number behind it.
     pub fn called(&mut self, id: &str) -> String {
         let count = self.by_id.entry(id.to_owned()).or_default();
@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn an_id_that_is_used_again_is_told_apart() {
-        let mut calls = ToolCalls::default();
+        let mut calls = ShownCalls::default();
         assert_eq!(calls.answered("1"), None);
         assert_eq!(calls.called("1"), "1");
         assert_eq!(calls.answered("1").as_deref(), Some("1"));

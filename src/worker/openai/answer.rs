@@ -2,24 +2,24 @@
 //!
 //! Which of them it is, its first character says; servers send the wrong `Content-Type` for errors.
 
-use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt, stream};
+use futures::{StreamExt, stream};
 use reqwest::Response;
 use serde::de::IgnoredAny;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::completion::{Completion, CompletionEvent, ServerWords, WORDS_BYTES};
-use super::fault::Fault;
+use super::SERVER;
+use super::completion::{Completion, CompletionEvent, ServerWords};
 use super::progress::AnswerProgress;
 use crate::event_stream::{ReadError, ServerEvents, Strangers};
 use crate::turn::cause::model::{self, ModelRefusal};
 use crate::turn::frame::Frame;
 use crate::turn::terminal::cut;
 use crate::worker::adapter::OutputSink;
-use crate::worker::http::causes;
+use crate::worker::upstream::body::{AnswerBody, AnswerError, body};
+use crate::worker::upstream::fault::{Fault, WORDS_BYTES};
 
 /// The longest event of a model's stream, in bytes.
 const EVENT_BYTES: usize = 1024 * 1024;
@@ -31,17 +31,6 @@ const AFTERWARDS: Duration = Duration::from_secs(2);
 /// What is left of the time for the completion, when that is nearly over, to pass on a whole one.
 const LAST_MOMENT: Duration = Duration::from_millis(200);
 
-/// Why no more bytes of an answer come.
-#[derive(Debug, thiserror::Error)]
-enum AnswerError {
-    #[error("the model server said nothing for {0} s")]
-    Silent(u64),
-    #[error("the connection to the model server broke: {0}")]
-    Broken(String),
-}
-
-type AnswerBody = Pin<Box<dyn Stream<Item = Result<Bytes, AnswerError>> + Send>>;
-
 /// Passes the answer's completion on, as it comes. `idle`: how long the server may say nothing; a comment is something.
 pub(super) async fn pass_on(
     response: Response,
@@ -50,7 +39,7 @@ pub(super) async fn pass_on(
     out: &OutputSink,
 ) -> Result<(), Fault> {
     let mut answer = AnswerReader { completion: Completion::default(), progress, out, ignored: None };
-    let mut body = body(response, idle);
+    let mut body = body(SERVER, response, idle);
     let (first, head) = head(&mut body).await?;
     let bytes: AnswerBody = Box::pin(stream::iter([Ok(head)]).chain(body));
     let passed = match first {
@@ -70,27 +59,13 @@ pub(super) async fn pass_on(
     passed
 }
 
-/// The bytes of an answer, each piece within `idle` after the one before it.
-fn body(response: Response, idle: Duration) -> AnswerBody {
-    let pieces = response.bytes_stream().boxed();
-    Box::pin(stream::unfold(Some(pieces), move |pieces| async move {
-        let mut pieces = pieces?;
-        match timeout(idle, pieces.next()).await {
-            Ok(None) => None,
-            Ok(Some(Ok(piece))) => Some((Ok(piece), Some(pieces))),
-            Ok(Some(Err(error))) => Some((Err(AnswerError::Broken(causes(&error))), None)),
-            Err(_) => Some((Err(AnswerError::Silent(idle.as_secs())), None)),
-        }
-    }))
-}
-
 /// The answer's first character that is not blank, and the piece that it was found in. Blank lines before an answer are a
 /// server's way to say that it works.
 async fn head(body: &mut AnswerBody) -> Result<(char, Bytes), Fault> {
     let mut is_first = true;
     while let Some(piece) = body.next().await {
         let piece = piece.map_err(|error| match error {
-            AnswerError::Broken(_) if is_first => Fault::no_byte(error.to_string()),
+            AnswerError::Broken(..) if is_first => Fault::no_byte(error.to_string()),
             error => Fault::refused(ModelRefusal::MayPass, error.to_string()),
         })?;
         is_first &= piece.is_empty();

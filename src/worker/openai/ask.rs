@@ -1,34 +1,29 @@
 //! Asks for a completion: once, and again where nothing of an answer has come and the trouble may pass.
 
-use std::error::Error;
-use std::io;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use reqwest::header::{DATE, HeaderMap, LOCATION, RETRY_AFTER};
-use reqwest::{Method, Response};
+use reqwest::Method;
 use serde_json::json;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::OpenAiArgs;
 use super::answer;
-use super::completion::WORDS_BYTES;
-use super::fault::Fault;
 use super::messages::{messages, newer_half, usable};
 use super::progress::AnswerProgress;
-use super::route::ModelRoute;
+use super::{OpenAiArgs, SERVER};
 use crate::turn::cause::model::{self, ModelRefusal};
 use crate::turn::terminal::{Failure, cut};
 use crate::wire::{Exchange, TurnPush};
 use crate::worker::adapter::OutputSink;
-use crate::worker::http::{beginning_of, causes};
+use crate::worker::upstream::fault::{Fault, WORDS_BYTES};
+use crate::worker::upstream::route::ServerRoute;
 
-/// The pause before a new try where the server names none.
-const PAUSE: Duration = Duration::from_secs(1);
+/// What a redirect means.
+const REDIRECT: &str = "the base URL has to be that of the API itself";
 
 /// One turn's request.
 pub(super) struct Ask<'a> {
     pub args: &'a OpenAiArgs,
-    pub route: &'a ModelRoute,
+    pub route: &'a ServerRoute,
     pub turn: &'a TurnPush,
     pub out: &'a OutputSink,
     pub progress: &'a AnswerProgress,
@@ -121,110 +116,12 @@ impl Ask<'_> {
                 let detail = format!("the model server at {} said nothing for {} s", self.route.told(), idle.as_secs());
                 return Err(Fault::refused(ModelRefusal::MayPass, detail));
             }
-            Ok(Err(error)) => return Err(self.unanswered(error)),
+            Ok(Err(error)) => return Err(Fault::unanswered(SERVER, self.route, error)),
             Ok(Ok(response)) => response,
         };
         if !response.status().is_success() {
-            return Err(self.refused(response, idle).await);
+            return Err(Fault::by_status(SERVER, self.route, response, idle, REDIRECT).await);
         }
         answer::pass_on(response, idle, self.progress, self.out).await
-    }
-
-    /// No answer came to a request.
-    fn unanswered(&self, error: reqwest::Error) -> Fault {
-        let url = self.route.told();
-        let is_certificate = concerns_certificate(&error);
-        let (is_connect, causes) = (error.is_connect(), causes(&error.without_url()));
-        match (is_certificate, is_connect) {
-            (true, _) => Fault::refused(
-                ModelRefusal::ForGood,
-                format!("the certificate of the model server at {url} is not accepted: {causes}"),
-            ),
-            (false, true) => Fault::Refused {
-                refusal: ModelRefusal::MayPass,
-                detail: format!("the model server at {url} cannot be reached: {causes}"),
-                again: Some(PAUSE),
-            },
-            (false, false) => Fault::no_byte(format!("the model server at {url} gave no answer: {causes}")),
-        }
-    }
-
-    /// The answer is no completion, by its status.
-    async fn refused(&self, response: Response, idle: Duration) -> Fault {
-        let status = response.status();
-        let headers = response.headers().clone();
-        let body = timeout(idle, beginning_of(response, WORDS_BYTES)).await.unwrap_or_default();
-        let words = String::from_utf8_lossy(&body).trim().to_owned();
-        let mut detail = format!("the model server at {} answered {status}", self.route.told());
-        if status.is_redirection() {
-            let to = headers.get(LOCATION).map(|to| String::from_utf8_lossy(to.as_bytes()).into_owned());
-            let to = to.unwrap_or_else(|| "nowhere".into());
-            detail = format!(
-                "{detail}, a redirect to {to}, which is not followed: the base URL has to be that of the API itself"
-            );
-        }
-        if !words.is_empty() {
-            detail = format!("{detail}: {words}");
-        }
-        let refusal = model::refusal(Some(status.as_u16()), &words);
-        Fault::Refused { refusal, detail, again: Some(retry_after(&headers, SystemTime::now()).unwrap_or(PAUSE)) }
-    }
-}
-
-/// The pause that an answer asks for: in milliseconds, in seconds, or until a time, which is compared with the server's own
-/// clock where the answer tells it.
-fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
-    if let Some(millis) = text("retry-after-ms").and_then(|value| value.parse().ok()) {
-        return Some(Duration::from_millis(millis));
-    }
-    let after = text(RETRY_AFTER.as_str())?;
-    if let Some(seconds) = after.parse::<f64>().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()) {
-        return Some(seconds);
-    }
-    let at = httpdate::parse_http_date(after).ok()?;
-    let now = text(DATE.as_str()).and_then(|date| httpdate::parse_http_date(date).ok()).unwrap_or(now);
-    Some(at.duration_since(now).unwrap_or_default())
-}
-
-/// Whether a connection failed because a certificate is not accepted: another try ends the same way.
-fn concerns_certificate(error: &reqwest::Error) -> bool {
-    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
-            return true;
-        }
-        // The source of an I/O error is not the error in it, but the source of that.
-        let within = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        cause = within.map(|within| within as &(dyn Error + 'static)).or_else(|| error.source());
-    }
-    false
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pause_is_read_in_each_of_its_forms() {
-        let now = httpdate::parse_http_date("Wed, 21 Oct 2026 07:28:00 GMT").expect("a date");
-        for (headers, expected) in [
-            (vec![], None),
-            (vec![("retry-after", "7")], Some(7_000)),
-            (vec![("retry-after", " 1.5 ")], Some(1_500)),
-            (vec![("retry-after", "7"), ("retry-after-ms", "250")], Some(250)),
-            (vec![("retry-after", "Wed, 21 Oct 2026 07:28:09 GMT")], Some(9_000)),
-            (vec![("retry-after", "Wed, 21 Oct 2026 07:27:00 GMT")], Some(0)),
-            (
-                vec![("retry-after", "Wed, 21 Oct 2026 07:28:09 GMT"), ("date", "Wed, 21 Oct 2026 07:28:07 GMT")],
-                Some(2_000),
-            ),
-            (vec![("retry-after", "-3")], None),
-            (vec![("retry-after", "soon")], None),
-        ] {
-            let map: HeaderMap =
-                headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
-            assert_eq!(retry_after(&map, now).map(|pause| pause.as_millis()), expected, "{headers:?}");
-        }
     }
 }

@@ -10,6 +10,7 @@ use super::calls::ToolCalls;
 use super::surrogates::{TextJoiner, mended};
 use crate::turn::frame::Frame;
 use crate::turn::terminal::cut;
+use crate::worker::upstream::fault::WORDS_BYTES;
 
 /// The finish reasons that prove that the server ended the completion by itself: those of OpenAI, and those of other servers
 /// that pass on their own. The API's clients are told the reason as the server wrote it.
@@ -32,8 +33,6 @@ const FINISHES: [&str; 13] = [
 const PINGS: [&str; 6] = ["ping", "heartbeat", "keep-alive", "keepalive", "keep_alive", "comment"];
 /// What ends a stream.
 const DONE: &str = "[DONE]";
-/// How much is kept of what a server said, in bytes.
-pub(super) const WORDS_BYTES: usize = 4 * 1024;
 
 /// What an event of the stream means.
 #[derive(Debug, PartialEq)]

@@ -3,8 +3,7 @@
 //! | file | does |
 //! |---|---|
 //! | `messages.rs` | what is sent to the model: the conversation, made valid |
-//! | `route.rs` | how the server is reached: TLS, headers, proxies |
-//! | `ask.rs` | asks, and asks again where nothing of an answer has come; says why there is none (`fault.rs`) |
+//! | `ask.rs` | asks, and asks again where nothing of an answer has come; says why there is none |
 //! | `answer.rs` | reads an answer: a stream of events, or one document |
 //! | `completion.rs`, `calls.rs`, `surrogates.rs` | what the chunks mean, and when a completion is whole |
 //! | `server.rs` | a model server that the worker itself runs |
@@ -13,10 +12,8 @@ mod answer;
 mod ask;
 mod calls;
 mod completion;
-mod fault;
 mod messages;
 mod progress;
-mod route;
 mod server;
 mod surrogates;
 
@@ -30,7 +27,6 @@ use url::Url;
 
 use self::ask::Ask;
 use self::progress::AnswerProgress;
-use self::route::ModelRoute;
 use self::server::ModelServer;
 use super::adapter::{OutputSink, TurnAdapter};
 use super::environment::hide_environment;
@@ -39,11 +35,14 @@ use super::http::causes;
 use super::options::CommonArgs;
 use super::start::{self, Wants};
 use super::termination;
+use super::upstream::route::{RouteOptions, ServerRoute};
 use crate::turn::cause;
 use crate::turn::defaults;
 use crate::turn::terminal::{Failure, Outcome};
 use crate::wire::{MAX_HISTORY, TurnPush};
 
+/// What the server is called in failures.
+const SERVER: &str = "model server";
 /// The longest time that a flag takes, in seconds: a turn lasts no longer.
 const LONGEST: u64 = 604_800;
 /// How long the model server's exit is waited for after a completion failed, since the connection breaks before the exit is seen,
@@ -131,7 +130,7 @@ pub struct OpenAiArgs {
 /// Starts the model server if there is one, waits until it is ready, and serves turns.
 pub(super) async fn run(args: OpenAiArgs, shutdown: CancellationToken) -> Result<ExitCode, WorkerError> {
     hide_environment();
-    let route = ModelRoute::new(&args)?;
+    let route = ServerRoute::new(&route_options(&args))?;
     let server = match args.model_server {
         true => Some(ModelServer::start(&args.server, &args.base_url).await?),
         false => None,
@@ -158,9 +157,19 @@ pub(super) async fn run(args: OpenAiArgs, shutdown: CancellationToken) -> Result
     code
 }
 
+fn route_options(args: &OpenAiArgs) -> RouteOptions<'_> {
+    RouteOptions {
+        base: &args.base_url,
+        connect_timeout: args.connect_timeout,
+        api_key_env: args.api_key_env.as_deref(),
+        header_env: &args.header_env,
+        ca_env: args.ca_env.as_deref(),
+    }
+}
+
 /// Asks the server for completions.
 struct OpenAiAdapter {
-    route: ModelRoute,
+    route: ServerRoute,
     args: OpenAiArgs,
     /// Where the worker started the model server: why that ended, if it did.
     ended: Option<watch::Receiver<Option<Failure>>>,

@@ -7,7 +7,7 @@
 use serde_json::{Value, json};
 
 use crate::gateway::dialects::run::{BegunTurn, EventText, TurnWriter};
-use crate::gateway::dialects::tools::{ToolCalls, arguments_text, result_text};
+use crate::gateway::dialects::tools::{ShownCalls, arguments_text, result_text};
 use crate::stream::writer::{ShownEnd, ShownOutcome};
 use crate::turn::frame::Frame;
 use crate::turn::keys::TurnId;
@@ -28,13 +28,13 @@ pub(in crate::gateway::dialects) struct AgUiWriter {
     open: Option<String>,
     /// The message that calls of tools belong to, until a result comes.
     callers: Option<String>,
-    calls: ToolCalls,
+    calls: ShownCalls,
 }
 
 impl AgUiWriter {
     /// A run with the ids that its client gave it.
     pub fn new(thread: String, run: String) -> Self {
-        let calls = ToolCalls::default();
+        let calls = ShownCalls::default();
         AgUiWriter { thread, run, turn: None, messages: 0, open: None, callers: None, calls }
     }
 

@@ -5,7 +5,7 @@
 use serde_json::{Value, json};
 
 use crate::gateway::dialects::run::{BegunTurn, EventText, TurnWriter};
-use crate::gateway::dialects::tools::ToolCalls;
+use crate::gateway::dialects::tools::ShownCalls;
 use crate::stream::writer::{ShownEnd, ShownOutcome};
 use crate::turn::frame::Frame;
 
@@ -16,7 +16,7 @@ pub(in crate::gateway::dialects) struct UiMessageWriter {
     texts: u32,
     /// The text that is open.
     open: Option<String>,
-    calls: ToolCalls,
+    calls: ShownCalls,
 }
 
 impl UiMessageWriter {

@@ -1,4 +1,4 @@
-//! The way to the model server: the HTTP clients, what they trust, and when they use a proxy.
+//! The way to the server: the HTTP clients, what they trust, and when they use a proxy.
 //!
 //! A proxy of the environment (`HTTP_PROXY` and its like) is for the way out of the network. What is on this machine or in the
 //! cluster is reached directly, whether or not `NO_PROXY` names it: the proxy does not know `localhost` of this pod.
@@ -10,7 +10,6 @@ use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName
 use reqwest::{Client, ClientBuilder, Method, RequestBuilder, redirect};
 use url::{Host, Url};
 
-use super::OpenAiArgs;
 use crate::egress::is_internal;
 use crate::tls::{self, Authorities};
 use crate::worker::error::WorkerError;
@@ -22,8 +21,22 @@ const PROXIES: [&str; 3] = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
 /// The ends of names that only this machine or its network knows.
 const LOCAL_NAMES: [&str; 5] = [".localhost", ".svc", ".cluster.local", ".local", ".internal"];
 
-/// Makes requests to the model server.
-pub(super) struct ModelRoute {
+/// Where a server is, and what it is shown.
+#[derive(Debug)]
+pub struct RouteOptions<'a> {
+    pub base: &'a Url,
+    /// How long a connection may take to be made, in seconds.
+    pub connect_timeout: u64,
+    /// The environment variable that holds the key to send as a bearer's.
+    pub api_key_env: Option<&'a str>,
+    /// Further headers, `NAME=VARIABLE`.
+    pub header_env: &'a [String],
+    /// The environment variable that holds the certificates to trust in place of the system's.
+    pub ca_env: Option<&'a str>,
+}
+
+/// Makes requests to a server.
+pub struct ServerRoute {
     base: Url,
     headers: HeaderMap,
     direct: Client,
@@ -31,22 +44,22 @@ pub(super) struct ModelRoute {
     proxied: Option<Client>,
 }
 
-impl ModelRoute {
+impl ServerRoute {
     /// Reads what the flags name: the key, the headers and the authorities.
-    pub(super) fn new(args: &OpenAiArgs) -> Result<Self, WorkerError> {
-        let authorities = match &args.ca_env {
+    pub fn new(options: &RouteOptions<'_>) -> Result<Self, WorkerError> {
+        let authorities = match options.ca_env {
             None => None,
             Some(name) => Some(Authorities::parse(name, secret(name)?.into_bytes())?),
         };
         let builder = || -> ClientBuilder {
             let builder = match &authorities {
                 Some(authorities) => tls::http_trusting(authorities),
-                None if args.base_url.scheme() == "https" => tls::http(),
+                None if options.base.scheme() == "https" => tls::http(),
                 // Without TLS, the system's authorities need not be read; an image may lack them.
                 None => Client::builder().tls_certs_only([]),
             };
             builder
-                .connect_timeout(Duration::from_secs(args.connect_timeout))
+                .connect_timeout(Duration::from_secs(options.connect_timeout))
                 .tcp_keepalive(Duration::from_secs(15))
                 // A redirected POST would become a GET, and the key would go to another server.
                 .redirect(redirect::Policy::none())
@@ -57,18 +70,20 @@ impl ModelRoute {
                 .iter()
                 .any(|name| std::env::var_os(name).is_some_and(|v| !v.is_empty()))
         });
-        Ok(ModelRoute {
-            base: args.base_url.clone(),
-            headers: headers(args)?,
+        Ok(ServerRoute {
+            base: options.base.clone(),
+            headers: headers(options)?,
             direct: builder().no_proxy().build()?,
             proxied: if has_proxy { Some(builder().build()?) } else { None },
         })
     }
 
-    /// A request for what lies at `path` below the base URL.
-    pub(super) async fn request(&self, method: Method, path: &str) -> RequestBuilder {
+    /// A request for what lies at `path` below the base URL; for that URL itself, if the path is empty.
+    pub async fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let mut url = self.base.clone();
-        url.set_path(&format!("{}/{path}", url.path().trim_end_matches('/')));
+        if !path.is_empty() {
+            url.set_path(&format!("{}/{path}", url.path().trim_end_matches('/')));
+        }
         self.client().await.request(method, url).headers(self.headers.clone())
     }
 
@@ -83,13 +98,13 @@ impl ModelRoute {
     }
 
     /// The base URL as it may be told: without what may be secret in it.
-    pub(super) fn told(&self) -> String {
+    pub fn told(&self) -> String {
         told(&self.base)
     }
 }
 
 /// A URL without user, password and query.
-pub(super) fn told(url: &Url) -> String {
+pub fn told(url: &Url) -> String {
     let mut url = url.clone();
     let _ = url.set_username("");
     let _ = url.set_password(None);
@@ -114,14 +129,14 @@ async fn leads_inside(name: &str) -> bool {
 }
 
 /// The headers of every request. Those that an Agent names come last, so that they may replace ours.
-fn headers(args: &OpenAiArgs) -> Result<HeaderMap, WorkerError> {
+fn headers(options: &RouteOptions<'_>) -> Result<HeaderMap, WorkerError> {
     let mut headers = HeaderMap::new();
     headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream, application/json"));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Some(name) = &args.api_key_env {
+    if let Some(name) = options.api_key_env {
         headers.insert(AUTHORIZATION, hidden(name, format!("Bearer {}", secret(name)?.trim()))?);
     }
-    for given in &args.header_env {
+    for given in options.header_env {
         let bad = || WorkerError::BadHeader(given.clone());
         let (name, variable) = given.split_once('=').ok_or_else(bad)?;
         let name: HeaderName = name.parse().map_err(|_| bad())?;
