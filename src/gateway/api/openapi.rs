@@ -6,6 +6,7 @@ use utoipa::OpenApi;
 
 use super::{records, streams, submit};
 use crate::gateway::Gateway;
+use crate::gateway::dialects::{agui, ui};
 use crate::problem::Problem;
 
 #[derive(OpenApi)]
@@ -19,7 +20,10 @@ use crate::problem::Problem;
         records::history,
         records::list,
         records::cancel,
-        records::erase
+        records::erase,
+        agui::run_agent,
+        ui::send,
+        ui::resume
     ),
     components(schemas(
         submit::Submit,
@@ -27,6 +31,8 @@ use crate::problem::Problem;
         records::RecordView,
         records::Page,
         records::ErasedView,
+        agui::RunAgentInput,
+        ui::UiRequest,
         Problem
     ))
 )]

@@ -12,6 +12,7 @@ use tokio::process::{Child, Command};
 use crate::support::LASTWORD;
 use crate::support::wait::{BOUND, within};
 
+mod agui;
 mod exec;
 mod keeper;
 mod openai;
