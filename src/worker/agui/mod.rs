@@ -87,6 +87,7 @@ pub(super) async fn run(args: AgUiArgs, shutdown: CancellationToken) -> Result<E
         api_key_env: args.api_key_env.as_deref(),
         header_env: &args.header_env,
         ca_env: args.ca_env.as_deref(),
+        fresh_connections: true,
     })?;
     let wants = Wants { history: args.history, ..Wants::default() };
     start::serve(&args.common, wants, AgUiAdapter { route, args: args.clone() }, shutdown).await

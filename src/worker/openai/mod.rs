@@ -164,6 +164,7 @@ fn route_options(args: &OpenAiArgs) -> RouteOptions<'_> {
         api_key_env: args.api_key_env.as_deref(),
         header_env: &args.header_env,
         ca_env: args.ca_env.as_deref(),
+        fresh_connections: false,
     }
 }
 

@@ -33,6 +33,9 @@ pub struct RouteOptions<'a> {
     pub header_env: &'a [String],
     /// The environment variable that holds the certificates to trust in place of the system's.
     pub ca_env: Option<&'a str>,
+    /// Whether a connection serves one request alone. One that is used again may be closed by the server in that moment, and then
+    /// nobody knows whether the request was taken.
+    pub fresh_connections: bool,
 }
 
 /// Makes requests to a server.
@@ -61,6 +64,7 @@ impl ServerRoute {
             builder
                 .connect_timeout(Duration::from_secs(options.connect_timeout))
                 .tcp_keepalive(Duration::from_secs(15))
+                .pool_max_idle_per_host(if options.fresh_connections { 0 } else { usize::MAX })
                 // A redirected POST would become a GET, and the key would go to another server.
                 .redirect(redirect::Policy::none())
                 .user_agent(concat!("lastword/", env!("CARGO_PKG_VERSION")))

@@ -179,6 +179,9 @@ async fn readers(judge: &mut Judge<'_>) {
         })
         .await;
     judge
+        .verb("newest_open_turn", async |store, i| drop(store.newest_open_turn(conversation(i)).await.expect("reads")))
+        .await;
+    judge
         .verb("session_base", async |store, i| assert_eq!(store.session_base(conversation(i)).await.expect("reads"), 0))
         .await;
     judge
