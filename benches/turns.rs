@@ -3,7 +3,12 @@
 //! The whole of `lastword dev` runs as its users run it: a child process, embedded Postgres with fsync, `echo` workers as
 //! processes of their own. The load: `--concurrency` clients, each with a conversation, each submitting a turn, reading
 //! its stream to the terminal, and submitting the next. Latency is from before the submit to the `complete` frame.
+//! With `--stalled` and `--slow-headers` the same load runs again beside clients that read nothing and clients whose requests do
+//! not end (`disturbance.rs`); what to read then is the 99th percentile beside the one alone, and what memory that took.
 //! Half of the clock before and after, pgbench runs `benches/cycle.sql` on the same server; the ratio is what to read.
+
+#[path = "disturbance.rs"]
+mod disturbance;
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -29,6 +34,12 @@ struct Args {
     workers: u32,
     #[arg(long, default_value_t = 1000)]
     turns_per_worker: u32,
+    /// Clients of a long reply who read nothing of it, half of them by HTTP/2.
+    #[arg(long, default_value_t = 0)]
+    stalled: usize,
+    /// Clients who send the header of a request a byte at a time.
+    #[arg(long, default_value_t = 0)]
+    slow_headers: usize,
     /// What cargo passes.
     #[arg(long, hide = true)]
     bench: bool,
@@ -46,11 +57,40 @@ async fn run(args: Args) -> Result<(), Error> {
     let client = reqwest::Client::builder().pool_max_idle_per_host(args.concurrency * 2).no_proxy().build()?;
     println!("warm-up");
     load(&client, &dev.url, args.concurrency.min(200), Duration::from_secs(3)).await?;
+    if args.stalled + args.slow_headers > 0 {
+        return beside_disturbance(&args, &client, &dev).await;
+    }
     let before = bare_cycle(directory.path(), args.seconds / 2).await;
     let result = load(&client, &dev.url, args.concurrency, Duration::from_secs(args.seconds)).await?;
     let after = bare_cycle(directory.path(), args.seconds / 2).await;
     drop(dev);
     report(&args, result, before, after);
+    Ok(())
+}
+
+/// The load alone, and beside those who do not read or do not finish their requests.
+async fn beside_disturbance(args: &Args, client: &reqwest::Client, dev: &Dev) -> Result<(), Error> {
+    let length = Duration::from_secs(args.seconds);
+    let alone = load(client, &dev.url, args.concurrency, length).await?;
+    let memory = dev.memory()?;
+    let long = disturbance::long_turn(client, &dev.url).await?;
+    let disturbance = disturbance::begin(&dev.url, &long, args.stalled, args.slow_headers);
+    disturbance.is_under_way().await;
+    let beside = load(client, &dev.url, args.concurrency, length).await?;
+    let grown = dev.memory()?.saturating_sub(memory) / (1024 * 1024);
+    let (p99, p99_beside) = (alone.at(0.99), beside.at(0.99));
+    println!("\nconcurrent turns      {}", args.concurrency);
+    println!("alone                 {} turns, {} errors, p99 {p99:.1?}", alone.turns, alone.errors);
+    println!("beside                {} turns, {} errors, p99 {p99_beside:.1?}", beside.turns, beside.errors);
+    println!(
+        "stalled, slow         {} (cut {} times), {} (cut {} times)",
+        args.stalled,
+        disturbance.stalled_cut(),
+        args.slow_headers,
+        disturbance.slow_cut()
+    );
+    println!("p99 beside / alone    {:.2}", p99_beside.as_secs_f64() / p99.as_secs_f64());
+    println!("memory                {grown} MiB more");
     Ok(())
 }
 
@@ -93,6 +133,15 @@ impl Dev {
     }
 }
 
+impl Dev {
+    /// What it has of the machine's memory, in bytes.
+    fn memory(&self) -> Result<u64, Error> {
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.child.id()))?;
+        let pages: u64 = statm.split(' ').nth(1).ok_or("statm")?.parse()?;
+        Ok(pages * 4096)
+    }
+}
+
 impl Drop for Dev {
     fn drop(&mut self) {
         let _ =
@@ -106,6 +155,13 @@ struct Loaded {
     errors: u64,
     elapsed: Duration,
     latencies: Vec<Duration>,
+}
+
+impl Loaded {
+    fn at(&self, q: f64) -> Duration {
+        let index = ((self.latencies.len() as f64 * q) as usize).min(self.latencies.len().saturating_sub(1));
+        self.latencies.get(index).copied().unwrap_or_default()
+    }
 }
 
 async fn load(client: &reqwest::Client, url: &str, clients: usize, length: Duration) -> Result<Loaded, Error> {
@@ -206,10 +262,7 @@ async fn bare_cycle(directory: &Path, seconds: u64) -> Option<f64> {
 
 fn report(args: &Args, loaded: Loaded, before: Option<f64>, after: Option<f64>) {
     let rate = loaded.turns as f64 / loaded.elapsed.as_secs_f64();
-    let at = |q: f64| {
-        let index = ((loaded.latencies.len() as f64 * q) as usize).min(loaded.latencies.len().saturating_sub(1));
-        loaded.latencies.get(index).copied().unwrap_or_default()
-    };
+    let at = |q: f64| loaded.at(q);
     println!("\nconcurrent turns      {}", args.concurrency);
     println!(
         "turns                 {} in {:.1} s, {} errors",

@@ -1,5 +1,6 @@
 //! The admin port: `/livez`, `/readyz`, `/metrics`. Once a role has started, neither liveness nor readiness depends on
-//! Postgres: a restart does not end an outage of the database.
+//! Postgres: a restart does not end an outage of the database. Nor do the metrics: what the tables say is read in the
+//! background, and told with its age.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,10 +13,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use clap::Args;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::edge::{PortLimits, serve};
-use crate::store::Store;
+use crate::every::{Again, Every, supervised};
+use crate::metrics::METRICS;
+use crate::store::{Store, StoreMetrics};
 
 /// Few connect here: probes and scrapers, which send a small header at once.
 const LIMITS: PortLimits = PortLimits {
@@ -23,6 +28,8 @@ const LIMITS: PortLimits = PortLimits {
     header_timeout: Duration::from_secs(5),
     header_bytes: 16 * 1024,
     shutdown_grace: Duration::from_secs(5),
+    http2: false,
+    reader_patience: None,
     know_users: false,
 };
 
@@ -71,10 +78,12 @@ impl Readiness {
 
 /// Serves the admin port until `shutdown`.
 pub async fn run(listener: TcpListener, store: Store, readiness: Readiness, shutdown: CancellationToken) {
+    let (figures, seen) = watch::channel(None);
     let router = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(move || async move { ready(&readiness) }))
-        .route("/metrics", get(move || async move { metrics(&store).await }));
+        .route("/metrics", get(move || async move { metrics(&seen.borrow()) }));
+    supervised("the reading of figures", read_figures(store, figures, shutdown.clone()));
     if let Err(error) = serve(listener, router, &LIMITS, None, shutdown).await {
         tracing::error!(%error, "the admin port failed");
     }
@@ -89,14 +98,28 @@ fn ready(readiness: &Readiness) -> Response {
     }
 }
 
-/// Metrics as OpenMetrics text. They are read from the database at each scrape, so all replicas give the same figures.
-async fn metrics(store: &Store) -> Response {
-    match store.metrics().await {
-        Ok(metrics) => (
-            [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
-            metrics.openmetrics(),
-        )
-            .into_response(),
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the database is unavailable\n").into_response(),
+/// What the tables said, and when.
+type Figures = Option<(StoreMetrics, Instant)>;
+
+/// How often the figures of the tables are read. A scraper comes about as often.
+const READ_EVERY: Duration = Duration::from_secs(5);
+
+async fn read_figures(store: Store, figures: watch::Sender<Figures>, shutdown: CancellationToken) {
+    let reads = Every::new("the reading of figures", READ_EVERY).at_once();
+    reads
+        .run(&shutdown, async move |_| {
+            let read = store.metrics().await?;
+            figures.send_replace(Some((read, Instant::now())));
+            Ok::<_, crate::store::StoreError>(Again::Later)
+        })
+        .await;
+}
+
+/// Metrics in Prometheus' text format: of this process, and of the tables as they were when they could last be read.
+fn metrics(figures: &Figures) -> Response {
+    let mut text = METRICS.text();
+    if let Some((figures, read)) = figures {
+        text.push_str(&figures.text(read.elapsed()));
     }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }

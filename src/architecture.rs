@@ -19,9 +19,9 @@ const FLOORS: [&[&str]; 10] = [
     // What a turn is: plain values and decisions.
     &["turn"],
     // The ground: things that any program needs, and that know nothing of turns but their names.
-    &["backoff", "every", "ids", "lines", "utf8"],
-    &["event_stream", "leadership", "private", "problem", "telemetry", "tls"],
-    &["child", "crd", "edge", "egress", "wire"],
+    &["backoff", "every", "ids", "lines", "metrics", "utf8"],
+    &["event_stream", "leadership", "private", "problem", "tls"],
+    &["child", "crd", "edge", "egress", "telemetry", "wire"],
     &["secrets", "store", "worker"],
     &["admin", "dispatch", "guard", "heartbeat", "sweep"],
     &["agents", "fleet", "post", "stream", "worker_port"],
@@ -42,10 +42,11 @@ const PURE: (&[&str], &[&str]) = (
 
 /// Files that may call `tokio::spawn` itself, and why a task of theirs may end unseen. All others use `every::supervised`, so
 /// that a loop which panics ends its process.
-const SPAWNERS: [(&str, &str); 20] = [
+const SPAWNERS: [(&str, &str); 21] = [
     ("cli::chat::follow", "its end is awaited"),
     ("dispatch::follow", "the following of one turn; the log in the store makes it good"),
     ("edge::bodies", "its end is awaited, or it discards one body within a time"),
+    ("edge::http2", "one stream of one connection, whose end its client sees"),
     ("every", "the supervised spawn itself"),
     ("fleet::process::launch", "copies one worker's output and ends with it"),
     ("fleet::process::worker", "waits for one process, whose death the lease tells as well"),

@@ -8,6 +8,8 @@
 
 use tokio::sync::watch;
 
+use crate::metrics::METRICS;
+
 /// Tells whether this replica leads, as far as it knows. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Leadership(watch::Receiver<bool>);
@@ -20,6 +22,7 @@ impl Leadership {
 
     /// Leads always: for a process that is the only one.
     pub fn always() -> Self {
+        METRICS.leader.set(1);
         Leadership(watch::channel(true).1)
     }
 

@@ -53,6 +53,7 @@ mod ids;
 pub mod leadership;
 pub mod lines;
 pub mod local;
+pub mod metrics;
 pub mod operator;
 pub mod post;
 pub mod private;

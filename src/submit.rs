@@ -15,6 +15,7 @@ use crate::agents::{Agents, ServedAgent};
 use crate::every::{Again, Every, Outage};
 use crate::guard::{self, GuardVerdict};
 use crate::store::{AgentTurnRef, Arm, ArmError, Armed, GuardedTurn, PrincipalLimits, Store, StoreError};
+use crate::telemetry::traces::{TurnSpan, TurnStep};
 use crate::turn::cause::rule::{self, Refusal};
 use crate::turn::cursor::MAX_OPEN_TURNS;
 use crate::turn::keys::{GatewayId, TurnId, content_hash};
@@ -126,9 +127,15 @@ impl Submitter {
             return Err(SubmitError::NoPlatform);
         }
         submission.limits = self.check_room(&submission, &agent).await?;
+        // The turn goes on under the trace of its submit, which begins one where there is none.
+        let mut span = TurnSpan::begin(TurnStep::Submit, submission.traceparent.as_deref());
+        submission.traceparent = span.traceparent().or(submission.traceparent);
         let arm = arm_request(&submission, &agent, self.gateway);
         let guarded = arm.guard.is_some().then(|| guarded(&arm));
         let armed = self.store.arm(arm).await?;
+        span.says("lastword.turn.id", armed.turn_id);
+        span.says("lastword.agent", format_args!("{}/{}", submission.organization, submission.agent));
+        drop(span);
         if let (Some(turn), true) = (guarded, armed.fresh) {
             tokio::spawn(self.clone().guard(turn, agent));
         }

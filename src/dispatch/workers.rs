@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::duties::WorkerDuties;
 use super::live::LiveLogs;
 use crate::every::{Again, Every};
+use crate::metrics::METRICS;
 use crate::store::{BeatAnswer, ClaimFor, ClaimOrder, Claimed, Connected, Store, StoreError, WorkerState};
 use crate::turn::cause;
 use crate::turn::decide::reconcile;
@@ -139,6 +140,9 @@ impl Workers {
             self.live.attach(incarnation, stream);
             c.insert(incarnation, worker.clone())
         });
+        if before.is_none() {
+            METRICS.worker_streams.inc();
+        }
         if let Some(before) = before {
             // The same incarnation has connected again: its old connection is lost, and TCP has not noticed yet.
             before.says_goodbye();
@@ -153,6 +157,7 @@ impl Workers {
         self.with(|c| {
             if c.get(&worker.incarnation).is_some_and(|w| w.stream == worker.stream) {
                 c.remove(&worker.incarnation);
+                METRICS.worker_streams.dec();
             }
         });
         self.live.detach(worker.incarnation, worker.stream);

@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::framing::never_unframed;
+use super::http2;
 use crate::problem::{self, Problem};
 
 /// The longest error text of the HTTP framework that is passed on, in bytes.
@@ -31,7 +32,12 @@ pub(super) fn answering(router: Router) -> Router {
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "a fault of Lastword; it was logged").into_response()
     };
     let unframed = middleware::from_fn(never_unframed);
-    router.layer(CatchPanicLayer::custom(panicked)).layer(unframed).layer(middleware::map_response(finished))
+    router
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(unframed)
+        .layer(middleware::map_response(finished))
+        .layer(middleware::from_fn(http2::with_host))
+        .layer(middleware::from_fn(http2::noting))
 }
 
 async fn finished(response: Response) -> Response {

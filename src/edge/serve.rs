@@ -1,4 +1,4 @@
-//! Serves one port: accepts connections, each within the same bounds.
+//! Serves one port: accepts connections, each within the same bounds, by HTTP/1.1 or HTTP/2.
 
 use std::io;
 use std::sync::Arc;
@@ -20,6 +20,8 @@ use tokio_util::task::TaskTracker;
 use tower::Layer;
 
 use super::answers::answering;
+use super::http2::{self, StreamExecutor, speaks_http2};
+use super::patience::PatientStream;
 use super::peer::{PeerUser, user_of_peer};
 use crate::tls::Renewed;
 
@@ -36,9 +38,18 @@ pub struct PortLimits {
     pub header_bytes: usize,
     /// How long requests may take to be answered after the shutdown began.
     pub shutdown_grace: Duration,
+    /// Whether the port speaks HTTP/2 too.
+    pub http2: bool,
+    /// How long a reader may have no room for what it is sent before its stream is cut; `None`: for ever.
+    pub reader_patience: Option<Duration>,
     /// Whether requests carry the [`PeerUser`] of their connection, which is asked for when it is accepted.
     pub know_users: bool,
 }
+
+/// Longer than any connection lasts.
+const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+/// How long a connection of HTTP/2 without requests is open after it was told to go.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// The routes as one connection is served them.
 type ConnectionService = TowerToHyperService<AddExtension<Router, PeerUser>>;
@@ -135,8 +146,61 @@ impl ServedConnection {
         }
     }
 
-    /// Serves HTTP until the connection ends; after the shutdown, until the request that is open on it is answered.
+    /// Serves HTTP until the connection ends; after the shutdown, until the requests that are open on it are answered.
     async fn speak(self, stream: impl AsyncRead + AsyncWrite + Unpin) {
+        let patience = self.limits.reader_patience.unwrap_or(FOR_EVER);
+        let stream = PatientStream::new(stream, patience);
+        if !self.limits.http2 {
+            return self.speak_http1(stream).await;
+        }
+        // What has not begun to speak in time is closed without a word, as a connection that is idle.
+        let read = tokio::select! {
+            read = tokio::time::timeout(self.limits.header_timeout, speaks_http2(stream)) => read,
+            () = self.shutdown.cancelled() => return,
+        };
+        match read {
+            Ok(Ok((true, stream))) => self.speak_http2(stream, patience).await,
+            Ok(Ok((false, stream))) => self.speak_http1(stream).await,
+            Ok(Err(error)) => tracing::trace!(%error, "a connection ended before it spoke"),
+            Err(_) => tracing::trace!("a connection did not speak in time"),
+        }
+    }
+
+    /// Serves HTTP/2. A connection on which no request has been open for a while is told to go.
+    async fn speak_http2(self, stream: impl AsyncRead + AsyncWrite + Unpin, patience: Duration) {
+        let streams = StreamExecutor::new(patience);
+        let connection = http2::builder(streams.clone(), self.limits.header_bytes)
+            .serve_connection(TokioIo::new(stream), self.service);
+        tokio::pin!(connection);
+        let idle = async {
+            let mut looks = tokio::time::interval(self.limits.header_timeout);
+            looks.tick().await;
+            let mut was_idle = false;
+            loop {
+                looks.tick().await;
+                let is_idle = streams.open() == 0;
+                if was_idle && is_idle {
+                    return;
+                }
+                was_idle = is_idle;
+            }
+        };
+        tokio::select! {
+            ended = &mut connection => return trace_end(ended),
+            () = self.shutdown.cancelled() => {}
+            () = idle => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        if streams.open() > 0 {
+            return trace_end(connection.await);
+        }
+        // Nobody waits for an answer. The goodbye has a moment to go out.
+        if let Ok(ended) = tokio::time::timeout(GOODBYE, connection).await {
+            trace_end(ended);
+        }
+    }
+
+    async fn speak_http1(self, stream: impl AsyncRead + AsyncWrite + Unpin) {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.limits.header_timeout)

@@ -13,6 +13,8 @@ const LIMITS: PortLimits = PortLimits {
     header_timeout: Duration::from_secs(10),
     header_bytes: 16 * 1024,
     shutdown_grace: Duration::from_secs(5),
+    http2: true,
+    reader_patience: None,
     know_users: false,
 };
 
@@ -20,7 +22,7 @@ const LIMITS: PortLimits = PortLimits {
 async fn ports(router: Router, shutdown: &CancellationToken) -> ([String; 2], reqwest::Client) {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let file = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls").join(name);
-    let pair = tls::server(&file("first.crt"), &file("first.key")).expect("a pair");
+    let pair = tls::server(&file("first.crt"), &file("first.key"), tls::HTTP2).expect("a pair");
     let mut urls = [String::new(), String::new()];
     for (url, (scheme, tls)) in urls.iter_mut().zip([("http", None), ("https", Some(pair))]) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");

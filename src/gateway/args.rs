@@ -3,8 +3,11 @@
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
+use rustls::ServerConfig;
 use rustls::pki_types::{InvalidDnsNameError, ServerName};
 
 use super::auth::AuthMode;
@@ -13,7 +16,7 @@ use super::limits::PrincipalQuotas;
 use super::oidc::args::OidcArgs;
 use super::origin::ServedHost;
 use crate::dispatch::follow;
-use crate::tls::{self, TlsError};
+use crate::tls::{self, Renewed, TlsError};
 
 /// The gateway's ports and limits.
 #[derive(Debug, Clone, Args)]
@@ -41,6 +44,15 @@ pub struct GatewayArgs {
     /// Connections that each port may have at once; fewer if the process may not open as many files.
     #[arg(long, env = "LASTWORD_MAX_CONNECTIONS", value_name = "COUNT", default_value_t = 40_000)]
     pub max_connections: usize,
+    /// The client port's certificate, with its chain: with it, the port speaks HTTPS alone. PEM, looked at again every few seconds.
+    #[arg(long, env = "LASTWORD_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key.
+    #[arg(long, env = "LASTWORD_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Seconds that a client may not read what it is sent before its stream is cut; it goes on by its cursor.
+    #[arg(long, env = "LASTWORD_READER_PATIENCE_SECONDS", value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub reader_patience_seconds: u64,
     #[command(flatten)]
     pub quotas: QuotaArgs,
     #[command(flatten)]
@@ -113,7 +125,16 @@ impl GatewayArgs {
         Err(GatewayInCleartext::Workers(self.worker_listen))
     }
 
-    /// The configuration that these flags describe. `workers` is the address that the worker port was bound to: with port 0
+    /// TLS on the client port; `None` without a certificate.
+    ///
+    /// # Errors
+    /// The first file with which something is wrong, and what.
+    pub fn client_tls(&self) -> Result<Option<Renewed<Arc<ServerConfig>>>, TlsError> {
+        let (Some(certificate), Some(key)) = (&self.tls_cert, &self.tls_key) else { return Ok(None) };
+        tls::server(certificate, key, tls::HTTP2).map(Some)
+    }
+
+    /// The configuration that these flags describe, but for TLS on the client port. `workers` is the address that the worker port was bound to: with port 0
     /// the kernel chose it.
     pub fn config(&self, workers: SocketAddr, worker_tls: Option<WorkerTls>) -> GatewayConfig {
         let scheme = if worker_tls.is_some() { "https" } else { "http" };
@@ -126,6 +147,7 @@ impl GatewayArgs {
             max_streams: self.max_streams,
             quotas: self.quotas.quotas(self.auth),
             max_connections: self.max_connections,
+            reader_patience: Duration::from_secs(self.reader_patience_seconds),
             ..GatewayConfig::default()
         }
     }
@@ -156,7 +178,7 @@ impl WorkerTlsArgs {
     /// The first file with which something is wrong, and what.
     pub fn worker_tls(&self) -> Result<Option<WorkerTls>, TlsError> {
         let (Some(certificate), Some(key)) = (&self.worker_tls_cert, &self.worker_tls_key) else { return Ok(None) };
-        let port = tls::server(certificate, key)?;
+        let port = tls::server(certificate, key, tls::HTTP1)?;
         let peers = tls::client(self.worker_tls_ca.as_deref(), self.worker_tls_name.as_ref(), follow::client)?;
         Ok(Some(WorkerTls { port, peers }))
     }

@@ -29,6 +29,8 @@ pub struct GatewayConfig {
     pub advertise: String,
     /// TLS on the worker port; absent: plain HTTP.
     pub worker_tls: Option<WorkerTls>,
+    /// TLS on the client port; absent: plain HTTP, as behind an Ingress.
+    pub client_tls: Option<Renewed<Arc<rustls::ServerConfig>>>,
     /// How many SSE streams may be open at once; a further one is answered 429.
     pub max_streams: usize,
     /// What one principal may have.
@@ -43,6 +45,8 @@ pub struct GatewayConfig {
     pub header_timeout: Duration,
     /// How long a client may take after the header to send the body.
     pub body_timeout: Duration,
+    /// How long a client may not read what it is sent before its stream is cut.
+    pub reader_patience: Duration,
     /// Who reviews the tokens of worker pods; absent: nobody does, and no pod can be a worker here.
     pub reviewer: Option<Arc<dyn Reviewer>>,
     /// How long a worker's stop waits for the reason of the stop to be recorded.
@@ -74,6 +78,7 @@ impl Default for GatewayConfig {
             hosts: Vec::new(),
             advertise: "http://127.0.0.1:8081".into(),
             worker_tls: None,
+            client_tls: None,
             max_streams: 20_000,
             quotas: PrincipalQuotas::default(),
             max_connections: 40_000,
@@ -81,6 +86,7 @@ impl Default for GatewayConfig {
             worker_bodies: WorkerBodyLimits::default(),
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
+            reader_patience: Duration::from_secs(30),
             reviewer: None,
             cause_window: Duration::from_secs(5),
             shutdown_grace: Duration::from_secs(5),

@@ -13,6 +13,7 @@ use governor::clock::{Clock, DefaultClock};
 use governor::state::keyed::HashMapStateStore;
 use governor::{Quota, RateLimiter};
 
+use crate::metrics::METRICS;
 use crate::problem::Problem;
 use crate::store::PrincipalLimits;
 use crate::store::keys::Principal;
@@ -111,6 +112,7 @@ impl PrincipalCounters {
             ));
         }
         streams.insert(account.clone(), open + 1);
+        METRICS.client_streams.inc();
         Ok(StreamPlace { account, streams: self.streams.clone() })
     }
 
@@ -145,6 +147,7 @@ pub struct StreamPlace {
 
 impl Drop for StreamPlace {
     fn drop(&mut self) {
+        METRICS.client_streams.dec();
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(open) = streams.get_mut(&self.account) {
             *open -= 1;

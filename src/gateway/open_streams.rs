@@ -9,6 +9,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::Gateway;
 use super::caller::ApiCaller;
 use super::limits::StreamPlace;
+use crate::metrics::METRICS;
 use crate::problem::Problem;
 use crate::stream::registry::SessionRegistration;
 use crate::stream::render::is_out_of_reach;
@@ -67,6 +68,7 @@ pub(in crate::gateway) fn stream(
                     None => return,
                 },
                 () = &mut ended => {
+                    METRICS.streams_cut.with_label_values(&["credential"]).inc();
                     yield Err(std::io::Error::other("the caller's key or token is good no more"));
                     return;
                 }

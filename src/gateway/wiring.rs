@@ -115,7 +115,8 @@ pub async fn run(
     spawn_loops(&tasks, &gateway, live, subscriptions, &background);
     let limits = limits(&config);
     let hosts = ServedHosts::new(config.hosts.clone(), config.auth == AuthMode::Keys);
-    let clients = serve(listeners.clients, router::router(gateway, hosts), &limits.clients, None, shutdown.clone());
+    let router = router::router(gateway, hosts);
+    let clients = serve(listeners.clients, router, &limits.clients, config.client_tls.clone(), shutdown.clone());
     let worker_side = serve(listeners.workers, port.router(), &limits.workers, port_tls, shutdown.clone());
     let closing = async {
         shutdown.cancelled().await;
@@ -140,9 +141,17 @@ fn limits(config: &GatewayConfig) -> BothPorts {
         header_timeout: config.header_timeout,
         header_bytes: CLIENT_HEADER_BYTES,
         shutdown_grace: config.shutdown_grace,
+        http2: true,
+        reader_patience: Some(config.reader_patience),
         know_users: config.auth == AuthMode::None,
     };
-    let workers = PortLimits { header_bytes: WORKER_HEADER_BYTES, know_users: false, ..clients.clone() };
+    let workers = PortLimits {
+        header_bytes: WORKER_HEADER_BYTES,
+        http2: false,
+        reader_patience: None,
+        know_users: false,
+        ..clients.clone()
+    };
     BothPorts { clients, workers }
 }
 

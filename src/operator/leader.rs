@@ -58,6 +58,7 @@ use tokio_util::sync::CancellationToken;
 use super::config::OperatorConfig;
 use crate::every::{Again, Every, supervised};
 use crate::leadership::Leadership;
+use crate::metrics::METRICS;
 use crate::store::Store;
 
 /// The Lease's name.
@@ -148,6 +149,7 @@ impl Candidate {
                 () = shutdown.cancelled() => return,
             }
             self.campaign(&connect).await;
+            METRICS.leader.set(0);
             self.leading.send_replace(false);
             tokio::select! {
                 () = tokio::time::sleep(RETRY) => {}
@@ -183,6 +185,7 @@ impl Candidate {
             };
             match changed {
                 Ok(leads) => {
+                    METRICS.leader.set(leads.into());
                     if self.leading.send_replace(leads) != leads {
                         let identity = &self.identity;
                         tracing::info!(leads, identity, "this replica {}", if leads { "leads" } else { "follows" });
@@ -192,6 +195,7 @@ impl Candidate {
             }
         }
         // The leader's work stops here, before another replica can take the Lease.
+        METRICS.leader.set(0);
         self.leading.send_replace(false);
         // A release that fails costs the time until the Lease runs out.
         let _ = tokio::time::timeout(RETRY, manager.release()).await;

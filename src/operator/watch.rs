@@ -15,6 +15,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 
 use crate::backoff::doubled;
 use crate::every::Outage;
+use crate::metrics::METRICS;
 
 /// The pause before a watch that failed is tried again, at first and at the most. The longest one is also how far statuses
 /// lag behind after the API server came back; kube's own default grows to 30 s.
@@ -40,15 +41,18 @@ fn one(index: usize, api: Api<DynamicObject>) -> BoxStream<'static, (usize, Even
     let url = api.resource_url().to_owned();
     // Lists are quorum reads (kube's default), not reads of a cache: an object that a list lacks does not exist.
     let events = watcher::watcher(api, watcher::Config::default()).backoff(WatchBackoff::default());
+    let up = METRICS.watches_up.with_label_values(&[resource(&url)]);
     let mut outage = Outage::new("the watch on Lastword's resources");
     let heard = events.filter_map(move |event| {
         let event = match event {
             Ok(event) => {
                 outage.is_over();
+                up.set(1);
                 Some((index, event.modify(|object| object.managed_fields_mut().clear())))
             }
             Err(error) => {
                 // kube's watcher begins again by itself.
+                up.set(0);
                 outage.goes_on(&format_args!("{url}: {error}"));
                 None
             }
@@ -56,6 +60,11 @@ fn one(index: usize, api: Api<DynamicObject>) -> BoxStream<'static, (usize, Even
         std::future::ready(event)
     });
     heard.boxed()
+}
+
+/// The resource that a URL lists: its last segment. Watches of several namespaces count as one, which the last event decides.
+fn resource(url: &str) -> &str {
+    url.rsplit('/').next().unwrap_or(url)
 }
 
 /// The pauses of a watch that fails: 200 ms, doubled after each failure up to 5 s, and from the start again after a success.

@@ -1,7 +1,6 @@
 //! The role `dev`: everything on one machine, in one process. Postgres is embedded unless told otherwise, and workers are
 //! child processes.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -96,6 +95,7 @@ pub(super) async fn run(args: DevArgs, ports: Ports, shutdown: CancellationToken
     let config = GatewayConfig {
         egress: egress.clone(),
         secrets: Arc::new(secrets.clone()),
+        client_tls: args.gateway.client_tls()?,
         ..args.gateway.config(worker_address, None)
     };
     let runtime =
@@ -115,7 +115,8 @@ pub(super) async fn run(args: DevArgs, ports: Ports, shutdown: CancellationToken
     let mut gateway = supervised("the gateway", gateway);
     let fleet = spawn_fleet(&store, runtime, args.timing.cause_window(), &stop_fleet);
     readiness.set();
-    banner(&agents, client_address);
+    let scheme = if args.gateway.tls_cert.is_some() { "https" } else { "http" };
+    banner(&agents, &format!("{scheme}://{client_address}"));
 
     let ended = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
@@ -148,6 +149,7 @@ fn process_config(
         boot,
         secrets: Arc::new(move |key| secrets.read(key).ok().flatten()),
         stop_within: Some(Duration::from_secs(args.stop_seconds)),
+        traces: args.log.otlp_endpoint.clone(),
         ..ProcessConfig::new(node, gateway, base_dir(&args.agents)).map_err(GatewayError::Io)?
     })
 }
@@ -201,9 +203,9 @@ fn node(directory: Option<&Path>) -> Result<String, RoleError> {
 }
 
 /// Says on stderr that everything is ready, and what to try.
-fn banner(agents: &[String], address: SocketAddr) {
+fn banner(agents: &[String], url: &str) {
     let first = agents.first().map_or("NAME", String::as_str);
-    eprintln!("\nLastword is ready on http://{address}\n  agents: {}", agents.join(", "));
-    eprintln!("  try:    lastword chat --gateway http://{address} --agent {first} \"6*7\"");
+    eprintln!("\nLastword is ready on {url}\n  agents: {}", agents.join(", "));
+    eprintln!("  try:    lastword chat --gateway {url} --agent {first} \"6*7\"");
     eprintln!("  stop:   Ctrl-C\n");
 }

@@ -58,6 +58,7 @@ pub(super) async fn run(args: GatewayRole, ports: Ports, shutdown: CancellationT
     if wait_for_schema(&store, &shutdown).await {
         let mut config = args.gateway.config(ports.gateway.workers.local_addr().map_err(GatewayError::Io)?, worker_tls);
         config.egress = args.egress.egress();
+        config.client_tls = args.gateway.client_tls()?;
         if args.review.token_review {
             let client = operator::client().await?;
             config.reviewer = Some(Arc::new(TokenReviewer::new(client.clone())));

@@ -67,7 +67,11 @@ pub fn run(role: Role) -> ExitCode {
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
     match runtime.enable_all().build() {
-        Ok(runtime) => runtime.block_on(run_role(role)),
+        Ok(runtime) => runtime.block_on(async {
+            let code = run_role(role).await;
+            telemetry::flush().await;
+            code
+        }),
         Err(error) => fail(&format!("no runtime: {error}")),
     }
 }

@@ -8,14 +8,16 @@ use uuid::Uuid;
 
 use super::batch::BatchedVerb;
 use super::connection::DbConnection;
-use super::{Store, StoreError};
+use super::{Store, StoreError, elect};
+use crate::telemetry::turns::{ToldTurn, TurnEvent};
 use crate::turn::frame::{Frame, Span};
 use crate::turn::keys::{Incarnation, TurnId};
 
 /// A row of the log that has more bytes than this takes no further frame.
 const ROW_BYTES: usize = 1024 * 1024;
-/// One reading of a log ends with the row that takes it beyond this many bytes.
-const READ_BYTES: i64 = 4 * 1024 * 1024;
+/// One reading of a log ends with the row that takes it beyond this many bytes: a session whose reader does not read holds as much
+/// until it is cut.
+const READ_BYTES: i64 = 256 * 1024;
 
 /// A piece of a turn's log to make durable.
 #[derive(Debug, Clone)]
@@ -123,6 +125,13 @@ fn known_or_data(frame: Value) -> Result<Frame, serde_json::Error> {
     }
 }
 
+/// An open turn, the worker that has claimed it, and the seconds since it was armed.
+struct HeldTurn {
+    turn: ToldTurn,
+    by: Option<Uuid>,
+    age: f64,
+}
+
 #[derive(Clone)]
 pub(super) struct AppendVerb;
 
@@ -136,14 +145,21 @@ impl BatchedVerb for AppendVerb {
 
     async fn run(&self, tx: &mut DbConnection, items: &[Append]) -> Result<Vec<Self::Answer>, StoreError> {
         let ids: Vec<Uuid> = items.iter().map(|a| a.turn_id.0).collect();
-        let held: HashMap<Uuid, Option<Uuid>> = sqlx::query_as(
-            "SELECT turn_id, incarnation FROM marker WHERE turn_id = ANY($1) ORDER BY turn_id FOR NO KEY UPDATE",
+        let mut held: HashMap<TurnId, HeldTurn> = sqlx::query(
+            "SELECT turn_id, incarnation, organization, agent, NULL::text AS traceparent,
+                    extract(epoch FROM clock_timestamp() - armed_at)::float8 AS age
+             FROM marker WHERE turn_id = ANY($1) ORDER BY turn_id FOR NO KEY UPDATE",
         )
         .bind(&ids)
         .fetch_all(&mut *tx)
         .await?
-        .into_iter()
-        .collect();
+        .iter()
+        .map(|row| {
+            let turn = elect::told_turn(row)?;
+            let by = row.try_get("incarnation")?;
+            Ok((turn.turn_id, HeldTurn { turn, by, age: row.try_get("age")? }))
+        })
+        .collect::<Result<_, StoreError>>()?;
         let ends: HashMap<Uuid, i64> =
             sqlx::query_as("SELECT turn_id, max(end_at) FROM output WHERE turn_id = ANY($1) GROUP BY turn_id")
                 .bind(&ids)
@@ -155,7 +171,7 @@ impl BatchedVerb for AppendVerb {
         let mut pieces = Vec::new();
         let mut answers = Vec::with_capacity(items.len());
         for append in items {
-            if held.get(&append.turn_id.0).copied().flatten() != Some(append.incarnation.0) {
+            if held.get(&append.turn_id).and_then(|held| held.by) != Some(append.incarnation.0) {
                 answers.push(Err(AppendError::NotHeld));
                 continue;
             }
@@ -172,6 +188,11 @@ impl BatchedVerb for AppendVerb {
             });
         }
         insert(tx, &pieces).await?;
+        for piece in pieces.iter().filter(|piece| piece.span.start == 0) {
+            if let Some(held) = held.remove(&piece.turn_id) {
+                tx.note(TurnEvent::BegunOutput(held.turn, held.age));
+            }
+        }
         Ok(answers)
     }
 }

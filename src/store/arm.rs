@@ -10,6 +10,7 @@ use super::batch::BatchedVerb;
 use super::connection::DbConnection;
 use super::principal::{self, Owner, PrincipalLimits};
 use super::{AgentTurnRef, Notice, Store, StoreError};
+use crate::telemetry::turns::{ToldTurn, TurnEvent};
 use crate::turn::keys::{ConversationId, GatewayId, Grouping, TurnId, WorkerGroup};
 
 /// A turn to arm.
@@ -137,20 +138,37 @@ impl BatchedVerb for ArmVerb {
         let found = find(tx, &allowed).await?;
         for ((AllowedArm { place, arm, conversation }, found), full) in allowed.iter().zip(found).zip(full) {
             answers[*place] = Some(match (found, full) {
-                (Some(found), _) if found.content_hash == arm.content_hash => Ok(Armed {
-                    turn_id: found.turn_id,
-                    conversation_id: *conversation,
-                    number: found.number,
-                    armed_at: found.armed_at,
-                    worker_group: found.worker_group,
-                    fresh: found.turn_id == arm.turn_id,
-                }),
+                (Some(found), _) if found.content_hash == arm.content_hash => {
+                    let fresh = found.turn_id == arm.turn_id;
+                    if fresh {
+                        tx.note(TurnEvent::Armed(arm.told()));
+                    }
+                    Ok(Armed {
+                        turn_id: found.turn_id,
+                        conversation_id: *conversation,
+                        number: found.number,
+                        armed_at: found.armed_at,
+                        worker_group: found.worker_group,
+                        fresh,
+                    })
+                }
                 (Some(_), _) => Err(ArmError::OtherContent),
                 (None, Some(max)) => Err(ArmError::TooManyOpen(max)),
                 (None, None) => return Err(StoreError::Raced("a turn was pruned meanwhile".into())),
             });
         }
         Ok(answers.into_iter().flatten().collect())
+    }
+}
+
+impl Arm {
+    fn told(&self) -> ToldTurn {
+        ToldTurn {
+            turn_id: self.turn_id,
+            organization: self.organization.clone(),
+            agent: self.agent.clone(),
+            traceparent: self.traceparent.clone(),
+        }
     }
 }
 

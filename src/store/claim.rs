@@ -9,6 +9,7 @@ use super::batch::BatchedVerb;
 use super::connection::DbConnection;
 use super::pool::bounded;
 use super::{Store, StoreError, elect};
+use crate::telemetry::turns::{ToldTurn, TurnEvent};
 use crate::turn::keys::{ConversationId, Incarnation, TurnId, WorkerGroup};
 use crate::turn::routing::Routing;
 
@@ -77,6 +78,19 @@ pub struct Claimed {
     pub seconds_left: Option<u64>,
     /// Length of the durable log: more than 0 when the turn was pushed before.
     pub log_end: u64,
+    /// Seconds since it was armed.
+    pub age: f64,
+}
+
+impl Claimed {
+    fn told(&self) -> ToldTurn {
+        ToldTurn {
+            turn_id: self.turn_id,
+            organization: self.organization.clone(),
+            agent: self.agent.clone(),
+            traceparent: self.traceparent.clone(),
+        }
+    }
 }
 
 impl Store {
@@ -138,6 +152,7 @@ impl BatchedVerb for ClaimVerb {
 
         let ids: Vec<Uuid> = taken.iter().map(|t| t.turn_id).collect();
         let mut by_turn: HashMap<TurnId, Claimed> = read(tx, &ids).await?.into_iter().map(|c| (c.turn_id, c)).collect();
+        by_turn.values().for_each(|claimed| tx.note(TurnEvent::Claimed(claimed.told(), claimed.age)));
         let mut answers: Vec<Vec<Claimed>> = items.iter().map(|_| Vec::new()).collect();
         for t in taken {
             answers[t.item].extend(by_turn.remove(&TurnId(t.turn_id)));
@@ -319,7 +334,7 @@ async fn read(tx: &mut DbConnection, ids: &[Uuid]) -> Result<Vec<Claimed>, Store
     }
     let rows = sqlx::query(
         r#"SELECT t.id, t.conversation_id, t.number, t.organization, t.conversation, t.message_id, t.agent, t.worker_group,
-                  t."user", t.routing, t.input, t.traceparent,
+                  t."user", t.routing, t.input, t.traceparent, extract(epoch FROM clock_timestamp() - t.armed_at)::float8 AS age,
                   (SELECT greatest(0, extract(epoch FROM m.deadline_at - clock_timestamp()))::bigint FROM marker m
                    WHERE m.turn_id = t.id) AS seconds_left,
                   (SELECT max(end_at) FROM output o WHERE o.turn_id = t.id) AS log_end
@@ -346,6 +361,7 @@ async fn read(tx: &mut DbConnection, ids: &[Uuid]) -> Result<Vec<Claimed>, Store
                 traceparent: r.try_get("traceparent")?,
                 seconds_left: r.try_get::<Option<i64>, _>("seconds_left")?.map(|seconds| seconds as u64),
                 log_end: r.try_get::<Option<i64>, _>("log_end")?.unwrap_or(0) as u64,
+                age: r.try_get("age")?,
             })
         })
         .collect()

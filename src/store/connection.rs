@@ -4,7 +4,7 @@
 //! the server that the next transaction gets does not know it, or knows another client's by the same name. And since a
 //! statement is prepared and run in two steps, each is in a transaction there, which holds one session for both.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
@@ -16,6 +16,8 @@ use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use super::route::{BEGIN_WITH_SETTINGS, Route};
+use crate::metrics::METRICS;
+use crate::telemetry::turns::TurnEvent;
 
 /// A connection that is given back to the pool answers within this time, or is closed.
 const RETURN: Duration = Duration::from_secs(5);
@@ -27,11 +29,13 @@ pub(super) struct DbConnection {
     route: Route,
     /// A transaction is, or may be, open.
     open: bool,
+    /// What the open transaction does to turns, to be told once it is committed.
+    events: Vec<TurnEvent>,
 }
 
 impl DbConnection {
     pub fn new(connection: PoolConnection<Postgres>, route: Route) -> Self {
-        DbConnection { connection: Some(connection), route, open: false }
+        DbConnection { connection: Some(connection), route, open: false, events: Vec::new() }
     }
 
     /// Begins a transaction, unless one is open: behind a pooler one always is.
@@ -52,10 +56,18 @@ impl DbConnection {
     /// Commits the open transaction, if there is one. After an error nobody knows whether it was committed.
     pub async fn commit(&mut self) -> Result<(), Error> {
         if self.open {
+            let began = Instant::now();
             self.inner().execute("COMMIT").await?;
             self.open = false;
+            METRICS.commit_seconds.observe(began.elapsed().as_secs_f64());
         }
+        self.events.drain(..).for_each(TurnEvent::tell);
         Ok(())
+    }
+
+    /// What this transaction has done to a turn. It is told when it is committed.
+    pub fn note(&mut self, event: TurnEvent) {
+        self.events.push(event);
     }
 
     /// Closes the connection now, without a word to the server.

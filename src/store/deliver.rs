@@ -5,7 +5,8 @@ use sqlx::Row;
 use uuid::Uuid;
 
 use super::phase::DeliveryState;
-use super::{Notice, Store, StoreError};
+use super::{Notice, Store, StoreError, elect};
+use crate::telemetry::turns::TurnEvent;
 use crate::turn::keys::{ConversationId, GatewayId, TurnId};
 
 /// An `api` row that was taken this often is parked, even if the registry names a session for it: sessions poll anyway.
@@ -64,15 +65,25 @@ impl Store {
             return Ok(());
         }
         let ids: Vec<Uuid> = turns.iter().map(|t| t.0).collect();
-        sqlx::query(
+        let rows = sqlx::query(
             "WITH shown AS MATERIALIZED (SELECT turn_id FROM delivery WHERE turn_id = ANY($1) AND platform = $2
-                                         ORDER BY turn_id FOR UPDATE)
-             DELETE FROM delivery d USING shown s WHERE d.turn_id = s.turn_id AND d.platform = $2",
+                                         ORDER BY turn_id FOR UPDATE),
+                  removed AS (DELETE FROM delivery d USING shown s WHERE d.turn_id = s.turn_id AND d.platform = $2
+                              RETURNING d.turn_id)
+             SELECT r.turn_id, t.organization, t.agent, t.traceparent,
+                    extract(epoch FROM clock_timestamp() - t.armed_at)::float8 AS after,
+                    extract(epoch FROM clock_timestamp() - e.ended_at)::float8 AS after_end
+             FROM removed r JOIN turn t ON t.id = r.turn_id JOIN terminal e ON e.turn_id = r.turn_id",
         )
         .bind(&ids)
         .bind(platform)
-        .execute(&self.general)
+        .fetch_all(&self.general)
         .await?;
+        for row in &rows {
+            let (after, after_end) = (row.try_get("after")?, row.try_get("after_end")?);
+            let turn = elect::told_turn(row)?;
+            TurnEvent::Shown { turn, platform: platform.to_owned(), after, after_end }.tell();
+        }
         Ok(())
     }
 

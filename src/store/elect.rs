@@ -58,6 +58,7 @@ use uuid::Uuid;
 use super::connection::DbConnection;
 use super::transaction::transaction;
 use super::{Notice, Store, StoreError};
+use crate::telemetry::turns::{ToldTurn, TurnEvent};
 use crate::turn::decide;
 use crate::turn::keys::{ConversationId, Incarnation, TurnId};
 use crate::turn::routing::{API, Routing, Unreadable};
@@ -180,10 +181,13 @@ impl OpenTurn {
 }
 
 /// Deletes the markers, and writes terminals and deliveries for those that it deleted. This is the only place where a turn
-/// ends.
-pub(super) async fn write(tx: &mut DbConnection, terminals: &[NewTerminal]) -> Result<(), StoreError> {
+/// ends. Answers with the turns that ended, and the seconds since each was armed.
+pub(super) async fn write(
+    tx: &mut DbConnection,
+    terminals: &[NewTerminal],
+) -> Result<Vec<(ToldTurn, f64)>, StoreError> {
     if terminals.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let failure = |e: &NewTerminal| match &e.outcome {
         Outcome::Error(failure) => Some(failure.clone()),
@@ -204,7 +208,7 @@ pub(super) async fn write(tx: &mut DbConnection, terminals: &[NewTerminal]) -> R
     let finishes: Vec<Option<&str>> = terminals.iter().map(|e| e.finish_reason.as_deref()).collect();
     let platforms: Vec<&str> = terminals.iter().map(|e| e.platform.as_str()).collect();
     // An `api` row is due after a second only: the sessions that are woken at once have shown nearly all of them by then.
-    sqlx::query(
+    let rows = sqlx::query(
         "WITH ending AS (
            SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::bool[], $6::text[], $7::text[],
                                 $8::uuid[], $9::uuid[], $10::bigint[], $11::text[], $12::smallint[], $13::text[])
@@ -212,7 +216,8 @@ pub(super) async fn write(tx: &mut DbConnection, terminals: &[NewTerminal]) -> R
                               incarnation, holder, end_at, platform, answers, finish_reason)
          ), elected AS (
            DELETE FROM marker m USING ending e WHERE m.turn_id = e.turn_id
-           RETURNING m.turn_id, m.conversation_id, m.number, m.organization, m.claimed_at, m.incarnation AS held_by
+           RETURNING m.turn_id, m.conversation_id, m.number, m.organization, m.agent, m.armed_at, m.claimed_at,
+                     m.incarnation AS held_by
          ), written AS (
            INSERT INTO terminal (turn_id, conversation_id, number, organization, outcome, reason, message, retryable,
                                  detail, reply_id, incarnation, holder, end_at, answers, claimed_at, held_by,
@@ -220,11 +225,15 @@ pub(super) async fn write(tx: &mut DbConnection, terminals: &[NewTerminal]) -> R
            SELECT turn_id, conversation_id, number, organization, outcome, reason, message, retryable,
                   detail, reply_id, incarnation, holder, end_at, answers, claimed_at, held_by, finish_reason
            FROM elected JOIN ending USING (turn_id)
+         ), due AS (
+           INSERT INTO delivery (turn_id, platform, organization, conversation_id, number, due_at)
+           SELECT turn_id, platform, organization, conversation_id, number,
+                  clock_timestamp() + CASE platform WHEN 'api' THEN interval '1 second' ELSE interval '0' END
+           FROM elected JOIN ending USING (turn_id)
          )
-         INSERT INTO delivery (turn_id, platform, organization, conversation_id, number, due_at)
-         SELECT turn_id, platform, organization, conversation_id, number,
-                clock_timestamp() + CASE platform WHEN 'api' THEN interval '1 second' ELSE interval '0' END
-         FROM elected JOIN ending USING (turn_id)",
+         SELECT e.turn_id, e.organization, e.agent, t.traceparent,
+                extract(epoch FROM clock_timestamp() - e.armed_at)::float8 AS after
+         FROM elected e LEFT JOIN turn t ON t.id = e.turn_id",
     )
     .bind(&ids)
     .bind(&outcomes)
@@ -239,9 +248,28 @@ pub(super) async fn write(tx: &mut DbConnection, terminals: &[NewTerminal]) -> R
     .bind(&platforms)
     .bind(&answers)
     .bind(&finishes)
-    .execute(tx)
+    .fetch_all(&mut *tx)
     .await?;
-    Ok(())
+    let mut failures: HashMap<TurnId, Failure> =
+        terminals.iter().zip(failures).filter_map(|(terminal, failure)| Some((terminal.turn_id, failure?))).collect();
+    let mut ended = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let (turn, after) = (told_turn(row)?, row.try_get("after")?);
+        let failure = failures.remove(&turn.turn_id).map(|failure| (failure.reason, failure.detail));
+        tx.note(TurnEvent::Ended { turn: turn.clone(), after, failure });
+        ended.push((turn, after));
+    }
+    Ok(ended)
+}
+
+/// The turn of a row that selects `turn_id`, `organization`, `agent` and `traceparent`.
+pub(super) fn told_turn(row: &PgRow) -> Result<ToldTurn, StoreError> {
+    Ok(ToldTurn {
+        turn_id: TurnId(row.try_get("turn_id")?),
+        organization: row.try_get("organization")?,
+        agent: row.try_get("agent")?,
+        traceparent: row.try_get("traceparent")?,
+    })
 }
 
 /// Who must hold a turn, as its locked marker says, for the turn to be ended.
@@ -295,7 +323,7 @@ async fn write_all_but_refused<'t>(
         }
         tx.execute("SAVEPOINT part").await?;
         match write(tx, part).await {
-            Ok(()) => {
+            Ok(_) => {
                 tx.execute("RELEASE SAVEPOINT part").await?;
                 written.extend(part);
             }

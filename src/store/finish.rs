@@ -13,6 +13,7 @@ use super::batch::BatchedVerb;
 use super::connection::DbConnection;
 use super::elect::{self, Ended, NewTerminal, OpenTurn};
 use super::{Notice, Store, StoreError};
+use crate::telemetry::turns::TurnEvent;
 use crate::turn::cause;
 use crate::turn::decide::{self, Election, ElectionSummary, TurnEnder, TurnState};
 use crate::turn::frame::{Span, storable};
@@ -301,7 +302,12 @@ impl Writes {
             append::copy(tx, &self.copies).await?;
         }
         append::insert(tx, &self.pieces).await?;
-        elect::write(tx, &self.terminals).await?;
+        let ended = elect::write(tx, &self.terminals).await?;
+        // A short reply comes whole with its word, so that is its first output.
+        let begun: HashSet<TurnId> = self.pieces.iter().filter(|p| p.span.start == 0).map(|p| p.turn_id).collect();
+        for (turn, after) in ended.into_iter().filter(|(turn, _)| begun.contains(&turn.turn_id)) {
+            tx.note(TurnEvent::BegunOutput(turn, after));
+        }
         self.keep_superseded(tx).await
     }
 

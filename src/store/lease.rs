@@ -11,6 +11,7 @@ use super::fail_worker::bury;
 use super::pool::bounded;
 use super::transaction::transaction;
 use super::{Notice, Store, StoreError};
+use crate::telemetry::turns::TurnEvent;
 use crate::turn::cause;
 use crate::turn::keys::{GatewayId, Incarnation, StartId, WorkerGroup};
 use crate::turn::phase::LeasePhase;
@@ -360,23 +361,29 @@ async fn open_stream(
     capacity: u32,
     together: bool,
 ) -> Result<bool, StoreError> {
-    let moved = sqlx::query_scalar(
+    let row = sqlx::query(
         "UPDATE lease l SET phase = CASE phase WHEN 'starting' THEN 'live' ELSE phase END,
                 gateway = $2, heard_by = $2, stream = $3, together = $5, capacity = least(capacity, $4),
                 connected_at = clock_timestamp(), suspected_at = NULL,
                 idle_since = coalesce(idle_since, clock_timestamp()),
                 expires_at = clock_timestamp() + make_interval(secs => lease_seconds)
-         FROM (SELECT incarnation AS its, stream AS before FROM lease WHERE incarnation = $1) AS was
-         WHERE l.incarnation = was.its RETURNING was.before IS NOT NULL",
+         FROM (SELECT incarnation AS its, stream AS before, phase AS was_phase FROM lease WHERE incarnation = $1) AS was
+         WHERE l.incarnation = was.its
+         RETURNING was.before IS NOT NULL AS moved, was.was_phase = 'starting' AS started, l.organization, l.agent,
+                   extract(epoch FROM clock_timestamp() - l.started_at)::float8 AS after",
     )
     .bind(incarnation.0)
     .bind(gateway.0)
     .bind(stream)
     .bind(capacity.clamp(1, 10_000) as i32)
     .bind(together)
-    .fetch_one(tx)
+    .fetch_one(&mut *tx)
     .await?;
-    Ok(moved)
+    if row.try_get("started")? {
+        let (organization, agent) = (row.try_get("organization")?, row.try_get("agent")?);
+        tx.note(TurnEvent::WorkerStarted { organization, agent, after: row.try_get("after")? });
+    }
+    Ok(row.try_get("moved")?)
 }
 
 /// Reads the terms of a lease.

@@ -1,6 +1,8 @@
-//! Metrics: how Lastword fares, read from the tables at each scrape and cheaply, so that every replica tells the same.
+//! Metrics of the tables: how Lastword fares, read cheaply and now and then, so that every replica tells about the same. What a
+//! process counts itself is in [`crate::metrics`].
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use sqlx::Row;
 
@@ -82,59 +84,65 @@ impl Store {
 }
 
 impl StoreMetrics {
-    /// The metrics as OpenMetrics text.
-    pub fn openmetrics(&self) -> String {
+    /// The metrics in Prometheus' text format, as they were so long ago.
+    pub fn text(&self, age: Duration) -> String {
+        let age = age.as_secs_f64();
+        let counted = |rows: &[(String, i64)]| rows.iter().map(|(k, n)| (k.clone(), *n as f64)).collect::<Vec<_>>();
+        let one = |n: f64| vec![(String::new(), n)];
         let mut text = String::new();
-        let mut gauge = |name: &str, help: &str, label: Option<&str>, samples: &[(String, f64)]| {
-            let _ = writeln!(text, "# TYPE {name} gauge\n# HELP {name} {help}");
+        let mut gauge = |name: &str, help: &str, label: &str, samples: Vec<(String, f64)>| {
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge");
             for (value, n) in samples {
                 let _ = match label {
-                    Some(label) => writeln!(text, "{name}{{{label}=\"{value}\"}} {n}"),
-                    None => writeln!(text, "{name} {n}"),
+                    "" => writeln!(text, "{name} {n}"),
+                    label => writeln!(text, "{name}{{{label}=\"{value}\"}} {n}"),
                 };
             }
         };
-        let counted = |rows: &[(String, i64)]| rows.iter().map(|(k, n)| (k.clone(), *n as f64)).collect::<Vec<_>>();
-        let one = |n: f64| vec![(String::new(), n)];
-        gauge("lastword_open_turns", "Turns that owe their terminal.", Some("phase"), &counted(&self.open_turns));
+        gauge("lastword_open_turns", "Turns that owe their terminal.", "phase", counted(&self.open_turns));
         gauge(
             "lastword_oldest_waiting_seconds",
             "Age of the oldest turn that no worker has claimed.",
-            None,
-            &one(self.oldest_waiting_seconds),
+            "",
+            one(self.oldest_waiting_seconds),
         );
-        gauge("lastword_workers", "Workers that are not dead.", Some("phase"), &counted(&self.workers));
+        gauge("lastword_workers", "Workers that are not dead.", "phase", counted(&self.workers));
         gauge(
             "lastword_terminals_last_hour",
             "Terminals of the last hour.",
-            Some("reason"),
-            &counted(&self.terminals_last_hour),
+            "reason",
+            counted(&self.terminals_last_hour),
         );
         gauge(
             "lastword_posts",
             "Terminals for webhooks and Slack that are due, or were given up.",
-            Some("state"),
-            &counted(&self.posts),
+            "state",
+            counted(&self.posts),
         );
         gauge(
             "lastword_gate_seen_seconds",
-            "Time since a gateway last wrote a heartbeat tick.",
-            None,
-            &one(self.gate_seen_seconds),
+            "Time since a gateway last wrote a heartbeat tick, as far as is known.",
+            "",
+            one(self.gate_seen_seconds + age),
         );
         gauge(
             "lastword_retention_backlog_seconds",
             "Time by which the oldest ended turn is past its retention.",
-            None,
-            &one(self.retention_backlog_seconds),
+            "",
+            one(self.retention_backlog_seconds),
         );
         gauge(
             "lastword_oldest_xmin_age",
             "Age in transactions of the oldest snapshot; it holds back vacuum.",
-            None,
-            &one(self.oldest_xmin_age as f64),
+            "",
+            one(self.oldest_xmin_age as f64),
         );
-        text.push_str("# EOF\n");
+        gauge(
+            "lastword_store_figures_age_seconds",
+            "Age of the figures that are read from the database.",
+            "",
+            one(age),
+        );
         text
     }
 }

@@ -1,4 +1,4 @@
-//! TLS: HTTP clients, and the certificate of the worker port.
+//! TLS: HTTP clients, and the certificates of ports.
 //!
 //! A client trusts the certificates of the system, or Mozilla's where the system has none: Lastword's image holds one file,
 //! and agents' images often have no certificates. The variables SSL_CERT_FILE and SSL_CERT_DIR name others. A client that
@@ -18,6 +18,10 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 pub use self::pem::Authorities;
 use self::renewed::renewed;
 pub use self::renewed::{Renewed, never_renewed};
+
+/// A port that speaks HTTP/1.1 alone, and one that speaks HTTP/2 too.
+pub const HTTP1: &[&str] = &["http/1.1"];
+pub const HTTP2: &[&str] = &["h2", "http/1.1"];
 
 /// What is wrong with a file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,11 +44,15 @@ pub fn http_trusting(authorities: &Authorities) -> ClientBuilder {
 }
 
 /// The configuration of a port that shows a certificate: PEM files with the certificate and its chain, and with its key.
-/// When the files change, the configuration does.
+/// When the files change, the configuration does. `speaks`: what the port speaks, the best first, by the names of ALPN.
 ///
 /// # Errors
 /// If a file cannot be read or does not hold what it should, or if the key belongs to another certificate.
-pub fn server(certificate: &Path, key: &Path) -> Result<Renewed<Arc<ServerConfig>>, TlsError> {
+pub fn server(
+    certificate: &Path,
+    key: &Path,
+    speaks: &'static [&'static str],
+) -> Result<Renewed<Arc<ServerConfig>>, TlsError> {
     renewed([certificate, key], |[certificate, key]| {
         let (chain, private) = (certificate.certificates()?, key.private_key()?);
         let mut config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, private).map_err(
@@ -56,7 +64,7 @@ pub fn server(certificate: &Path, key: &Path) -> Result<Renewed<Arc<ServerConfig
                 _ => key.wrong(format!("holds no key that can be used: {error}")),
             },
         )?;
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = speaks.iter().map(|name| name.as_bytes().to_vec()).collect();
         Ok(Arc::new(config))
     })
 }

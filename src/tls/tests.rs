@@ -12,7 +12,7 @@ fn provider() {
 #[tokio::test]
 async fn a_pair_is_a_certificate_and_its_key() {
     provider();
-    let pair = server(&file("first.crt"), &file("first.key")).expect("a pair");
+    let pair = server(&file("first.crt"), &file("first.key"), HTTP1).expect("a pair");
     assert_eq!(pair.borrow().alpn_protocols, [b"http/1.1"]);
 }
 
@@ -41,7 +41,7 @@ async fn what_is_wrong_with_a_file_is_said_of_that_file() {
         (&certificate, &file("second.key"), 1, &not_its),
     ];
     for (certificate, key, wrong, why) in table {
-        let error = server(certificate, key).expect_err(why).to_string();
+        let error = server(certificate, key, HTTP1).expect_err(why).to_string();
         let named = [certificate, key][wrong].display();
         assert!(error.starts_with(&format!("{named}: {why}")), "{error}");
     }

@@ -17,6 +17,7 @@ use super::link::{ConnectedClient, pauses};
 use super::output_log::{OutputLog, ReportStep};
 use super::termination;
 use crate::backoff::Backoff;
+use crate::telemetry::traces::{TurnSpan, TurnStep};
 use crate::turn::cause::program;
 use crate::turn::frame::Frame;
 use crate::turn::keys::TurnId;
@@ -73,6 +74,8 @@ pub(super) async fn run<A: TurnAdapter>(
     client: ConnectedClient,
 ) -> JobEnd {
     let ids: Vec<TurnId> = turns.iter().map(|turn| turn.turn_id).collect();
+    let mut turns = turns;
+    let spans: Vec<TurnSpan> = turns.iter_mut().map(begin_span).collect();
     let out = OutputSink::new(handles.log.clone(), handles.cancel.clone());
     let cancel = handles.cancel.clone();
     let program = tokio::spawn(async move { adapter.run(turns, out, cancel).await });
@@ -91,10 +94,19 @@ pub(super) async fn run<A: TurnAdapter>(
     let end = report(ids, &handles, client).await;
     handles.cancel.cancel();
     let _ = (&mut ending).await;
+    drop(spans);
     if !matches!(end, JobEnd::Dead(_)) {
         termination::clear();
     }
     end
+}
+
+/// Begins the span of a turn's run. What the agent does, and whom it asks, is within it.
+fn begin_span(turn: &mut TurnPush) -> TurnSpan {
+    let mut span = TurnSpan::begin(TurnStep::Run, turn.traceparent.as_deref());
+    span.says("lastword.turn.id", turn.turn_id);
+    turn.traceparent = span.traceparent().or(turn.traceparent.take());
+    span
 }
 
 /// Reports what the log holds until the gateway has decided on the last word.

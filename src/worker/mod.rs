@@ -56,12 +56,15 @@ pub struct WorkerArgs {
     /// One JSON object a line
     #[arg(long, global = true, env = "LASTWORD_LOG_JSON")]
     pub log_json: bool,
+    /// Send traces of turns by OTLP over HTTP to this collector, such as http://collector:4318
+    #[arg(long, global = true, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
 }
 
 impl WorkerArgs {
     /// How to log.
     pub fn log(&self) -> LogArgs {
-        LogArgs { log: self.log.clone(), log_json: self.log_json }
+        LogArgs { log: self.log.clone(), log_json: self.log_json, otlp_endpoint: self.otlp_endpoint.clone() }
     }
 }
 

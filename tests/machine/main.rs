@@ -30,5 +30,6 @@ mod proxies;
 mod replicas;
 mod serial;
 mod sessions;
+mod telemetry;
 mod tenants;
 mod worker;

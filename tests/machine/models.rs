@@ -122,7 +122,10 @@ async fn why_the_model_stopped_stands_in_the_record_and_on_complete() {
 async fn an_agent_says_how_its_model_server_is_asked() {
     crypto();
     let file = |name: &str| repository("tests/tls").join(name);
-    let tls = lastword::tls::server(&file("first.crt"), &file("first.key")).expect("a pair").borrow().clone();
+    let tls = lastword::tls::server(&file("first.crt"), &file("first.key"), lastword::tls::HTTP1)
+        .expect("a pair")
+        .borrow()
+        .clone();
     let server = ModelServer::with_tls(tls, by_message).await;
     let model = |authority: &str| {
         json!({

@@ -31,6 +31,15 @@ const INHERITED: [&str; 9] = ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG"
 /// have a password in it, so programs do not get these.
 const NETWORK: [&str; 6] = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"];
 
+/// Traces go on in the worker, to the same collector. Its headers are left out: they may hold a key.
+const TRACES: [&str; 5] = [
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_RESOURCE_ATTRIBUTES",
+    "OTEL_TRACES_SAMPLER",
+    "OTEL_TRACES_SAMPLER_ARG",
+];
+
 /// The container of the agent program, if the Agent has one.
 pub(super) fn container(spec: &AgentSpec) -> Option<&Container> {
     spec.template.as_ref()?.spec.containers.iter().find(|c| c.name == AGENT)
@@ -59,6 +68,7 @@ pub(super) fn command(config: &ProcessConfig, request: &StartRequest) -> Result<
         (env::CAPACITY.into(), spec.limits.turns_per_worker().to_string().into()),
         (env::DRAIN_SECONDS.into(), spec.timing.drain_seconds().to_string().into()),
     ];
+    own.extend(config.traces.iter().map(|url| (TRACES[0].to_owned(), url.clone().into())));
     let mut line: Vec<OsString> = Vec::new();
     let ours = |adapter: &str| [config.program.clone().into_os_string(), "worker".into(), adapter.into()];
     match spec.adapter {
@@ -90,7 +100,7 @@ pub(super) fn command(config: &ProcessConfig, request: &StartRequest) -> Result<
 /// Whether a variable of this process's environment is passed on.
 fn is_inherited(adapter: Adapter, name: &str) -> bool {
     let of_network = adapter == Adapter::OpenAI && NETWORK.iter().any(|known| known.eq_ignore_ascii_case(name));
-    INHERITED.contains(&name) || name.starts_with("LC_") || of_network
+    INHERITED.contains(&name) || TRACES.contains(&name) || name.starts_with("LC_") || of_network
 }
 
 /// What follows `worker openai` on the command line; `server` is the command of a model server that it is to start, if any. The

@@ -29,6 +29,8 @@ pub struct ProcessConfig {
     /// How long workers may take to end when this process stops. A worker whose own `drainSeconds` are shorter has those;
     /// with `None`, every worker has its own.
     pub stop_within: Option<Duration>,
+    /// The collector that workers send their traces to.
+    pub traces: Option<String>,
 }
 
 impl ProcessConfig {
@@ -45,6 +47,7 @@ impl ProcessConfig {
             program: std::env::current_exe()?,
             secrets: Arc::new(|_| None),
             stop_within: None,
+            traces: None,
         })
     }
 }

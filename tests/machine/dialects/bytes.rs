@@ -1,7 +1,7 @@
 //! No stream of any dialect ends cleanly without its terminal, whatever becomes of the gateway, the database, the worker or the
 //! turn's log: every client library takes a clean end for success.
 //!
-//! Each scene is played for all dialects at once, a turn for each. What is looked at are the bytes of the body, and how it ended.
+//! Each scene is played for all dialects at once, over HTTP/1.1 and over HTTP/2, a turn for each. What is looked at are the bytes of the body, and how it ended.
 
 use std::time::Duration;
 
@@ -28,6 +28,7 @@ crate::newest! {
 }
 
 /// A way to see a turn.
+#[derive(Clone)]
 struct Dialect {
     /// It stands for the conversation's name, the message id and the message of the turn.
     name: &'static str,
@@ -40,10 +41,21 @@ struct Dialect {
     last: &'static str,
     /// Whether a turn that is over is answered by no stream.
     open_only: bool,
+    /// Whether it is asked for over HTTP/2.
+    http2: bool,
 }
 
-/// The dialects whose answer is a turn's stream.
+/// The dialects whose answer is a turn's stream, over each protocol.
 fn dialects() -> Vec<Dialect> {
+    let by_http2 = |dialect: &Dialect| {
+        let name: &'static str = format!("{}-http2", dialect.name).leak();
+        Dialect { name, http2: true, ..dialect.clone() }
+    };
+    let by_http1 = by_http1();
+    by_http1.iter().map(by_http2).chain(by_http1.clone()).collect()
+}
+
+fn by_http1() -> Vec<Dialect> {
     const UI: &[&str] = &["\"type\":\"finish\"", "\"type\":\"error\"", "\"type\":\"abort\""];
     vec![
         Dialect {
@@ -54,6 +66,7 @@ fn dialects() -> Vec<Dialect> {
             terminals: &["event: complete"],
             last: "\n\n",
             open_only: false,
+            http2: false,
         },
         Dialect {
             name: "agui",
@@ -66,6 +79,7 @@ fn dialects() -> Vec<Dialect> {
             terminals: &["\"type\":\"RUN_FINISHED\"", "\"type\":\"RUN_ERROR\""],
             last: "\n\n",
             open_only: false,
+            http2: false,
         },
         Dialect {
             name: "ui",
@@ -78,6 +92,7 @@ fn dialects() -> Vec<Dialect> {
             terminals: UI,
             last: "data: [DONE]\n\n",
             open_only: false,
+            http2: false,
         },
         Dialect {
             name: "ui-resumed",
@@ -87,6 +102,7 @@ fn dialects() -> Vec<Dialect> {
             terminals: UI,
             last: "data: [DONE]\n\n",
             open_only: true,
+            http2: false,
         },
     ]
 }
@@ -112,6 +128,11 @@ async fn play(client: &Client, worker: &mut FakeWorker) -> Vec<Played> {
 impl Played {
     async fn open(&self, client: &Client) -> reqwest::Response {
         let name = self.dialect.name;
+        let mut client = client.clone();
+        if self.dialect.http2 {
+            let http = reqwest::Client::builder().no_proxy().http2_prior_knowledge().pool_max_idle_per_host(0);
+            client.http = http.build().expect("a client");
+        }
         let mut request = client.request(self.dialect.method.clone(), &(self.dialect.path)(name, self.turn));
         if let Some(body) = (self.dialect.body)(name) {
             request = request.json(&body);
@@ -204,7 +225,7 @@ async fn a_gateway_without_its_database_breaks_its_streams(db: Db) {
 async fn a_worker_that_is_lost_is_a_terminal_and_then_the_end(db: Db) {
     let gateway = Gateway::start(&db).await;
     let _sweeper = Sweeper::start(db.store.clone());
-    let mut worker = FakeWorker::new(&db.store, lease(3)).await;
+    let mut worker = FakeWorker::new(&db.store, lease(5)).await;
     worker.connect(&gateway, &[]).await;
     let played = play(&gateway.client(), &mut worker).await;
     let watched = watched(&gateway.client(), &played).await;

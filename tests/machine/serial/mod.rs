@@ -2,3 +2,4 @@
 
 mod chaos;
 pub mod failures;
+mod readers;
