@@ -22,9 +22,14 @@ CREATE TABLE agent (
     name              text NOT NULL,
     spec              jsonb NOT NULL,
     generation        bigint NOT NULL DEFAULT 1,    -- grows with each change of the spec or of the object
+    config            bigint NOT NULL DEFAULT 1,    -- grows with each change of what a worker is made of, see src/store/agent.rs
+    proven            bigint NOT NULL DEFAULT 0,    -- the newest config of which a worker has come to life
+    capacity          integer,                      -- what leases take from the spec: turns at a time,
+    heartbeat_seconds integer,                      -- and their terms; null if the spec cannot be read
+    lease_seconds     integer,
     uid               text,                         -- the object's; null on one machine. Made again, it is another Agent
     object_generation bigint,                       -- metadata.generation; an older reading of the object is known by it
-    object_began      bigint,                       -- `generation` when the object came here; an earlier worker was not its
+    object_began      bigint,                       -- `config` when the object came here; an earlier worker was not its
     object_since      timestamptz,                  -- when that was; an earlier failure was not the object's
     updated_at        timestamptz NOT NULL DEFAULT clock_timestamp(),
     deleted_at        timestamptz,                  -- a tombstone, from which turns that wait find out
@@ -200,7 +205,7 @@ CREATE TABLE lease (
     organization      text NOT NULL,
     agent             text NOT NULL,
     worker_group      uuid NOT NULL,                -- the conversation that it is for; nil: for all of the Agent's
-    generation        bigint NOT NULL DEFAULT 0,    -- of the Agent that it was started for
+    config            bigint NOT NULL DEFAULT 0,    -- of the Agent that it was started for
     phase             text NOT NULL,
     -- What it is:
     runtime           text NOT NULL,                -- 'process' or 'kubernetes'
@@ -210,6 +215,7 @@ CREATE TABLE lease (
     secret_hash       bytea NOT NULL,               -- of the worker's credential
     -- Its terms:
     capacity          integer NOT NULL DEFAULT 1,   -- turns at a time
+    offered           integer,                      -- turns at a time that the worker could take, once it has connected
     together          boolean NOT NULL DEFAULT false, -- takes all turns of a conversation that wait together
     heartbeat_seconds integer NOT NULL,
     lease_seconds     integer NOT NULL,
@@ -229,6 +235,7 @@ CREATE TABLE lease (
     start_cause       text,                         -- why the start has not come to life so far: the reason if it never does
     start_detail      text,
     -- Its end:
+    retiring          boolean NOT NULL DEFAULT false, -- it claims nothing more, and leaves when it holds nothing
     drain_until       timestamptz,
     stop_reason       text,                         -- why it was told to stop: the reason of the turns that it leaves behind
     stop_recorded     boolean NOT NULL DEFAULT true, -- false: the reason is only what the worker guessed from a signal
@@ -250,9 +257,9 @@ CREATE UNIQUE INDEX lease_living_start_id_key ON lease (start_id) WHERE phase <>
 CREATE INDEX lease_start_idx ON lease (start_id);
 CREATE INDEX lease_pod_idx ON lease (runtime_ref) WHERE runtime = 'kubernetes';
 CREATE INDEX lease_living_of_group_idx ON lease (organization, agent, worker_group) WHERE phase <> 'dead';
--- A conversation has one worker that serves it, or will. One that drains is beside it.
+-- A conversation has one worker that serves it, or will. One that drains or retires is beside it.
 CREATE UNIQUE INDEX lease_of_conversation_key ON lease (worker_group)
-    WHERE phase IN ('starting', 'live') AND worker_group <> '00000000-0000-0000-0000-000000000000';
+    WHERE phase IN ('starting', 'live') AND NOT retiring AND worker_group <> '00000000-0000-0000-0000-000000000000';
 CREATE INDEX lease_dead_idx ON lease (died_at) WHERE phase = 'dead';
 -- Starts that came to nothing: few, whatever else has died.
 CREATE INDEX lease_futile_idx ON lease (died_at) WHERE phase = 'dead' AND NOT claimed;

@@ -125,9 +125,17 @@ impl Heartbeats {
     pub async fn beat(&self, incarnation: Incarnation, busy: bool) -> Result<Option<BeatAnswer>, StoreError> {
         let (answer, answered) = oneshot::channel();
         let stopping = || StoreError::Unavailable("this gateway is stopping".into());
-        let beat = Beat { incarnation, busy };
+        let beat = Beat { incarnation, busy: Some(busy) };
         self.queue.try_send(WaitingBeat { beat, answer }).map_err(|_| stopping())?;
         answered.await.map_err(|_| stopping())?
+    }
+
+    /// A worker has finished a turn, which is a sign of life as well. The next tick writes since when it holds nothing, so that
+    /// its place can be given to another conversation without waiting for its next heartbeat. Nobody waits for that.
+    pub fn finished(&self, incarnation: Incarnation) {
+        let beat = Beat { incarnation, busy: None };
+        // A full queue drops it: the worker's next heartbeat says the same.
+        let _ = self.queue.try_send(WaitingBeat { beat, answer: oneshot::channel().0 });
     }
 }
 
@@ -146,7 +154,7 @@ impl Waiting {
         }
         // A worker that was told that its beat was not written may not beat again before the next tick, and yet it was not
         // silent. As busy, since it may have been given a turn meanwhile: it says itself when it is idle.
-        let unwritten = self.unwritten.iter().map(|&incarnation| Beat { incarnation, busy: true });
+        let unwritten = self.unwritten.iter().map(|&incarnation| Beat { incarnation, busy: Some(true) });
         // Of several heartbeats of one worker the last one counts.
         let beats = unwritten.chain(self.batch.iter().map(|w| w.beat.clone()));
         beats.map(|beat| (beat.incarnation, beat)).collect::<HashMap<_, _>>().into_values().collect()

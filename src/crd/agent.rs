@@ -33,6 +33,7 @@ use crate::turn::reason::Reason;
     printcolumn(name = "Scope", type_ = "string", json_path = ".spec.scope"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Workers", type_ = "integer", json_path = ".status.workers"),
+    printcolumn(name = "Updated", type_ = "integer", json_path = ".status.updatedWorkers", priority = 1),
     printcolumn(name = "Queued", type_ = "integer", json_path = ".status.queuedTurns"),
     printcolumn(name = "Running", type_ = "integer", json_path = ".status.runningTurns"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
@@ -71,6 +72,10 @@ pub struct AgentSpec {
     /// Limits on the agent's workers and on its queue of waiting turns.
     #[serde(default, skip_serializing_if = "is_default")]
     pub limits: Limits,
+    /// How workers are replaced when what they are made of changes: scope, adapter, template, openai or detachedProcesses. All
+    /// other fields hold for the workers that run.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub rollout: Rollout,
     /// What becomes of processes that the program of a turn has detached (setsid) and left behind. EndWithTurn (default)
     /// kills them with everything else that the turn started. EndWithWorker lets them serve the conversation's later turns,
     /// until its worker ends; it needs adapter Exec and scope Conversation.
@@ -150,6 +155,37 @@ pub struct Limits {
     pub max_queued_turns: Option<u32>,
 }
 
+/// How workers are replaced when the Agent changes. One that is replaced takes no more turns, and leaves when those that it has
+/// are done.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = (
+    "!(has(self.maxSurge) && self.maxSurge == 0) || (has(self.maxUnavailable) && self.maxUnavailable > 0)",
+    "maxSurge and maxUnavailable must not both be 0 (default 1 and 0)"
+))]
+pub struct Rollout {
+    /// How many workers may be retired before the ones that replace them are live; default 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 10000))]
+    pub max_unavailable: Option<u32>,
+    /// How many workers may run beyond maxWorkers while workers are replaced; default 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 10000))]
+    pub max_surge: Option<u32>,
+}
+
+impl Rollout {
+    /// How many workers may be retired before the ones that replace them are live.
+    pub fn max_unavailable(&self) -> u32 {
+        self.max_unavailable.unwrap_or(defaults::MAX_UNAVAILABLE)
+    }
+
+    /// How many workers may run beyond `maxWorkers` while workers are replaced.
+    pub fn max_surge(&self) -> u32 {
+        self.max_surge.unwrap_or(defaults::MAX_SURGE)
+    }
+}
+
 impl Limits {
     /// How many workers are kept though no turn needs them.
     pub fn min_workers(&self) -> u32 {
@@ -219,6 +255,11 @@ impl Timing {
 
     /// The time between two heartbeats: as given; else the default, but at most a third of the lease. So it is enough to set a
     /// short lease: one of 1 s makes it 333 ms, which the field, an integer, could not say.
+    /// The same in whole seconds, as the worker protocol has it: a worker with a lease of 1 or 2 s beats each second.
+    pub fn whole_heartbeat_seconds(&self) -> u32 {
+        (self.heartbeat().as_secs() as u32).max(1)
+    }
+
     pub fn heartbeat(&self) -> Duration {
         let third = Duration::from_secs(self.lease_seconds().into()) / 3;
         match self.heartbeat_seconds {
@@ -266,6 +307,8 @@ pub struct AgentStatus {
     pub conditions: Vec<Condition>,
     /// How many workers run or start.
     pub workers: u32,
+    /// How many of them are made as the spec is now; the others are being replaced, see spec.rollout.
+    pub updated_workers: u32,
     /// How many turns wait for a worker.
     pub queued_turns: u32,
     /// How many turns a worker holds.

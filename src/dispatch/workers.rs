@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -36,8 +37,10 @@ pub struct Worker {
     pub incarnation: Incarnation,
     /// Names the stream; the lease has the same value.
     pub stream: Uuid,
-    /// The terms of the lease.
+    /// The terms of the lease, as of the connect.
     pub terms: Connected,
+    /// Turns that the worker may hold at a time, as of now: a change of the Agent reaches workers that run.
+    capacity: AtomicU32,
     /// So many past turns of the conversation are pushed with each turn.
     history: u32,
     lines: mpsc::Sender<ToWorker>,
@@ -89,7 +92,7 @@ impl Worker {
 
     /// How many more turns the worker may be pushed; conversations, if it takes what waits in one together.
     fn room(&self) -> u32 {
-        self.with(|s| s.room(self.terms.capacity, self.terms.together))
+        self.with(|s| s.room(self.capacity.load(Ordering::Relaxed), self.terms.together))
     }
 }
 
@@ -134,6 +137,7 @@ impl Workers {
             wake: Notify::new(),
             duties: Mutex::new(WorkerDuties::new(terms.draining.is_some())),
             closed: CancellationToken::new(),
+            capacity: AtomicU32::new(terms.capacity),
             terms,
         });
         let before = self.with(|c| {
@@ -309,7 +313,7 @@ impl Workers {
             // The next heartbeat tells the same.
             Err(error) => return tracing::debug!(%error, "worker {incarnation} is told of changes later"),
         };
-        let Some(WorkerState { answer: beat, stream }) = state else {
+        let Some(WorkerState { answer: beat, stream, capacity }) = state else {
             // Its lease is dead; the next call of the worker is answered 410.
             worker.says_goodbye();
             worker.closed.cancel();
@@ -321,6 +325,7 @@ impl Workers {
             worker.closed.cancel();
             return;
         }
+        worker.capacity.store(capacity, Ordering::Relaxed);
         let (stop, _) = reconcile(&in_hand, &beat.held);
         for &turn_id in &stop {
             self.live.close(turn_id, incarnation);

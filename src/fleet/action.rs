@@ -64,7 +64,7 @@ impl ActionRunner {
                 let reason = stop::reason(Stopper::Plan);
                 let told = match cause {
                     // The plan rests on what was read before: the worker may have claimed a turn since.
-                    DrainCause::Idle | DrainCause::MakeRoom => {
+                    DrainCause::Idle | DrainCause::MakeRoom | DrainCause::Replaced => {
                         self.store.drain_idle_worker(incarnation, reason).await?
                     }
                     DrainCause::Changed | DrainCause::Removed | DrainCause::ConversationGone => {
@@ -74,6 +74,24 @@ impl ActionRunner {
                 if told {
                     self.stop_drained(incarnation, start_id, &runtime_ref, cause.as_str()).await;
                     return Ok(Some(start_id));
+                }
+                Ok(None)
+            }
+            Action::Retire { incarnation } => {
+                self.retire(incarnation).await?;
+                Ok(None)
+            }
+            Action::Replace { agent, worker_group, incarnation } => {
+                if let Some(agent) = agents.get(&agent)
+                    && self.retire(incarnation).await?
+                {
+                    self.start(agent, worker_group, true).await?;
+                }
+                Ok(None)
+            }
+            Action::Restore { incarnation } => {
+                if self.store.restore_worker(incarnation).await? {
+                    tracing::warn!(%incarnation, "worker {incarnation} serves on: the one that was to replace it did not come to life");
                 }
                 Ok(None)
             }
@@ -120,6 +138,15 @@ impl ActionRunner {
         tracing::info!(organization, agent, worker_group, start = %start_id, "starting a worker");
         self.make(&request).await;
         Ok(())
+    }
+
+    /// Lets a worker claim nothing more; true if it did until now.
+    async fn retire(&self, incarnation: Incarnation) -> Result<bool, StoreError> {
+        let retired = self.store.retire_worker(incarnation).await?;
+        if retired {
+            tracing::info!(%incarnation, "worker {incarnation} takes no more turns: its Agent changed");
+        }
+        Ok(retired)
     }
 
     /// Asks the runtime for a worker whose lease is written.
@@ -234,7 +261,7 @@ fn request(agent: &PlannedAgent, spec: Arc<AgentSpec>, worker_group: WorkerGroup
         organization: agent.key.organization.clone(),
         agent: agent.key.name.clone(),
         worker_group,
-        generation: agent.generation,
+        config: agent.config,
         spec,
         agent_uid: agent.uid.clone(),
         attempt: 0,
@@ -251,13 +278,12 @@ fn new_start(request: &StartRequest, runtime: &dyn WorkerRuntime) -> NewStart {
         organization: request.organization.clone(),
         agent: request.agent.clone(),
         worker_group: request.worker_group,
-        generation: request.generation,
+        config: request.config,
         runtime: runtime.name(),
         runtime_ref: request.runtime_ref.clone(),
         secret_hash: request.credential.hash(),
         capacity: limits.turns_per_worker(),
-        // The protocol has whole seconds, so a worker with a lease of 1 or 2 s beats each second.
-        heartbeat_seconds: (timing.heartbeat().as_secs() as u32).max(1),
+        heartbeat_seconds: timing.whole_heartbeat_seconds(),
         lease_seconds: timing.lease_seconds(),
         drain_seconds: timing.drain_seconds(),
         start_attempts: timing.start_attempts(),

@@ -132,7 +132,7 @@ impl Passes {
         let stored = self.store.agents().await?;
         let mut before = std::mem::take(&mut self.specs);
         let mut agents = Vec::with_capacity(stored.len());
-        for StoredAgent { namespace, name, spec, generation, uid, .. } in stored {
+        for StoredAgent { namespace, name, spec, generation, config, proven, uid } in stored {
             let key = AgentKey { organization: namespace, name };
             let spec = match before.remove(&key) {
                 Some((parsed, spec)) if parsed == generation => spec,
@@ -146,8 +146,8 @@ impl Passes {
                 },
             };
             self.specs.insert(key.clone(), (generation, spec.clone()));
-            let may_warm = pauses.may_warm(&key, generation);
-            agents.push(PlannedAgent { key, generation, uid, spec, may_warm });
+            let may_warm = pauses.may_warm(&key, config);
+            agents.push(PlannedAgent { key, config, proven, uid, spec, may_warm });
         }
         Ok(agents)
     }

@@ -25,7 +25,8 @@ const LONGEST_FOR_DEMAND: Duration = Duration::from_secs(10);
 /// What pauses now.
 #[derive(Debug, Default)]
 pub(super) struct Pauses {
-    /// Agents, with their generation, that get no worker for `minWorkers` alone. A newer generation is tried at once.
+    /// Agents, with their config number, that get no worker for `minWorkers` alone, or to replace another. A newer config is
+    /// tried at once.
     warm: HashSet<(AgentKey, i64)>,
     /// Worker groups that get no worker at all.
     pub demand: HashSet<(AgentKey, WorkerGroup)>,
@@ -43,15 +44,15 @@ impl Pauses {
                 pauses.demand.insert((agent.clone(), starts.worker_group));
             }
             if ago < wait(starts.failed).max(interrupted) {
-                pauses.warm.insert((agent, starts.generation));
+                pauses.warm.insert((agent, starts.config));
             }
         }
         pauses
     }
 
-    /// Whether a worker may be started now for `minWorkers` alone.
-    pub fn may_warm(&self, agent: &AgentKey, generation: i64) -> bool {
-        !self.warm.contains(&(agent.clone(), generation))
+    /// Whether a worker may be started now that nobody waits for.
+    pub fn may_warm(&self, agent: &AgentKey, config: i64) -> bool {
+        !self.warm.contains(&(agent.clone(), config))
     }
 }
 
@@ -82,7 +83,7 @@ mod tests {
                 organization: "default".into(),
                 agent: "a".into(),
                 worker_group: WorkerGroup::OfAgent,
-                generation: 1,
+                config: 1,
                 failed,
                 interrupted,
                 ago,

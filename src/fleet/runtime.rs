@@ -21,8 +21,8 @@ pub struct StartRequest {
     pub agent: String,
     /// The worker group of the Agent that the worker is to serve.
     pub worker_group: WorkerGroup,
-    /// The generation of the Agent (`metadata.generation`) whose spec this is.
-    pub generation: i64,
+    /// The Agent's config number, which grows with each change of what a worker is made of.
+    pub config: i64,
     pub spec: Arc<AgentSpec>,
     /// The UID of the Agent's object in Kubernetes; the pod is owned by it.
     pub agent_uid: Option<String>,

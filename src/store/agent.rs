@@ -4,8 +4,11 @@
 use serde_json::Value;
 use sqlx::Row;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use super::{Notice, Store, StoreError};
+use crate::crd::AgentSpec;
+use crate::turn::keys::Incarnation;
 
 /// An Agent as the store holds it.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,8 +19,35 @@ pub struct StoredAgent {
     pub spec: Value,
     /// Grows with each change of the spec or of the object's UID, and when a removed Agent comes back.
     pub generation: i64,
+    /// The config number: grows where the change is of what a worker is made of. Workers of an older one are replaced.
+    pub config: i64,
+    /// Whether a worker of this config has come to life.
+    pub proven: bool,
     /// The object's UID; `None` on one machine.
     pub uid: Option<String>,
+}
+
+/// The fields of an Agent's spec that are baked into a worker when it is made: another value of one takes another worker. All
+/// other fields hold for the workers that run.
+const BAKED: [&str; 5] = ["scope", "adapter", "template", "openai", "detachedProcesses"];
+
+/// What a worker's lease takes from the Agent's spec when the worker connects.
+#[derive(Debug, Clone, Copy)]
+struct LeaseTerms {
+    /// Turns at a time.
+    capacity: u32,
+    heartbeat_seconds: u32,
+    lease_seconds: u32,
+}
+
+/// The terms in a spec; `None` if it cannot be read, so that workers keep what they have.
+fn terms(spec: &Value) -> Option<LeaseTerms> {
+    let spec: AgentSpec = serde_json::from_value(spec.clone()).ok()?;
+    Some(LeaseTerms {
+        capacity: spec.limits.turns_per_worker(),
+        heartbeat_seconds: spec.timing.whole_heartbeat_seconds(),
+        lease_seconds: spec.timing.lease_seconds(),
+    })
 }
 
 /// How many workers and turns an Agent has.
@@ -27,6 +57,8 @@ pub struct AgentCounts {
     pub name: String,
     /// Workers that are live or starting.
     pub workers: u32,
+    /// Those of them that are of the Agent's newest config.
+    pub updated: u32,
     /// Turns that wait; counted up to 1,000,000.
     pub queued: u32,
     /// Turns that a worker holds.
@@ -59,29 +91,54 @@ impl Store {
         spec: &Value,
         object: Option<(&str, i64)>,
     ) -> Result<bool, StoreError> {
-        let done = sqlx::query(
-            "INSERT INTO agent (namespace, name, spec, uid, object_generation, object_began, object_since)
-             VALUES ($1, $2, $3, $4, $5, CASE WHEN $4::text IS NOT NULL THEN 1 END,
-                     CASE WHEN $4::text IS NOT NULL THEN clock_timestamp() END)
-             ON CONFLICT (namespace, name) DO UPDATE
-             SET spec = excluded.spec, uid = excluded.uid, object_generation = excluded.object_generation,
-                 generation = agent.generation + 1, updated_at = clock_timestamp(), deleted_at = NULL,
-                 object_began = CASE WHEN agent.uid = excluded.uid THEN agent.object_began
-                                     WHEN excluded.uid IS NOT NULL THEN agent.generation + 1 END,
-                 object_since = CASE WHEN agent.uid = excluded.uid THEN agent.object_since ELSE excluded.object_since END
-             WHERE (agent.spec <> excluded.spec OR agent.uid IS DISTINCT FROM excluded.uid OR agent.deleted_at IS NOT NULL)
-               AND NOT coalesce(agent.uid = excluded.uid AND agent.object_generation > excluded.object_generation, false)",
+        let terms = terms(spec);
+        let (changed, resized): (bool, Vec<Uuid>) = sqlx::query_as(
+            "WITH put AS (
+               INSERT INTO agent (namespace, name, spec, uid, object_generation, object_began, object_since,
+                                  capacity, heartbeat_seconds, lease_seconds)
+               VALUES ($1, $2, $3, $4, $5, CASE WHEN $4::text IS NOT NULL THEN 1 END,
+                       CASE WHEN $4::text IS NOT NULL THEN clock_timestamp() END, $7, $8, $9)
+               ON CONFLICT (namespace, name) DO UPDATE
+               SET spec = excluded.spec, uid = excluded.uid, object_generation = excluded.object_generation,
+                   generation = agent.generation + 1, updated_at = clock_timestamp(), deleted_at = NULL,
+                   config = agent.config + CASE
+                     WHEN agent.uid IS DISTINCT FROM excluded.uid OR agent.deleted_at IS NOT NULL THEN 1
+                     WHEN EXISTS (SELECT FROM unnest($6::text[]) AS part
+                                  WHERE agent.spec -> part IS DISTINCT FROM excluded.spec -> part) THEN 1
+                     ELSE 0 END,
+                   capacity = excluded.capacity, heartbeat_seconds = excluded.heartbeat_seconds,
+                   lease_seconds = excluded.lease_seconds,
+                   object_began = CASE WHEN agent.uid = excluded.uid THEN agent.object_began
+                                       WHEN excluded.uid IS NOT NULL THEN agent.config + 1 END,
+                   object_since = CASE WHEN agent.uid = excluded.uid THEN agent.object_since ELSE excluded.object_since END
+               WHERE (agent.spec <> excluded.spec OR agent.uid IS DISTINCT FROM excluded.uid OR agent.deleted_at IS NOT NULL)
+                 AND NOT coalesce(agent.uid = excluded.uid AND agent.object_generation > excluded.object_generation, false)
+               RETURNING capacity),
+             sized AS MATERIALIZED (
+               SELECT l.incarnation, least(l.offered, put.capacity) AS capacity FROM put JOIN lease l
+                 ON l.organization = $1 AND l.agent = $2 AND l.phase = 'live' AND l.capacity <> least(l.offered, put.capacity)
+               ORDER BY l.incarnation FOR NO KEY UPDATE OF l),
+             resized AS (
+               UPDATE lease l SET capacity = sized.capacity FROM sized WHERE l.incarnation = sized.incarnation
+               RETURNING l.incarnation)
+             SELECT EXISTS (SELECT FROM put), ARRAY(SELECT incarnation FROM resized)",
         )
         .bind(namespace)
         .bind(name)
         .bind(spec)
         .bind(object.map(|o| o.0))
         .bind(object.map(|o| o.1))
-        .execute(&self.general)
+        .bind(BAKED)
+        .bind(terms.map(|t| t.capacity as i32))
+        .bind(terms.map(|t| t.heartbeat_seconds as i32))
+        .bind(terms.map(|t| t.lease_seconds as i32))
+        .fetch_one(&self.general)
         .await?;
-        let changed = done.rows_affected() == 1;
         if changed {
             self.notices.send(Notice::Agents);
+        }
+        for incarnation in resized {
+            self.notices.send(Notice::Worker(Incarnation(incarnation)));
         }
         Ok(changed)
     }
@@ -142,9 +199,10 @@ impl Store {
     pub async fn agent_counts(&self) -> Result<Vec<AgentCounts>, StoreError> {
         let rows = sqlx::query(
             "WITH running AS (SELECT organization, agent, count(*) AS n FROM marker WHERE incarnation IS NOT NULL GROUP BY 1, 2),
-                  workers AS (SELECT organization, agent, count(*) AS n FROM lease WHERE phase IN ('starting', 'live')
-                              GROUP BY 1, 2)
-             SELECT a.namespace, a.name, coalesce(w.n, 0) AS workers, coalesce(r.n, 0) AS running, q.n AS queued
+                  workers AS (SELECT l.organization, l.agent, count(*) AS n, count(*) FILTER (WHERE l.config >= a.config) AS updated
+                              FROM lease l JOIN agent a ON a.namespace = l.organization AND a.name = l.agent
+                              WHERE l.phase IN ('starting', 'live') GROUP BY 1, 2)
+             SELECT a.namespace, a.name, coalesce(w.n, 0) AS workers, coalesce(w.updated, 0) AS updated, coalesce(r.n, 0) AS running, q.n AS queued
              FROM agent a
              LEFT JOIN running r ON r.organization = a.namespace AND r.agent = a.name
              LEFT JOIN workers w ON w.organization = a.namespace AND w.agent = a.name
@@ -161,6 +219,7 @@ impl Store {
                     namespace: r.try_get("namespace")?,
                     name: r.try_get("name")?,
                     workers: r.try_get::<i64, _>("workers")? as u32,
+                    updated: r.try_get::<i64, _>("updated")? as u32,
                     queued: r.try_get::<i64, _>("queued")? as u32,
                     running: r.try_get::<i64, _>("running")? as u32,
                 })
@@ -171,7 +230,7 @@ impl Store {
     /// All Agents, by namespace and name.
     pub async fn agents(&self) -> Result<Vec<StoredAgent>, StoreError> {
         let rows = sqlx::query(
-            "SELECT namespace, name, spec, generation, uid FROM agent
+            "SELECT namespace, name, spec, generation, config, proven >= config AS proven, uid FROM agent
              WHERE deleted_at IS NULL ORDER BY namespace, name",
         )
         .fetch_all(&self.general)
@@ -183,6 +242,8 @@ impl Store {
                     name: r.try_get("name")?,
                     spec: r.try_get("spec")?,
                     generation: r.try_get("generation")?,
+                    config: r.try_get("config")?,
+                    proven: r.try_get("proven")?,
                     uid: r.try_get("uid")?,
                 })
             })

@@ -133,7 +133,7 @@ impl BatchedVerb for ClaimVerb {
         // transaction waits for this claim, or this claim sees the lease as that transaction committed it.
         let live: LiveWorkers = sqlx::query(
             "SELECT incarnation, organization, agent, worker_group, NOT claimed OR idle_since IS NOT NULL AS changes FROM lease
-             WHERE incarnation = ANY($1) AND phase = 'live' ORDER BY incarnation FOR KEY SHARE",
+             WHERE incarnation = ANY($1) AND phase = 'live' AND NOT retiring ORDER BY incarnation FOR KEY SHARE",
         )
         .bind(&incarnations)
         .fetch_all(&mut *tx)

@@ -19,8 +19,8 @@ use crate::turn::keys::{GatewayId, Incarnation, TurnId};
 #[derive(Debug, Clone)]
 pub struct Beat {
     pub incarnation: Incarnation,
-    /// Whether it holds turns.
-    pub busy: bool,
+    /// Whether it holds turns; `None`: it has just finished one, and the markers say whether it holds others.
+    pub busy: Option<bool>,
 }
 
 /// What the database says of a worker that gave a sign of life. A worker that gets none must stop: its lease is dead.
@@ -32,11 +32,14 @@ pub struct BeatAnswer {
     pub drain: Option<u32>,
 }
 
-/// What the database says of a worker, and the stream that is its own now; `None`: its last one closed.
+/// What the database says of a worker.
 #[derive(Debug, Clone, Default)]
 pub struct WorkerState {
     pub answer: BeatAnswer,
+    /// The stream that is its own now; `None`: its last one closed.
     pub stream: Option<Uuid>,
+    /// Turns that it may hold at a time.
+    pub capacity: u32,
 }
 
 impl Store {
@@ -81,7 +84,7 @@ impl Store {
     pub async fn worker_state(&self, incarnation: Incarnation) -> Result<Option<WorkerState>, StoreError> {
         let row = sqlx::query(
             "SELECT CASE phase WHEN 'draining' THEN greatest(0, extract(epoch FROM drain_until - clock_timestamp()))::int END AS drain,
-                    ARRAY(SELECT turn_id FROM marker m WHERE m.incarnation = l.incarnation) AS held, stream
+                    ARRAY(SELECT turn_id FROM marker m WHERE m.incarnation = l.incarnation) AS held, stream, capacity
              FROM lease l WHERE incarnation = $1 AND phase <> 'dead'",
         )
         .bind(incarnation.0)
@@ -91,7 +94,7 @@ impl Store {
             let held: Vec<Uuid> = r.try_get("held")?;
             let drain: Option<i32> = r.try_get("drain")?;
             let answer = BeatAnswer { held: held.into_iter().map(TurnId).collect(), drain: drain.map(|s| s as u32) };
-            Ok(WorkerState { answer, stream: r.try_get("stream")? })
+            Ok(WorkerState { answer, stream: r.try_get("stream")?, capacity: r.try_get::<i32, _>("capacity")? as u32 })
         })
         .transpose()
     }
@@ -107,7 +110,7 @@ async fn renew_leases(
         return Ok(HashMap::new());
     }
     let ids: Vec<Uuid> = beats.iter().map(|b| b.incarnation.0).collect();
-    let busy: Vec<bool> = beats.iter().map(|b| b.busy).collect();
+    let busy: Vec<Option<bool>> = beats.iter().map(|b| b.busy).collect();
     let rows = sqlx::query(
         "WITH beat AS (
            SELECT l.incarnation, b.busy FROM unnest($1::uuid[], $2::bool[]) AS b(incarnation, busy)
@@ -115,7 +118,11 @@ async fn renew_leases(
            WHERE l.phase IN ('live', 'draining') ORDER BY l.incarnation FOR NO KEY UPDATE OF l)
          UPDATE lease l SET
            expires_at = clock_timestamp() + make_interval(secs => l.lease_seconds), heard_by = $3,
-           idle_since = CASE WHEN busy THEN NULL ELSE coalesce(l.idle_since, clock_timestamp()) END
+           idle_since = CASE
+             WHEN coalesce(busy, EXISTS (SELECT FROM marker m WHERE m.incarnation = l.incarnation)) THEN NULL
+             -- Whoever has finished a turn is idle from then on, whenever it was idle before.
+             WHEN busy IS NULL THEN clock_timestamp()
+             ELSE coalesce(l.idle_since, clock_timestamp()) END
          FROM beat WHERE l.incarnation = beat.incarnation
          RETURNING l.incarnation,
            CASE l.phase WHEN 'draining'

@@ -24,8 +24,8 @@ pub struct NewStart {
     pub organization: String,
     pub agent: String,
     pub worker_group: WorkerGroup,
-    /// The generation of the Agent's spec that the worker is started for.
-    pub generation: i64,
+    /// The Agent's config number that the worker is started for.
+    pub config: i64,
     /// The runtime's name: `process` or `kubernetes`.
     pub runtime: &'static str,
     /// The runtime's own name of the worker, by which it can be asked about it.
@@ -51,7 +51,10 @@ pub struct Lease {
     pub organization: String,
     pub agent: String,
     pub worker_group: WorkerGroup,
-    pub generation: i64,
+    /// The Agent's config number that it was started for.
+    pub config: i64,
+    /// Whether it claims nothing more and leaves when it holds nothing, since a worker of a newer config replaces it.
+    pub retiring: bool,
     pub phase: LeasePhase,
     pub runtime_ref: String,
     pub capacity: u32,
@@ -106,21 +109,21 @@ impl Store {
     /// answer is then false. A conversation never gets a second one, whoever asks and whatever two callers see at once.
     pub async fn start_worker(&self, start: &NewStart, only_first: bool) -> Result<bool, StoreError> {
         let done = sqlx::query(
-            "INSERT INTO lease (incarnation, start_id, organization, agent, worker_group, generation, phase, runtime,
+            "INSERT INTO lease (incarnation, start_id, organization, agent, worker_group, config, phase, runtime,
                                 runtime_ref, secret_hash, capacity, heartbeat_seconds, lease_seconds, drain_seconds,
                                 start_attempts, expires_at)
              SELECT $1, $1, $2, $3, $4, $5, 'starting', $6, $7, $8, $9, $10, $11, $12, $13,
                     clock_timestamp() + make_interval(secs => $14)
              WHERE NOT ($15 AND EXISTS (SELECT FROM lease WHERE organization = $2 AND agent = $3 AND worker_group = $4
-                                        AND phase IN ('starting', 'live')))
-             ON CONFLICT (worker_group) WHERE phase IN ('starting', 'live')
+                                        AND phase IN ('starting', 'live') AND NOT retiring))
+             ON CONFLICT (worker_group) WHERE phase IN ('starting', 'live') AND NOT retiring
                AND worker_group <> '00000000-0000-0000-0000-000000000000' DO NOTHING",
         )
         .bind(start.start_id.0)
         .bind(&start.organization)
         .bind(&start.agent)
         .bind(start.worker_group.key())
-        .bind(start.generation)
+        .bind(start.config)
         .bind(start.runtime)
         .bind(&start.runtime_ref)
         .bind(&start.secret_hash)
@@ -153,15 +156,20 @@ impl Store {
                 StartClaim::Own => None,
                 StartClaim::Replaces(first) => Some((first, succeed(tx, first, incarnation).await?)),
             };
+            let retired = replace_older(tx, incarnation).await?;
             let moved = open_stream(tx, incarnation, gateway, stream, capacity, together).await?;
-            Ok((Ok((read_terms(tx, incarnation).await?, moved)), replaced))
+            Ok((Ok((read_terms(tx, incarnation).await?, moved, retired)), replaced))
         })
         .await?;
         if let Some((first, ended)) = replaced {
             self.announce(&ended);
             self.notices.send(Notice::Worker(first));
         }
-        connected.map(|(terms, moved)| {
+        connected.map(|(terms, moved, retired)| {
+            if let Some(retired) = retired {
+                tracing::info!(incarnation = %retired, "worker {retired} takes no more turns: its Agent changed");
+                self.notices.send(Notice::Worker(retired));
+            }
             if moved {
                 // Whoever holds the stream that it had may not have noticed that it is over.
                 self.notices.send(Notice::Worker(incarnation));
@@ -226,7 +234,7 @@ impl Store {
     /// Every worker that is not dead.
     pub async fn living_workers(&self) -> Result<Vec<Lease>, StoreError> {
         let rows = sqlx::query(
-            "SELECT l.incarnation, l.start_id, l.organization, l.agent, l.worker_group, l.generation, l.phase,
+            "SELECT l.incarnation, l.start_id, l.organization, l.agent, l.worker_group, l.config, l.retiring, l.phase,
                     l.runtime_ref, l.capacity, l.suspected_at IS NOT NULL AS suspected, l.stop_reason IS NOT NULL AND l.stop_recorded AS stopping,
                     l.runtime = 'kubernetes' AND l.phase = 'starting' AND l.pod_uid IS NULL
                       AND l.started_at < statement_timestamp() - make_interval(secs => $1) AS unmade,
@@ -249,7 +257,8 @@ impl Store {
                     organization: r.try_get("organization")?,
                     agent: r.try_get("agent")?,
                     worker_group: WorkerGroup::from_key(r.try_get("worker_group")?),
-                    generation: r.try_get("generation")?,
+                    config: r.try_get("config")?,
+                    retiring: r.try_get("retiring")?,
                     phase: LeasePhase::of(r)?,
                     runtime_ref: r.try_get("runtime_ref")?,
                     capacity: r.try_get::<i32, _>("capacity")? as u32,
@@ -333,16 +342,16 @@ async fn claim_start(
 async fn succeed(tx: &mut DbConnection, first: Incarnation, second: Incarnation) -> Result<Vec<Ended>, StoreError> {
     let ended = bury(tx, first, &cause::lease::replaced()).await?;
     sqlx::query(
-        "INSERT INTO lease (incarnation, start_id, organization, agent, worker_group, generation, phase, runtime,
+        "INSERT INTO lease (incarnation, start_id, organization, agent, worker_group, config, phase, runtime,
                             runtime_ref, secret_hash, capacity, heartbeat_seconds, lease_seconds, drain_seconds,
                             start_attempts, expires_at, drain_until, stop_reason, stop_recorded,
-                            interrupted_at, pod_uid, grace_seconds)
-         SELECT $2, start_id, organization, agent, worker_group, generation,
+                            interrupted_at, pod_uid, grace_seconds, retiring)
+         SELECT $2, start_id, organization, agent, worker_group, config,
                 -- A stop holds for the container, whichever process runs in it.
                 CASE WHEN drain_until IS NULL THEN 'starting' ELSE 'draining' END, runtime, runtime_ref,
                 secret_hash, capacity, heartbeat_seconds, lease_seconds, drain_seconds, start_attempts,
                 clock_timestamp() + make_interval(secs => lease_seconds), drain_until, stop_reason, stop_recorded,
-                interrupted_at, pod_uid, grace_seconds
+                interrupted_at, pod_uid, grace_seconds, retiring
          FROM lease WHERE incarnation = $1",
     )
     .bind(first.0)
@@ -362,14 +371,20 @@ async fn open_stream(
     together: bool,
 ) -> Result<bool, StoreError> {
     let row = sqlx::query(
+        // The terms are those of the Agent as it is now, which may have changed since the worker was started.
         "UPDATE lease l SET phase = CASE phase WHEN 'starting' THEN 'live' ELSE phase END,
-                gateway = $2, heard_by = $2, stream = $3, together = $5, capacity = least(capacity, $4),
+                gateway = $2, heard_by = $2, stream = $3, together = $5, offered = $4,
+                capacity = least(now.capacity, $4), heartbeat_seconds = now.heartbeat_seconds, lease_seconds = now.lease_seconds,
                 connected_at = clock_timestamp(), suspected_at = NULL,
                 idle_since = coalesce(idle_since, clock_timestamp()),
-                expires_at = clock_timestamp() + make_interval(secs => lease_seconds)
-         FROM (SELECT incarnation AS its, stream AS before, phase AS was_phase FROM lease WHERE incarnation = $1) AS was
-         WHERE l.incarnation = was.its
-         RETURNING was.before IS NOT NULL AS moved, was.was_phase = 'starting' AS started, l.organization, l.agent,
+                expires_at = clock_timestamp() + make_interval(secs => now.lease_seconds)
+         FROM (SELECT b.incarnation AS its, b.stream AS before, b.phase AS was_phase, coalesce(a.capacity, b.capacity) AS capacity,
+                      coalesce(a.heartbeat_seconds, b.heartbeat_seconds) AS heartbeat_seconds,
+                      coalesce(a.lease_seconds, b.lease_seconds) AS lease_seconds
+               FROM lease b LEFT JOIN agent a ON a.namespace = b.organization AND a.name = b.agent AND a.deleted_at IS NULL
+               WHERE b.incarnation = $1) AS now
+         WHERE l.incarnation = now.its
+         RETURNING now.before IS NOT NULL AS moved, now.was_phase = 'starting' AS started, l.organization, l.agent,
                    extract(epoch FROM clock_timestamp() - l.started_at)::float8 AS after",
     )
     .bind(incarnation.0)
@@ -384,6 +399,37 @@ async fn open_stream(
         tx.note(TurnEvent::WorkerStarted { organization, agent, after: row.try_get("after")? });
     }
     Ok(row.try_get("moved")?)
+}
+
+/// What the first connect of a worker means for the workers of older configs: its config is proven to work, and where workers
+/// are shared, one of the older ones retires, so that there are never fewer than before. One whose lease somebody has locked is
+/// passed over, since leases are locked in order elsewhere. Answers the one that retires.
+async fn replace_older(tx: &mut DbConnection, incarnation: Incarnation) -> Result<Option<Incarnation>, StoreError> {
+    let first: Option<(String, String, Uuid, i64)> = sqlx::query_as(
+        "SELECT organization, agent, worker_group, config FROM lease WHERE incarnation = $1 AND phase = 'starting'",
+    )
+    .bind(incarnation.0)
+    .fetch_optional(&mut *tx)
+    .await?;
+    let Some((organization, agent, worker_group, config)) = first else { return Ok(None) };
+    let proves = "UPDATE agent SET proven = $3 WHERE namespace = $1 AND name = $2 AND proven < $3 AND config >= $3";
+    sqlx::query(proves).bind(&organization).bind(&agent).bind(config).execute(&mut *tx).await?;
+    if WorkerGroup::from_key(worker_group) != WorkerGroup::OfAgent {
+        return Ok(None);
+    }
+    let retired: Option<Uuid> = sqlx::query_scalar(
+        "UPDATE lease SET retiring = true WHERE incarnation = (
+           SELECT incarnation FROM lease
+           WHERE organization = $1 AND agent = $2 AND worker_group = $3 AND phase = 'live' AND NOT retiring AND config < $4
+           ORDER BY idle_since, started_at LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING incarnation",
+    )
+    .bind(&organization)
+    .bind(&agent)
+    .bind(worker_group)
+    .bind(config)
+    .fetch_optional(tx)
+    .await?;
+    Ok(retired.map(Incarnation))
 }
 
 /// Reads the terms of a lease.

@@ -35,8 +35,8 @@ pub struct FutileStarts {
     pub organization: String,
     pub agent: String,
     pub worker_group: WorkerGroup,
-    /// The generation of the Agent's spec that they were started for.
-    pub generation: i64,
+    /// The Agent's config number that they were started for.
+    pub config: i64,
     /// Those that died by themselves.
     pub failed: u32,
     /// Those that somebody else than Lastword stopped, or is stopping now.
@@ -54,14 +54,14 @@ impl Store {
     /// The worker groups of which a start came to nothing in the last five minutes.
     pub async fn futile_starts(&self) -> Result<Vec<FutileStarts>, StoreError> {
         let rows = sqlx::query(
-            "SELECT organization, agent, worker_group, generation, count(*) FILTER (WHERE NOT interrupted) AS failed,
+            "SELECT organization, agent, worker_group, config, count(*) FILTER (WHERE NOT interrupted) AS failed,
                     count(*) FILTER (WHERE interrupted) AS interrupted,
                     extract(epoch FROM statement_timestamp() - max(at))::float8 AS ago
-             FROM (SELECT organization, agent, worker_group, generation, interrupted_at IS NOT NULL AS interrupted, died_at AS at
+             FROM (SELECT organization, agent, worker_group, config, interrupted_at IS NOT NULL AS interrupted, died_at AS at
                    FROM lease WHERE phase = 'dead' AND NOT claimed AND died_at > statement_timestamp() - interval '1 hour'
                      AND (stop_reason IS NULL OR interrupted_at IS NOT NULL)
                    UNION ALL
-                   SELECT organization, agent, worker_group, generation, true, interrupted_at
+                   SELECT organization, agent, worker_group, config, true, interrupted_at
                    FROM lease WHERE phase <> 'dead' AND NOT claimed AND interrupted_at IS NOT NULL) AS futile
              GROUP BY 1, 2, 3, 4 HAVING max(at) > statement_timestamp() - interval '5 minutes'
              ORDER BY max(at) DESC LIMIT $1",
@@ -75,7 +75,7 @@ impl Store {
                     organization: r.try_get("organization")?,
                     agent: r.try_get("agent")?,
                     worker_group: WorkerGroup::from_key(r.try_get("worker_group")?),
-                    generation: r.try_get("generation")?,
+                    config: r.try_get("config")?,
                     failed: r.try_get::<i64, _>("failed")? as u32,
                     interrupted: r.try_get::<i64, _>("interrupted")? as u32,
                     ago: r.try_get("ago")?,
@@ -92,7 +92,7 @@ impl Store {
              FROM terminal e JOIN turn t ON t.id = e.turn_id
              LEFT JOIN lease l ON l.incarnation = coalesce(e.held_by, e.incarnation) AND l.runtime = 'kubernetes'
              LEFT JOIN agent a ON a.namespace = t.organization AND a.name = t.agent AND a.deleted_at IS NULL
-               AND e.ended_at >= a.object_since AND coalesce(l.generation >= a.object_began, true)
+               AND e.ended_at >= a.object_since AND coalesce(l.config >= a.object_began, true)
              WHERE e.outcome = 'error' AND e.ended_at >= $1 ORDER BY e.ended_at LIMIT $2",
         )
         .bind(since)
@@ -110,7 +110,7 @@ impl Store {
                     CASE l.runtime WHEN 'kubernetes' THEN l.runtime_ref END AS runtime_ref, l.pod_uid
              FROM lease l
              LEFT JOIN agent a ON a.namespace = l.organization AND a.name = l.agent AND a.deleted_at IS NULL
-               AND l.generation >= a.object_began
+               AND l.config >= a.object_began
              WHERE l.phase = 'dead' AND l.died_at >= $1 AND NOT l.claimed AND l.stop_reason IS NULL AND l.death_reason IS NOT NULL
              ORDER BY l.died_at LIMIT $2",
         )

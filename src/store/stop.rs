@@ -9,7 +9,7 @@ use super::fail_worker::lock_lease;
 use super::transaction::transaction;
 use super::{FailedWorker, Notice, Store, StoreError};
 use crate::turn::cause;
-use crate::turn::keys::{Incarnation, StartId, TurnId};
+use crate::turn::keys::{Incarnation, StartId, TurnId, WorkerGroup};
 use crate::turn::phase::LeasePhase;
 use crate::turn::reason::Reason;
 
@@ -38,6 +38,44 @@ impl Store {
                 set_draining(tx, incarnation, Some(reason)).await?;
             }
             Ok(may)
+        })
+        .await?;
+        if done {
+            self.notices.send(Notice::Worker(incarnation));
+        }
+        Ok(done)
+    }
+
+    /// A worker of an older config is to be replaced: it claims nothing more, and leaves when it holds nothing. False when it
+    /// is not live, or retires already.
+    pub async fn retire_worker(&self, incarnation: Incarnation) -> Result<bool, StoreError> {
+        self.set_retiring(incarnation, true).await
+    }
+
+    /// The worker that was to replace this one has not come to life: it serves on. False when it does not retire, or another
+    /// worker of its conversation is there.
+    pub async fn restore_worker(&self, incarnation: Incarnation) -> Result<bool, StoreError> {
+        self.set_retiring(incarnation, false).await
+    }
+
+    async fn set_retiring(&self, incarnation: Incarnation, retiring: bool) -> Result<bool, StoreError> {
+        let done = transaction!(self.vital(), |tx| {
+            // The lock excludes claims, which read `retiring` under one of their own.
+            let live = lock_lease(tx, incarnation).await?.is_some_and(|lease| lease.phase == LeasePhase::Live);
+            if !live {
+                return Ok(false);
+            }
+            let done = sqlx::query(
+                "UPDATE lease l SET retiring = $2 WHERE incarnation = $1 AND retiring <> $2 AND ($2 OR NOT EXISTS (
+                   SELECT FROM lease o WHERE o.worker_group = l.worker_group AND o.phase IN ('starting', 'live') AND NOT o.retiring
+                     AND o.organization = l.organization AND o.agent = l.agent AND l.worker_group <> $3))",
+            )
+            .bind(incarnation.0)
+            .bind(retiring)
+            .bind(WorkerGroup::OfAgent.key())
+            .execute(tx)
+            .await?;
+            Ok(done.rows_affected() == 1)
         })
         .await?;
         if done {

@@ -22,6 +22,10 @@ pub const START_ATTEMPTS: u32 = 1;
 pub const MIN_WORKERS: u32 = 0;
 /// How many workers an Agent may have: a bound on the cost of an agent that nobody has sized.
 pub const MAX_WORKERS: u32 = 10;
+/// How many workers may be retired before those that replace them are live. None: a change costs no capacity.
+pub const MAX_UNAVAILABLE: u32 = 0;
+/// How many workers may run beyond the limit while workers are replaced. One: else a full house could not change.
+pub const MAX_SURGE: u32 = 1;
 /// How many turns a worker may hold at once. One: most agent programs serve one turn at a time.
 pub const TURNS_PER_WORKER: u32 = 1;
 /// How many turns may wait for an agent before a new one is refused (HTTP 429).

@@ -56,6 +56,7 @@ pub(super) async fn finish(
         Err(error @ FinishError::SeveralConversations) => return Err(Problem::bad_request(error.to_string())),
         Err(FinishError::Store(error)) => return Err(error.into()),
     };
+    port.heartbeats.finished(caller.incarnation);
     finish.turn_ids.iter().for_each(|&t| port.live.close(t, caller.incarnation));
     match port.workers.get(caller.incarnation) {
         Some(worker) => worker.let_go(&finish.turn_ids),

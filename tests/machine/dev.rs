@@ -78,6 +78,59 @@ async fn a_worker_that_kills_its_keeper_leaves_nothing() {
     assert!(dev.interrupt().await.success());
 }
 
+/// A worker that is done makes way for another conversation at once, and not with its next heartbeat.
+#[tokio::test]
+async fn a_place_is_handed_over_without_waiting_for_a_heartbeat() {
+    let timing = json!({"leaseSeconds": 90, "heartbeatSeconds": 30});
+    let mut dev =
+        Dev::start(&agent("calc", json!({"limits": {"maxWorkers": 1}, "timing": timing}), &["bc", "-l"])).await;
+    let begun = Instant::now();
+    for conversation in ["a", "b", "c"] {
+        let chat = dev.chat(&["--agent", "calc", "--conversation", conversation, "6*7"]).await;
+        assert_eq!(chat, (Some(0), "42\n".into(), String::new()));
+    }
+    let took = begun.elapsed();
+    assert!(took.as_secs() < 30, "no heartbeat was waited for: {took:?}");
+    println!("three conversations on one place took {took:?}");
+    assert!(dev.interrupt().await.success());
+}
+
+/// Whatever is edited of an Agent, a running message ends by its own word; the next one goes by the new Agent.
+#[tokio::test]
+async fn an_edit_ends_no_running_message() {
+    for scope in ["Agent", "Conversation"] {
+        let of = |words: &str, more: Value| {
+            let mut spec = json!({"scope": scope, "timing": {"drainSeconds": 0}});
+            spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            agent("bot", spec, &["sh", "-c", &format!("until [ -e {words} ]; do sleep 0.05; done; echo {words}")])
+        };
+        let mut dev = Dev::start(&of("first", json!({}))).await;
+        let running = dev.api().submit("c", "bot", "m").await;
+        dev.api().phase(&running.turn, "Running").await;
+        for edit in [
+            of("first", json!({"limits": {"maxWorkers": 20}})),
+            of("first", json!({"timing": {"drainSeconds": 0, "idleSeconds": 7, "leaseSeconds": 30}})),
+            of("first", json!({"guardrails": {"input": [{"name": "g", "cel": {"expression": "true"}}]}})),
+            of("second", json!({"limits": {"maxWorkers": 3}})),
+        ] {
+            dev.write_agents(&edit);
+        }
+        eventually("the edit is known", async || {
+            let log = dev.log();
+            if log.contains("takes no more turns") { Ok(()) } else { Err(log) }
+        })
+        .await;
+        std::fs::write(dev.path("first"), "").unwrap();
+        std::fs::write(dev.path("second"), "").unwrap();
+        let ended = dev.api().phase(&running.turn, "Succeeded").await;
+        assert_eq!(ended["reply"]["text"], "first\n", "{scope}");
+        let next = dev.api().submit("c", "bot", "m").await;
+        let ended = dev.api().phase(&next.turn, "Succeeded").await;
+        assert_eq!(ended["reply"]["text"], "second\n", "{scope}");
+        assert!(dev.interrupt().await.success());
+    }
+}
+
 async fn fails(mut command: Command) -> (Option<i32>, String) {
     command.kill_on_drop(true);
     let output = within("the end of dev", command.output()).await.unwrap();

@@ -213,10 +213,10 @@ async fn each_spec_of_each_object_is_a_generation(db: Db) {
 async fn a_failure_is_of_its_own_agent(db: Db) {
     let put = async |uid: &str| {
         db.store.put_agent_object("acme", "bot", &json!({}), uid, 1).await.expect("puts");
-        db.store.agents().await.expect("reads").pop().expect("is there").generation
+        db.store.agents().await.expect("reads").pop().expect("is there").config
     };
-    let worker = async |generation: i64| {
-        Worker::with(&db.store, |start| (start.runtime, start.generation) = ("kubernetes", generation)).await
+    let worker = async |config: i64| {
+        Worker::with(&db.store, |start| (start.runtime, start.config) = ("kubernetes", config)).await
     };
     let agents = async || {
         let since = db.store.database_time().await.expect("now") - Duration::from_secs(60);

@@ -5,6 +5,7 @@ use lastword::turn::keys::{Incarnation, StartId, WorkerGroup};
 use lastword::turn::phase::LeasePhase;
 use lastword::turn::reason::Reason;
 
+use crate::steps::tick;
 use crate::support::Db;
 use crate::support::actors::{Worker, arm, armed, failure, finish, new_start};
 
@@ -149,7 +150,7 @@ async fn failed_starts_are_read_by_all(db: Db) {
         fail(&db, start).await;
     }
     let futile = db.another_store().futile_starts().await.expect("reads");
-    let read: Vec<_> = futile.iter().map(|f| (f.agent.as_str(), f.generation, f.failed, f.interrupted)).collect();
+    let read: Vec<_> = futile.iter().map(|f| (f.agent.as_str(), f.config, f.failed, f.interrupted)).collect();
     assert_eq!(read, [("bot", 1, 2, 0)]);
 }
 
@@ -200,6 +201,25 @@ async fn the_last_of_two_starts_that_fail_together_ends_what_waits(db: Db) {
     }
 }
 
+/// A finish is a sign of life: the worker that has nothing else to do is idle from then on, also if it was idle before; one that
+/// holds another turn is not.
+async fn a_worker_is_idle_from_its_finish_on(db: Db) {
+    let worker = Worker::live(&db.store).await;
+    let idle = async || db.store.living_workers().await.expect("reads")[0].idle_seconds;
+    let (first, second) = (db.in_hand(&worker).await, db.in_hand(&worker).await);
+    tick(&db.store, &[worker.beat(true)]).await;
+    assert_eq!(finish(&db.store, worker.reply(&[first], "done")).await, Ok(true));
+    tick(&db.store, &[worker.finished()]).await;
+    assert_eq!(idle().await, None, "it holds another");
+    assert_eq!(finish(&db.store, worker.reply(&[second], "done")).await, Ok(true));
+    db.sql("UPDATE lease SET idle_since = clock_timestamp() - interval '60 seconds', expires_at = clock_timestamp()")
+        .await;
+    tick(&db.store, &[worker.finished()]).await;
+    let seconds = idle().await.expect("idle");
+    assert!(seconds < 59.0, "since its finish: {seconds}");
+    assert_eq!(db.count("lease WHERE expires_at > clock_timestamp() + interval '1 second'").await, 1, "it lives");
+}
+
 crate::both!(
     the_only_attempt_that_fails_ends_what_waited,
     the_second_failed_start_ends_what_waited_through_both,
@@ -209,6 +229,7 @@ crate::both!(
     a_death_before_the_first_claim_is_a_failed_start,
     interrupted_starts_are_counted,
     failed_starts_are_read_by_all,
+    a_worker_is_idle_from_its_finish_on,
     a_guarded_turn_does_not_wait_for_a_start,
     a_start_is_one_row_that_the_fleet_sees,
     the_last_of_two_starts_that_fail_together_ends_what_waits,

@@ -28,7 +28,12 @@ impl Worker {
     }
 
     pub fn beat(&self, busy: bool) -> Beat {
-        Beat { incarnation: self.incarnation, busy }
+        Beat { incarnation: self.incarnation, busy: Some(busy) }
+    }
+
+    /// The sign of life that a finish is.
+    pub fn finished(&self) -> Beat {
+        Beat { incarnation: self.incarnation, busy: None }
     }
 }
 

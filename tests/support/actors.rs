@@ -54,7 +54,7 @@ pub fn new_start() -> (NewStart, Credential) {
         organization: ORGANIZATION.into(),
         agent: AGENT.into(),
         worker_group: WorkerGroup::OfAgent,
-        generation: 1,
+        config: 1,
         runtime: "process",
         runtime_ref: "boot".into(),
         secret_hash: credential.hash(),

@@ -21,7 +21,7 @@ fn request(spec: serde_json::Value) -> StartRequest {
         organization: "default".into(),
         agent: "a".into(),
         worker_group: WorkerGroup::OfAgent,
-        generation: 1,
+        config: 1,
         spec: Arc::new(serde_json::from_value(spec).expect("a spec")),
         agent_uid: None,
         attempt: 0,

@@ -49,6 +49,7 @@ impl AgentObservation<'_> {
             observed_generation: Some(self.generation),
             conditions,
             workers: counts.map_or(shown.workers, |c| c.workers),
+            updated_workers: counts.map_or(shown.updated_workers, |c| c.updated),
             queued_turns: counts.map_or(shown.queued_turns, |c| c.queued),
             running_turns: counts.map_or(shown.running_turns, |c| c.running),
             last_failure: self.failure.clone().or_else(|| shown.last_failure.clone()),
@@ -103,7 +104,8 @@ mod tests {
 
     #[test]
     fn nothing_is_patched_that_is_shown_already() {
-        let counts = AgentCounts { namespace: "n".into(), name: "a".into(), workers: 1, queued: 2, running: 3 };
+        let counts =
+            AgentCounts { namespace: "n".into(), name: "a".into(), workers: 1, updated: 1, queued: 2, running: 3 };
         let next = |shown: &AgentStatus, readiness: &AgentReadiness, generation| {
             AgentObservation { generation, readiness, counts: Some(&counts), failure: None }
                 .status(shown, Timestamp::UNIX_EPOCH)

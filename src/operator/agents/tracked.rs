@@ -170,6 +170,7 @@ fn unreadable() -> AgentSpec {
         openai: None,
         detached_processes: Default::default(),
         limits: Default::default(),
+        rollout: Default::default(),
         timing: Default::default(),
         guardrails: Default::default(),
         platforms: Vec::new(),

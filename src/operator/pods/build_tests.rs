@@ -27,7 +27,7 @@ fn start(spec: Value) -> StartRequest {
         organization: "team".into(),
         agent: "bot".into(),
         worker_group: WorkerGroup::from_key(uuid::Uuid::from_u128(0x0123_4567_89ab)),
-        generation: 3,
+        config: 3,
         spec: Arc::new(serde_json::from_value(spec).expect("a spec")),
         agent_uid: Some("agent-uid".into()),
         attempt: 7,

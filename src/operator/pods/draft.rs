@@ -26,7 +26,7 @@ pub fn draft(config: &OperatorConfig, agent: &Agent) -> Result<Value, String> {
         organization: namespace.clone(),
         worker_group: WorkerGroup::OfAgent,
         agent: name,
-        generation: 0,
+        config: 0,
         spec: Arc::new(agent.spec.clone()),
         agent_uid: agent.metadata.uid.clone(),
         attempt: 0,

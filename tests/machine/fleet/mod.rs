@@ -22,6 +22,7 @@ use crate::support::wait::{eventually, within};
 use crate::support::{LASTWORD, actors};
 
 mod ends;
+mod rollout;
 mod starts;
 mod walls;
 
@@ -74,12 +75,11 @@ impl Scene {
     }
 
     async fn arm(&self, agent: &str, conversation: &str) -> TurnId {
-        let arm = Arm {
-            organization: ORGANIZATION.into(),
-            agent: agent.into(),
-            grouping: Grouping::PerConversation,
-            ..actors::arm(conversation)
-        };
+        self.armed(agent, conversation, Grouping::PerConversation).await
+    }
+
+    async fn armed(&self, agent: &str, conversation: &str, grouping: Grouping) -> TurnId {
+        let arm = Arm { organization: ORGANIZATION.into(), agent: agent.into(), grouping, ..actors::arm(conversation) };
         actors::armed(&self.store, arm).await.turn_id
     }
 

@@ -70,9 +70,10 @@ async fn a_changed_agent_gets_new_workers(db: Db) {
     let scene = Scene::new(&db.store).await;
     scene.agent("a", CONFESS, json!({})).await;
     let turn = scene.arm("a", "c").await;
-    let old = scene.worker(|w| w.generation == 1).await;
-    scene.agent("a", CONFESS, json!({"timing": {"startSeconds": 99}})).await;
-    let new = scene.worker(|w| w.generation == 2).await;
+    let old = scene.worker(|w| w.config == 1).await;
+    let other = ["sh", "-c", "exec sleep 299"];
+    scene.agent("a", &other, json!({"timing": {"startSeconds": 99}})).await;
+    let new = scene.worker(|w| w.config == 2).await;
     assert_ne!(new.start_id, old.start_id);
     eventually("the old one is gone", async || !scene.runtime.running().await.contains(&old.start_id)).await;
     let record = scene.store.turn_record(turn).await.expect("a record").expect("the turn");

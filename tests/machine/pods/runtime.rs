@@ -33,7 +33,7 @@ async fn start(db: &Db, runtime: &PodRuntime) -> StartRequest {
         organization: row.organization.clone(),
         agent: row.agent.clone(),
         worker_group: row.worker_group,
-        generation: 1,
+        config: 1,
         spec: Arc::new(serde_json::from_value(spec).expect("a spec")),
         agent_uid: Some("agent-uid".into()),
         attempt: 1,

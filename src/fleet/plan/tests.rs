@@ -12,7 +12,7 @@ fn key(name: &str) -> AgentKey {
 fn agent(scope: &str, limits: serde_json::Value) -> PlannedAgent {
     let spec = json!({"scope": scope, "adapter": "Custom", "limits": limits, "timing": {"idleSeconds": 10}});
     let spec = Some(Arc::new(serde_json::from_value(spec).expect("a spec")));
-    PlannedAgent { key: key("a"), generation: 2, uid: None, spec, may_warm: true }
+    PlannedAgent { key: key("a"), config: 2, proven: true, uid: None, spec, may_warm: true }
 }
 
 /// The group that is called so: `a` is the Agent's, `a-7` that of the seventh conversation.
@@ -36,7 +36,8 @@ fn worker(worker_group: &str, phase: LeasePhase) -> Lease {
         organization: ORG.into(),
         agent: "a".into(),
         worker_group: group(worker_group),
-        generation: 2,
+        config: 2,
+        retiring: false,
         phase,
         runtime_ref: "r".into(),
         capacity: 1,
@@ -151,15 +152,14 @@ fn the_longest_idle_worker_goes_first_and_the_least_stay() {
 }
 
 #[test]
-fn an_older_generation_and_a_removed_agent_are_drained_once() {
-    let old = |phase| Lease { generation: 1, ..worker("a", phase) };
-    let newer = Lease { generation: 3, ..busy("a") };
-    let workers = [old(LeasePhase::Live), old(LeasePhase::Starting), old(LeasePhase::Draining), newer];
+fn an_older_start_and_a_removed_agent_are_drained_once() {
+    let old = |phase| Lease { config: 1, ..worker("a", phase) };
+    let newer = Lease { config: 3, ..busy("a") };
+    let workers = [old(LeasePhase::Starting), old(LeasePhase::Live), old(LeasePhase::Draining), newer];
     let demand = [waits("a", 1)];
     let actions = plan(&[agent("Agent", json!({}))], &demand, &workers, &PlanContext::default());
-    let of = |why| workers[..2].iter().map(|w| (w.start_id, why)).collect::<Vec<_>>();
-    assert_eq!(drains(&actions), of(DrainCause::Changed));
-    assert_eq!(starts(&actions), ["a"], "demand starts the new generation");
+    assert_eq!(drains(&actions), [(workers[0].start_id, DrainCause::Changed)]);
+    assert_eq!(starts(&actions), ["a"], "one is started beside the one that serves, which claims the turn");
     let actions = plan(&[], &[], &workers, &PlanContext::default());
     assert_eq!(drains(&actions).len(), 3);
     assert!(drains(&actions).iter().all(|(_, why)| *why == DrainCause::Removed));
@@ -239,9 +239,10 @@ fn suspicion_stops_and_queues() {
 fn some_worker() -> impl Strategy<Value = Lease> {
     use LeasePhase::*;
     let phase = prop_oneof![Just(Starting), Just(Live), Just(Draining)];
-    (0..4u8, phase, 1..3i64, 0..3u32, prop::option::of(0.0..30.0f64), 1..4u32).prop_map(
-        |(worker_group, phase, generation, held, idle_seconds, capacity)| Lease {
-            generation,
+    (0..4u8, phase, 1..3i64, 0..3u32, prop::option::of(0.0..30.0f64), 1..4u32, any::<bool>()).prop_map(
+        |(worker_group, phase, config, held, idle_seconds, capacity, retiring)| Lease {
+            config,
+            retiring: retiring && config == 1 && phase == Live,
             held,
             capacity,
             idle_seconds,
@@ -257,46 +258,56 @@ fn name(worker_group: u8) -> String {
 proptest! {
     #[test]
     fn whatever_there_is_the_bounds_hold(
-        shared in any::<bool>(), min in 0..4u32, more in 0..5u32, per in 1..4u32,
+        shared in any::<bool>(), proven in any::<bool>(), min in 0..4u32, more in 0..5u32, per in 1..4u32,
+        surge in 0..3u32, unavailable in 0..3u32,
         workers in prop::collection::vec(some_worker(), 0..12),
         queues in prop::collection::btree_map(0..6u8, 0..20u32, 0..6),
     ) {
         let max = (min + more).max(1);
         let limits = json!({"minWorkers": min, "maxWorkers": max, "turnsPerWorker": per});
-        let agent = agent(if shared { "Agent" } else { "Conversation" }, limits);
+        let mut agent = PlannedAgent { proven, ..agent(if shared { "Agent" } else { "Conversation" }, limits) };
+        let rollout = json!({"maxSurge": surge, "maxUnavailable": unavailable});
+        let spec = AgentSpec { rollout: serde_json::from_value(rollout).expect("reads"), ..(**agent.spec.as_ref().expect("a spec")).clone() };
+        agent.spec = Some(Arc::new(spec));
         let demand: Vec<_> = queues.iter().map(|(d, n)| waits(&name(*d), *n)).collect();
         let actions = plan(&[agent], &demand, &workers, &PlanContext::default());
         let (started, drained) = (starts(&actions), drains(&actions));
-        prop_assert!(started.is_empty() || workers.len() + started.len() <= max as usize);
+        let older = workers.iter().any(|w| w.config < 2 && is_up(w));
+        let places = max + if older { surge } else { 0 };
+        prop_assert!(started.is_empty() || workers.len() + started.len() <= places as usize);
+        let replaced = actions.iter().filter(|a| matches!(a, Action::Replace { .. })).count();
+        prop_assert!(replaced == 0 || (!proven && replaced == 1 && workers.len() + started.len() < places as usize));
         for (at, (start, why)) in drained.iter().enumerate() {
             prop_assert!(drained[..at].iter().all(|(other, _)| other != start), "drained once");
             let worker = workers.iter().find(|w| w.start_id == *start).expect("one of them");
             prop_assert!(worker.phase != LeasePhase::Draining);
-            prop_assert_eq!(*why == DrainCause::Changed, worker.generation < 2);
+            prop_assert_eq!(*why == DrainCause::Changed, worker.config < 2 && worker.phase == LeasePhase::Starting);
+            prop_assert!(*why != DrainCause::Replaced || (worker.held == 0 && worker.config < 2));
             let waiting = queues.iter().any(|(d, n)| group(&name(*d)) == worker.worker_group && *n > 0);
-            prop_assert!(*why == DrainCause::Changed || (worker.held == 0 && !waiting), "nobody needs it");
+            let rolls = matches!(why, DrainCause::Changed | DrainCause::Replaced);
+            prop_assert!(rolls || (worker.held == 0 && !waiting), "nobody needs it");
         }
         let kept = workers.iter().filter(|w| {
-            w.worker_group == WorkerGroup::OfAgent && w.generation == 2 && serves(w) && !drained.iter().any(|(id, _)| *id == w.start_id)
+            w.worker_group == WorkerGroup::OfAgent && w.config == 2 && serves(w) && !drained.iter().any(|(id, _)| *id == w.start_id)
         });
-        let current = workers.iter().filter(|w| w.worker_group == WorkerGroup::OfAgent && w.generation == 2 && serves(w)).count();
+        let current = workers.iter().filter(|w| w.worker_group == WorkerGroup::OfAgent && w.config == 2 && serves(w)).count();
         if shared {
             prop_assert!(kept.count() >= current.min(min as usize), "minWorkers stay");
         }
         for worker_group in 1..6u8 {
             let name = name(worker_group);
             let new = started.iter().filter(|d| **d == name).count();
-            let have = workers.iter().any(|w| w.worker_group == group(&name) && w.generation == 2 && serves(w));
+            let have = workers.iter().any(|w| w.worker_group == group(&name) && w.config == 2 && serves(w));
             prop_assert!(new <= usize::from(!have), "a conversation has one worker");
         }
     }
 }
 
-/// A start that may be lost is made again: of the Agent's generation alone, and not again at once.
+/// A start that may be lost is made again: of the Agent's config alone, and not again at once.
 #[test]
 fn a_lost_start_is_made_again() {
     let lost = Lease { unmade: true, ..worker("a", LeasePhase::Starting) };
-    let old = Lease { generation: 1, ..lost.clone() };
+    let old = Lease { config: 1, unmade: true, ..worker("a", LeasePhase::Starting) };
     let remakes = |workers: &[Lease], context: &PlanContext| {
         let actions = plan(&[agent("Agent", json!({}))], &[], workers, context);
         actions.into_iter().filter(|a| matches!(a, Action::Remake { .. })).count()
@@ -304,4 +315,88 @@ fn a_lost_start_is_made_again() {
     assert_eq!(remakes(&[lost.clone(), worker("a", LeasePhase::Starting), old], &PlanContext::default()), 1);
     let context = PlanContext { remade: HashSet::from([lost.start_id]), ..PlanContext::default() };
     assert_eq!(remakes(&[lost], &context), 0);
+}
+
+/// What is done about workers of an older config, in short: `retire N`, `replace`, `restore`, `leave N` and `start N`.
+fn rolled(agent: &PlannedAgent, workers: &[Lease]) -> String {
+    let actions = plan(std::slice::from_ref(agent), &[], workers, &PlanContext::default());
+    let count = |what: &str, is: &dyn Fn(&Action) -> bool| {
+        let n = actions.iter().filter(|a| is(a)).count();
+        if n == 0 { String::new() } else { format!("{what} {n} ") }
+    };
+    [
+        count("retire", &|a| matches!(a, Action::Retire { .. })),
+        count("replace", &|a| matches!(a, Action::Replace { .. })),
+        count("restore", &|a| matches!(a, Action::Restore { .. })),
+        count("leave", &|a| matches!(a, Action::Drain { cause: DrainCause::Replaced, .. })),
+        count("start", &|a| matches!(a, Action::Start { .. })),
+    ]
+    .concat()
+    .trim_end()
+    .to_owned()
+}
+
+#[test]
+fn workers_of_an_older_config_are_replaced_by_those_that_work() {
+    use LeasePhase::*;
+    let old = |group: &str| Lease { config: 1, ..busy(group) };
+    let old_idle = |group: &str| Lease { config: 1, ..idle(group, 1.0) };
+    let retires = |worker: Lease| Lease { retiring: true, ..worker };
+    let (starting, new) = (|group: &str| worker(group, Starting), busy);
+    let agent = |scope: &str, proven: bool, max: u32, (surge, unavailable): (u32, u32)| {
+        let rollout = json!({"maxSurge": surge, "maxUnavailable": unavailable});
+        let agent = agent(scope, json!({"maxWorkers": max}));
+        let spec = (**agent.spec.as_ref().expect("a spec")).clone();
+        let spec = AgentSpec { rollout: serde_json::from_value(rollout).expect("reads"), ..spec };
+        PlannedAgent { proven, spec: Some(Arc::new(spec)), ..agent }
+    };
+    let usual = (1, 0);
+    for (why, agent, workers, expected) in [
+        ("nothing changed", agent("Agent", true, 3, usual), vec![new("a")], ""),
+        ("a trial beside all", agent("Agent", false, 3, usual), vec![old("a"), old("a"), old("a")], "start 1"),
+        ("one trial", agent("Agent", false, 9, (5, 5)), vec![old("a"), old("a"), starting("a")], ""),
+        ("beyond maxSurge none", agent("Agent", false, 2, usual), vec![old("a"), old("a"), worker("a", Draining)], ""),
+        ("the next, when one works", agent("Agent", true, 3, usual), vec![old("a"), old("a"), new("a")], "start 1"),
+        ("several", agent("Agent", true, 9, (3, 0)), vec![old("a"), old("a"), old("a"), old("a"), new("a")], "start 3"),
+        ("done with its turns", agent("Agent", true, 3, usual), vec![retires(old_idle("a")), new("a")], "leave 1"),
+        ("not done", agent("Agent", true, 3, usual), vec![retires(old("a")), new("a")], ""),
+        ("no place, and none is lent", agent("Agent", false, 2, (0, 1)), vec![old("a"), old_idle("a")], "retire 1"),
+        ("one at a time", agent("Agent", false, 2, (0, 2)), vec![old("a"), retires(old("a"))], ""),
+        (
+            "within maxUnavailable",
+            agent("Agent", true, 4, (0, 2)),
+            vec![old("a"), old("a"), old("a"), new("a")],
+            "retire 2",
+        ),
+        (
+            "a trial for one of them",
+            agent("Conversation", false, 9, usual),
+            vec![old("a-1"), old_idle("a-2")],
+            "replace 1",
+        ),
+        (
+            "it is under way",
+            agent("Conversation", false, 9, usual),
+            vec![retires(old("a-1")), starting("a-1"), old("a-2")],
+            "",
+        ),
+        ("it failed", agent("Conversation", false, 9, usual), vec![retires(old("a-1")), old("a-2")], "restore 1"),
+        (
+            "it works",
+            agent("Conversation", true, 9, usual),
+            vec![retires(old_idle("a-1")), new("a-1"), old("a-2")],
+            "leave 1",
+        ),
+        ("the rest", agent("Conversation", true, 9, usual), vec![new("a-1"), old("a-2"), old_idle("a-3")], "retire 1"),
+        ("the rest, faster", agent("Conversation", true, 9, (2, 3)), vec![old("a-2"), old_idle("a-3")], "retire 2"),
+        ("no place", agent("Conversation", false, 2, (0, 1)), vec![old("a-1"), old_idle("a-2")], "leave 1"),
+    ] {
+        assert_eq!(rolled(&agent, &workers), expected, "{why}");
+        let paused = PlannedAgent { may_warm: false, proven: false, ..agent };
+        let lives_on = rolled(&paused, &workers);
+        assert!(
+            !lives_on.contains("start") && !lives_on.contains("replace") && !lives_on.contains("retire"),
+            "{why}: {lives_on}"
+        );
+    }
 }

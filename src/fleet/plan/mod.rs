@@ -5,10 +5,14 @@
 //!   machine or the number of its GPUs, a worker started beside a draining one would find no room. So a turn may have to
 //!   wait for a drain, for `drainSeconds` at most; an idle worker drains in milliseconds.
 //! - A draining worker claims nothing: if its worker group has turns to claim, another worker is started.
-//! - A worker of an older generation than its Agent's is drained, also while it starts.
+//! - A worker of an older config than its Agent's *retires*: it claims nothing more, and leaves when it holds nothing. It does so
+//!   when the worker that replaces it is there, or as far as `maxUnavailable` allows. Until a worker of the new config has come
+//!   to life once, one is tried at a time, so that a config that does not work replaces nobody. How: `rollout`.
 //! - A worker whose conversation is gone, erased or removed by the retention, is drained: nobody ever has a turn for it again.
 //! - Where every conversation has its own worker and all places are taken, the worker of another conversation that has been
 //!   idle the longest is drained to make room.
+
+mod rollout;
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashSet};
@@ -32,12 +36,15 @@ pub struct AgentKey {
 #[derive(Debug, Clone)]
 pub struct PlannedAgent {
     pub key: AgentKey,
-    pub generation: i64,
+    /// Grows with each change of what a worker is made of.
+    pub config: i64,
+    /// Whether a worker of this config has come to life.
+    pub proven: bool,
     /// The UID of the Agent's object in Kubernetes.
     pub uid: Option<String>,
     /// `None` if the stored spec cannot be parsed. Then its workers are left as they are.
     pub spec: Option<Arc<AgentSpec>>,
-    /// Whether workers may be started only to have `minWorkers`, see `pauses`.
+    /// Whether workers may be started that nobody waits for, see `pauses`.
     pub may_warm: bool,
 }
 
@@ -63,6 +70,12 @@ pub enum Action {
     Start { agent: AgentKey, worker_group: WorkerGroup, only_first: bool },
     /// Ask the runtime again for a worker whose start may have been lost: the lease is there, and perhaps nothing else.
     Remake { agent: AgentKey, worker_group: WorkerGroup, start_id: StartId, runtime_ref: String },
+    /// Let a worker of an older config claim nothing more.
+    Retire { incarnation: Incarnation },
+    /// The same, and start the one that is to replace it for its conversation.
+    Replace { agent: AgentKey, worker_group: WorkerGroup, incarnation: Incarnation },
+    /// Let a worker that retires serve on, since the one that was to replace it is not there.
+    Restore { incarnation: Incarnation },
     /// Let a worker drain: its lease first, then what [`Action::Stop`] does.
     Drain { incarnation: Incarnation, start_id: StartId, runtime_ref: String, cause: DrainCause },
     /// Tell the runtime to stop a worker whose lease is draining already.
@@ -78,8 +91,10 @@ pub enum Action {
 pub enum DrainCause {
     /// It had nothing to do for the Agent's `idleSeconds`.
     Idle,
-    /// The Agent has a newer generation than the worker.
+    /// It was started for an older config of the Agent, and is not live yet.
     Changed,
+    /// It retires for the Agent's newer config, and holds nothing any more.
+    Replaced,
     /// The Agent is gone.
     Removed,
     /// The conversation that it is for is gone.
@@ -93,7 +108,8 @@ impl DrainCause {
     pub fn as_str(self) -> &'static str {
         match self {
             DrainCause::Idle => "it was idle",
-            DrainCause::Changed => "its Agent changed",
+            DrainCause::Changed => "its Agent changed before it was live",
+            DrainCause::Replaced => "its Agent changed, and it is done with its turns",
             DrainCause::Removed => "its Agent was removed",
             DrainCause::ConversationGone => "its conversation is gone",
             DrainCause::MakeRoom => "another conversation needs its place",
@@ -142,12 +158,12 @@ pub fn plan(
         }
         let total = workers.len() as u32;
         let mut fleet = AgentPlan { agent, spec, demand, workers, total, taken: total, actions: &mut actions };
-        fleet.drain_changed();
+        fleet.roll();
         fleet.remake(context);
         fleet.drain_idle();
         fleet.start(&context.paused);
     }
-    for worker in by_agent.into_values().flatten().filter(|w| serves(w)) {
+    for worker in by_agent.into_values().flatten().filter(|w| is_up(w) && !w.conversation_gone) {
         actions.push(drain(worker, DrainCause::Removed));
     }
     actions
@@ -170,7 +186,7 @@ struct AgentPlan<'a> {
 
 /// Whether a worker claims turns, or will when it has started, and this plan goes on to use it.
 fn serves(worker: &Lease) -> bool {
-    is_up(worker) && !worker.conversation_gone
+    is_up(worker) && !worker.conversation_gone && !worker.retiring
 }
 
 /// Whether a worker starts or is live, and was not told to stop.
@@ -188,17 +204,31 @@ fn drain(worker: &Lease, cause: DrainCause) -> Action {
 }
 
 impl AgentPlan<'_> {
-    /// Drains the workers of an older generation.
-    fn drain_changed(&mut self) {
-        let generation = self.agent.generation;
-        for worker in self.workers.iter().filter(|w| serves(w) && w.generation < generation) {
-            self.actions.push(drain(worker, DrainCause::Changed));
+    /// Replaces the workers of older configs, see [`rollout`].
+    fn roll(&mut self) {
+        let rollout = rollout::roll(self.agent, self.spec, &self.workers);
+        for action in &rollout {
+            match action {
+                Action::Start { .. } | Action::Replace { .. } => self.taken += 1,
+                _ => {}
+            }
         }
+        let left: HashSet<Incarnation> = rollout
+            .iter()
+            .filter_map(|action| match action {
+                Action::Drain { incarnation, .. }
+                | Action::Retire { incarnation }
+                | Action::Replace { incarnation, .. } => Some(*incarnation),
+                _ => None,
+            })
+            .collect();
+        self.workers.retain(|w| !left.contains(&w.incarnation));
+        self.actions.extend(rollout);
     }
 
-    /// Makes the starts of this generation again that may have been lost.
+    /// Makes the starts of this config again that may have been lost.
     fn remake(&mut self, context: &PlanContext) {
-        let current = self.workers.iter().filter(|w| serves(w) && w.generation == self.agent.generation);
+        let current = self.workers.iter().filter(|w| serves(w) && w.config == self.agent.config);
         for worker in current.filter(|w| w.unmade && !context.remade.contains(&w.start_id)) {
             self.actions.push(Action::Remake {
                 agent: self.agent.key.clone(),
@@ -209,10 +239,10 @@ impl AgentPlan<'_> {
         }
     }
 
-    /// The live workers of this generation that hold no turn and have none to claim, the longest idle first.
+    /// The live workers that serve, hold no turn and have none to claim, the longest idle first.
     fn idle(&self) -> Vec<&Lease> {
         let mut idle: Vec<(f64, &Lease)> = self
-            .current()
+            .serving()
             .filter(|w| w.phase == LeasePhase::Live && w.held == 0 && self.claimable(w.worker_group) == 0)
             .filter_map(|w| Some((w.idle_seconds?, w)))
             .collect();
@@ -220,10 +250,9 @@ impl AgentPlan<'_> {
         idle.into_iter().map(|(_, w)| w).collect()
     }
 
-    /// The workers that serve, and are not older than the Agent.
-    fn current(&self) -> impl Iterator<Item = &Lease> {
-        let generation = self.agent.generation;
-        self.workers.iter().copied().filter(move |w| serves(w) && w.generation >= generation)
+    /// The workers that serve. Those of an older config do until they retire.
+    fn serving(&self) -> impl Iterator<Item = &Lease> {
+        self.workers.iter().copied().filter(|w| serves(w))
     }
 
     /// The number of turns that a worker group's workers may claim now.
@@ -235,7 +264,9 @@ impl AgentPlan<'_> {
     fn drain_idle(&mut self) {
         let limit = f64::from(self.spec.timing.idle_seconds());
         let min = self.min_workers();
-        let kept = self.current().filter(|w| w.worker_group == WorkerGroup::OfAgent).count() as u32;
+        // One that starts may never come to life: it keeps no warm one from staying.
+        let live = self.serving().filter(|w| w.phase == LeasePhase::Live);
+        let kept = live.filter(|w| w.worker_group == WorkerGroup::OfAgent).count() as u32;
         let mut spare = kept.saturating_sub(min);
         let mut drained = Vec::new();
         for worker in self.idle().into_iter().filter(|w| w.idle_seconds.is_some_and(|s| s >= limit)) {
@@ -298,7 +329,7 @@ impl AgentPlan<'_> {
     /// What a worker group has and needs.
     fn demand_of(&self, worker_group: WorkerGroup, claimable: u32) -> Demand {
         let mut demand = Demand { claimable, agent_workers: self.taken, ..Demand::default() };
-        for worker in self.current().filter(|w| w.worker_group == worker_group) {
+        for worker in self.serving().filter(|w| w.worker_group == worker_group) {
             if worker.phase == LeasePhase::Starting {
                 demand.starting += 1;
             } else {
@@ -320,10 +351,9 @@ impl AgentPlan<'_> {
 
     /// The number of workers that are draining, or will be by this plan.
     fn leaving(&self) -> u32 {
-        self.total - self.current().count() as u32
+        self.total - self.serving().count() as u32
     }
 }
 
 #[cfg(test)]
-#[path = "plan_tests.rs"]
 mod tests;
