@@ -33,9 +33,10 @@ lint: ## What CI checks before the tests
 fmt: ## Format
 	cargo fmt
 
-generate: ## Write what is generated and committed: crds/, and the chart's copies
-	LASTWORD_WRITE_CRDS=1 cargo test --locked --lib the_committed
+generate: ## Write what is generated and committed: crds/, the chart's copies, the API's description and its types
+	LASTWORD_WRITE_CRDS=1 LASTWORD_WRITE_OPENAPI=1 cargo test --locked --lib the_committed
 	scripts/chart-files
+	scripts/client-types
 
 bench: ## Measure turns/s and latency beside raw Postgres
 	benches/run

@@ -53,6 +53,9 @@ CREATE TABLE conversation (
 -- For the retention. By a column of its own, and not by the numbers, which every arm moves: those updates stay HOT.
 CREATE INDEX conversation_empty_idx ON conversation (empty_since) WHERE empty_since IS NOT NULL;
 
+-- A user's conversations, newest first: the ids grow with time. None of its columns ever changes, so arms stay HOT.
+CREATE INDEX conversation_owner_idx ON conversation (organization, owner, id);
+
 -- Whoever owns conversations, and how many: a row is locked behind the conversations that it counts.
 CREATE TABLE principal (
     organization  text NOT NULL,
@@ -179,6 +182,7 @@ CREATE TABLE output (
     start_at bigint NOT NULL,
     end_at   bigint NOT NULL,
     frames   text NOT NULL,
+    written_at timestamptz NOT NULL DEFAULT clock_timestamp(), -- of the first row: when the turn began to speak, to within a batch
     PRIMARY KEY (turn_id, start_at),
     CONSTRAINT output_start_not_negative_check CHECK (start_at >= 0),
     CONSTRAINT output_end_after_start_check CHECK (end_at > start_at)
@@ -352,6 +356,31 @@ CREATE TABLE api_key (
     last_used_at timestamptz,                       -- to within ten minutes
     CONSTRAINT api_key_role_known_check CHECK (role IN ('user', 'operator'))
 );
+
+-- Tickets: each opens one stream, for a client that cannot send a header. Only the SHA-256 of one is kept.
+CREATE TABLE ticket (
+    hash         bytea PRIMARY KEY,
+    organization text NOT NULL,
+    "user"       text NOT NULL,
+    role         text NOT NULL,
+    key          uuid,                              -- the API key that asked for it; revoked, it takes the ticket with it
+    until        timestamptz,                       -- when the token ends that asked for it
+    path         text,                              -- the one path that it opens; null: any stream
+    expires_at   timestamptz NOT NULL,
+    CONSTRAINT ticket_role_known_check CHECK (role IN ('user', 'operator'))
+);
+CREATE INDEX ticket_owner_idx ON ticket (organization, "user", expires_at);
+CREATE INDEX ticket_expires_idx ON ticket (expires_at);
+
+-- Browsers that are logged in to the web page: each stands for an API key for a while. Only the SHA-256 of its cookie is kept.
+CREATE TABLE login (
+    hash       bytea PRIMARY KEY,
+    key        uuid NOT NULL,                       -- revoked or expired, it takes its logins with it
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    expires_at timestamptz NOT NULL
+);
+CREATE INDEX login_key_idx ON login (key, created_at);
+CREATE INDEX login_expires_idx ON login (expires_at);
 
 -- What people did that others should be able to find out: erased, cancelled, read of others, made and revoked keys.
 CREATE TABLE audit (

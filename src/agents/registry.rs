@@ -1,6 +1,7 @@
 //! The Agents that this process knows, read from the `agent` table.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,7 @@ pub struct ServedAgent {
 }
 
 /// Agents by namespace and name.
-type ByName = HashMap<(String, String), Arc<ServedAgent>>;
+type ByName = BTreeMap<(String, String), Arc<ServedAgent>>;
 
 /// The registry of Agents. Clones share one registry.
 #[derive(Clone, Default)]
@@ -40,6 +41,14 @@ impl Agents {
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<ServedAgent>> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         known.get(&(namespace.to_string(), name.to_string())).cloned()
+    }
+
+    /// The Agents of this namespace that are known, by name: those behind `after`, at most `limit` of them.
+    pub fn list(&self, namespace: &str, after: &str, limit: usize) -> Vec<(String, Arc<ServedAgent>)> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let behind = (Bound::Excluded((namespace.to_string(), after.to_string())), Bound::Unbounded);
+        let ours = known.range(behind).take_while(|((of, _), _)| of == namespace);
+        ours.take(limit).map(|((_, name), agent)| (name.clone(), agent.clone())).collect()
     }
 
     /// The Agent of this namespace and name. If it is not known, the table is read first, since the Agent may be new. So `None`
@@ -81,7 +90,7 @@ impl Agents {
     /// is not read again, so that its guardrails are compiled once. One whose spec cannot be read stays as it was read last.
     async fn read(&self, store: &Store, read_began: &mut Option<Instant>) -> Result<(), StoreError> {
         let began = Instant::now();
-        let mut fresh = HashMap::new();
+        let mut fresh = BTreeMap::new();
         for stored in store.agents().await? {
             let before = self.get(&stored.namespace, &stored.name);
             let agent = match before {

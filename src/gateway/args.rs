@@ -14,7 +14,7 @@ use super::auth::AuthMode;
 use super::config::{GatewayConfig, WorkerTls};
 use super::limits::PrincipalQuotas;
 use super::oidc::args::OidcArgs;
-use super::origin::ServedHost;
+use super::origin::{AllowedOrigin, ServedHost};
 use crate::dispatch::follow;
 use crate::tls::{self, Renewed, TlsError};
 
@@ -38,6 +38,10 @@ pub struct GatewayArgs {
     /// always served, and with --auth keys every IP address.
     #[arg(long, env = "LASTWORD_HOSTS", value_name = "HOST", value_delimiter = ',')]
     pub hosts: Vec<ServedHost>,
+    /// An origin whose web pages may call the API, such as https://app.example.com; may be given more than once. The gateway's
+    /// own page needs none.
+    #[arg(long = "allow-origin", env = "LASTWORD_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+    pub origins: Vec<AllowedOrigin>,
     /// SSE streams that may be open at once.
     #[arg(long, env = "LASTWORD_MAX_STREAMS", value_name = "COUNT", default_value_t = 20_000)]
     pub max_streams: usize,
@@ -142,6 +146,7 @@ impl GatewayArgs {
             auth: self.auth,
             oidc: self.oidc.config(),
             hosts: self.hosts.clone(),
+            origins: self.origins.clone(),
             advertise: self.advertise.clone().unwrap_or_else(|| format!("{scheme}://{workers}")),
             worker_tls,
             max_streams: self.max_streams,

@@ -1,13 +1,15 @@
-//! Finds out who calls: the principal of an API key or of an OIDC issuer's token; with `--auth none`, the user of this machine
-//! who runs the gateway.
+//! Finds out who calls: the principal of an API key, of an OIDC issuer's token, or of what stands for one of them (a ticket, a
+//! browser's login); with `--auth none`, the user of this machine who runs the gateway.
 
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use tokio_util::sync::CancellationToken;
 
 use super::caller::{ApiCaller, KnownBy};
-use super::known_keys::{KeyRefused, KnownKeys};
+use super::cookie::{self, ShownLogin};
+use super::known_keys::{KeyRefused, KnownKey, KnownKeys, ShownKey};
 use super::oidc::{Oidc, TokenRefused};
+use super::ticket;
 use crate::edge::peer::PeerUser;
 use crate::problem::Problem;
 use crate::store::Store;
@@ -72,21 +74,45 @@ impl Auth {
             let principal = Principal { organization: "default".into(), user: "local".into(), role: KeyRole::Operator };
             return Ok(ApiCaller { principal, known_by: KnownBy::OfThisMachine });
         }
-        let shown = parts.headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
-        let shown = shown.and_then(|v| v.strip_prefix("Bearer ")).ok_or_else(|| self.nobody())?;
-        if let Some(oidc) = self.oidc.as_ref().filter(|_| !looks_like_key(shown)) {
-            return by_token(oidc, shown).await;
+        let bearer = parts.headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
+        let bearer = bearer.and_then(|v| v.strip_prefix("Bearer "));
+        let token = bearer.filter(|shown| !looks_like_key(shown)).zip(self.oidc.as_ref());
+        if let Some((token, oidc)) = token {
+            return by_token(oidc, token).await;
         }
-        match self.keys.check(shown).await {
-            Ok((principal, key)) => Ok(ApiCaller { principal, known_by: KnownBy::Key(key) }),
-            Err(error @ KeyRefused::Bad) => Err(Problem::new(StatusCode::UNAUTHORIZED, error.to_string())),
-            Err(KeyRefused::Crowded) => {
-                Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the API key cannot be checked now; try again"))
+        let checked = match bearer {
+            Some(key) => self.keys.check(ShownKey::Key(key)).await.map(by_key),
+            None => self.check_substitute(parts).await?,
+        };
+        checked.map(|(principal, known_by)| ApiCaller { principal, known_by }).map_err(|refused| match refused {
+            KeyRefused::Bad | KeyRefused::BadTicket | KeyRefused::BadLogin => {
+                Problem::new(StatusCode::UNAUTHORIZED, refused.to_string())
             }
-            Err(error @ KeyRefused::Unchecked(_)) => {
-                tracing::warn!(%error, "{error}");
-                Err(Problem::unavailable())
+            KeyRefused::Crowded => {
+                Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the API key cannot be checked now; try again")
             }
+            KeyRefused::Unchecked(_) | KeyRefused::UncheckedTicket(_) => {
+                tracing::warn!(error = %refused, "{refused}");
+                Problem::unavailable()
+            }
+        })
+    }
+
+    /// Checks what stands for a key where none is shown: a ticket, or the cookie of a browser that is logged in.
+    async fn check_substitute(&self, parts: &Parts) -> Result<Result<(Principal, KnownBy), KeyRefused>, Problem> {
+        if let Some(ticket) = ticket::shown(parts) {
+            return Ok(self
+                .keys
+                .use_ticket(&ticket, parts.uri.path())
+                .await
+                .map(|(principal, of)| (principal, of.into())));
+        }
+        match cookie::shown(parts) {
+            ShownLogin::Login(secret) => Ok(self.keys.check(ShownKey::Login(&secret)).await.map(by_key)),
+            ShownLogin::NotOurs => {
+                Err(Problem::new(StatusCode::FORBIDDEN, "a login serves the gateway's own page alone; show an API key"))
+            }
+            ShownLogin::None => Err(self.nobody()),
         }
     }
 
@@ -109,6 +135,11 @@ impl Auth {
         };
         Problem::new(StatusCode::UNAUTHORIZED, said)
     }
+}
+
+/// Whoever holds a key, or is logged in with one, is known by it.
+fn by_key((principal, key): KnownKey) -> (Principal, KnownBy) {
+    (principal, KnownBy::Key(key))
 }
 
 /// Who shows this token.

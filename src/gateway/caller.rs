@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::Gateway;
 use crate::problem::Problem;
-use crate::store::Actor;
 use crate::store::keys::{KeyRole, Principal};
+use crate::store::{Actor, TicketHolder};
 
 /// By what a caller is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +20,27 @@ pub enum KnownBy {
     Key(Uuid),
     /// A token of the OIDC issuer, which ends at this time of the database's clock.
     Token { expires_at: OffsetDateTime },
+}
+
+/// Whoever shows a ticket is known by what it was asked for with.
+impl From<TicketHolder> for KnownBy {
+    fn from(holder: TicketHolder) -> Self {
+        match holder {
+            TicketHolder { key: Some(key), .. } => KnownBy::Key(key),
+            TicketHolder { until: Some(expires_at), .. } => KnownBy::Token { expires_at },
+            TicketHolder { key: None, until: None } => KnownBy::OfThisMachine,
+        }
+    }
+}
+
+impl From<KnownBy> for TicketHolder {
+    fn from(known_by: KnownBy) -> Self {
+        match known_by {
+            KnownBy::OfThisMachine => TicketHolder::default(),
+            KnownBy::Key(key) => TicketHolder { key: Some(key), until: None },
+            KnownBy::Token { expires_at } => TicketHolder { key: None, until: Some(expires_at) },
+        }
+    }
 }
 
 /// Who calls, and by what it is known.

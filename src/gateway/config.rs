@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::auth::AuthMode;
 use super::limits::PrincipalQuotas;
 use super::oidc::OidcConfig;
-use super::origin::ServedHost;
+use super::origin::{AllowedOrigin, ServedHost};
 use crate::edge::bodies::BodyLimits;
 use crate::egress::Egress;
 use crate::guard::Evaluators;
@@ -25,6 +25,8 @@ pub struct GatewayConfig {
     pub oidc: Option<OidcConfig>,
     /// By which hosts clients may call, beside those of loopback and, with keys, addresses.
     pub hosts: Vec<ServedHost>,
+    /// The origins, beside its own, whose web pages may call the API.
+    pub origins: Vec<AllowedOrigin>,
     /// Base URL of the worker port, as other replicas and workers reach it.
     pub advertise: String,
     /// TLS on the worker port; absent: plain HTTP.
@@ -76,6 +78,7 @@ impl Default for GatewayConfig {
             auth: AuthMode::None,
             oidc: None,
             hosts: Vec::new(),
+            origins: Vec::new(),
             advertise: "http://127.0.0.1:8081".into(),
             worker_tls: None,
             client_tls: None,

@@ -14,8 +14,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::every::{Again, Every};
-use crate::store::Store;
 use crate::store::keys::{self, ApiKey, KeyError, Principal};
+use crate::store::login::{self, LoginSecret};
+use crate::store::{Store, StoreError, Ticket, TicketHolder};
 
 /// How long a key's principal is remembered without asking the database again. A revoked key is refused within a second.
 const REMEMBERED_FOR: Duration = Duration::from_millis(500);
@@ -30,6 +31,21 @@ const STRANGER_WAITS: Duration = Duration::from_secs(2);
 /// How often the database is asked whether the keys of open streams are still good, whatever notices said.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 
+/// What a caller shows to be known by, as text.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum ShownKey<'a> {
+    /// An API key.
+    Key(&'a str),
+    /// The secret of a browser's login, which stands for a key.
+    Login(&'a str),
+}
+
+/// The same, read.
+enum ReadCredential {
+    Key(ApiKey),
+    Login(LoginSecret),
+}
+
 /// A key's principal and its id.
 pub(super) type KnownKey = (Principal, Uuid);
 type Fingerprint = [u8; 32];
@@ -40,10 +56,16 @@ pub(super) enum KeyRefused {
     /// No key, or an unknown, revoked or expired one.
     #[error("the API key is unknown, revoked or expired")]
     Bad,
+    #[error("the ticket is unknown, used, too old or for another path; each opens one stream")]
+    BadTicket,
+    #[error("the login has ended; log in again")]
+    BadLogin,
     #[error("too many unknown keys are shown at once")]
     Crowded,
     #[error("an API key could not be checked: {0}")]
     Unchecked(#[from] KeyError),
+    #[error("a ticket could not be checked: {0}")]
+    UncheckedTicket(#[from] StoreError),
 }
 
 /// Clones share all.
@@ -52,6 +74,8 @@ pub(super) struct KnownKeys {
     store: Store,
     shown: Arc<Mutex<ShownKeys>>,
     strangers: Arc<Semaphore>,
+    /// Tickets that are looked up at a time: each is unknown here, so there is no telling which are somebody's.
+    tickets: Arc<Semaphore>,
     in_use: Arc<KeysInUse>,
 }
 
@@ -77,22 +101,29 @@ struct KeysInUse {
 impl KnownKeys {
     /// Knows none yet.
     pub fn new(store: Store) -> Self {
-        let strangers = Arc::new(Semaphore::new(STRANGERS));
-        KnownKeys { store, shown: Arc::default(), strangers, in_use: Arc::default() }
+        let places = || Arc::new(Semaphore::new(STRANGERS));
+        KnownKeys { store, shown: Arc::default(), strangers: places(), tickets: places(), in_use: Arc::default() }
     }
 
-    /// Whose key this is.
-    pub async fn check(&self, shown: &str) -> Result<KnownKey, KeyRefused> {
-        let key: ApiKey = shown.parse().map_err(|_| KeyRefused::Bad)?;
-        let fingerprint: Fingerprint = Sha256::digest(shown.as_bytes()).into();
+    /// Whose key this is, or whose login.
+    pub async fn check(&self, shown: ShownKey<'_>) -> Result<KnownKey, KeyRefused> {
+        let (credential, text, bad) = match shown {
+            ShownKey::Key(text) => (text.parse().ok().map(ReadCredential::Key), text, KeyRefused::Bad),
+            ShownKey::Login(text) => (LoginSecret::read(text).map(ReadCredential::Login), text, KeyRefused::BadLogin),
+        };
+        let Some(credential) = credential else { return Err(bad) };
+        let fingerprint: Fingerprint = Sha256::digest(text.as_bytes()).into();
         let was_good = match self.recall(&fingerprint) {
             Recalled::Good(known) => return Ok(known),
-            Recalled::Refused => return Err(KeyRefused::Bad),
+            Recalled::Refused => return Err(bad),
             Recalled::WasGood => true,
             Recalled::Stranger => false,
         };
-        let _place = if was_good { None } else { Some(self.place().await?) };
-        let found = keys::authenticate(self.store.pool(), &key).await?;
+        let _place = if was_good { None } else { Some(place(&self.strangers).await?) };
+        let found = match &credential {
+            ReadCredential::Key(key) => keys::authenticate(self.store.pool(), key).await?,
+            ReadCredential::Login(login) => login::authenticate(self.store.pool(), login).await?,
+        };
         let mut shown = lock(&self.shown);
         match found {
             Some(known) => {
@@ -104,9 +135,16 @@ impl KnownKeys {
                 shown.good.remove(&fingerprint);
                 make_room(&mut shown.refused);
                 shown.refused.insert(fingerprint, Instant::now());
-                Err(KeyRefused::Bad)
+                Err(bad)
             }
         }
+    }
+
+    /// Whose ticket this is, and what it was asked for with. It is used up.
+    pub async fn use_ticket(&self, shown: &str, path: &str) -> Result<(Principal, TicketHolder), KeyRefused> {
+        let ticket = Ticket::read(shown).ok_or(KeyRefused::BadTicket)?;
+        let _place = place(&self.tickets).await?;
+        self.store.use_ticket(&ticket, path).await?.ok_or(KeyRefused::BadTicket)
     }
 
     fn recall(&self, fingerprint: &Fingerprint) -> Recalled {
@@ -117,11 +155,6 @@ impl KnownKeys {
             (None, Some(at)) if at.elapsed() < REFUSED_FOR => Recalled::Refused,
             (None, _) => Recalled::Stranger,
         }
-    }
-
-    async fn place(&self) -> Result<OwnedSemaphorePermit, KeyRefused> {
-        let place = tokio::time::timeout(STRANGER_WAITS, self.strangers.clone().acquire_owned()).await;
-        place.ok().and_then(Result::ok).ok_or(KeyRefused::Crowded)
     }
 
     /// Keys have changed somewhere: each is checked again when it is shown next, and those in use are looked at now.
@@ -163,6 +196,12 @@ impl KnownKeys {
         }
         Ok(Again::Later)
     }
+}
+
+/// One of these places, once one is free.
+async fn place(places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, KeyRefused> {
+    let place = tokio::time::timeout(STRANGER_WAITS, places.clone().acquire_owned()).await;
+    place.ok().and_then(Result::ok).ok_or(KeyRefused::Crowded)
 }
 
 /// What is remembered of a key.

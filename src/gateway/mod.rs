@@ -7,9 +7,11 @@
 //! | `args`, `config` | flags, and the configuration that they make |
 //! | `wiring` | [`run`]: makes the parts of a gateway, starts its background loops, serves both ports |
 //! | `router` | the client port's routes, merged from those of each dialect |
-//! | `origin` | which hosts and which web pages are answered |
+//! | `origin`, `cors` | which hosts and which web pages are answered; what browsers are told of it |
+//! | `page/` | the web page at `/`, and its logins |
 //! | `auth`, `known_keys`, `caller` | who calls, and what is known of API keys |
 //! | `oidc/` | callers who show a token of an OpenID Connect issuer in place of a key |
+//! | `ticket`, `cookie` | what stands for a key: in a stream's URL, and in a browser that is logged in |
 //! | `limits` | what one principal may do: requests a second, streams |
 //! | `audit` | which reads of operators are written down |
 //! | `conversations` | which conversation a name or an id means |
@@ -28,6 +30,8 @@ pub mod auth;
 mod caller;
 mod config;
 mod conversations;
+mod cookie;
+mod cors;
 mod dialects;
 mod known_keys;
 mod limits;
@@ -36,7 +40,9 @@ mod notices;
 mod oidc;
 mod open_streams;
 mod origin;
+mod page;
 mod router;
+mod ticket;
 mod wiring;
 
 use std::sync::Arc;
@@ -54,7 +60,7 @@ pub use auth::{Auth, AuthMode};
 pub use config::{GatewayConfig, WorkerTls};
 pub use limits::PrincipalQuotas;
 pub use oidc::{ClaimMapping, ClaimName, IssuerId, OidcConfig, OperatorClaim, TokenOrganization};
-pub use origin::ServedHost;
+pub use origin::{AllowedOrigin, ServedHost};
 pub use wiring::{GatewayError, Listeners, run};
 
 /// What the handlers of the client port work with.

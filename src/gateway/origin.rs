@@ -3,7 +3,8 @@
 //! A browser sends requests for any web page that asks it to, to any host, loopback and private networks included. It says
 //! for which page: `Origin`, and `Sec-Fetch-Site`. A page whose name was made to resolve to this port (DNS rebinding) is of
 //! the same origin to the browser; it is known by its `Host`. So the port answers to hosts that it knows, and to no page
-//! but those that it has served itself. What is no browser sends one `Host` and nothing else of it.
+//! but those that it has served itself, and, on the routes of the API, those of origins that a flag allows one by one. What is
+//! no browser sends one `Host` and nothing else of it.
 //!
 //! The worker port and the admin port are called by addresses that nobody can list (pods'), and have no such check: the
 //! one shows nothing without a credential, the other nothing of anybody's.
@@ -20,6 +21,8 @@ use crate::problem::Problem;
 
 /// The flag that lists hosts.
 pub const FLAG: &str = "--hosts";
+/// What pages of allowed origins may call: the API in all its dialects. The page of the gateway's own, and its logins, are not theirs.
+const API_PATHS: [&str; 4] = ["/v1/", "/agui/", "/openai/", "/ui/"];
 static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// A host that clients may call the gateway by, as a flag names it.
@@ -53,18 +56,67 @@ impl FromStr for ServedHost {
     }
 }
 
-/// The hosts that a gateway answers to.
+/// An origin whose pages may call the API, as a flag names it: a scheme, a host, and a port where it is not the scheme's usual one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AllowedOrigin(String);
+
+impl AllowedOrigin {
+    /// The origin as browsers write it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for AllowedOrigin {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let read = || {
+            let (scheme, authority) = text.split_once("://")?;
+            let usual = usual_port(scheme)?;
+            let Authority { host, port } = Authority::parse(authority)?;
+            Some(match port.filter(|port| *port != usual) {
+                Some(port) => format!("{scheme}://{host}:{port}"),
+                None => format!("{scheme}://{host}"),
+            })
+        };
+        read().map(AllowedOrigin).ok_or_else(|| {
+            format!(
+                "{text:?} is no origin; write it whole, without a path: https://app.example.com, http://localhost:3000"
+            )
+        })
+    }
+}
+
+/// The page that a request was made for, if it was made for one. It stands among the request's extensions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RequestOrigin {
+    /// None that the browser names: no `Origin`. A browser names it with every request that may change something.
+    Unnamed,
+    /// A page that this gateway has served itself.
+    Own,
+    /// One of an origin that is allowed.
+    Allowed,
+}
+
+/// The hosts that a gateway answers to, and the origins whose pages may call it.
 #[derive(Debug, Clone)]
 pub struct ServedHosts {
     listed: Vec<ServedHost>,
     addresses: bool,
+    origins: Vec<AllowedOrigin>,
 }
 
 impl ServedHosts {
     /// The hosts in the list and those of loopback; with `addresses`, every IP address too. An address cannot be made to
     /// resolve to something else, so it is for callers who need a key anyway.
     pub fn new(listed: Vec<ServedHost>, addresses: bool) -> Self {
-        ServedHosts { listed, addresses }
+        ServedHosts { listed, addresses, origins: Vec::new() }
+    }
+
+    /// The same, answering the API to pages of these origins too.
+    pub fn allowing(self, origins: Vec<AllowedOrigin>) -> Self {
+        ServedHosts { origins, ..self }
     }
 
     fn serve(&self, host: &str) -> bool {
@@ -79,8 +131,8 @@ impl ServedHosts {
             || self.listed.iter().any(listed)
     }
 
-    /// Whether a request with this head is to be answered at all.
-    fn admit(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
+    /// Whether a request with this head is to be answered at all; and for which page it was made.
+    fn admit(&self, uri: &Uri, headers: &HeaderMap) -> Result<RequestOrigin, Problem> {
         let host = only(headers, &header::HOST)?.and_then(Authority::parse);
         let host = host.ok_or_else(|| Problem::bad_request("send one Host header, with a name or an address"))?;
         // A request to a proxy has the host in its target, too.
@@ -96,23 +148,40 @@ impl ServedHosts {
                 ),
             ));
         }
-        let foreign = || Err(Problem::new(StatusCode::FORBIDDEN, "web pages of another origin are not answered"));
-        if let Some(site) = only(headers, &SEC_FETCH_SITE)?
-            && !matches!(site, "same-origin" | "none")
-        {
-            return foreign();
+        let (site, origin) = (only(headers, &SEC_FETCH_SITE)?, only(headers, &header::ORIGIN)?);
+        let of = match origin {
+            None => RequestOrigin::Unnamed,
+            Some(origin) if self.allows(origin, uri.path()) => return Ok(RequestOrigin::Allowed),
+            Some(origin) if is_origin_of(origin, &host) => RequestOrigin::Own,
+            Some(_) => return Err(foreign()),
+        };
+        if site.is_some_and(|site| !matches!(site, "same-origin" | "none")) {
+            return Err(foreign());
         }
-        match only(headers, &header::ORIGIN)? {
-            Some(origin) if !is_origin_of(origin, &host) => foreign(),
-            _ => Ok(()),
-        }
+        Ok(of)
+    }
+
+    /// Whether a flag allows pages of this origin to call this path.
+    fn allows(&self, origin: &str, path: &str) -> bool {
+        self.origins.iter().any(|allowed| allowed.as_str() == origin)
+            && API_PATHS.iter().any(|api| path.starts_with(api))
     }
 }
 
+fn foreign() -> Problem {
+    Problem::new(
+        StatusCode::FORBIDDEN,
+        "web pages of another origin are not answered; whoever runs this gateway allows one by --allow-origin",
+    )
+}
+
 /// Answers a request, or refuses it for its head.
-pub(super) async fn admit(State(hosts): State<ServedHosts>, request: Request, next: Next) -> Response {
+pub(super) async fn admit(State(hosts): State<ServedHosts>, mut request: Request, next: Next) -> Response {
     match hosts.admit(request.uri(), request.headers()) {
-        Ok(()) => next.run(request).await,
+        Ok(of) => {
+            request.extensions_mut().insert(of);
+            next.run(request).await
+        }
         Err(problem) => problem.into_response(),
     }
 }
@@ -131,13 +200,18 @@ fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>
 /// Whether an `Origin` is that of pages at this host. A proxy may speak TLS for us, so the scheme is not compared.
 fn is_origin_of(origin: &str, host: &Authority) -> bool {
     let Some((scheme, authority)) = origin.split_once("://") else { return false };
-    let usual = match scheme {
-        "http" => 80,
-        "https" => 443,
-        _ => return false,
-    };
+    let Some(usual) = usual_port(scheme) else { return false };
     Authority::parse(authority)
         .is_some_and(|of| of.host == host.host && of.port.unwrap_or(usual) == host.port.unwrap_or(usual))
+}
+
+/// The port that an origin of this scheme has where it names none; `None`: pages have no such origin.
+fn usual_port(scheme: &str) -> Option<u16> {
+    match scheme {
+        "http" => Some(80),
+        "https" => Some(443),
+        _ => None,
+    }
 }
 
 /// A host in lower case, IPv6 in brackets, and a port.
@@ -193,7 +267,7 @@ mod tests {
         for (name, value) in headers {
             map.append(name.parse::<HeaderName>().expect("a name"), value.parse().expect("a value"));
         }
-        hosts.admit(&target.parse().expect("a target"), &map).map_or_else(|p| p.status().as_u16(), |()| 200)
+        hosts.admit(&target.parse().expect("a target"), &map).map_or_else(|p| p.status().as_u16(), |_| 200)
     }
 
     fn hosts(listed: &[&str], addresses: bool) -> ServedHosts {
@@ -282,6 +356,43 @@ mod tests {
         assert_eq!(answer(&hosts, "/", &twice), 400);
         let twice = [("host", "localhost"), ("sec-fetch-site", "none"), ("sec-fetch-site", "cross-site")];
         assert_eq!(answer(&hosts, "/", &twice), 400);
+    }
+
+    #[test]
+    fn pages_of_an_allowed_origin_may_call_the_api_and_nothing_else() {
+        let origins = ["https://app.example.com", "http://localhost:3000"].map(|o| o.parse().expect("an origin"));
+        let hosts = hosts(&["chat.example.com"], true).allowing(origins.into());
+        for (origin, path, wanted) in [
+            ("https://app.example.com", "/v1/agents", 200),
+            ("https://app.example.com", "/openai/v1/responses", 200),
+            ("http://localhost:3000", "/agui/bot", 200),
+            ("https://app.example.com", "/", 403),
+            ("https://app.example.com", "/session", 403),
+            ("https://app.example.com", "/openapi.json", 403),
+            ("http://app.example.com", "/v1/agents", 403),
+            ("https://app.example.com:444", "/v1/agents", 403),
+            ("https://app.example.com.evil.example", "/v1/agents", 403),
+            ("https://APP.example.com", "/v1/agents", 403),
+            ("http://localhost", "/v1/agents", 403),
+            ("null", "/v1/agents", 403),
+        ] {
+            let head = [("host", "chat.example.com"), ("origin", origin), ("sec-fetch-site", "cross-site")];
+            assert_eq!(answer(&hosts, path, &head), wanted, "{origin} {path}");
+        }
+        let unnamed = [("host", "chat.example.com"), ("sec-fetch-site", "cross-site")];
+        assert_eq!(answer(&hosts, "/v1/agents", &unnamed), 403, "an image of an allowed page names no origin");
+    }
+
+    #[test]
+    fn a_flag_that_is_no_origin_is_refused() {
+        for wrong in
+            ["", "*", "null", "app.example.com", "https://app.example.com/", "https://*.example.com", "ftp://a"]
+        {
+            assert!(wrong.parse::<AllowedOrigin>().is_err(), "{wrong:?}");
+        }
+        let written = |text: &str| text.parse::<AllowedOrigin>().map(|origin| origin.0);
+        assert_eq!(written("https://App.example.com:443"), Ok("https://app.example.com".into()));
+        assert_eq!(written("http://[::1]:3000"), Ok("http://[::1]:3000".into()));
     }
 
     #[test]

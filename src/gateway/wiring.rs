@@ -114,8 +114,8 @@ pub async fn run(
     let tasks = TaskTracker::new();
     spawn_loops(&tasks, &gateway, live, subscriptions, &background);
     let limits = limits(&config);
-    let hosts = ServedHosts::new(config.hosts.clone(), config.auth == AuthMode::Keys);
-    let router = router::router(gateway, hosts);
+    let hosts = ServedHosts::new(config.hosts.clone(), config.auth == AuthMode::Keys).allowing(config.origins.clone());
+    let router = router::router(gateway, hosts, &config.origins);
     let clients = serve(listeners.clients, router, &limits.clients, config.client_tls.clone(), shutdown.clone());
     let worker_side = serve(listeners.workers, port.router(), &limits.workers, port_tls, shutdown.clone());
     let closing = async {

@@ -205,7 +205,7 @@ fn node(directory: Option<&Path>) -> Result<String, RoleError> {
 /// Says on stderr that everything is ready, and what to try.
 fn banner(agents: &[String], url: &str) {
     let first = agents.first().map_or("NAME", String::as_str);
-    eprintln!("\nLastword is ready on {url}\n  agents: {}", agents.join(", "));
+    eprintln!("\nLastword is ready on {url}\n  page:   {url}/\n  agents: {}", agents.join(", "));
     eprintln!("  try:    lastword chat --gateway {url} --agent {first} \"6*7\"");
     eprintln!("  stop:   Ctrl-C\n");
 }

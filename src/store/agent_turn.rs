@@ -15,7 +15,7 @@ use super::append::decode;
 use super::connection::DbConnection;
 use super::elect::{self, Fence};
 use super::pool::bounded;
-use super::record::LogText;
+use super::recorded_log::RecordedLog;
 use super::transaction::transaction;
 use super::turn_view::failure;
 use super::{Store, StoreError};
@@ -308,8 +308,8 @@ async fn texts(
     if ends.is_empty() {
         return Ok(HashMap::new());
     }
-    let mut logs: HashMap<Uuid, (LogText, bool)> =
-        ends.iter().map(|(&turn, &end)| (turn, (LogText { end, read: 0, text: String::new() }, false))).collect();
+    let mut logs: HashMap<Uuid, (RecordedLog, bool)> =
+        ends.iter().map(|(&turn, &end)| (turn, (RecordedLog::new(end), false))).collect();
     let ids: Vec<Uuid> = ends.keys().copied().collect();
     // Rows are read one by one, and of each text only what is shown is kept: logs are long, and objects are many.
     let mut rows = sqlx::query(
@@ -330,7 +330,8 @@ async fn texts(
         }
         match row.try_get::<Option<&str>, _>("frames")? {
             Some(frames) => {
-                log.push(Span::new(row.try_get::<i64, _>("start_at")? as u64, decode(frames)?));
+                // A status shows no tools.
+                log.push(Span::new(row.try_get::<i64, _>("start_at")? as u64, decode(frames)?), &mut 0);
                 *partly = log.text.len() > MAX_STATUS_TEXT;
                 log.text = cut(std::mem::take(&mut log.text), MAX_STATUS_TEXT);
             }

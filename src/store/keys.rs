@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::Pool;
-use crate::turn::keys::{NameError, check_name, check_user, hex};
+use crate::turn::keys::{NameError, check_name, check_user, hex, unhex};
 
 /// What every key begins with, so that scanners for leaked secrets can know it.
 const PREFIX: &str = "lwk_";
@@ -146,24 +146,6 @@ impl FromStr for ApiKey {
         let key = ApiKey { id: Uuid::from_bytes(id), secret: unhex(secret).ok_or(NoKey)? };
         if unhex(checksum) == Some(key.checksum()) { Ok(key) } else { Err(NoKey) }
     }
-}
-
-/// Lower-case hexadecimal of exactly `N` bytes.
-fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let digit = |c: u8| match c {
-        b'0'..=b'9' => Some(c - b'0'),
-        b'a'..=b'f' => Some(c - b'a' + 10),
-        _ => None,
-    };
-    let text = text.as_bytes();
-    if text.len() != 2 * N {
-        return None;
-    }
-    let mut bytes = [0; N];
-    for (byte, pair) in bytes.iter_mut().zip(text.chunks_exact(2)) {
-        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-    }
-    Some(bytes)
 }
 
 /// A key to make.

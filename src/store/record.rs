@@ -9,12 +9,11 @@ use sqlx::{QueryBuilder, Row};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::append::decode;
 use super::connection::DbConnection;
 use super::pool::bounded;
+use super::recorded_log::{RecordedLog, RecordedTools, logs};
 use super::turn_view::failure;
 use super::{Store, StoreError, elect};
-use crate::turn::frame::Span;
 use crate::turn::keys::{ConversationId, Incarnation, TurnId, WorkerGroup};
 use crate::turn::phase::Phase;
 use crate::turn::terminal::Failure;
@@ -22,6 +21,8 @@ use crate::wire::Exchange;
 
 /// The longest text of the history that is pushed with a turn, in bytes.
 const MAX_HISTORY_BYTES: usize = 512 * 1024;
+/// The longest text of a turn that failed, in bytes.
+const MAX_PARTIAL_BYTES: usize = 16 * 1024;
 
 /// All that is known of a turn.
 #[derive(Debug, Clone)]
@@ -45,14 +46,23 @@ pub struct Record {
     pub ended_at: Option<OffsetDateTime>,
     /// Whether it still owes its terminal.
     pub open: bool,
-    /// The worker that holds the turn, or that said its last word.
+    /// The worker that holds the turn, or held it to the end.
     pub worker: Option<Incarnation>,
     pub reply: Option<RecordedReply>,
     pub failure: Option<Failure>,
+    /// What the agent had said before it failed: the beginning of it, where it is long.
+    pub partial: Option<String>,
     /// Why the model stopped, in its server's words, such as `length`.
     pub finish_reason: Option<String>,
-    /// A word that came too late, in one line, for operators.
+    /// What the agent called, where the turn has ended.
+    pub tools: RecordedTools,
+    /// When the agent's first output was made durable.
+    pub first_output_at: Option<OffsetDateTime>,
+    /// Whether a platform has yet to be shown the terminal.
+    pub undelivered: bool,
+    /// A word that came too late, in one line, for operators; and when it came.
     pub superseded: Option<String>,
+    pub superseded_at: Option<OffsetDateTime>,
 }
 
 impl Record {
@@ -93,8 +103,11 @@ pub struct ListFilter {
 /// What [`records`] reads of a turn.
 const RECORD: &str = r#"SELECT t.id, t.conversation_id, t.organization, t.conversation, t.number, t.message_id, t.agent,
     t.worker_group, t."user", t.routing, t.input, t.armed_at, coalesce(m.claimed_at, e.claimed_at) AS claimed_at, m.turn_id IS NOT NULL AS open,
-    coalesce(m.incarnation, e.incarnation) AS worker, e.ended_at, e.outcome, e.reason, e.message, e.detail, e.finish_reason, e.reply_id,
+    coalesce(m.incarnation, e.incarnation, e.held_by) AS worker, e.ended_at, e.outcome, e.reason, e.message, e.detail, e.finish_reason, e.reply_id,
     e.holder, e.end_at, c.owner,
+    (SELECT o.written_at FROM output o WHERE o.turn_id = coalesce(e.holder, t.id) ORDER BY o.start_at LIMIT 1) AS first_output_at,
+    (SELECT true FROM delivery d WHERE d.turn_id = t.id LIMIT 1) IS NOT NULL AS undelivered,
+    (SELECT s.said_at FROM superseded s WHERE s.turn_id = t.id) AS superseded_at,
     (SELECT s.outcome || coalesce(': ' || s.reason, '') || coalesce(': ' || nullif(s.text, ''), '') FROM superseded s WHERE s.turn_id = t.id) AS superseded
     FROM turn t JOIN conversation c ON c.id = t.conversation_id
     LEFT JOIN marker m ON m.turn_id = t.id LEFT JOIN terminal e ON e.turn_id = t.id"#;
@@ -211,12 +224,13 @@ impl Store {
                 }
                 ends.push((TurnId(row.try_get("turn_id")?), end));
             }
-            let mut texts = texts(&mut connection, &ends).await?;
+            let mut logs = logs(&mut connection, &ends).await?;
             let mut exchanges = Vec::with_capacity(rows.len());
             let mut bytes = 0;
             for (row, (turn, _)) in rows.iter().zip(&ends) {
                 // A model that is shown half an answer as its own goes on from it.
-                let Some(reply) = texts.remove(turn) else { continue };
+                let Some(log) = logs.remove(turn).filter(RecordedLog::is_whole) else { continue };
+                let reply = log.text;
                 let exchange = Exchange { message: row.try_get("input")?, reply };
                 bytes += exchange.message.len() + exchange.reply.len();
                 if bytes > MAX_HISTORY_BYTES {
@@ -233,13 +247,17 @@ impl Store {
 
 /// Reads what the rows of [`RECORD`] need besides, and makes records of them.
 async fn records(connection: &mut DbConnection, rows: &[PgRow]) -> Result<Vec<Record>, StoreError> {
-    let mut holders: Vec<(TurnId, u64)> = Vec::new();
+    let (mut holders, mut ends) = (Vec::new(), Vec::new());
     for row in rows {
-        if row.try_get::<Option<String>, _>("outcome")?.as_deref() == Some("reply") {
-            holders.push((TurnId(row.try_get("holder")?), row.try_get::<i64, _>("end_at")? as u64));
+        if let Some(outcome) = row.try_get::<Option<String>, _>("outcome")? {
+            let log = (TurnId(row.try_get("holder")?), row.try_get::<i64, _>("end_at")? as u64);
+            ends.push(log);
+            if outcome == "reply" {
+                holders.push(log);
+            }
         }
     }
-    let texts = texts(connection, &holders).await?;
+    let logs = logs(connection, &ends).await?;
     let answered = answered(connection, &holders).await?;
     rows.iter()
         .map(|row| {
@@ -249,12 +267,14 @@ async fn records(connection: &mut DbConnection, rows: &[PgRow]) -> Result<Vec<Re
                     reply_id: row.try_get("reply_id")?,
                     holder,
                     end: row.try_get::<i64, _>("end_at")? as u64,
-                    text: texts.get(&holder).cloned(),
+                    text: logs.get(&holder).filter(|log| log.is_whole()).map(|log| log.text.clone()),
                     turns: answered.get(&holder).cloned().unwrap_or_default(),
                 }),
                 _ => None,
             };
             let routing = elect::routing(row).unwrap_or_default();
+            let log = holder.and_then(|holder| logs.get(&holder)).filter(|log| reply.is_none() || log.is_whole());
+            let partial = log.filter(|log| reply.is_none() && !log.text.is_empty()).map(|log| beginning(&log.text));
             Ok(Record {
                 turn_id: TurnId(row.try_get("id")?),
                 conversation_id: ConversationId(row.try_get("conversation_id")?),
@@ -277,55 +297,20 @@ async fn records(connection: &mut DbConnection, rows: &[PgRow]) -> Result<Vec<Re
                 reply,
                 failure: failure(row)?,
                 finish_reason: row.try_get("finish_reason")?,
+                partial,
+                tools: log.map(|log| log.tools.clone()).unwrap_or_default(),
+                first_output_at: row.try_get("first_output_at")?,
+                undelivered: row.try_get("undelivered")?,
                 superseded: row.try_get("superseded")?,
+                superseded_at: row.try_get("superseded_at")?,
             })
         })
         .collect()
 }
 
-/// The text of each log up to its end. A log that is not whole up to there is left out.
-async fn texts(connection: &mut DbConnection, ends: &[(TurnId, u64)]) -> Result<HashMap<TurnId, String>, StoreError> {
-    if ends.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let ids: Vec<Uuid> = ends.iter().map(|e| e.0.0).collect();
-    let rows =
-        sqlx::query("SELECT turn_id, start_at, frames FROM output WHERE turn_id = ANY($1) ORDER BY turn_id, start_at")
-            .bind(&ids)
-            .fetch_all(connection)
-            .await?;
-    let mut logs: HashMap<TurnId, LogText> =
-        ends.iter().map(|&(turn, end)| (turn, LogText { end, read: 0, text: String::new() })).collect();
-    for row in rows {
-        let start: i64 = row.try_get("start_at")?;
-        if let Some(log) = logs.get_mut(&TurnId(row.try_get("turn_id")?)) {
-            log.push(Span::new(start as u64, decode(row.try_get("frames")?)?));
-        }
-    }
-    Ok(logs.into_iter().filter(|(_, log)| log.is_whole()).map(|(turn, log)| (turn, log.text)).collect())
-}
-
-/// A log that is read in pieces, in order, up to its end.
-pub(super) struct LogText {
-    /// Where the reply ends in the log, in log units.
-    pub end: u64,
-    /// How far the log was read without a gap, in log units.
-    pub read: u64,
-    pub text: String,
-}
-
-impl LogText {
-    /// Takes the next piece, unless there is a gap before it.
-    pub fn push(&mut self, span: Span) {
-        if span.start == self.read {
-            self.read = span.end();
-            self.text.push_str(&span.until(self.end).text());
-        }
-    }
-
-    pub fn is_whole(&self) -> bool {
-        self.read >= self.end
-    }
+/// As much of a text as a record holds of one that is no reply.
+fn beginning(text: &str) -> String {
+    text[..text.floor_char_boundary(MAX_PARTIAL_BYTES)].to_owned()
 }
 
 /// By holder, the turns that the reply in its log answers, with their message ids, in order.

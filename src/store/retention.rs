@@ -106,6 +106,7 @@ impl Store {
         }
         self.prune_agents(retention).await?;
         self.prune_audit().await?;
+        self.prune_short_lived().await?;
         Ok(turns)
     }
 

@@ -10,6 +10,9 @@ use crate::turn::frame::Frame;
 use crate::turn::keys::TurnId;
 use crate::turn::terminal::Failure;
 
+/// How long an EventSource waits before it connects again. A stream breaks when its replica stops, and then another is there.
+const RETRY_MILLISECONDS: u32 = 1000;
+
 /// Writes Lastword's own dialect.
 pub struct NativeWriter;
 
@@ -56,7 +59,8 @@ fn connected(cursor: &Cursor, conversation: &str, about: Option<FrameSubject<'_>
         "conversation": conversation,
         "cursor": cursor.to_string(),
     });
-    frame("connected", cursor, &data)
+    let frame = frame("connected", cursor, &data);
+    [format!("retry: {RETRY_MILLISECONDS}\n").as_bytes(), &frame].concat().into()
 }
 
 /// A frame of output.

@@ -16,4 +16,5 @@ pub mod reason;
 pub mod routing;
 pub mod silence;
 pub mod terminal;
+pub mod title;
 pub mod trace;

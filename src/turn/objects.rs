@@ -147,12 +147,14 @@ mod tests {
     }
 
     /// Types that are never read from JSON of an outsider: queries of URLs (`a=1&b=2` has no arrays).
-    const NO_JSON: [&str; 8] = [
+    const NO_JSON: [&str; 10] = [
         "HistoryQuery",
         "ListQuery",
         "AfterQuery",
         "SessionQuery",
         "OwnerQuery",
+        "ConversationsQuery",
+        "AgentsQuery",
         "OutputOffset",
         "FramesAfter",
         "PostOffset",

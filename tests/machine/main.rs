@@ -10,6 +10,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod browser;
 mod cli;
 mod cut_off;
 mod dev;

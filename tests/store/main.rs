@@ -8,6 +8,7 @@
 mod support;
 
 mod arming;
+mod browsers;
 mod carriers;
 mod claiming;
 mod delivery;

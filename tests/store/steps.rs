@@ -23,8 +23,24 @@ impl Worker {
 
     /// Appends text at an offset.
     pub async fn append(&self, store: &Store, turn: TurnId, at: u64, text: &str) -> Result<u64, AppendError> {
-        let span = Span::new(at, vec![Frame::text(text)]);
+        self.append_frames(store, turn, at, vec![Frame::text(text)]).await
+    }
+
+    /// Appends frames at an offset.
+    pub async fn append_frames(
+        &self,
+        store: &Store,
+        turn: TurnId,
+        at: u64,
+        frames: Vec<Frame>,
+    ) -> Result<u64, AppendError> {
+        let span = Span::new(at, frames);
         store.append_output(Append { turn_id: turn, incarnation: self.incarnation, span }).await
+    }
+
+    /// A reply whose text, up to `end`, was appended before.
+    pub fn ended(&self, turns: &[TurnId], end: u64) -> WorkerWord {
+        WorkerWord { end, tail: Span::default(), ..self.reply(turns, "") }
     }
 
     pub fn beat(&self, busy: bool) -> Beat {

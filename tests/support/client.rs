@@ -220,7 +220,9 @@ fn parse(frame: &[u8]) -> Option<Event> {
         return None;
     }
     let lines: Vec<&str> = text.split('\n').collect();
-    let [name, id, data] = lines.as_slice() else { panic!("not three lines: {text:?}") };
+    // The first frame of a connection tells an EventSource how soon to come back.
+    let lines = if lines[0].starts_with("retry: ") { &lines[1..] } else { &lines[..] };
+    let [name, id, data] = lines else { panic!("not three lines: {text:?}") };
     let field = |line: &str, name: &str| line.strip_prefix(name).unwrap_or_else(|| panic!("{name}{line:?}")).to_owned();
     let data = field(data, "data: ");
     assert!(!data.contains('\r'), "{data:?}");

@@ -162,6 +162,16 @@ impl FakeWorker {
         }
     }
 
+    /// The next turn that is pushed, however long that takes; `None` when the stream is over.
+    pub async fn next_turn(&mut self) -> Option<TurnPush> {
+        loop {
+            match self.lines.as_mut()?.lines.recv().await? {
+                ToWorker::Turn(turn) => return Some(*turn),
+                _ => continue,
+            }
+        }
+    }
+
     /// This very turn, pushed sooner or later; others are passed over.
     pub async fn this_turn(&mut self, turn: TurnId) {
         while self.turn().await.turn_id != turn {}

@@ -10,12 +10,14 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::refusals::{AnyCall, OfSomething, WithJson};
 use crate::gateway::Gateway;
 use crate::gateway::audit::Subject;
 use crate::gateway::caller::ApiCaller;
 use crate::gateway::conversations::{self, OwnerQuery};
 use crate::problem::Problem;
 use crate::store::{ListFilter, Record};
+use crate::turn::frame::Frame;
 use crate::turn::keys::TurnId;
 use crate::turn::phase::Phase;
 use crate::turn::reason::Reason;
@@ -67,8 +69,13 @@ pub struct RecordView {
     armed_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339::option")]
     claimed_at: Option<OffsetDateTime>,
+    /// When the agent's first output was made durable, to within a moment.
+    #[serde(with = "time::serde::rfc3339::option")]
+    first_output_at: Option<OffsetDateTime>,
     #[serde(with = "time::serde::rfc3339::option")]
     ended_at: Option<OffsetDateTime>,
+    /// Whether the terminal was shown to the conversation's owner, and on every other platform that it is for.
+    delivered: bool,
     /// The incarnation of the worker that claimed the turn.
     worker: Option<Uuid>,
     reply: Option<ReplyView>,
@@ -77,8 +84,19 @@ pub struct RecordView {
     /// said so.
     #[serde(skip_serializing_if = "Option::is_none")]
     finish_reason: Option<String>,
-    /// A worker's answer that came too late to be the turn's terminal. Only operators are shown it.
+    /// What the agent had said before it failed; the first 16 KiB of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    partial: Option<String>,
+    /// The agent's tool calls and their results in order, once the turn has ended; at most 64, and 64 KiB.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tools: Vec<Frame>,
+    /// There were more of them.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    tools_truncated: bool,
+    /// A worker's answer that came too late to be the turn's terminal. Only operators are shown it, and when it came.
     superseded: Option<String>,
+    #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    superseded_at: Option<OffsetDateTime>,
 }
 
 /// A reply as a caller sees it.
@@ -122,7 +140,9 @@ fn shown(record: Record, caller: &ApiCaller) -> RecordView {
         phase,
         armed_at: record.armed_at,
         claimed_at: record.claimed_at,
+        first_output_at: record.first_output_at,
         ended_at: record.ended_at,
+        delivered: !record.open && !record.undelivered,
         worker: record.worker.map(|w| w.0),
         reply: record.reply.map(|r| ReplyView {
             reply_id: r.reply_id,
@@ -137,12 +157,16 @@ fn shown(record: Record, caller: &ApiCaller) -> RecordView {
             detail: f.detail.filter(|_| operator),
         }),
         finish_reason: record.finish_reason,
+        partial: record.partial,
+        tools: record.tools.frames,
+        tools_truncated: record.tools.truncated,
         superseded: record.superseded.filter(|_| operator),
+        superseded_at: record.superseded_at.filter(|_| operator),
     }
 }
 
-#[utoipa::path(get, path = "/v1/turns/{turn}", params(("turn" = Uuid, Path)),
-    responses((status = 200, body = RecordView), (status = "4XX", body = Problem)))]
+#[utoipa::path(get, operation_id = "getTurn", path = "/v1/turns/{turn}", params(("turn" = Uuid, Path)),
+    responses((status = 200, body = RecordView), AnyCall, OfSomething))]
 pub(super) async fn record(
     State(gateway): State<Gateway>,
     caller: ApiCaller,
@@ -171,11 +195,11 @@ pub(super) struct HistoryQuery {
     owner: Option<String>,
 }
 
-#[utoipa::path(get, path = "/v1/conversations/{conversation}/turns",
+#[utoipa::path(get, operation_id = "listConversationTurns", path = "/v1/conversations/{conversation}/turns",
     params(("conversation" = String, Path, description = "the caller's name of it, or its id"),
            ("limit" = Option<u32>, Query), ("before" = Option<i64>, Query),
            ("owner" = Option<String>, Query, description = "whose name it is; for operators")),
-    responses((status = 200, body = Page), (status = "4XX", body = Problem)))]
+    responses((status = 200, body = Page), AnyCall, OfSomething))]
 pub(super) async fn history(
     State(gateway): State<Gateway>,
     caller: ApiCaller,
@@ -200,11 +224,11 @@ pub(super) struct ListQuery {
     before: Option<TurnId>,
 }
 
-#[utoipa::path(get, path = "/v1/turns",
+#[utoipa::path(get, operation_id = "listTurns", path = "/v1/turns",
     params(("agent" = Option<String>, Query), ("conversation" = Option<String>, Query, description = "a name or an id"), ("user" = Option<String>, Query),
            ("phase" = Option<String>, Query, description = "Armed, Running, Succeeded or Failed"),
            ("limit" = Option<u32>, Query), ("before" = Option<Uuid>, Query)),
-    responses((status = 200, body = Page), (status = "4XX", body = Problem)))]
+    responses((status = 200, body = Page), AnyCall, OfSomething))]
 pub(super) async fn list(
     State(gateway): State<Gateway>,
     caller: ApiCaller,
@@ -239,8 +263,8 @@ pub(super) async fn list(
     Ok(Json(Page { turns: records.into_iter().map(|r| shown(r, &caller)).collect(), next }))
 }
 
-#[utoipa::path(post, path = "/v1/turns/{turn}/cancel", params(("turn" = Uuid, Path)),
-    responses((status = 200, body = RecordView), (status = "4XX", body = Problem), (status = 503, body = Problem)))]
+#[utoipa::path(post, operation_id = "cancelTurn", path = "/v1/turns/{turn}/cancel", params(("turn" = Uuid, Path)),
+    responses((status = 200, body = RecordView), AnyCall, OfSomething, WithJson))]
 pub(super) async fn cancel(
     State(gateway): State<Gateway>,
     caller: ApiCaller,
@@ -261,10 +285,10 @@ pub struct ErasedView {
     cancelled: u64,
 }
 
-#[utoipa::path(delete, path = "/v1/conversations/{conversation}",
+#[utoipa::path(delete, operation_id = "eraseConversation", path = "/v1/conversations/{conversation}",
     params(("conversation" = String, Path, description = "the caller's name of it, or its id"),
            ("owner" = Option<String>, Query, description = "whose name it is; for operators")),
-    responses((status = 200, body = ErasedView), (status = "4XX", body = Problem), (status = 503, body = Problem)))]
+    responses((status = 200, body = ErasedView), AnyCall, OfSomething))]
 pub(super) async fn erase(
     State(gateway): State<Gateway>,
     caller: ApiCaller,

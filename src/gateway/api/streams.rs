@@ -2,12 +2,14 @@
 
 use axum::Router;
 use axum::extract::{Path, Query, State};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
+use super::refusals::{AnyCall, OfSomething, OfStream};
 use crate::edge::framing::needs_framing;
 use crate::gateway::Gateway;
 use crate::gateway::audit::Subject;
@@ -30,11 +32,13 @@ pub(super) fn router() -> Router<Gateway> {
         .route_layer(middleware::from_fn(needs_framing))
 }
 
-/// The query of a turn's stream: the cursor to begin behind.
+/// The query of a turn's stream: the cursor to begin behind, and the ticket by which the caller was known.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AfterQuery {
     after: Option<String>,
+    #[serde(rename = "ticket")]
+    _ticket: Option<IgnoredAny>,
 }
 
 /// The query of a session: the cursor to begin behind, and, for operators, whose conversation it is.
@@ -43,6 +47,8 @@ pub(super) struct AfterQuery {
 pub(super) struct SessionQuery {
     after: Option<String>,
     owner: Option<String>,
+    #[serde(rename = "ticket")]
+    _ticket: Option<IgnoredAny>,
 }
 
 /// The cursor that a client wants to go on from, by header or query.
@@ -78,13 +84,14 @@ fn cursor_without_conversation(cursor: &str) -> Problem {
     }
 }
 
-#[utoipa::path(get, path = "/v1/conversations/{conversation}/events",
+#[utoipa::path(get, operation_id = "streamConversation", path = "/v1/conversations/{conversation}/events",
     params(("conversation" = String, Path, description = "the caller's name of it, or its id"),
            ("after" = Option<String>, Query, description = "a cursor"),
            ("owner" = Option<String>, Query, description = "whose name it is; for operators"),
            ("Last-Event-ID" = Option<String>, Header, description = "a cursor")),
-    responses((status = 200, content_type = "text/event-stream", body = String),
-              (status = "4XX", body = Problem), (status = 503, body = Problem)))]
+    security(("key" = []), ("login" = []), ("ticket" = []), ()),
+    responses((status = 200, content_type = "text/event-stream", body = String, extensions(("x-events" = json!("#/components/schemas/StreamEvents")))),
+              AnyCall, OfSomething, OfStream))]
 pub(super) async fn session(
     State(gateway): State<Gateway>,
     caller: ApiCaller,
@@ -124,11 +131,13 @@ pub(super) async fn session(
     Ok(stream(gateway, &caller, viewer, Box::new(NativeWriter), permit, Some(session)))
 }
 
-#[utoipa::path(get, path = "/v1/turns/{turn}/events",
+#[utoipa::path(get, operation_id = "streamTurn", path = "/v1/turns/{turn}/events",
     params(("turn" = Uuid, Path), ("after" = Option<String>, Query, description = "a cursor of this stream"),
            ("Last-Event-ID" = Option<String>, Header, description = "a cursor of this stream")),
-    responses((status = 200, content_type = "text/event-stream", body = String),
-              (status = "4XX", body = Problem), (status = 503, body = Problem)))]
+    security(("key" = []), ("login" = []), ("ticket" = []), ()),
+    responses((status = 200, content_type = "text/event-stream", body = String, extensions(("x-events" = json!("#/components/schemas/StreamEvents")))),
+              (status = 204, description = "the cursor is at the turn's terminal: there is nothing more"),
+              AnyCall, OfSomething, OfStream))]
 pub(super) async fn turn_stream(
     State(gateway): State<Gateway>,
     caller: ApiCaller,
@@ -149,6 +158,14 @@ pub(super) async fn turn_stream(
         }
         None => Cursor::after(turn.conversation_id, turn.number - 1),
     };
+    if cursor.shown(turn.number) == Shown::Done {
+        // An EventSource asks again whenever a stream ends, and stops at this answer.
+        let ended = gateway.store.turn_view(id).await?.is_some_and(|view| view.terminal.is_some());
+        return match ended {
+            true => Ok(StatusCode::NO_CONTENT.into_response()),
+            false => Err(Problem::bad_request("the cursor is ahead of this turn, which has not ended")),
+        };
+    }
     if is_out_of_retention(&gateway, turn.conversation_id, turn.number, &cursor).await? {
         return Err(past_retention());
     }

@@ -12,6 +12,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use super::refusals::{AnyCall, OfSomething, OfSubmit, WithBody, WithJson};
 use crate::gateway::Gateway;
 use crate::gateway::caller::ApiCaller;
 use crate::gateway::conversations::OwnerQuery;
@@ -66,10 +67,10 @@ pub struct Submitted {
     pub cursor: String,
 }
 
-#[utoipa::path(post, path = "/v1/conversations/{conversation}/turns", request_body = Submit,
+#[utoipa::path(post, operation_id = "submitTurn", path = "/v1/conversations/{conversation}/turns", request_body = Submit,
     params(("conversation" = String, Path, description = "the caller's name of it, or its id")),
     responses((status = 202, body = Submitted), (status = 200, body = Submitted, description = "armed before"),
-              (status = "4XX", body = Problem), (status = 503, body = Problem)))]
+              AnyCall, OfSomething, OfSubmit, WithBody, WithJson))]
 pub(super) async fn submit(
     State(gateway): State<Gateway>,
     caller: Result<ApiCaller, Problem>,

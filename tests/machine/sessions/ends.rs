@@ -33,7 +33,10 @@ async fn nothing_follows_a_turns_terminal(db: Db) {
     let (events, ended) = stream.rest().await;
     assert_eq!(names(&events), ["text", "progress", "error", "agent-error", "complete"]);
     assert_eq!(ended, End::Clean);
-    for event in &events {
+    let (last, others) = events.split_last().expect("some");
+    let over = client.stream(&format!("/v1/turns/{turn}/events"), Some(&last.id)).await;
+    assert_eq!(over.err(), Some(StatusCode::NO_CONTENT), "an EventSource that comes back stops here");
+    for event in others {
         let (rest, ended) = client.turn_stream(turn, Some(&event.id)).await.rest().await;
         let at = events.iter().position(|e| e.id == event.id).expect("there");
         assert_eq!((names(&rest), ended), (names(&events[at + 1..]), End::Clean), "behind {}", event.name);

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use lastword::local::postgres::Version;
-use lastword::store::{Arm, ClaimOrder, ListFilter, Retention, Store};
+use lastword::store::keys::{KeyRole, Principal};
+use lastword::store::{Arm, ClaimOrder, ListFilter, Retention, Store, Ticket, TicketHolder};
 use lastword::turn::keys::{ConversationId, GatewayId, Grouping, TurnId, WorkerGroup};
 use lastword::turn::reason::Reason;
 use uuid::Uuid;
@@ -203,6 +204,22 @@ async fn readers(judge: &mut Judge<'_>) {
     judge
         .verb("exchanges", async |store, i| {
             store.conversation_exchanges(conversation(i), i64::MAX, 20).await.expect("reads");
+        })
+        .await;
+    judge
+        .within(2_000, "conversations of a user", async |store, i| {
+            let before = Some(conversation(200_000 + 1000 * i));
+            let listed = store.list_conversations("big", &format!("u{i}"), before, 50).await.expect("reads");
+            assert_eq!(listed.len(), 50);
+        })
+        .await;
+    judge
+        .verb("ticket", async |store, i| {
+            let ada = Principal { organization: "big".into(), user: format!("u{i}"), role: KeyRole::User };
+            let (ticket, _) =
+                store.issue_ticket(&ada, TicketHolder::default(), None).await.expect("answers").expect("one");
+            let ticket = Ticket::read(&ticket).expect("a ticket");
+            assert!(store.use_ticket(&ticket, "/").await.expect("answers").is_some());
         })
         .await;
     let limit = |filter: ListFilter| ListFilter { limit: 50, ..filter };
