@@ -21,5 +21,6 @@ pub(super) fn router(gateway: Gateway, hosts: ServedHosts) -> Router {
         // Bodies are read by `Bodies::whole` alone.
         .layer(DefaultBodyLimit::max(0))
         .layer(middleware::from_fn_with_state(hosts, origin::admit))
+        .layer(middleware::from_fn(dialects::openai::errors::in_their_shape))
         .with_state(gateway)
 }

@@ -6,7 +6,7 @@ use utoipa::OpenApi;
 
 use super::{records, streams, submit};
 use crate::gateway::Gateway;
-use crate::gateway::dialects::{agui, ui};
+use crate::gateway::dialects::{agui, openai, ui};
 use crate::problem::Problem;
 
 #[derive(OpenApi)]
@@ -23,7 +23,15 @@ use crate::problem::Problem;
         records::erase,
         agui::run_agent,
         ui::send,
-        ui::resume
+        ui::resume,
+        openai::completions::complete,
+        openai::calls::create,
+        openai::calls::retrieve,
+        openai::calls::cancel,
+        openai::calls::input_items,
+        openai::calls::delete,
+        openai::models::list,
+        openai::models::retrieve
     ),
     components(schemas(
         submit::Submit,
@@ -33,6 +41,8 @@ use crate::problem::Problem;
         records::ErasedView,
         agui::RunAgentInput,
         ui::UiRequest,
+        openai::ChatBody,
+        openai::ResponsesBody,
         Problem
     ))
 )]
