@@ -21,6 +21,7 @@ mod objects;
 mod pods;
 mod poison;
 mod race;
+mod requests;
 mod rollout;
 mod serial;
 mod several;
