@@ -8,6 +8,7 @@
 --   terminal      a turn's last word; the primary key is the second fence behind the deletion of the marker
 --   delivery      "this terminal was not shown yet", a row for each platform that is to show it
 --   output        a turn's log: what its worker streamed, append-only
+--   request       what a client asked for beside the message, in protocols without message ids
 --   lease         a worker's life, one row an incarnation, kept dead for a while as a tombstone
 --
 -- There are no foreign keys on purpose: the rows of a turn are written and removed together by the statements in
@@ -199,6 +200,24 @@ CREATE TABLE superseded (
     text        text,
     said_at     timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+
+-- What a client asked for beside the message, in protocols that have no message id: a request that is sent again is known by
+-- its digest and finds the turn that it made. Written with the turn.
+CREATE TABLE request (
+    turn_id      uuid PRIMARY KEY,
+    organization text NOT NULL,
+    owner        text NOT NULL,
+    digest       bytea NOT NULL,                    -- of what makes two requests the same one
+    place        integer NOT NULL,                  -- among the turns of the same digest, from 0 on
+    body         bytea NOT NULL,                    -- a digest of all that was asked
+    by_retry     boolean NOT NULL,                  -- a repeat armed it, and the request that it repeats was not seen
+    context      bytea,                             -- a digest of the messages that a reply would be appended to
+    asked        jsonb,                             -- what is shown with the response; null: it cannot be retrieved
+    armed_at     timestamptz NOT NULL,
+    CONSTRAINT request_place_not_negative_check CHECK (place >= 0)
+);
+CREATE INDEX request_alike_idx ON request (organization, owner, digest, place);
+CREATE INDEX request_context_idx ON request (organization, owner, context, armed_at) WHERE context IS NOT NULL;
 
 -- Numbers the starts of workers, so that no two ever have the same name.
 CREATE SEQUENCE start_number;

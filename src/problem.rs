@@ -84,6 +84,23 @@ impl Problem {
     pub fn status(&self) -> StatusCode {
         StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
+
+    /// What the caller is told to do.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// The reason that a turn's terminal would have.
+    pub fn reason(&self) -> Option<Reason> {
+        self.reason
+    }
+
+    /// The seconds after which the caller may try again; `None` where that would be of no use.
+    pub fn retry_after(&self) -> Option<u64> {
+        // They pass by themselves; without the header, clients of many libraries would not try again.
+        let passes = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS, StatusCode::TOO_EARLY];
+        passes.contains(&self.status()).then_some(self.retry_after)
+    }
 }
 
 impl IntoResponse for Problem {
@@ -91,11 +108,11 @@ impl IntoResponse for Problem {
         let status = self.status();
         let body = serde_json::to_vec(&self).unwrap_or_default();
         let mut response = (status, [(header::CONTENT_TYPE, CONTENT_TYPE)], body).into_response();
-        // They pass by themselves; without the header, clients of many libraries would not try again.
-        let passes = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS, StatusCode::TOO_EARLY];
-        if passes.contains(&status) {
-            response.headers_mut().insert(header::RETRY_AFTER, self.retry_after.into());
+        if let Some(seconds) = self.retry_after() {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
+        // A dialect with another shape of errors makes its own of it.
+        response.extensions_mut().insert(self);
         response
     }
 }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::agents::{Agents, ServedAgent};
 use crate::every::{Again, Every, Outage};
 use crate::guard::{self, GuardVerdict};
-use crate::store::{AgentTurnRef, Arm, ArmError, Armed, GuardedTurn, PrincipalLimits, Store, StoreError};
+use crate::store::{AgentTurnRef, Arm, ArmError, Armed, GuardedTurn, PrincipalLimits, Store, StoreError, TurnRequest};
 use crate::telemetry::traces::{TurnSpan, TurnStep};
 use crate::turn::cause::rule::{self, Refusal};
 use crate::turn::cursor::MAX_OPEN_TURNS;
@@ -47,6 +47,8 @@ pub struct Submission {
     pub object: Option<AgentTurnRef>,
     /// What the user may have; `None`: nothing of it is counted.
     pub limits: Option<PrincipalLimits>,
+    /// The request that it was made of, where its client may send it again without a message id.
+    pub request: Option<TurnRequest>,
 }
 
 impl Submission {
@@ -276,6 +278,7 @@ fn arm_request(submission: &Submission, agent: &ServedAgent, gateway: GatewayId)
         guard: (!agent.guards.is_empty()).then_some((gateway, HOLD_SECONDS)),
         object: submission.object.clone(),
         limits: submission.limits,
+        request: submission.request.clone(),
     }
 }
 

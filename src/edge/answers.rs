@@ -25,6 +25,10 @@ static HEADERS: [(HeaderName, HeaderValue); 5] = [
     (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
 ];
 
+/// On a response: its error has the shape of its dialect, which is no problem detail.
+#[derive(Debug, Clone, Copy)]
+pub struct OwnErrors;
+
 /// The same routes, with answers as above. A handler that panics is answered for.
 pub(super) fn answering(router: Router) -> Router {
     let panicked = |_: Box<dyn std::any::Any + Send>| {
@@ -50,10 +54,12 @@ async fn finished(response: Response) -> Response {
 
 /// Makes a problem detail of an error response that is none: what the HTTP framework itself refuses (a query, a method) it
 /// answers in plain text.
-async fn as_problem(response: Response) -> Response {
+pub async fn as_problem(response: Response) -> Response {
     let status = response.status();
     let kind = response.headers().get(header::CONTENT_TYPE).map(|v| v.as_bytes());
-    if !(status.is_client_error() || status.is_server_error()) || kind == Some(problem::CONTENT_TYPE.as_bytes()) {
+    let is_error = status.is_client_error() || status.is_server_error();
+    let own = response.extensions().get::<OwnErrors>().is_some();
+    if !is_error || own || kind == Some(problem::CONTENT_TYPE.as_bytes()) {
         return response;
     }
     let (parts, body) = response.into_parts();

@@ -143,6 +143,11 @@ pub struct WholeBody {
 }
 
 impl WholeBody {
+    /// The body as it was sent.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// The body as JSON of this form.
     ///
     /// # Errors

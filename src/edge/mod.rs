@@ -10,7 +10,7 @@
 //! - [`peer`]: which user of this machine has the other end of a connection over loopback
 //! - [`files`]: how many files the process may have open, which bounds its connections
 
-mod answers;
+pub mod answers;
 pub mod bodies;
 pub mod files;
 pub mod framing;

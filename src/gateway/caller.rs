@@ -82,11 +82,20 @@ impl FromRequestParts<Gateway> for ApiCaller {
     async fn from_request_parts(parts: &mut Parts, gateway: &Gateway) -> Result<Self, Problem> {
         let caller = gateway.auth.caller(parts).await?;
         gateway.counters.count_request(&caller.principal, parts)?;
-        if parts.method == Method::POST && !is_json(&parts.headers) {
+        if parts.method == Method::POST && !is_json(&parts.headers) && !is_bodiless_of_openai(parts) {
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send application/json, with any POST"));
         }
         Ok(caller)
     }
+}
+
+/// Whether a request without a body is one of those that OpenAI's libraries send so. They do not say what the body would be. Of
+/// another origin, a script's request without a body needs no preflight; it is refused for its origin (`origin.rs`).
+fn is_bodiless_of_openai(parts: &Parts) -> bool {
+    let headers = &parts.headers;
+    let empty = headers.get(header::CONTENT_LENGTH).is_none_or(|length| length == "0")
+        && [header::TRANSFER_ENCODING, header::CONTENT_TYPE].iter().all(|name| !headers.contains_key(name));
+    empty && parts.uri.path().starts_with("/openai/v1/responses/")
 }
 
 /// Whether a request says that it carries JSON. A form of a web page cannot say so: of another origin, its script may only

@@ -128,12 +128,22 @@ fn account(principal: &Principal) -> Account {
 
 /// Whether a request goes on with a stream that broke off: it names a cursor, and one that can be read.
 fn resumes_stream(parts: &Parts) -> bool {
-    if parts.method != Method::GET || !parts.uri.path().ends_with("/events") {
+    if parts.method != Method::GET {
+        return false;
+    }
+    let of_query = |wanted: &str| {
+        let mut pairs = url::form_urlencoded::parse(parts.uri.query()?.as_bytes());
+        pairs.find(|(name, _)| name == wanted).map(|(_, value)| value.into_owned())
+    };
+    if parts.uri.path().starts_with("/openai/v1/responses/") {
+        let number = of_query("starting_after").filter(|_| of_query("stream").as_deref() == Some("true"));
+        return number.is_some_and(|number| number.parse::<u64>().is_ok());
+    }
+    if !parts.uri.path().ends_with("/events") {
         return false;
     }
     let header = parts.headers.get("last-event-id").and_then(|id| id.to_str().ok()).filter(|id| !id.is_empty());
-    let query = || url::form_urlencoded::parse(parts.uri.query()?.as_bytes()).find(|(name, _)| name == "after");
-    let cursor = header.map(str::to_owned).or_else(|| Some(query()?.1.into_owned()));
+    let cursor = header.map(str::to_owned).or_else(|| of_query("after"));
     // Which conversation it belongs to is not known here, and found out later.
     cursor.is_some_and(|cursor| !matches!(Cursor::parse(&cursor, ConversationId::new()), Err(CursorError::Malformed)))
 }
@@ -201,6 +211,9 @@ mod tests {
         assert!(!resumes_stream(&get("/v1/conversations/c/events")));
         assert!(!resumes_stream(&get("/v1/conversations/c/events?after=x")));
         assert!(!resumes_stream(&get(&format!("/v1/turns?after={cursor}"))));
+        assert!(resumes_stream(&get("/openai/v1/responses/resp_1?stream=true&starting_after=7")));
+        assert!(!resumes_stream(&get("/openai/v1/responses/resp_1?stream=true")));
+        assert!(!resumes_stream(&get("/openai/v1/responses/resp_1?starting_after=7")));
     }
 
     #[test]

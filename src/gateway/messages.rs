@@ -55,6 +55,21 @@ pub(in crate::gateway) async fn submit(
     owner: Option<&str>,
     sent: ClientMessage,
 ) -> Result<SubmittedTurn, Problem> {
+    let submission = submission(gateway, caller, headers, owner, sent).await?;
+    arm(gateway, submission).await
+}
+
+/// What is submitted for a message, once it was checked.
+///
+/// # Errors
+/// As of [`submit`]; nothing was armed.
+pub(in crate::gateway) async fn submission(
+    gateway: &Gateway,
+    caller: &ApiCaller,
+    headers: &HeaderMap,
+    owner: Option<&str>,
+    sent: ClientMessage,
+) -> Result<Submission, Problem> {
     let message_id = sent.message_id;
     for (what, name) in [("messageId", &message_id), ("platform", &sent.platform)] {
         check_name(what, name).map_err(|e| Problem::bad_request(e.to_string()))?;
@@ -65,12 +80,12 @@ pub(in crate::gateway) async fn submit(
     let conversation = conversations::own_name(gateway, caller, sent.conversation, owner)
         .await
         .map_err(|problem| problem.with_message_id(&message_id))?;
-    let submission = Submission {
+    Ok(Submission {
         agent: agent_name(caller, &sent.agent)?,
         organization: caller.principal.organization.clone(),
         user: caller.principal.user.clone(),
-        conversation: conversation.clone(),
-        message_id: message_id.clone(),
+        conversation,
+        message_id,
         message: storable(sent.message),
         platform: sent.platform,
         platform_metadata: storable_json(sent.platform_metadata),
@@ -78,7 +93,16 @@ pub(in crate::gateway) async fn submit(
         deadline_seconds: None,
         object: None,
         limits: gateway.counters.in_store(),
-    };
+        request: None,
+    })
+}
+
+/// Arms what was checked.
+///
+/// # Errors
+/// As of [`submit`].
+pub(in crate::gateway) async fn arm(gateway: &Gateway, submission: Submission) -> Result<SubmittedTurn, Problem> {
+    let (message_id, conversation) = (submission.message_id.clone(), submission.conversation.clone());
     let (armed, worker_group) = gateway.submitter.submit(submission).await.map_err(|e| refused(e, &message_id))?;
     Ok(SubmittedTurn { armed, message_id, conversation, worker_group })
 }

@@ -23,5 +23,8 @@ pub(super) fn router(gateway: Gateway, hosts: ServedHosts, origins: &[AllowedOri
         .layer(DefaultBodyLimit::max(0));
     let routes = if origins.is_empty() { routes } else { routes.layer(cors::layer(origins)) };
     // Outermost: what a page of no allowed origin asks is refused before it is answered anything.
-    routes.layer(middleware::from_fn_with_state(hosts, origin::admit)).with_state(gateway)
+    routes
+        .layer(middleware::from_fn_with_state(hosts, origin::admit))
+        .layer(middleware::from_fn(dialects::openai::errors::in_their_shape))
+        .with_state(gateway)
 }

@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use super::batch::BatchedVerb;
 use super::connection::DbConnection;
 use super::principal::{self, Owner, PrincipalLimits};
+use super::request::{self, TurnRequest};
 use super::{AgentTurnRef, Notice, Store, StoreError};
 use crate::telemetry::turns::{ToldTurn, TurnEvent};
 use crate::turn::keys::{ConversationId, GatewayId, Grouping, TurnId, WorkerGroup};
@@ -42,6 +43,8 @@ pub struct Arm {
     pub object: Option<AgentTurnRef>,
     /// What the user may have; `None`: nothing is counted.
     pub limits: Option<PrincipalLimits>,
+    /// The request that the turn is armed for, where its client may send it again without a message id.
+    pub request: Option<TurnRequest>,
 }
 
 /// An armed turn.
@@ -133,6 +136,7 @@ impl BatchedVerb for ArmVerb {
         let roomy: Vec<&AllowedArm<'_>> =
             allowed.iter().zip(&full).filter(|(_, full)| full.is_none()).map(|(a, _)| a).collect();
         insert(tx, &roomy).await?;
+        request::insert(tx, roomy.iter().filter_map(|a| Some((a.arm.turn_id, a.arm.request.as_ref()?)))).await?;
         // Another statement reads what stands under the message ids now, whether this batch inserted it or an earlier arm. One
         // that there was no room for may repeat what was armed.
         let found = find(tx, &allowed).await?;

@@ -348,6 +348,7 @@ pub(super) async fn delete_turns(tx: &mut DbConnection, ids: &[Uuid]) -> Result<
         "DELETE FROM output WHERE turn_id = ANY($1)",
         "DELETE FROM delivery WHERE turn_id = ANY($1)",
         "DELETE FROM superseded WHERE turn_id = ANY($1)",
+        "DELETE FROM request WHERE turn_id = ANY($1)",
         "DELETE FROM terminal WHERE turn_id = ANY($1)",
         "DELETE FROM turn WHERE id = ANY($1)",
     ] {

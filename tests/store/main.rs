@@ -22,6 +22,7 @@ mod objects;
 mod pods;
 mod poison;
 mod race;
+mod requests;
 mod rollout;
 mod serial;
 mod several;

@@ -42,6 +42,7 @@ pub fn message(conversation: &str, message_id: &str, text: &str) -> Arm {
         guard: None,
         object: None,
         limits: None,
+        request: None,
     }
 }
 

@@ -6,7 +6,7 @@
 //! - [`actors`]: those who act on a store directly. [`gateway`], [`client`] and [`fake_worker`]: those who speak HTTP, with
 //!   gateways inside this process. [`dev`] and [`api`]: `lastword dev` as a process of its own, and its client;
 //!   [`chat`]: a turn of that client.
-//! - [`node`]: public client libraries of npm.
+//! - [`node`]: public client libraries of npm; [`program`]: a client as a program of its own.
 //! - [`forwarder`]: a network between a test and its Postgres, which can be cut.
 //! - [`pgbouncer`]: a pooler in front of a test's Postgres.
 //! - [`issuer`]: a real OpenID Connect issuer.
@@ -27,6 +27,7 @@ pub mod model;
 pub mod node;
 pub mod pgbouncer;
 pub mod process;
+pub mod program;
 pub mod wait;
 
 use std::io::Write;

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::process::Stdio;
 
-use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
 
+use super::program::ClientProgram;
 use super::wait::within;
 use super::{repository, skipped};
 
@@ -20,55 +20,12 @@ pub fn node_clients(what: &str) -> Option<PathBuf> {
     None
 }
 
-/// A running program.
-pub struct NodeClient {
-    child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
-}
-
-impl NodeClient {
+impl ClientProgram {
     /// Starts a program of `tests/clients/node`. It ends with this value.
-    pub fn start(program: &str, args: &[&str]) -> NodeClient {
-        let mut child = Command::new("node")
-            .arg(repository("tests/clients/node").join(program))
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("Node runs");
-        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-        NodeClient { child, lines }
-    }
-
-    /// The next line; `None` at the end of the program.
-    pub async fn line(&mut self) -> Option<Value> {
-        let line = within("a line of the client", self.lines.next_line()).await.expect("UTF-8")?;
-        Some(serde_json::from_str(&line).unwrap_or_else(|_| panic!("no JSON: {line}")))
-    }
-
-    /// The lines up to the first that is waited for.
-    pub async fn until(&mut self, what: &str, is: impl Fn(&Value) -> bool) -> Vec<Value> {
-        let mut seen = Vec::new();
-        while let Some(line) = self.line().await {
-            let found = is(&line);
-            seen.push(line);
-            if found {
-                return seen;
-            }
-        }
-        panic!("the client ended before {what}: {seen:#?}");
-    }
-
-    /// All further lines, until the program's end, which has to be a good one.
-    pub async fn rest(mut self) -> Vec<Value> {
-        let mut seen = Vec::new();
-        while let Some(line) = self.line().await {
-            seen.push(line);
-        }
-        let status = within("the end of the client", self.child.wait()).await.expect("it ran");
-        assert!(status.success(), "{status}: {seen:#?}");
-        seen
+    pub fn start(program: &str, args: &[&str]) -> ClientProgram {
+        let mut command = Command::new("node");
+        command.arg(repository("tests/clients/node").join(program)).args(args);
+        ClientProgram::run(command)
     }
 }
 

@@ -7,7 +7,7 @@ use utoipa::{Modify, OpenApi};
 
 use super::{agents, conversations, events, records, streams, submit, tickets};
 use crate::gateway::Gateway;
-use crate::gateway::dialects::{agui, ui};
+use crate::gateway::dialects::{agui, openai, ui};
 use crate::problem::Problem;
 
 #[derive(OpenApi)]
@@ -32,7 +32,15 @@ use crate::problem::Problem;
         ui::resume,
         conversations::list,
         agents::list,
-        tickets::issue
+        tickets::issue,
+        openai::completions::complete,
+        openai::calls::create,
+        openai::calls::retrieve,
+        openai::calls::cancel,
+        openai::calls::input_items,
+        openai::calls::delete,
+        openai::models::list,
+        openai::models::retrieve
     ),
     components(schemas(
         submit::Submit,
@@ -47,6 +55,8 @@ use crate::problem::Problem;
         tickets::TicketRequest,
         tickets::IssuedTicket,
         events::StreamEvents,
+        openai::ChatBody,
+        openai::ResponsesBody,
         Problem
     )),
     security(("key" = []), ("login" = []), ()),

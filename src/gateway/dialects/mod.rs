@@ -5,6 +5,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `agui/` | AG-UI |
+//! | `openai/` | OpenAI's Responses and Chat Completions |
 //! | `ui/` | the UI message stream of the Vercel AI SDK |
 //! | `run` | what those dialects share in which a request starts a turn and its answer is the turn's stream |
 //! | `input` | reads the newest message of a conversation that a client sends whole |
@@ -12,6 +13,7 @@
 
 pub(in crate::gateway) mod agui;
 mod input;
+pub(in crate::gateway) mod openai;
 mod run;
 mod tools;
 pub(in crate::gateway) mod ui;
@@ -24,7 +26,11 @@ use crate::edge::framing::needs_framing;
 
 /// The routes of these dialects.
 pub(super) fn router() -> Router<Gateway> {
-    Router::new().merge(agui::router()).merge(ui::router()).route_layer(middleware::from_fn(needs_framing))
+    Router::new()
+        .merge(agui::router())
+        .merge(openai::router())
+        .merge(ui::router())
+        .route_layer(middleware::from_fn(needs_framing))
 }
 
 #[cfg(test)]

@@ -52,14 +52,24 @@ impl EventText {
     }
 
     /// An event with a name.
-    #[expect(dead_code, reason = "the protocols of OpenAI name their events")]
     pub fn named(&mut self, event: &str, data: &Value) {
         self.0.push_str(&format!("event: {event}\ndata: {data}\n\n"));
+    }
+
+    /// A line that clients pass over.
+    pub fn comment(&mut self, text: &str) {
+        self.0.push_str(&format!(": {}\n\n", text.replace(|c: char| c.is_control(), " ")));
     }
 
     /// The event that ends a stream in the manner of OpenAI.
     pub fn done(&mut self) {
         self.0.push_str("data: [DONE]\n\n");
+    }
+
+    /// What was written so far.
+    #[cfg(test)]
+    pub fn text(&self) -> &str {
+        &self.0
     }
 
     /// What was written since the last call.

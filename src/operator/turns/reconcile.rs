@@ -202,6 +202,7 @@ fn submission(object: &TurnObject, spec: &AgentTurnSpec) -> Submission {
         object: Some(AgentTurnRef { name: object.name.to_string(), uid: object.uid.to_string() }),
         // They are counted by Kubernetes' own quotas, if at all.
         limits: None,
+        request: None,
     }
 }
 

@@ -12,7 +12,8 @@ use super::{EACH_KIND, fail_with, named, of_each_kind, types};
 use crate::support::Db;
 use crate::support::fake_worker::FakeWorker;
 use crate::support::gateway::{AGENT, Gateway, ORGANIZATION, api_key};
-use crate::support::node::{NodeClient, node_clients};
+use crate::support::node::node_clients;
+use crate::support::program::ClientProgram;
 
 crate::newest! {
     a_run_is_shown_with_all_that_the_agent_did,
@@ -26,12 +27,12 @@ crate::newest! {
 const SKIPPED: &str = "none of them runs an AG-UI agent";
 
 /// A client that runs `bot` with the message `hello`.
-fn client(gateway: &Gateway, thread: &str, run: &str) -> NodeClient {
-    NodeClient::start("agui.mjs", &[&format!("{}/agui/{AGENT}", gateway.clients), thread, run, "hello"])
+fn client(gateway: &Gateway, thread: &str, run: &str) -> ClientProgram {
+    ClientProgram::start("agui.mjs", &[&format!("{}/agui/{AGENT}", gateway.clients), thread, run, "hello"])
 }
 
 /// The lines of a client up to the beginning of its run, and the run's turn.
-async fn begun(client: &mut NodeClient) -> TurnId {
+async fn begun(client: &mut ClientProgram) -> TurnId {
     let lines = client.until("the run begins", |line| line["event"]["type"] == "RUN_STARTED").await;
     let started = &lines.last().unwrap()["event"];
     started["metadata"]["turnId"].as_str().and_then(|id| id.parse().ok()).expect("a turn")

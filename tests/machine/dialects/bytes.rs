@@ -27,6 +27,9 @@ crate::newest! {
     a_terminal_is_the_last_that_is_said,
 }
 
+/// The same key is the same turn, where a dialect has no ids of messages.
+const KEY: &str = "idempotency-key";
+
 /// A way to see a turn.
 #[derive(Clone)]
 struct Dialect {
@@ -43,6 +46,8 @@ struct Dialect {
     open_only: bool,
     /// Whether it is asked for over HTTP/2.
     http2: bool,
+    /// How its turn is asked for, if it shows no others. By a key the turn is found again.
+    asked: Option<OwnRequest>,
 }
 
 /// The dialects whose answer is a turn's stream, over each protocol.
@@ -67,6 +72,7 @@ fn by_http1() -> Vec<Dialect> {
             last: "\n\n",
             open_only: false,
             http2: false,
+            asked: None,
         },
         Dialect {
             name: "agui",
@@ -80,6 +86,7 @@ fn by_http1() -> Vec<Dialect> {
             last: "\n\n",
             open_only: false,
             http2: false,
+            asked: None,
         },
         Dialect {
             name: "ui",
@@ -93,6 +100,7 @@ fn by_http1() -> Vec<Dialect> {
             last: "data: [DONE]\n\n",
             open_only: false,
             http2: false,
+            asked: None,
         },
         Dialect {
             name: "ui-resumed",
@@ -103,9 +111,58 @@ fn by_http1() -> Vec<Dialect> {
             last: "data: [DONE]\n\n",
             open_only: true,
             http2: false,
+            asked: None,
+        },
+        Dialect {
+            name: "openai-chat",
+            method: Method::POST,
+            path: |_, _| CHAT.into(),
+            body: |name| Some(completion(name)),
+            terminals: &["\"finish_reason\":\"", "\"error\":{"],
+            last: "\n\n",
+            open_only: false,
+            http2: false,
+            asked: Some((CHAT, completion)),
+        },
+        Dialect {
+            name: "openai-responses",
+            method: Method::POST,
+            path: |_, _| RESPONSES.into(),
+            body: |name| Some(response(name)),
+            terminals: RESPONSE_ENDS,
+            last: "data: [DONE]\n\n",
+            open_only: false,
+            http2: false,
+            asked: Some((RESPONSES, response)),
+        },
+        Dialect {
+            name: "openai-retrieved",
+            method: Method::GET,
+            path: |_, turn| format!("{RESPONSES}/resp_{}?stream=true", turn.0.simple()),
+            body: |_| None,
+            terminals: RESPONSE_ENDS,
+            last: "data: [DONE]\n\n",
+            open_only: false,
+            http2: false,
+            asked: Some((RESPONSES, response)),
         },
     ]
 }
+
+const CHAT: &str = "/openai/v1/chat/completions";
+const RESPONSES: &str = "/openai/v1/responses";
+const RESPONSE_ENDS: &[&str] = &["event: response.completed", "event: response.failed", "event: response.incomplete"];
+
+fn completion(name: &str) -> Value {
+    json!({"model": AGENT, "messages": [{"role": "user", "content": name}], "stream": true})
+}
+
+fn response(name: &str) -> Value {
+    json!({"model": AGENT, "input": name, "stream": true})
+}
+
+/// Where a turn is asked for, and the body that asks for the one of this name.
+type OwnRequest = (&'static str, fn(&str) -> Value);
 
 /// A dialect's turn, begun by the worker.
 struct Played {
@@ -117,7 +174,15 @@ struct Played {
 async fn play(client: &Client, worker: &mut FakeWorker) -> Vec<Played> {
     let mut played = Vec::new();
     for dialect in dialects() {
-        let turn = client.submit(dialect.name, dialect.name, dialect.name).await.turn_id;
+        let name = dialect.name;
+        let turn = match dialect.asked {
+            None => client.submit(name, name, name).await.turn_id,
+            Some((path, body)) => {
+                let request = client.request(Method::POST, path).header(KEY, name).json(&body(name));
+                let answer = within(name, request.send()).await.expect("an answer");
+                answer.headers()["x-lastword-turn"].to_str().expect("ASCII").parse().expect("a turn")
+            }
+        };
         worker.this_turn(turn).await;
         worker.say(turn, 0, "half").await;
         played.push(Played { dialect, turn });
@@ -133,7 +198,8 @@ impl Played {
             let http = reqwest::Client::builder().no_proxy().http2_prior_knowledge().pool_max_idle_per_host(0);
             client.http = http.build().expect("a client");
         }
-        let mut request = client.request(self.dialect.method.clone(), &(self.dialect.path)(name, self.turn));
+        let request = client.request(self.dialect.method.clone(), &(self.dialect.path)(name, self.turn));
+        let mut request = request.header(KEY, name);
         if let Some(body) = (self.dialect.body)(name) {
             request = request.json(&body);
         }
@@ -291,6 +357,7 @@ async fn a_terminal_is_the_last_that_is_said(db: Db) {
                 format!("{}{}", gateway.clients, (one.dialect.path)(one.dialect.name, one.turn)),
             )
             .version(reqwest::Version::HTTP_10)
+            .header(KEY, one.dialect.name)
             .timeout(Duration::from_secs(20));
         if let Some(body) = (one.dialect.body)(one.dialect.name) {
             request = request.json(&body);

@@ -2,10 +2,12 @@
 
 use std::process::Stdio;
 
+use tokio::process::Command;
+
 use crate::support::dev::Dev;
 use crate::support::node::{node_clients, run_module};
-use crate::support::repository;
 use crate::support::wait::within;
+use crate::support::{python_clients, repository};
 
 /// Where `make dev` serves.
 const ADDRESS: &str = "http://localhost:8080";
@@ -29,7 +31,7 @@ pub(super) fn code(heading: &str, dev: &Dev) -> String {
 }
 
 async fn shell(script: &str) -> String {
-    let mut command = tokio::process::Command::new("sh");
+    let mut command = Command::new("sh");
     command.args(["-c", script]).stdin(Stdio::null()).kill_on_drop(true);
     let output = within("the end of the script", command.output()).await.unwrap();
     assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
@@ -41,10 +43,17 @@ async fn every_documented_client_shows_the_reply() {
     let dev = calculator().await;
     let said = shell(&code("curl", &dev)).await;
     assert!(said.contains("42") && said.contains("event: complete"), "{said}");
+    if let Some(python) = python_clients("OpenAI's library does not run as documented") {
+        let mut command = Command::new(python);
+        command.arg("-c").arg(code("openai, for Python", &dev)).kill_on_drop(true);
+        let output = within("the end of the program", command.output()).await.unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(said.trim(), "42", "{}", String::from_utf8_lossy(&output.stderr));
+    }
     if node_clients("none of them runs as documented").is_none() {
         return;
     }
-    for heading in ["EventSource", "AG-UI", "useChat"] {
+    for heading in ["EventSource", "AG-UI", "useChat", "openai, for Node"] {
         let said = run_module(&code(heading, &dev)).await;
         assert_eq!(said.trim(), "42", "{heading}");
     }

@@ -3,6 +3,7 @@
 mod agui;
 mod bytes;
 mod documented;
+mod openai;
 mod ui;
 
 use lastword::turn::frame::Frame;

@@ -12,7 +12,8 @@ use crate::support::Db;
 use crate::support::client::Client;
 use crate::support::fake_worker::FakeWorker;
 use crate::support::gateway::{AGENT, Gateway, ORGANIZATION, api_key};
-use crate::support::node::{NodeClient, node_clients};
+use crate::support::node::node_clients;
+use crate::support::program::ClientProgram;
 
 crate::newest! {
     a_chat_is_shown_all_that_the_agent_did,
@@ -31,21 +32,21 @@ fn api(gateway: &Gateway) -> String {
 }
 
 /// A chat that sends `hello`.
-fn send(gateway: &Gateway, chat: &str, message: &str) -> NodeClient {
-    NodeClient::start("ui.mjs", &["send", &api(gateway), chat, message, "hello"])
+fn send(gateway: &Gateway, chat: &str, message: &str) -> ClientProgram {
+    ClientProgram::start("ui.mjs", &["send", &api(gateway), chat, message, "hello"])
 }
 
-fn resume(gateway: &Gateway, chat: &str) -> NodeClient {
-    NodeClient::start("ui.mjs", &["resume", &api(gateway), chat])
+fn resume(gateway: &Gateway, chat: &str) -> ClientProgram {
+    ClientProgram::start("ui.mjs", &["resume", &api(gateway), chat])
 }
 
 /// The lines of a chat up to the beginning of an answer, and the answer's turn.
-async fn begun(client: &mut NodeClient) -> TurnId {
+async fn begun(client: &mut ClientProgram) -> TurnId {
     let lines = client.until("the answer begins", |line| line["part"]["type"] == "start").await;
     lines.last().unwrap()["part"]["messageId"].as_str().and_then(|id| id.parse().ok()).expect("a turn")
 }
 
-async fn texted(client: &mut NodeClient) {
+async fn texted(client: &mut ClientProgram) {
     client.until("its text", |line| line["part"]["type"] == "text-delta").await;
 }
 

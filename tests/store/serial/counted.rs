@@ -20,7 +20,7 @@ use crate::support::Db;
 use crate::support::db::run_with_own_server;
 use crate::support::wait::eventually_within;
 
-const LARGE: [&str; 6] = ["turn", "marker", "terminal", "delivery", "output", "conversation"];
+const LARGE: [&str; 7] = ["turn", "marker", "terminal", "delivery", "output", "conversation", "request"];
 /// Calls of each verb: more than the five after which Postgres considers a generic plan.
 pub const CALLS: usize = 8;
 /// Pages that one call of a verb may touch, if nothing else is said of it. A table of a million rows has 10,000 and more.

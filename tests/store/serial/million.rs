@@ -30,6 +30,13 @@ pub async fn fill(db: &Db, after: i64, upto: i64) {
                FROM {range}"#
         ))
         .await;
+        // Ten turns of each digest.
+        db.sql(format!(
+            "INSERT INTO request (turn_id, organization, owner, digest, place, body, by_retry, context, asked, armed_at)
+             SELECT {turn}, 'big', 'u' || (i - 1) / 10 % 1000, sha256(((i - 1) / 10)::text::bytea), (i - 1) % 10, '\\x00', true,
+                    sha256(i::text::bytea), '{{}}', {past} FROM {range}"
+        ))
+        .await;
         let held = "((i - 1) / 400 % 2 = 0 AND (i - 1) % 4 = 0)";
         db.sql(format!(
             "INSERT INTO marker (turn_id, conversation_id, number, organization, owner, agent, worker_group, rank, phase, incarnation,

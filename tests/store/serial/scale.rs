@@ -2,13 +2,14 @@
 //! it costs at ten thousand.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lastword::local::postgres::Version;
 use lastword::store::keys::{KeyRole, Principal};
 use lastword::store::{Arm, ClaimOrder, ListFilter, Retention, Store, Ticket, TicketHolder};
 use lastword::turn::keys::{ConversationId, GatewayId, Grouping, TurnId, WorkerGroup};
 use lastword::turn::reason::Reason;
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::counted::{CALLS, Judge, counted, touched};
@@ -193,6 +194,26 @@ async fn readers(judge: &mut Judge<'_>) {
                 .expect("reads");
             assert!(before.queued == 101 && before.own_queued == 101 && before.own_open == 101, "{before:?}");
             assert!(before.open > 0, "{before:?}");
+        })
+        .await;
+    judge
+        .verb("newest_request", async |store, i| {
+            let digest = Sha256::digest((100 + i).to_string());
+            let owner = format!("u{}", 100 + i);
+            let found = store.newest_request("big", &owner, &digest, 600, Duration::from_secs(1)).await.expect("reads");
+            assert_eq!(found.expect("a turn").place, 9);
+        })
+        .await;
+    judge
+        .verb("turns_behind", async |store, i| {
+            let context = Sha256::digest((1000 + i).to_string());
+            store.turns_behind("big", &format!("u{}", (999 + i) / 10), &context).await.expect("reads");
+        })
+        .await;
+    judge
+        .verb("take_repeated", async |store, i| {
+            assert!(store.take_repeated(turn(i), Duration::from_secs(1_000_000)).await.expect("writes"));
+            assert!(store.withdraw_response(turn(i)).await.expect("writes"));
         })
         .await;
     judge.verb("record", async |store, i| assert!(store.turn_record(turn(i)).await.expect("reads").is_some())).await;
