@@ -2,8 +2,10 @@
 
 mod agui;
 mod bytes;
+mod chained;
 mod documented;
 mod ui;
+mod walls;
 
 use lastword::turn::frame::Frame;
 use lastword::turn::keys::TurnId;
