@@ -1,38 +1,32 @@
-//! What speaks AG-UI on both sides: an agent of Lastword, taken by AG-UI, is an agent of Lastword again.
+//! What speaks AG-UI on both sides: an agent of one Lastword is taken by another one for an agent of its own.
 
 use serde_json::json;
 
 use crate::support::LASTWORD;
 use crate::support::dev::{Dev, agent};
-use crate::support::wait::eventually;
 
 #[tokio::test]
-async fn an_agent_of_lastword_is_an_agent_again_by_agui() {
+async fn an_agent_of_one_lastword_is_an_agent_of_another_by_agui() {
     let scope = json!({"scope": "Agent"});
-    let last = [
+    let agents = [
         agent("shout", scope.clone(), &["tr", "a-z", "A-Z"]),
-        agent("exits", scope.clone(), &["sh", "-c", "echo half; exit 3"]),
-    ]
-    .concat();
-    let dev = Dev::start(&last).await;
-    let custom = json!({"scope": "Agent", "adapter": "Custom"});
+        agent("exits", scope, &["sh", "-c", "echo half; exit 3"]),
+    ];
+    let inner = Dev::start(&agents.concat()).await;
     let by = |name: &str, of: &str| {
-        let url = format!("{}/agui/{of}", dev.url());
-        agent(name, custom.clone(), &[LASTWORD, "worker", "agui", &url])
+        let url = format!("{}/agui/{of}", inner.url());
+        agent(name, json!({"scope": "Agent", "adapter": "Custom"}), &[LASTWORD, "worker", "agui", &url])
     };
-    dev.write_agents(&[last.clone(), by("again", "shout"), by("thrice", "again"), by("fails", "exits")].concat());
-    let submit = async |agent: &str| {
-        eventually("the agent is known", async || {
-            let (status, body) = dev.api().try_submit(agent, agent, "hello", Some("m")).await.unwrap();
-            if status == 202 || status == 200 { Ok(body["turnId"].as_str().unwrap().to_owned()) } else { Err(body) }
-        })
-        .await
-    };
-    for name in ["again", "thrice"] {
-        let record = dev.api().phase(&submit(name).await, "Succeeded").await;
-        assert_eq!(record["reply"]["text"], json!("HELLO"), "{name}");
-    }
-    let record = dev.api().phase(&submit("fails").await, "Failed").await;
+    let outer = Dev::start(&[by("again", "shout"), by("fails", "exits")].concat()).await;
+    let turn = outer.api().submit("c", "again", "hello").await.turn;
+    let record = outer.api().phase(&turn, "Succeeded").await;
+    assert_eq!(record["reply"]["text"], json!("HELLO"));
+    // The inner conversation is named after the outer one's id, and the message after the outer turn.
+    let inner_record = inner.api().records("shout").await.remove(0);
+    assert_eq!((&inner_record["conversation"], &inner_record["messageId"]), (&record["conversationId"], &json!(turn)));
+
+    let turn = outer.api().submit("d", "fails", "hello").await.turn;
+    let record = outer.api().phase(&turn, "Failed").await;
     assert_eq!(record["error"]["reason"], json!("AgentError"));
     let detail = record["error"]["detail"].as_str().unwrap();
     assert!(detail.contains("ended with an error: AgentError: The agent failed"), "{detail}");
