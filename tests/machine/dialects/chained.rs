@@ -20,7 +20,7 @@ async fn an_agent_of_one_lastword_is_an_agent_of_another_by_agui() {
     let outer = Dev::start(&[by("again", "shout"), by("fails", "exits")].concat()).await;
     let turn = outer.api().submit("c", "again", "hello").await.turn;
     let record = outer.api().phase(&turn, "Succeeded").await;
-    assert_eq!(record["reply"]["text"], json!("HELLO"));
+    assert_eq!(record["reply"]["text"], json!("HELLO\n"));
     // The inner conversation is named after the outer one's id, and the message after the outer turn.
     let inner_record = inner.api().records("shout").await.remove(0);
     assert_eq!((&inner_record["conversation"], &inner_record["messageId"]), (&record["conversationId"], &json!(turn)));
