@@ -32,18 +32,20 @@ const KEY: &str = "idempotency-key";
 
 /// A way to see a turn.
 #[derive(Clone)]
-struct Dialect {
+pub(super) struct Dialect {
     /// It stands for the conversation's name, the message id and the message of the turn.
-    name: &'static str,
-    method: Method,
-    path: fn(&str, TurnId) -> String,
-    body: fn(&str) -> Option<Value>,
+    pub name: &'static str,
+    pub method: Method,
+    pub path: fn(&str, TurnId) -> String,
+    pub body: fn(&str) -> Option<Value>,
     /// What is in the bytes of each terminal, and nowhere else.
     terminals: &'static [&'static str],
     /// What the last bytes are, behind a reply.
     last: &'static str,
     /// Whether a turn that is over is answered by no stream.
     open_only: bool,
+    /// What another user of the organization is answered, and a user of another one. A stream is one of a turn of their own.
+    pub to_others: [u16; 2],
     /// Whether it is asked for over HTTP/2.
     http2: bool,
     /// How its turn is asked for, if it shows no others. By a key the turn is found again.
@@ -51,7 +53,7 @@ struct Dialect {
 }
 
 /// The dialects whose answer is a turn's stream, over each protocol.
-fn dialects() -> Vec<Dialect> {
+pub(super) fn dialects() -> Vec<Dialect> {
     let by_http2 = |dialect: &Dialect| {
         let name: &'static str = format!("{}-http2", dialect.name).leak();
         Dialect { name, http2: true, ..dialect.clone() }
@@ -73,6 +75,7 @@ fn by_http1() -> Vec<Dialect> {
             open_only: false,
             http2: false,
             asked: None,
+            to_others: [404, 404],
         },
         Dialect {
             name: "agui",
@@ -87,6 +90,7 @@ fn by_http1() -> Vec<Dialect> {
             open_only: false,
             http2: false,
             asked: None,
+            to_others: [200, 404],
         },
         Dialect {
             name: "ui",
@@ -101,6 +105,7 @@ fn by_http1() -> Vec<Dialect> {
             open_only: false,
             http2: false,
             asked: None,
+            to_others: [200, 404],
         },
         Dialect {
             name: "ui-resumed",
@@ -112,6 +117,7 @@ fn by_http1() -> Vec<Dialect> {
             open_only: true,
             http2: false,
             asked: None,
+            to_others: [204, 204],
         },
         Dialect {
             name: "openai-chat",
@@ -123,6 +129,7 @@ fn by_http1() -> Vec<Dialect> {
             open_only: false,
             http2: false,
             asked: Some((CHAT, completion)),
+            to_others: [200, 404],
         },
         Dialect {
             name: "openai-responses",
@@ -134,6 +141,7 @@ fn by_http1() -> Vec<Dialect> {
             open_only: false,
             http2: false,
             asked: Some((RESPONSES, response)),
+            to_others: [200, 404],
         },
         Dialect {
             name: "openai-retrieved",
@@ -145,6 +153,7 @@ fn by_http1() -> Vec<Dialect> {
             open_only: false,
             http2: false,
             asked: Some((RESPONSES, response)),
+            to_others: [404, 404],
         },
     ]
 }
@@ -165,13 +174,13 @@ fn response(name: &str) -> Value {
 type OwnRequest = (&'static str, fn(&str) -> Value);
 
 /// A dialect's turn, begun by the worker.
-struct Played {
-    dialect: Dialect,
-    turn: TurnId,
+pub(super) struct Played {
+    pub dialect: Dialect,
+    pub turn: TurnId,
 }
 
 /// Submits a turn for each dialect; the worker has said `half` in each.
-async fn play(client: &Client, worker: &mut FakeWorker) -> Vec<Played> {
+pub(super) async fn play(client: &Client, worker: &mut FakeWorker) -> Vec<Played> {
     let mut played = Vec::new();
     for dialect in dialects() {
         let name = dialect.name;
@@ -191,7 +200,7 @@ async fn play(client: &Client, worker: &mut FakeWorker) -> Vec<Played> {
 }
 
 impl Played {
-    async fn open(&self, client: &Client) -> reqwest::Response {
+    pub async fn open(&self, client: &Client) -> reqwest::Response {
         let name = self.dialect.name;
         let mut client = client.clone();
         if self.dialect.http2 {
@@ -207,7 +216,7 @@ impl Played {
     }
 
     /// Opens the stream, reads until it shows `half`, and goes on reading.
-    async fn watch(&self, client: &Client) -> JoinHandle<(String, End)> {
+    pub async fn watch(&self, client: &Client) -> JoinHandle<(String, End)> {
         let mut answer = self.open(client).await;
         assert_eq!(answer.status(), StatusCode::OK, "{}", self.dialect.name);
         let mut shown = String::new();
@@ -224,7 +233,7 @@ impl Played {
     }
 
     /// The stream was broken off, and showed no terminal.
-    fn is_broken(&self, (bytes, end): &(String, End)) {
+    pub fn is_broken(&self, (bytes, end): &(String, End)) {
         assert_eq!((*end, self.terminals(bytes)), (End::Aborted, 0), "{}: {bytes}", self.dialect.name);
     }
 }

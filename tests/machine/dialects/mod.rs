@@ -2,9 +2,11 @@
 
 mod agui;
 mod bytes;
+mod chained;
 mod documented;
 mod openai;
 mod ui;
+mod walls;
 
 use lastword::turn::frame::Frame;
 use lastword::turn::keys::TurnId;

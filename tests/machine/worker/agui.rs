@@ -2,10 +2,12 @@
 
 use lastword::wire::Exchange;
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::*;
 use crate::support::http::free_address;
 use crate::support::model::{ModelAnswer, ModelServer, Then, answer, status};
+use crate::support::{python_clients, repository};
 
 /// A worker of this server.
 async fn bench(server: &ModelServer, flags: &[&str]) -> Bench {
@@ -147,4 +149,29 @@ async fn a_connection_that_breaks_fails_the_turn_once() {
     let (frames, outcome) = bench.turn("hello").await;
     assert_eq!((text(&frames).as_str(), failure(outcome).reason.as_str()), ("half", "AgentError"));
     assert_eq!(server.asked("hello").len(), 1);
+}
+
+/// The server reads what it is sent by the public models of AG-UI, which refuse what is no run.
+#[tokio::test]
+async fn a_server_with_the_public_library_is_an_agent() {
+    let Some(python) = python_clients("none of them is an AG-UI agent") else { return };
+    let mut server = Command::new(python)
+        .arg(repository("tests/clients/agui_server.py"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();
+    let port = within("the server's port", lines.next_line()).await.unwrap().expect("a line");
+    let bench = Bench::start(&["agui", &format!("http://127.0.0.1:{port}/run")]).await;
+    let history = vec![Exchange { message: "a".into(), reply: "b".into() }];
+    let turn = bench.gateway.push_with("hello", "c", |turn| turn.history = history);
+    let (frames, outcome) = bench.over(turn).await;
+    assert_eq!((text(&frames).as_str(), outcome), ("you said hello", Outcome::Reply));
+    let call = Frame::ToolCall { id: "call".into(), name: "count".into(), arguments: json!({"of": "messages"}) };
+    assert_eq!(frames[..2], [call, Frame::ToolResult { id: "call".into(), result: json!("3") }]);
+    let (reason, detail) = failed(&bench, "fail").await;
+    assert_eq!(reason, "AgentError");
+    assert!(detail.contains("E1: told to"), "{detail}");
 }
