@@ -68,7 +68,7 @@ async fn turns_are_served_and_nothing_is_left_on_the_poolers_sessions(db: Db) {
     // Whoever is lent a session next finds it as Postgres makes it. Each of these asks holds its session until all have one.
     let left = "SELECT current_setting('search_path'), current_setting('statement_timeout'), \
                 (SELECT count(*) FROM pg_prepared_statements)::int, (SELECT count(*) FROM pg_listening_channels())::int, \
-                (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory')::int, current_setting('lastword.session', true)";
+                (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())::int, current_setting('lastword.session', true)";
     let options = pooler.options(&db.options()).extra_float_digits(None);
     let mut asking = Vec::new();
     for _ in 0..3 {

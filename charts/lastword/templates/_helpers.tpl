@@ -221,6 +221,9 @@ securityContext:
 {{- end }}
 - {name: LASTWORD_LOG, value: {{ .Values.log.filter | quote }}}
 - {name: LASTWORD_LOG_JSON, value: {{ .Values.log.json | quote }}}
+{{- with .Values.traces.otlpEndpoint }}
+- {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ . | quote }}}
+{{- end }}
 {{- end -}}
 
 {{/* The probes of both roles, on the admin port. A role that is not ready waits for the database and its schema, and a restart

@@ -16,7 +16,7 @@ use crate::support::Db;
 use crate::support::client::End;
 use crate::support::gateway::{Gateway, ORGANIZATION, api_key};
 use crate::support::issuer::{AUDIENCE, TestIssuer};
-use crate::support::wait::{eventually, throughout};
+use crate::support::wait::{eventually, throughout, within};
 
 crate::newest! {
     a_token_makes_its_holder_a_user_of_the_issuers_own,
@@ -200,23 +200,47 @@ async fn the_database_says_what_time_it_is(db: Db) {
 async fn streams_end_with_their_token_on_every_replica(db: Db) {
     let Some(issuer) = TestIssuer::start().await else { return };
     let replicas = [gateway(&db, &issuer).await, gateway(&db, &issuer).await];
-    issuer.control(json!({"ttl": 4})).await;
+    issuer.control(json!({"ttl": 8})).await;
     let token = issuer.token("ada").await;
     let claims = token.split('.').nth(1).expect("claims");
     let claims: Value = serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(claims).expect("base64")).expect("JSON");
     let ends = claims["exp"].as_i64().expect("a time");
     let turn = replicas[0].client_with(&token).submit("c", "m", "hello").await;
-    let mut streams = Vec::new();
-    for replica in &replicas {
+    let (mut streams, mut answers) = (Vec::new(), Vec::new());
+    for (n, replica) in replicas.iter().enumerate() {
         let client = replica.client_with(&token);
         streams.push(client.session("c", None).await);
         streams.push(client.turn_stream(turn.turn_id, None).await);
+        // Other dialects, whose requests arm turns that nobody runs.
+        let messages = json!([{"id": "1", "role": "user", "content": "hello"}]);
+        let agui = json!({"threadId": format!("agui-{n}"), "runId": "r", "messages": messages});
+        let message = json!([{"id": "1", "role": "user", "parts": [{"type": "text", "text": "hello"}]}]);
+        let ui = json!({"id": format!("ui-{n}"), "messages": message});
+        for (path, body) in [("/agui/bot", agui), ("/ui/bot", ui)] {
+            let sent = client.request(reqwest::Method::POST, path).json(&body).send();
+            let answer = within(path, sent).await.expect("an answer");
+            assert_eq!(answer.status(), StatusCode::OK, "{path}");
+            answers.push((path, answer));
+        }
     }
+    let in_time = async || {
+        let late = format!("SELECT extract(epoch FROM clock_timestamp() - to_timestamp({ends})) * 1000");
+        let late = db.number(&late).await;
+        assert!((-50..1000).contains(&late), "{late} ms after the token's end");
+    };
     for stream in &mut streams {
         assert_eq!(stream.rest().await.1, End::Aborted, "its turn has no terminal");
-        let late =
-            db.number(&format!("SELECT extract(epoch FROM clock_timestamp() - to_timestamp({ends})) * 1000")).await;
-        assert!((-50..1000).contains(&late), "{late} ms after the token's end");
+        in_time().await;
+    }
+    for (path, mut answer) in answers {
+        let broken = loop {
+            match within(path, answer.chunk()).await {
+                Ok(Some(_)) => {}
+                end => break end.is_err(),
+            }
+        };
+        assert!(broken, "{path} has no clean end");
+        in_time().await;
     }
     for replica in &replicas {
         assert_eq!(ask(replica, &token).await.0, StatusCode::UNAUTHORIZED);
