@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use super::audit::Actor;
 use super::elect::{self, Fence};
 use super::retention::delete_turns;
 use super::transaction::transaction;
@@ -27,7 +28,7 @@ impl Store {
     pub async fn erase_conversation(
         &self,
         conversation: ConversationId,
-        actor: &str,
+        actor: Actor<'_>,
     ) -> Result<Option<ErasedConversation>, StoreError> {
         let Some(conversation) = self.conversation_by_id(conversation).await? else { return Ok(None) };
         let mut erased = ErasedConversation { turns: 0, cancelled: 0 };
@@ -84,7 +85,7 @@ impl Store {
     async fn erase_conversation_row(
         &self,
         conversation: &Conversation,
-        actor: &str,
+        actor: Actor<'_>,
         erased: ErasedConversation,
     ) -> Result<bool, StoreError> {
         transaction!(self.general, |tx| {
@@ -112,12 +113,13 @@ impl Store {
             let owner = (conversation.organization.as_str(), conversation.owner.as_str());
             principal::count_conversations(tx, &[(owner, -1)]).await?;
             sqlx::query(
-                "INSERT INTO audit (id, organization, actor, action, subject, counts)
-                 VALUES ($1, $2, $3, 'erase', $4, jsonb_build_object('turns', $5::bigint, 'cancelled', $6::bigint))",
+                "INSERT INTO audit (id, organization, actor, key, action, subject, counts)
+                 VALUES ($1, $2, $3, $4, 'erase', $5, jsonb_build_object('turns', $6::bigint, 'cancelled', $7::bigint))",
             )
             .bind(Uuid::now_v7())
             .bind(&conversation.organization)
-            .bind(actor)
+            .bind(actor.user)
+            .bind(actor.key)
             .bind(conversation.id.to_string())
             .bind(erased.turns as i64)
             .bind(erased.cancelled as i64)

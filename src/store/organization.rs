@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::transaction::transaction;
-use super::{Notice, Store, StoreError};
+use super::{Actor, Notice, Store, StoreError};
 use crate::turn::keys::ConversationId;
 
 /// Who erases what a former namespace left, in the audit.
@@ -110,7 +110,8 @@ impl Store {
                     .fetch_all(&self.general)
                     .await?;
             for id in &left {
-                self.erase_conversation(ConversationId(*id), ACTOR).await?;
+                let actor = Actor { organization: &name, user: ACTOR, key: None };
+                self.erase_conversation(ConversationId(*id), actor).await?;
             }
             more |= left.len() as i64 == BATCH;
             if left.is_empty() {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lastword::store::keys::{self, KeyRole, NewKey};
-use lastword::store::{ErasedConversation, FinishError, Retention, StoreError};
+use lastword::store::{Actor, ErasedConversation, FinishError, Retention, StoreError};
 use lastword::turn::keys::{GatewayId, SessionId, TurnId};
 use lastword::turn::reason::Reason;
 
@@ -31,10 +31,14 @@ async fn erasing_leaves_nothing_of_a_conversation(db: Db) {
         assert_eq!(db.count(&format!("{table} WHERE {id} <> '{}'", kept.turn_id)).await, 0, "{table}");
     }
     assert_eq!(db.count("conversation").await, 1);
-    let audited = db.text("SELECT action || ' ' || counts::text FROM audit").await;
-    assert_eq!(audited.as_deref(), Some(r#"erase {"turns": 3, "cancelled": 2}"#));
+    let audited = db.text("SELECT concat_ws(' ', action, actor, key, counts::text) FROM audit").await;
+    assert_eq!(
+        audited.as_deref(),
+        Some(r#"erase ada 00000000-0000-0000-0000-000000000000 {"turns": 3, "cancelled": 2}"#)
+    );
     assert_eq!(db.erase("gone").await.expect("answers"), None);
-    assert_eq!(db.store.erase_conversation(held.conversation_id, "ada").await.expect("answers"), None);
+    let actor = Actor { organization: "acme", user: "ada", key: None };
+    assert_eq!(db.store.erase_conversation(held.conversation_id, actor).await.expect("answers"), None);
     assert_eq!(finish(&db.store, worker.reply(&[held.turn_id], "hello")).await, Err(FinishError::Foreign));
     assert!(armed(&db.store, arm("gone")).await.conversation_id != held.conversation_id, "a new one");
 }

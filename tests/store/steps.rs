@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::support::Db;
 use crate::support::actors::{ORGANIZATION, USER, Worker, arm, armed};
 use lastword::store::{
-    Append, AppendError, Armed, Beat, BeatAnswer, ErasedConversation, Replica, Store, StoreError, WorkerWord,
+    Actor, Append, AppendError, Armed, Beat, BeatAnswer, ErasedConversation, Replica, Store, StoreError, WorkerWord,
 };
 use lastword::turn::frame::{Frame, Span};
 use lastword::turn::keys::{ConversationId, GatewayId, Incarnation, TurnId};
@@ -67,7 +67,10 @@ impl Db {
     /// Erases `ada`'s conversation of this name; `None`: there is none.
     pub async fn erase(&self, conversation: &str) -> Result<Option<ErasedConversation>, StoreError> {
         match self.store.conversation(ORGANIZATION, USER, conversation).await? {
-            Some(found) => self.store.erase_conversation(found.id, USER).await,
+            Some(found) => {
+                let actor = Actor { organization: ORGANIZATION, user: USER, key: Some(Uuid::nil()) };
+                self.store.erase_conversation(found.id, actor).await
+            }
             None => Ok(None),
         }
     }

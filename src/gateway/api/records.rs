@@ -296,7 +296,7 @@ pub(super) async fn erase(
     Query(query): Query<OwnerQuery>,
 ) -> Result<Json<ErasedView>, Problem> {
     let conversation = conversations::seen(&gateway, &caller, &name, query.owner.as_deref()).await?;
-    let erased = gateway.store.erase_conversation(conversation.id, &caller.principal.user).await?;
+    let erased = gateway.store.erase_conversation(conversation.id, caller.actor()).await?;
     let erased = erased.ok_or_else(|| Problem::not_found("conversation"))?;
     Ok(Json(ErasedView { turns: erased.turns, cancelled: erased.cancelled }))
 }

@@ -1,11 +1,11 @@
 //! Whose worker is whose: real processes, of conversations that are called the same, and of those that are gone.
 
 use lastword::fleet::{FleetConfig, WorkerRuntime};
-use lastword::store::Lease;
+use lastword::store::{Actor, Lease};
 use lastword::turn::keys::WorkerGroup;
 use serde_json::json;
 
-use super::{CONFESS, Scene};
+use super::{CONFESS, ORGANIZATION, Scene};
 use crate::support::Db;
 use crate::support::wait::eventually;
 
@@ -33,7 +33,11 @@ async fn a_worker_whose_conversation_is_erased_is_drained(db: Db) {
     scene.arm("a", "kept").await;
     let (first, kept) = (worker_of(&scene, "c").await, worker_of(&scene, "kept").await);
     let conversation = first.worker_group.conversation().expect("a conversation's");
-    scene.store.erase_conversation(conversation, "ada").await.expect("erases");
+    scene
+        .store
+        .erase_conversation(conversation, Actor { organization: ORGANIZATION, user: "ada", key: None })
+        .await
+        .expect("erases");
     eventually("its worker is gone", async || {
         let living = scene.store.living_workers().await.expect("workers");
         !living.iter().any(|w| w.start_id == first.start_id) && !scene.runtime.running().await.contains(&first.start_id)
