@@ -38,7 +38,6 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- (index .root.Values .role).serviceAccount.name | default (printf "%s-%s" (include "lastword.fullname" .root) .role) -}}
 {{- end -}}
 
-{{/* The address that a port listens on, by the IP family. Arguments: root, port. */}}
 {{/* The names by which clients call the gateways, comma-separated. */}}
 {{- define "lastword.hosts" -}}
 {{- $service := printf "%s-gateway" (include "lastword.fullname" .) -}}
@@ -49,6 +48,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- concat $hosts .Values.gateway.hosts | uniq | join "," -}}
 {{- end -}}
 
+{{/* The address that a port listens on, by the IP family. Arguments: root, port. */}}
 {{- define "lastword.listen" -}}
 {{- if eq .root.Values.ipFamily "IPv6" -}}
 {{- printf "[::]:%v" .port -}}
@@ -204,6 +204,16 @@ securityContext:
 {{- end }}
 {{- end -}}
 
+{{/* A container's environment: the chart's own, without what is named in the extra one, and that. A name that stands in a list
+twice is dropped by Kubernetes' merging at the next upgrade. Arguments: chart (YAML), extra (a list). */}}
+{{- define "lastword.env" -}}
+{{- $named := dict -}}
+{{- range .extra }}{{- $_ := set $named .name true }}{{- end -}}
+{{- $kept := list -}}
+{{- range .chart | fromYamlArray }}{{- if not (hasKey $named .name) }}{{- $kept = append $kept . }}{{- end }}{{- end -}}
+{{- concat $kept .extra | toYaml -}}
+{{- end -}}
+
 {{/* The environment that both roles have in common. */}}
 {{- define "lastword.roleEnv" -}}
 {{ include "lastword.databaseEnv" . }}
@@ -255,4 +265,28 @@ limit would delay heartbeats and sweeps; without runAsUser the platform chooses 
 {{- define "lastword.kubeScoreIgnore" -}}
 container-image-pull-policy,container-resources
 {{- if kindIs "invalid" .Values.podSecurityContext.runAsUser }},container-security-context-user-group-id{{ end }}
+{{- end -}}
+
+{{/* The annotations of an Ingress by which its controller passes streams on: see values.yaml, ingress.controller. */}}
+{{- define "lastword.ingressAnnotations" -}}
+{{- if eq .Values.ingress.controller "ingress-nginx" }}
+nginx.ingress.kubernetes.io/proxy-http-version: "1.1"
+nginx.ingress.kubernetes.io/proxy-buffering: "off"
+nginx.ingress.kubernetes.io/proxy-request-buffering: "on"
+nginx.ingress.kubernetes.io/proxy-read-timeout: "3600"
+nginx.ingress.kubernetes.io/proxy-send-timeout: "3600"
+nginx.ingress.kubernetes.io/proxy-body-size: 2m
+{{- else if eq .Values.ingress.controller "nginx" }}
+nginx.org/proxy-buffering: "False"
+nginx.org/proxy-read-timeout: 3600s
+nginx.org/proxy-send-timeout: 3600s
+nginx.org/client-max-body-size: 2m
+{{- else if eq .Values.ingress.controller "haproxy" }}
+haproxy.org/timeout-server: 3600s
+haproxy.org/timeout-client: 3600s
+{{- else if eq .Values.ingress.controller "haproxy-ingress" }}
+haproxy-ingress.github.io/timeout-server: 3600s
+haproxy-ingress.github.io/timeout-client: 3600s
+haproxy-ingress.github.io/proxy-body-size: 2m
+{{- end }}
 {{- end -}}
