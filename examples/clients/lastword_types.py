@@ -17,6 +17,19 @@ class AgentView(TypedDict):
     scope: str
 
 
+class ChatBody(TypedDict):
+    """
+    Body of a request for a completion. What stands here is read; everything else is accepted and ignored.
+    """
+
+    messages: list[Any]
+    metadata: NotRequired[dict[str, str]]
+    model: str
+    n: NotRequired[int | None]
+    stream: NotRequired[bool | None]
+    stream_options: NotRequired[Any]
+
+
 class ConnectedEvent(TypedDict):
     """
     The first event of every connection.
@@ -148,6 +161,22 @@ Reason: TypeAlias = Literal[
     "Cancelled",
     "Internal",
 ]
+
+
+class ResponsesBody(TypedDict):
+    """
+    Body of a request for a response. What is only shown again is kept as it was written.
+    """
+
+    background: NotRequired[bool | None]
+    conversation: NotRequired[Any]
+    input: Any
+    instructions: NotRequired[str | None]
+    metadata: NotRequired[dict[str, str]]
+    model: NotRequired[str | None]
+    previous_response_id: NotRequired[str | None]
+    store: NotRequired[bool | None]
+    stream: NotRequired[bool | None]
 
 
 class RunAgentInput(TypedDict):

@@ -94,6 +94,19 @@ async fn document() -> Json<utoipa::openapi::OpenApi> {
 mod tests {
     use super::*;
 
+    /// Generated clients name their functions after these.
+    #[test]
+    fn every_operation_has_a_name_of_its_own() {
+        let document = serde_json::to_value(Document::openapi()).expect("JSON");
+        let paths = document["paths"].as_object().expect("paths").values();
+        let calls = paths.flat_map(|path| path.as_object().expect("calls").values());
+        let mut names: Vec<_> = calls.map(|call| call["operationId"].to_string()).collect();
+        names.sort();
+        let all = names.len();
+        names.dedup();
+        assert_eq!(names.len(), all, "{names:?}");
+    }
+
     /// Types are generated from this file (`scripts/client-types`), and people read it without a gateway.
     #[test]
     fn the_committed_description_is_the_one_that_is_served() {

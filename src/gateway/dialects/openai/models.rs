@@ -10,7 +10,7 @@ use crate::gateway::caller::ApiCaller;
 use crate::gateway::messages::agent_name;
 use crate::problem::Problem;
 
-#[utoipa::path(get, path = "/openai/v1/models",
+#[utoipa::path(get, operation_id = "listModels", path = "/openai/v1/models",
     responses((status = 200, description = "the agents that the caller may talk to"),
               (status = "4XX", description = "OpenAI's error object"), (status = "5XX", description = "OpenAI's error object")))]
 pub(in crate::gateway) async fn list(State(gateway): State<Gateway>, caller: ApiCaller) -> Json<Value> {
@@ -19,7 +19,7 @@ pub(in crate::gateway) async fn list(State(gateway): State<Gateway>, caller: Api
     Json(json!({"object": "list", "data": data}))
 }
 
-#[utoipa::path(get, path = "/openai/v1/models/{model}",
+#[utoipa::path(get, operation_id = "retrieveModel", path = "/openai/v1/models/{model}",
     params(("model" = String, Path, description = "`name`, or `namespace/name` within the caller's organization")),
     responses((status = 200, description = "the agent"),
               (status = "4XX", description = "OpenAI's error object"), (status = "5XX", description = "OpenAI's error object")))]
