@@ -17,7 +17,7 @@ use crate::support::wait::{eventually, within};
 
 crate::newest! {
     nobody_else_is_shown_a_turn,
-    a_revoked_key_ends_within_a_second_on_every_replica,
+    a_revoked_key_ends_within_moments_on_every_replica,
     an_expired_key_ends,
     who_has_no_place_for_a_stream_starts_no_turn,
 }
@@ -48,7 +48,7 @@ async fn nobody_else_is_shown_a_turn(db: Db) {
     }
 }
 
-async fn a_revoked_key_ends_within_a_second_on_every_replica(db: Db) {
+async fn a_revoked_key_ends_within_moments_on_every_replica(db: Db) {
     let gateways = [with_keys(&db).await, with_keys(&db).await];
     let (id, key) = api_key(&db.store, ORGANIZATION, "ada", KeyRole::User).await;
     let clients = gateways.each_ref().map(|gateway| gateway.client_with(&key));
