@@ -13,11 +13,12 @@ use crate::telemetry::turns::{ToldTurn, TurnEvent};
 use crate::turn::frame::{Frame, Span};
 use crate::turn::keys::{Incarnation, TurnId};
 
-/// A row of the log that has more bytes than this takes no further frame.
-const ROW_BYTES: usize = 1024 * 1024;
+/// A row of the log that has more bytes than this takes no further frame: a row is the least that a session reads, and so what it
+/// holds of a log whose reader does not read.
+const ROW_BYTES: usize = 128 * 1024;
 /// One reading of a log ends with the row that takes it beyond this many bytes: a session whose reader does not read holds as much
 /// until it is cut.
-const READ_BYTES: i64 = 256 * 1024;
+const READ_BYTES: i64 = 128 * 1024;
 
 /// A piece of a turn's log to make durable.
 #[derive(Debug, Clone)]
