@@ -239,8 +239,10 @@ impl Store {
                     l.runtime = 'kubernetes' AND l.phase = 'starting' AND l.pod_uid IS NULL
                       AND l.started_at < statement_timestamp() - make_interval(secs => $1) AS unmade,
                     extract(epoch FROM statement_timestamp() - l.idle_since)::float8 AS idle_seconds,
-                    (SELECT CASE WHEN l.together THEN count(DISTINCT m.conversation_id) ELSE count(*) END
-                     FROM marker m WHERE m.incarnation = l.incarnation) AS held,
+                    -- Only who takes turns together needs the markers' rows; for the others the index tells.
+                    CASE WHEN l.together
+                         THEN (SELECT count(DISTINCT m.conversation_id) FROM marker m WHERE m.incarnation = l.incarnation)
+                         ELSE (SELECT count(*) FROM marker m WHERE m.incarnation = l.incarnation) END AS held,
                     l.worker_group <> $2 AND (SELECT true FROM conversation c WHERE c.id = l.worker_group) IS NULL
                       AS conversation_gone
              FROM lease l WHERE phase <> 'dead' ORDER BY l.started_at",

@@ -167,9 +167,11 @@ impl Store {
             }
         }
         if let Some(conversation) = &filter.conversation {
-            query.push(" AND (t.conversation = ").push_bind(conversation);
+            // As an array that is computed first: the turns of a conversation have an index, and its name has one.
+            query.push(" AND t.conversation_id = ANY (ARRAY(SELECT id FROM conversation WHERE organization = ");
+            query.push_bind(organization).push(" AND name = ").push_bind(conversation).push(")");
             if let Ok(id) = conversation.parse::<ConversationId>() {
-                query.push(" OR t.conversation_id = ").push_bind(id.0);
+                query.push(" || ").push_bind(id.0);
             }
             query.push(")");
         }

@@ -44,7 +44,7 @@ impl Store {
                 format!("Postgres {major} is too old: Lastword needs {MIN_POSTGRES} or newer").into(),
             ));
         }
-        sqlx::query("CREATE SCHEMA IF NOT EXISTS lastword").execute(&self.general).await?;
+        self.create_schema().await?;
         match self.session_options().await? {
             Some(options) => {
                 let mut session = one_session(options).acquire().await?;
@@ -54,6 +54,18 @@ impl Store {
             }
             None => self.migrate_in_one_transaction().await,
         }
+    }
+
+    /// Two that create the schema at once both look before either has written, so the later one finds it made after all.
+    async fn create_schema(&self) -> Result<(), StoreError> {
+        let create = "CREATE SCHEMA IF NOT EXISTS lastword";
+        match sqlx::query(create).execute(&self.general).await {
+            Err(error) if error.as_database_error().is_some_and(|e| e.is_unique_violation()) => {
+                sqlx::query(create).execute(&self.general).await?;
+            }
+            done => drop(done?),
+        }
+        Ok(())
     }
 
     /// Behind a pooler, sqlx's own way would leave its lock on a session that others get: there is one transaction with a lock

@@ -30,6 +30,12 @@ async fn told_to_stop(bench: &Bench, workers: usize) {
     eventually("the word to stop", told).await;
 }
 
+/// Waits until so many workers were told to take no more turns.
+async fn retired(bench: &Bench, workers: usize) {
+    let told = async || bench.dev.log().matches("takes no more turns").count() >= workers;
+    eventually("the word to retire", told).await;
+}
+
 /// Every line of `begun` is there once.
 fn none_began_twice(bench: &Bench) {
     let mut count = BTreeMap::new();
@@ -77,7 +83,7 @@ async fn a_stop_with_nothing_in_hand_is_noticed_by_nobody() {
 
 #[tokio::test]
 async fn what_is_in_hand_at_a_stop_is_finished_and_a_death_in_the_stop_fails_it() {
-    let bench = Bench::start(&[("patient", patient("1"))]).await;
+    let bench = Bench::start(&[("patient", patient("1")), ("stays", agent("stays", json!({"scope": "Agent"}), &["cat"]))]).await;
     let finishes = bench.in_hand("c-1", "patient", "x").await;
     let dies = bench.in_hand("c-2", "patient", "x").await;
     let worker = |record: &Value| record["worker"].as_str().unwrap().to_string();
@@ -86,7 +92,7 @@ async fn what_is_in_hand_at_a_stop_is_finished_and_a_death_in_the_stop_fails_it(
         worker(&bench.dev.api().record(&dies.turn).await),
         "each has a worker of its own"
     );
-    bench.change("patient", Some(patient("2")));
+    bench.change("patient", None);
     told_to_stop(&bench, 2).await;
 
     let adapter = adapter_of(&bench, &dies.turn);
@@ -111,11 +117,11 @@ fn adapter_of(bench: &Bench, turn: &str) -> u32 {
 /// SIGTERM reaches a stopped process when it goes on, not before: until then nothing is proven.
 #[tokio::test]
 async fn a_signal_that_is_not_delivered_to_a_living_worker_is_not_its_death() {
-    let bench = Bench::start(&[("patient", patient("1"))]).await;
+    let bench = Bench::start(&[("patient", patient("1")), ("stays", agent("stays", json!({"scope": "Agent"}), &["cat"]))]).await;
     let turn = bench.in_hand("c", "patient", "x").await;
     let adapter = adapter_of(&bench, &turn.turn);
     signal(adapter, Signal::STOP);
-    bench.change("patient", Some(patient("2")));
+    bench.change("patient", None);
     told_to_stop(&bench, 1).await;
     // Passes of the fleet and the sweep go by: another agent's turn is served meanwhile by a worker that starts.
     bench.change("other", Some(agent("other", json!({"scope": "Agent"}), &["cat"])));
@@ -175,7 +181,11 @@ async fn what_was_claimed_and_never_begun_is_answered_by_another_worker() {
     for turn in &turns {
         first.push(bench.dev.api().phase(&turn.turn, "Running").await["worker"].clone());
     }
+    let keeps = bench.dev.process(&["keeper.py", "1"]).await;
     bench.change("keeper", Some(keeper("2")));
+    retired(&bench, 1).await;
+    // It holds what it has for as long as it may; now somebody stops it.
+    signal(keeps, Signal::TERM);
     for (turn, message) in turns.iter().zip(["a", "b"]) {
         let record = replied(&bench, turn, &format!("answered {message}")).await;
         assert!(!first.contains(&record["worker"]), "another worker answered: {record}");
@@ -220,8 +230,8 @@ async fn a_worker_that_cannot_be_signalled_is_not_dead() {
     let bench = Bench { dev, agents: Mutex::default() };
     let turn = bench.in_hand("c", "foreign", "x").await;
     bench.change("foreign", Some(patient("2")));
-    told_to_stop(&bench, 1).await;
-    // The worker was told on its stream; the signal failed. A worker that starts later answers meanwhile.
+    retired(&bench, 1).await;
+    // A worker that started later answers meanwhile.
     let next = bench.submit("d", "foreign", "y").await;
     next.stream.frame("another worker's first words", |f| f.event == "text").await;
     assert_eq!(bench.dev.api().record(&turn.turn).await["phase"], "Running");
@@ -229,6 +239,8 @@ async fn a_worker_that_cannot_be_signalled_is_not_dead() {
     replied(&bench, &turn, "begun\ndone\n").await;
     replied(&bench, &next, "begun\ndone\n").await;
     none_began_twice(&bench);
+    // The worker is told on its stream; the signal fails.
+    told_to_stop(&bench, 1).await;
     // Not even a killed dev takes such a worker along: it is the test that can.
     let foreign: Vec<_> = bench.dev.processes().into_iter().filter(|p| p.command.starts_with("./lastword")).collect();
     foreign.iter().for_each(|p| signal(p.pid, Signal::KILL));

@@ -99,7 +99,7 @@ function Turn({ turn, conversation }) {
   const agent = turn.agent ?? conversation.state.agent;
   const busy = !over && turn.phase !== "Unsent";
   return html`
-    <article class=${`turn ${turn.phase.toLowerCase()}`} aria-label=${`Message ${turn.number ?? ""}`}>
+    <article class=${`turn ${turn.phase.toLowerCase()}`} aria-label=${turn.number ? `Message ${turn.number}` : "New message"}>
       ${turn.message != null && html`
         <div class="said">
           <span class="hidden">${conversation.isOwn ? "You" : conversation.state.owner}:</span>
