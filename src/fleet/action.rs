@@ -64,7 +64,7 @@ impl ActionRunner {
                 let reason = stop::reason(Stopper::Plan);
                 let told = match cause {
                     // The plan rests on what was read before: the worker may have claimed a turn since.
-                    DrainCause::Idle | DrainCause::MakeRoom | DrainCause::Replaced => {
+                    DrainCause::Idle | DrainCause::MakeRoom | DrainCause::Replaced | DrainCause::Excess => {
                         self.store.drain_idle_worker(incarnation, reason).await?
                     }
                     DrainCause::Changed | DrainCause::Removed | DrainCause::ConversationGone => {

@@ -59,11 +59,11 @@ impl Store {
     /// Two that create the schema at once both look before either has written, so the later one finds it made after all.
     async fn create_schema(&self) -> Result<(), StoreError> {
         let create = "CREATE SCHEMA IF NOT EXISTS lastword";
-        match sqlx::query(create).execute(&self.general).await {
-            Err(error) if error.as_database_error().is_some_and(|e| e.is_unique_violation()) => {
-                sqlx::query(create).execute(&self.general).await?;
-            }
-            done => drop(done?),
+        let made = sqlx::query(create).execute(&self.general).await;
+        if made.as_ref().is_err_and(|e| e.as_database_error().is_some_and(|e| e.is_unique_violation())) {
+            sqlx::query(create).execute(&self.general).await?;
+        } else {
+            made?;
         }
         Ok(())
     }

@@ -95,6 +95,8 @@ pub enum DrainCause {
     Changed,
     /// It retires for the Agent's newer config, and holds nothing any more.
     Replaced,
+    /// There are more than `maxWorkers`, which was lowered, and it holds nothing.
+    Excess,
     /// The Agent is gone.
     Removed,
     /// The conversation that it is for is gone.
@@ -110,6 +112,7 @@ impl DrainCause {
             DrainCause::Idle => "it was idle",
             DrainCause::Changed => "its Agent changed before it was live",
             DrainCause::Replaced => "its Agent changed, and it is done with its turns",
+            DrainCause::Excess => "maxWorkers was lowered",
             DrainCause::Removed => "its Agent was removed",
             DrainCause::ConversationGone => "its conversation is gone",
             DrainCause::MakeRoom => "another conversation needs its place",
@@ -159,6 +162,7 @@ pub fn plan(
         let total = workers.len() as u32;
         let mut fleet = AgentPlan { agent, spec, demand, workers, total, taken: total, actions: &mut actions };
         fleet.roll();
+        fleet.shrink();
         fleet.remake(context);
         fleet.drain_idle();
         fleet.start(&context.paused);
@@ -224,6 +228,42 @@ impl AgentPlan<'_> {
             .collect();
         self.workers.retain(|w| !left.contains(&w.incarnation));
         self.actions.extend(rollout);
+    }
+
+    /// Lets the live workers go that are more than `maxWorkers`, the idle ones first: those that hold turns take no more, and leave
+    /// when they are done. If the limit is raised meanwhile, they serve on.
+    fn shrink(&mut self) {
+        let max = self.spec.limits.max_workers() as usize;
+        let live = |w: &&Lease| w.phase == LeasePhase::Live && !w.stopping && !w.conversation_gone;
+        let (retiring, mut serving): (Vec<&Lease>, Vec<&Lease>) =
+            self.workers.iter().copied().filter(live).partition(|w| w.retiring);
+        let mut room = max.saturating_sub(serving.len());
+        let mut drained = Vec::new();
+        // Those of an older config retire for that.
+        for worker in retiring.into_iter().filter(|w| w.config >= self.agent.config) {
+            if room > 0 {
+                room -= 1;
+                self.actions.push(Action::Restore { incarnation: worker.incarnation });
+            } else if worker.held == 0 {
+                drained.push((worker.start_id, drain(worker, DrainCause::Excess)));
+            }
+        }
+        let idle_for = |w: &Lease| w.idle_seconds.unwrap_or(0.0);
+        // Those of an older config first, since they are to go in any case.
+        serving.sort_by(|a, b| {
+            let older = a.config.cmp(&b.config);
+            older.then(a.held.cmp(&b.held)).then(idle_for(b).total_cmp(&idle_for(a)))
+        });
+        let excess = serving.len().saturating_sub(max);
+        for worker in serving.into_iter().take(excess) {
+            let idle = worker.held == 0 && self.claimable(worker.worker_group) == 0;
+            let action = match idle {
+                true => drain(worker, DrainCause::Excess),
+                false => Action::Retire { incarnation: worker.incarnation },
+            };
+            drained.push((worker.start_id, action));
+        }
+        self.apply(drained);
     }
 
     /// Makes the starts of this config again that may have been lost.

@@ -285,7 +285,8 @@ proptest! {
             prop_assert!(*why != DrainCause::Replaced || (worker.held == 0 && worker.config < 2));
             let waiting = queues.iter().any(|(d, n)| group(&name(*d)) == worker.worker_group && *n > 0);
             let rolls = matches!(why, DrainCause::Changed | DrainCause::Replaced);
-            prop_assert!(rolls || (worker.held == 0 && !waiting), "nobody needs it");
+            let excess = *why == DrainCause::Excess && worker.held == 0;
+            prop_assert!(rolls || excess || (worker.held == 0 && !waiting), "nobody needs it");
         }
         let kept = workers.iter().filter(|w| {
             w.worker_group == WorkerGroup::OfAgent && w.config == 2 && serves(w) && !drained.iter().any(|(id, _)| *id == w.start_id)
@@ -399,4 +400,26 @@ fn workers_of_an_older_config_are_replaced_by_those_that_work() {
             "{why}: {lives_on}"
         );
     }
+}
+
+#[test]
+fn a_lowered_limit_lets_the_idle_go_and_the_busy_finish() {
+    let agent = |max: u32| agent("Agent", json!({"maxWorkers": max}));
+    let (busy_one, long, short) = (busy("a"), idle("a", 5.0), idle("a", 1.0));
+    let workers = [busy_one.clone(), short.clone(), long.clone()];
+    let planned = |max: u32, workers: &[Lease]| plan(&[agent(max)], &[], workers, &PlanContext::default());
+    assert_eq!(planned(3, &workers), []);
+    assert_eq!(drains(&planned(2, &workers)), [(long.start_id, DrainCause::Excess)], "the longest idle first");
+    let both = drains(&planned(1, &workers));
+    assert_eq!(both.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [long.start_id, short.start_id]);
+    // Of two that are busy one retires; it leaves when it is done, or serves on if there is room again.
+    let two = [busy_one.clone(), busy("a")];
+    let retire = |worker: &Lease| Action::Retire { incarnation: worker.incarnation };
+    assert_eq!(planned(1, &two), [retire(&two[0])]);
+    let retiring = Lease { retiring: true, ..busy_one };
+    assert_eq!(planned(1, &[retiring.clone(), two[1].clone()]), []);
+    let restore = Action::Restore { incarnation: retiring.incarnation };
+    assert_eq!(planned(2, &[retiring.clone(), two[1].clone()]), [restore]);
+    let done = Lease { held: 0, ..retiring };
+    assert_eq!(drains(&planned(1, &[done.clone(), two[1].clone()])), [(done.start_id, DrainCause::Excess)]);
 }

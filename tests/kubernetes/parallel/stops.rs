@@ -99,10 +99,16 @@ async fn a_changed_agent_finishes_the_old_way_and_begins_the_new() {
     let old = place.worker().await.name_any();
     place.agent("agent", stop.agent(2)).await;
     let next = stop.begun().await;
-    let new = place.worker().await.name_any();
-    assert_ne!(old, new, "another template, another pod");
+    // The old one takes no more, and has the time that its turn takes.
+    let worker = async |chat: &Chat| place.api.record(&chat.turn).await["worker"].clone();
+    assert_ne!(worker(&running).await, worker(&next).await, "another template, another pod");
     stop.finishes(&running).await;
     stop.finishes(&next).await;
+    until("the old pod leaves", async || {
+        let names: Vec<String> = place.living_pods().await.iter().map(ResourceExt::name_any).collect();
+        if names.contains(&old) { Err(format!("{names:?}")) } else { Ok(()) }
+    })
+    .await;
     stop.end().await;
 }
 

@@ -83,7 +83,9 @@ async fn a_stop_with_nothing_in_hand_is_noticed_by_nobody() {
 
 #[tokio::test]
 async fn what_is_in_hand_at_a_stop_is_finished_and_a_death_in_the_stop_fails_it() {
-    let bench = Bench::start(&[("patient", patient("1")), ("stays", agent("stays", json!({"scope": "Agent"}), &["cat"]))]).await;
+    let bench =
+        Bench::start(&[("patient", patient("1")), ("stays", agent("stays", json!({"scope": "Agent"}), &["cat"]))])
+            .await;
     let finishes = bench.in_hand("c-1", "patient", "x").await;
     let dies = bench.in_hand("c-2", "patient", "x").await;
     let worker = |record: &Value| record["worker"].as_str().unwrap().to_string();
@@ -117,7 +119,9 @@ fn adapter_of(bench: &Bench, turn: &str) -> u32 {
 /// SIGTERM reaches a stopped process when it goes on, not before: until then nothing is proven.
 #[tokio::test]
 async fn a_signal_that_is_not_delivered_to_a_living_worker_is_not_its_death() {
-    let bench = Bench::start(&[("patient", patient("1")), ("stays", agent("stays", json!({"scope": "Agent"}), &["cat"]))]).await;
+    let bench =
+        Bench::start(&[("patient", patient("1")), ("stays", agent("stays", json!({"scope": "Agent"}), &["cat"]))])
+            .await;
     let turn = bench.in_hand("c", "patient", "x").await;
     let adapter = adapter_of(&bench, &turn.turn);
     signal(adapter, Signal::STOP);
