@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::scene::agents::{ACTOR, custom, shell, with, with_pod, worker_config};
 use crate::scene::cluster::Cluster;
 use crate::scene::notebook::Notebook;
-use crate::scene::place::Place;
+use crate::scene::place::{Place, phase};
 use crate::scene::turns::Chat;
 use crate::scene::{processes, until};
 
@@ -98,11 +98,26 @@ async fn a_changed_agent_finishes_the_old_way_and_begins_the_new() {
     let running = stop.begun().await;
     let old = place.worker().await.name_any();
     place.agent("agent", stop.agent(2)).await;
-    let next = stop.begun().await;
-    // The old one takes no more, and has the time that its turn takes.
+    until("another template's pod", async || {
+        let pods = place.living_pods().await;
+        let running = pods.iter().filter(|pod| phase(pod) == "Running").count();
+        if running == 2 { Ok(()) } else { Err(format!("{running} of {}", pods.len())) }
+    })
+    .await;
+    // The old one goes on until the new one has connected. Then it takes no more, and has the time that its turns take.
     let worker = async |chat: &Chat| place.api.record(&chat.turn).await["worker"].clone();
-    assert_ne!(worker(&running).await, worker(&next).await, "another template, another pod");
-    stop.finishes(&running).await;
+    let mut by_old = vec![running];
+    let next = loop {
+        let chat = stop.begun().await;
+        if worker(&chat).await != worker(&by_old[0]).await {
+            break chat;
+        }
+        by_old.push(chat);
+        assert!(by_old.len() < 100, "another template, another pod");
+    };
+    for turn in &by_old {
+        stop.finishes(turn).await;
+    }
     stop.finishes(&next).await;
     until("the old pod leaves", async || {
         let names: Vec<String> = place.living_pods().await.iter().map(ResourceExt::name_any).collect();

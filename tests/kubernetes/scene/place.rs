@@ -171,7 +171,7 @@ impl Place {
     }
 }
 
-fn phase(pod: &Pod) -> String {
+pub fn phase(pod: &Pod) -> String {
     pod.status.as_ref().and_then(|s| s.phase.clone()).unwrap_or_default()
 }
 
