@@ -38,7 +38,7 @@ pub struct GatewayArgs {
     /// always served, and with --auth keys every IP address.
     #[arg(long, env = "LASTWORD_HOSTS", value_name = "HOST", value_delimiter = ',')]
     pub hosts: Vec<ServedHost>,
-    /// An origin whose web pages may call the API, such as https://app.example.com; may be given more than once. The gateway's
+    /// An origin whose web pages may call the API, such as `https://app.example.com`; may be given more than once. The gateway's
     /// own page needs none.
     #[arg(long = "allow-origin", env = "LASTWORD_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
     pub origins: Vec<AllowedOrigin>,
