@@ -51,14 +51,6 @@ impl Agents {
         ours.take(limit).map(|((_, name), agent)| (name.clone(), agent.clone())).collect()
     }
 
-    /// The names of the Agents of this namespace that are known, in order.
-    pub fn names(&self, namespace: &str) -> Vec<String> {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        let mut names: Vec<String> = known.keys().filter(|(of, _)| of == namespace).map(|(_, n)| n.clone()).collect();
-        names.sort_unstable();
-        names
-    }
-
     /// The Agent of this namespace and name. If it is not known, the table is read first, since the Agent may be new. So `None`
     /// is certain: the table was read after the call. Callers that come together share one reading.
     ///

@@ -11,6 +11,7 @@ use super::caller::ApiCaller;
 use super::limits::StreamPlace;
 use crate::metrics::METRICS;
 use crate::problem::Problem;
+use crate::store::TurnHead;
 use crate::stream::registry::SessionRegistration;
 use crate::stream::render::is_out_of_reach;
 use crate::stream::session::Viewer;
@@ -44,6 +45,31 @@ pub(in crate::gateway) fn admitted(gateway: &Gateway, caller: &ApiCaller) -> Res
         Problem::new(StatusCode::TOO_MANY_REQUESTS, "this replica has as many streams as it may; try again")
     })?;
     Ok((permit, place))
+}
+
+/// Answers with a turn's own stream behind a cursor.
+///
+/// # Errors
+/// 410 where its log is past its retention, 429 where there is no place for one more stream.
+pub(in crate::gateway) async fn turn_behind(
+    gateway: Gateway,
+    caller: &ApiCaller,
+    turn: TurnHead,
+    cursor: Cursor,
+    writer: Box<dyn StreamWriter>,
+) -> Result<Response, Problem> {
+    if is_out_of_retention(&gateway, turn.conversation_id, turn.number, &cursor).await? {
+        return Err(past_retention());
+    }
+    let viewer = Viewer {
+        conversation_id: turn.conversation_id,
+        conversation: turn.conversation,
+        turn: Some((turn.turn_id, turn.message_id)),
+        cursor,
+        owner: turn.owner == caller.principal.user,
+    };
+    let permit = admitted(&gateway, caller)?;
+    Ok(stream(gateway, caller, viewer, writer, permit, None))
 }
 
 /// Answers with the stream. Where it cannot go on it is broken off: it ends cleanly only where nothing more is owed.

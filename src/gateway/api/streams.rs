@@ -15,7 +15,7 @@ use crate::gateway::Gateway;
 use crate::gateway::audit::Subject;
 use crate::gateway::caller::ApiCaller;
 use crate::gateway::conversations;
-use crate::gateway::open_streams::{admitted, is_out_of_retention, past_retention, stream};
+use crate::gateway::open_streams::{admitted, past_retention, stream, turn_behind};
 use crate::problem::Problem;
 use crate::store::Conversation;
 use crate::stream::render::is_out_of_reach;
@@ -166,16 +166,5 @@ pub(super) async fn turn_stream(
             false => Err(Problem::bad_request("the cursor is ahead of this turn, which has not ended")),
         };
     }
-    if is_out_of_retention(&gateway, turn.conversation_id, turn.number, &cursor).await? {
-        return Err(past_retention());
-    }
-    let viewer = Viewer {
-        conversation_id: turn.conversation_id,
-        conversation: turn.conversation,
-        turn: Some((turn.turn_id, turn.message_id)),
-        cursor,
-        owner: turn.owner == caller.principal.user,
-    };
-    let permit = admitted(&gateway, &caller)?;
-    Ok(stream(gateway, &caller, viewer, Box::new(NativeWriter), permit, None))
+    turn_behind(gateway, &caller, turn, cursor, Box::new(NativeWriter)).await
 }

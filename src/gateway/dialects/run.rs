@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::gateway::Gateway;
 use crate::gateway::caller::ApiCaller;
 use crate::gateway::messages::{self, ClientMessage};
-use crate::gateway::open_streams::{admitted, is_out_of_retention, past_retention, stream};
+use crate::gateway::open_streams::{admitted, is_out_of_retention, past_retention, stream, turn_behind};
 use crate::problem::Problem;
 use crate::store::TurnHead;
 use crate::stream::session::Viewer;
@@ -147,16 +147,5 @@ pub(super) async fn rejoin(
     writer: impl TurnWriter + 'static,
 ) -> Result<Response, Problem> {
     let cursor = Cursor::after(turn.conversation_id, turn.number - 1);
-    if is_out_of_retention(&gateway, turn.conversation_id, turn.number, &cursor).await? {
-        return Err(past_retention());
-    }
-    let viewer = Viewer {
-        conversation_id: turn.conversation_id,
-        conversation: turn.conversation,
-        turn: Some((turn.turn_id, turn.message_id)),
-        cursor,
-        owner: turn.owner == caller.principal.user,
-    };
-    let permit = admitted(&gateway, caller)?;
-    Ok(stream(gateway, caller, viewer, Box::new(TurnEvents(writer)), permit, None))
+    turn_behind(gateway, caller, turn, cursor, Box::new(TurnEvents(writer))).await
 }

@@ -26,14 +26,17 @@ fn patient(version: &str) -> String {
 
 /// Waits until so many workers were told to stop.
 async fn told_to_stop(bench: &Bench, workers: usize) {
-    let told = async || bench.dev.log().matches("draining worker ").count() >= workers;
-    eventually("the word to stop", told).await;
+    told(bench, "draining worker ", workers).await;
 }
 
 /// Waits until so many workers were told to take no more turns.
 async fn retired(bench: &Bench, workers: usize) {
-    let told = async || bench.dev.log().matches("takes no more turns").count() >= workers;
-    eventually("the word to retire", told).await;
+    told(bench, "takes no more turns", workers).await;
+}
+
+/// Waits until the log has these words so many times.
+async fn told(bench: &Bench, words: &str, times: usize) {
+    eventually(words, async || bench.dev.log().matches(words).count() >= times).await;
 }
 
 /// Every line of `begun` is there once.

@@ -15,7 +15,8 @@ use crate::problem::Problem;
               (status = "4XX", description = "OpenAI's error object"), (status = "5XX", description = "OpenAI's error object")))]
 pub(in crate::gateway) async fn list(State(gateway): State<Gateway>, caller: ApiCaller) -> Json<Value> {
     let organization = &caller.principal.organization;
-    let data: Vec<Value> = gateway.agents.names(organization).iter().map(|name| model(name, organization)).collect();
+    let agents = gateway.agents.list(organization, "", usize::MAX);
+    let data: Vec<Value> = agents.iter().map(|(name, _)| model(name, organization)).collect();
     Json(json!({"object": "list", "data": data}))
 }
 
